@@ -1,0 +1,1 @@
+"""Entropy-guided adaptive distillation of language models in JAX."""

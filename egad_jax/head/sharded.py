@@ -1,0 +1,67 @@
+"""The head on a mesh: every device takes its own tokens, whole vocabulary rows, no resharding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from egad_jax.head.chunked import Head
+
+
+def sharded_head(
+  head: Head,
+  mesh: jax.sharding.Mesh,
+  *,
+  batch_axes: tuple[str, ...],
+  sequence_axes: tuple[str, ...] = (),
+) -> Head:
+  """Runs `head` on each device's tokens; same arguments, value and gradient as `head`.
+
+  Tokens are split over all the axes given, so no device repeats another's work: batch rows over
+  `batch_axes`, positions over `sequence_axes`. Unembeddings are gathered once, outside the head's
+  scan, and the student's gradient is summed once, after it. The chunks are cut from each device's
+  own tokens: cutting them from the sharded global array would move every chunk between devices.
+
+  Args:
+    head: from `distillation_head` or `dense_head`.
+    mesh: the mesh that the caller's arrays live on.
+    batch_axes: mesh axes that divide the first axis of the hidden states.
+    sequence_axes: mesh axes that divide the second one.
+  """
+  tokens = PartitionSpec(batch_axes or None, sequence_axes or None)
+  hidden = PartitionSpec(*tokens, None)
+  whole = PartitionSpec()
+  device = PartitionSpec((*batch_axes, *sequence_axes))
+
+  def on_device(*args):
+    loss, stats = head(*args)
+    return loss[None], stats
+
+  def sharded(
+    student_hidden: jax.Array,
+    student_unembedding: jax.Array,
+    teacher_hidden: jax.Array,
+    teacher_unembedding: jax.Array,
+    labels: jax.Array,
+    mask: jax.Array,
+    extras: Mapping[str, jax.Array] | None = None,
+    context: Any = (),
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    # The sum over devices stays outside: inside, its transpose would be a second sum.
+    losses, stats = jax.shard_map(
+      on_device,
+      mesh=mesh,
+      in_specs=(hidden, whole, hidden, whole, tokens, tokens, tokens, whole),
+      out_specs=(device, tokens),
+      check_vma=False,
+    )(
+      *(student_hidden, student_unembedding, teacher_hidden, teacher_unembedding),
+      *(labels, mask, dict(extras or {}), context),
+    )
+    return jnp.sum(losses), stats
+
+  return sharded

@@ -1,0 +1,63 @@
+"""Small random problems for the head: hidden states, unembeddings, labels, an uneven mask."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Problem(NamedTuple):
+  student_hidden: jax.Array
+  student_unembedding: jax.Array
+  teacher_hidden: jax.Array
+  teacher_unembedding: jax.Array
+  labels: jax.Array
+  mask: jax.Array
+
+
+def random_problem(
+  seed: int = 0, *, batch: int = 4, seq: int = 10, vocab: int = 37, dtype=np.float32
+) -> Problem:
+  rng = np.random.default_rng(seed)
+  student_dim, teacher_dim = 8, 12
+  arrays = (
+    rng.normal(size=(batch, seq, student_dim)),
+    rng.normal(size=(vocab, student_dim)),
+    rng.normal(size=(batch, seq, teacher_dim)),
+    rng.normal(size=(vocab, teacher_dim)),
+  )
+  labels = rng.integers(0, vocab, size=(batch, seq))
+  mask = rng.random((batch, seq)) < 0.7
+  return Problem(*(jnp.asarray(a, dtype) for a in arrays), jnp.asarray(labels), jnp.asarray(mask))
+
+
+def token_loss(student_logits, teacher_logits, labels, extras, context):
+  """Forward KL at a per-token temperature plus cross-entropy, written independently of losses/."""
+  temperature = context["base"] * (1 + extras["hardness"])
+  p = jax.nn.softmax(teacher_logits / temperature[:, None])
+  log_q = jax.nn.log_softmax(student_logits / temperature[:, None])
+  kl = jnp.sum(p * (jax.nn.log_softmax(teacher_logits / temperature[:, None]) - log_q), -1)
+  log_q1 = jax.nn.log_softmax(student_logits)
+  cross_entropy = -jnp.take_along_axis(log_q1, labels[:, None], -1)[:, 0]
+  loss = temperature**2 * kl + 0.3 * cross_entropy
+  return loss, {"kl": kl, "cross_entropy": cross_entropy}
+
+
+def extras_for(problem: Problem) -> dict[str, jax.Array]:
+  values = np.linspace(0, 1, problem.mask.size, dtype=np.float32).reshape(problem.mask.shape)
+  return {"hardness": jnp.asarray(values)}
+
+
+def value_and_gradients(head, problem: Problem, **overrides):
+  problem = problem._replace(**overrides)
+
+  def objective(student_hidden, student_unembedding):
+    return head(
+      *(student_hidden, student_unembedding, *problem[2:]),
+      *(extras_for(problem), {"base": jnp.float32(1.3)}),
+    )
+
+  return jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(*problem[:2])
