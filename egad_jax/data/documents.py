@@ -1,0 +1,193 @@
+"""Reading documents out of users' text and JSONL files, bad records counted."""
+
+from __future__ import annotations
+
+import glob
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+
+from absl import logging
+
+from egad_jax.errors import InputError
+
+SUFFIXES = (".txt", ".md", ".jsonl")
+# A lone file longer than this is cut at its next blank line, so that a held-out split can exist.
+_CUT_AFTER_CHARACTERS = 8192
+_FORM_FEED = "\f"
+_MAX_LOGGED = 10
+
+
+class BadRecords:
+  """Counts records that cannot be used, and gives up when there are more than allowed."""
+
+  def __init__(self, maximum: int) -> None:
+    self.maximum = maximum
+    self.count = 0
+
+  def add(self, path: pathlib.Path, line: int, problem: str) -> None:
+    """Counts one record.
+
+    Raises:
+      InputError: when this one is more than allowed.
+    """
+    self.count += 1
+    if self.count > self.maximum:
+      raise InputError(
+        f"{path}, line {line}: {problem}. It is bad record number {self.count} and "
+        f"data.max_bad_records is {self.maximum}: repair the file, or raise data.max_bad_records "
+        "to leave such records out."
+      )
+    if self.count <= _MAX_LOGGED:
+      logging.warning("%s, line %d: %s; record left out", path, line, problem)
+
+
+def find_files(source: str) -> list[pathlib.Path]:
+  """Lists the files of a source, sorted by name.
+
+  Args:
+    source: a file, a directory (searched in depth for *.txt, *.md and *.jsonl; hidden files are
+      left out), or a glob pattern.
+
+  Raises:
+    InputError: if there is nothing to read, or a file of an unknown kind.
+  """
+  path = pathlib.Path(source).expanduser()
+  if path.is_dir():
+    files = [
+      file
+      for suffix in SUFFIXES
+      for file in path.rglob(f"*{suffix}")
+      if not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
+  elif path.exists():
+    files = [path]
+  elif glob.has_magic(source):
+    files = [pathlib.Path(name) for name in glob.glob(str(path), recursive=True)]
+  else:
+    raise InputError(
+      f"data.source {source!r}: no such file or directory, and not a glob pattern. Give a .txt, "
+      ".md or .jsonl file, a directory or pattern of them, or python_docs."
+    )
+  files = sorted((file for file in files if not file.is_dir()), key=str)
+  if not files:
+    raise InputError(
+      f"data.source {source!r}: no files to read there. Expected {', '.join(SUFFIXES)} files."
+    )
+  for file in files:
+    if file.suffix not in SUFFIXES:
+      raise InputError(
+        f"data.source {source!r}: {file} is of kind {file.suffix or 'no suffix'!r}; expected "
+        f"{', '.join(SUFFIXES)}. Rename or convert it."
+      )
+  return files
+
+
+def read_documents(files: Sequence[pathlib.Path], bad: BadRecords) -> Iterator[str]:
+  """Yields the documents of the files, in order.
+
+  A line of JSONL is a document: an object with a string under "text". A .txt or .md file is one
+  document, unless it is the only file: then a form feed or two blank lines end a document, and
+  so does one blank line once a document is longer than 8,192 characters. Documents of nothing
+  but white space are left out.
+
+  Args:
+    files: what to read.
+    bad: counts records that are not UTF-8, not JSON, or have no text.
+
+  Raises:
+    InputError: by `bad`, when there are too many bad records.
+  """
+  for file in files:
+    if file.suffix == ".jsonl":
+      documents = _read_jsonl(file, bad)
+    elif len(files) == 1:
+      documents = _read_lone_text(file, bad)
+    else:
+      documents = _read_whole_text(file, bad)
+    yield from (document for document in documents if document.strip())
+
+
+def _decode(data: bytes) -> tuple[str, str]:
+  """Decodes UTF-8; returns the text, or what is wrong with it."""
+  try:
+    return data.decode("utf-8"), ""
+  except UnicodeDecodeError as error:
+    return "", f"not valid UTF-8 (byte 0x{data[error.start]:02x}: {error.reason})"
+
+
+def _read_whole_text(file: pathlib.Path, bad: BadRecords) -> Iterator[str]:
+  data = _without_mark(file.read_bytes())
+  text, problem = _decode(data)
+  if problem:
+    lines = data.split(b"\n")
+    line = next(number for number, part in enumerate(lines, start=1) if _decode(part)[1])
+    bad.add(file, line, problem)
+  else:
+    yield text
+
+
+def _read_jsonl(file: pathlib.Path, bad: BadRecords) -> Iterator[str]:
+  with file.open("rb") as lines:
+    for number, line in enumerate(lines, start=1):
+      data = _without_mark(line) if number == 1 else line
+      if not data.strip():
+        continue
+      text, problem = _parse_record(data)
+      if problem:
+        bad.add(file, number, problem)
+      else:
+        yield text
+
+
+def _parse_record(line: bytes) -> tuple[str, str]:
+  text, problem = _decode(line)
+  if problem:
+    return "", problem
+  try:
+    record = json.loads(text)
+  except json.JSONDecodeError as error:
+    return "", f"not valid JSON ({error.msg}, column {error.colno})"
+  except RecursionError:
+    return "", "JSON nested too deeply"
+  if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+    found = f"keys {sorted(record)}" if isinstance(record, dict) else type(record).__name__
+    return "", f'no string under "text" (found {found})'
+  try:
+    record["text"].encode("utf-8")
+  except UnicodeEncodeError:
+    return "", "the text holds half of a surrogate pair, which no UTF-8 can express"
+  return record["text"], ""
+
+
+def _read_lone_text(file: pathlib.Path, bad: BadRecords) -> Iterator[str]:
+  parts: list[str] = []
+  size, blank_lines, broken = 0, 0, False
+  with file.open("rb") as lines:
+    for number, line in enumerate(lines, start=1):
+      text, problem = _decode(_without_mark(line) if number == 1 else line)
+      if problem and not broken:
+        bad.add(file, number, problem)
+      broken = broken or bool(problem)
+      blank_lines = 0 if text.strip() or problem else blank_lines + 1
+      before, *after = text.split(_FORM_FEED)
+      parts.append(before)
+      size += len(before)
+      if not after and (blank_lines >= 2 or (blank_lines and size > _CUT_AFTER_CHARACTERS)):
+        after = [""]
+      if after:
+        if not broken:
+          yield _trim("".join(parts))
+        yield from map(_trim, after[:-1])
+        parts, size, broken = [after[-1]], len(after[-1]), False
+  if not broken:
+    yield _trim("".join(parts))
+
+
+def _trim(text: str) -> str:
+  """Takes the separators off a document, but not the first line's indentation."""
+  return text.lstrip("\r\n").rstrip()
+
+
+def _without_mark(data: bytes) -> bytes:
+  return data.removeprefix(b"\xef\xbb\xbf")

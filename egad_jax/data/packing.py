@@ -1,0 +1,230 @@
+"""Tokenizing a corpus and packing it, once, into rows of fixed length on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import logging
+from etils import epath
+
+from egad_jax.data import publishing, shards
+from egad_jax.data.corpus import HELD_OUT, SPLITS, TRAIN, Corpus
+from egad_jax.data.tokenizer import Tokenizer
+from egad_jax.errors import InputError
+
+# Part of the fingerprint: raise it with any change of what the rows hold.
+_VERSION = 1
+_DOCUMENTS_AT_ONCE = 64
+# Rows filled side by side. More fill better and cost time for each piece.
+_OPEN_ROWS = 64
+# One record: int32, little-endian, [tokens, segment_ids, positions, targets] x (seq_len + 1).
+_FIELDS = 4
+RECORD_DTYPE = np.dtype("<i4")
+
+_Piece = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """Packed rows on disk.
+
+  Attributes:
+    directory: where they lie.
+    fingerprint: SHA-256 of tokenizer, corpus, length and way of packing.
+    seq_len: targets a row can hold; a row has one more token.
+    num_rows: rows of each split, keyed "train" and "held_out".
+    num_targets: tokens to predict of each split.
+    lost_bytes: bytes of text that no token stands for (see `Tokenizer.encode`), of each split.
+    files: paths of each split's shards.
+  """
+
+  directory: epath.Path
+  fingerprint: str
+  seq_len: int
+  num_rows: Mapping[str, int]
+  num_targets: Mapping[str, int]
+  lost_bytes: Mapping[str, int]
+  files: Mapping[str, Sequence[epath.Path]]
+
+  @property
+  def train_size(self) -> int:
+    """Rows in one epoch."""
+    return self.num_rows[TRAIN]
+
+  @property
+  def held_out_size(self) -> int:
+    """Rows held out."""
+    return self.num_rows[HELD_OUT]
+
+  @property
+  def utilization(self) -> float:
+    """Share of the train rows' places that hold a target."""
+    return self.num_targets[TRAIN] / (self.num_rows[TRAIN] * self.seq_len)
+
+
+def prepare_rows(
+  corpus: Corpus, tokenizer: Tokenizer, *, seq_len: int, directory: epath.PathLike
+) -> Rows:
+  """Packs a corpus into rows, or finds them packed.
+
+  A document becomes its tokens and `tokenizer.document_end_id`, cut into pieces of seq_len + 1
+  tokens that overlap by one: so each token but the document's first is a target exactly once.
+  Nothing here is random; the order of rows in training is `pipeline`'s.
+
+  Args:
+    corpus: what to pack.
+    tokenizer: whose ids the rows hold.
+    seq_len: targets a row can hold, at least 1.
+    directory: the cache; the rows get a directory of their own there, named by the fingerprint.
+
+  Returns:
+    The rows, their files checked.
+
+  Raises:
+    InputError: if `seq_len` is not positive, files are damaged, or the cache cannot be written.
+  """
+  if seq_len < 1:
+    raise InputError(f"seq_len ({seq_len}) must be at least 1.")
+  fingerprint = publishing.digest(
+    [_VERSION, _OPEN_ROWS, corpus.fingerprint, tokenizer.fingerprint, seq_len]
+  )
+
+  def build(target: epath.Path) -> dict[str, Any]:
+    splits = {split: _pack_split(corpus, split, tokenizer, seq_len, target) for split in SPLITS}
+    return {
+      "fingerprint": fingerprint,
+      "corpus": corpus.fingerprint,
+      "tokenizer": tokenizer.fingerprint,
+      "seq_len": seq_len,
+      "splits": splits,
+    }
+
+  return open_rows(publishing.publish(epath.Path(directory), f"rows-{fingerprint[:16]}", build))
+
+
+def open_rows(directory: epath.PathLike) -> Rows:
+  """Opens packed rows and checks that every shard is there and whole.
+
+  Raises:
+    InputError: naming the file that is not.
+  """
+  directory = epath.Path(directory)
+  manifest = publishing.read_manifest(directory)
+  splits = manifest["splits"]
+  for shard in itertools.chain.from_iterable(splits[split]["shards"] for split in SPLITS):
+    shards.check_shard(directory / shard["file"], shard["records"])
+  return Rows(
+    directory=directory,
+    fingerprint=manifest["fingerprint"],
+    seq_len=manifest["seq_len"],
+    num_rows={split: splits[split]["rows"] for split in SPLITS},
+    num_targets={split: splits[split]["targets"] for split in SPLITS},
+    lost_bytes={split: splits[split]["lost_bytes"] for split in SPLITS},
+    files={split: [directory / s["file"] for s in splits[split]["shards"]] for split in SPLITS},
+  )
+
+
+def cut(ids: Sequence[int], seq_len: int) -> list[np.ndarray]:
+  """Cuts a document into pieces of at most seq_len + 1 tokens that overlap by one.
+
+  A piece of a single token would hold no target, so there is none.
+
+  >>> [piece.tolist() for piece in cut([1, 2, 3, 4, 5, 6], 2)]
+  [[1, 2, 3], [3, 4, 5], [5, 6]]
+  >>> cut([1], 2)
+  []
+  """
+  tokens = np.asarray(ids, np.int32)
+  return [tokens[start : start + seq_len + 1] for start in range(0, len(tokens) - 1, seq_len)]
+
+
+def decode_record(record: bytes, seq_len: int) -> np.ndarray:
+  """Reads a record: int32 [4, seq_len + 1] of tokens, segment ids, positions and targets.
+
+  Raises:
+    ValueError: if it has another size.
+  """
+  return np.frombuffer(record, RECORD_DTYPE).reshape(_FIELDS, seq_len + 1).astype(np.int32)
+
+
+class _LostBytes:
+  """Adds up the text that went into tokens against the text those tokens stand for."""
+
+  def __init__(self, tokenizer: Tokenizer) -> None:
+    self._token_bytes = tokenizer.token_bytes()
+    self.total = 0
+
+  def add(self, text: bytes, ids: Sequence[int]) -> None:
+    self.total += max(0, len(text) - int(self._token_bytes[np.asarray(ids, np.int64)].sum()))
+
+
+class _Flatten(grain.experimental.FlatMapTransform):
+  """Lists of pieces to pieces."""
+
+  max_fan_out = 2**31
+
+  def flat_map(self, element: list[_Piece]) -> list[_Piece]:
+    return element
+
+
+def _pack_split(
+  corpus: Corpus, split: str, tokenizer: Tokenizer, seq_len: int, target: epath.Path
+) -> dict[str, Any]:
+  lost = _LostBytes(tokenizer)
+  totals = {"rows": 0, "targets": 0}
+
+  def pieces_of(examples: list[Mapping[str, bytes]]) -> list[_Piece]:
+    texts = [example["text"] for example in examples]
+    pieces = []
+    encoded = tokenizer.encode_batch([text.decode() for text in texts])
+    for text, ids in zip(texts, encoded, strict=True):
+      lost.add(text, ids)
+      pieces += cut([*ids, tokenizer.document_end_id], seq_len)
+    return [{"tokens": piece, "targets": np.ones(len(piece), np.int32)} for piece in pieces]
+
+  def records() -> Iterator[bytes]:
+    for row in _packed(corpus, split, pieces_of, seq_len):
+      fields = np.stack(
+        [row["tokens"], row["tokens_segment_ids"], row["tokens_positions"], row["targets"]]
+      )
+      segments = len(np.unique(fields[1][fields[1] > 0]))
+      totals["rows"] += 1
+      totals["targets"] += int(np.count_nonzero(fields[1])) - segments
+      yield fields.astype(RECORD_DTYPE).tobytes()
+
+  written = shards.write_shards(target, split, records())
+  if lost.total:
+    logging.warning(
+      "%s: the vocabulary has no token for %d bytes of the text; they are left out.",
+      split,
+      lost.total,
+    )
+  return {"shards": written, "lost_bytes": lost.total, **totals}
+
+
+def _packed(
+  corpus: Corpus,
+  split: str,
+  pieces_of: Callable[[list[Mapping[str, bytes]]], list[_Piece]],
+  seq_len: int,
+) -> Iterator[_Piece]:
+  lists = (
+    grain.MapDataset.source(corpus.data_source(split))
+    .batch(_DOCUMENTS_AT_ONCE, batch_fn=list)
+    .map(pieces_of)
+    # One thread, so that the sum of lost bytes needs no lock; tokenizing uses all cores itself.
+    .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+  )
+  packed = grain.experimental.BestFitPackIterDataset(
+    grain.experimental.FlatMapIterDataset(lists, _Flatten()),
+    length_struct={"tokens": seq_len + 1, "targets": seq_len + 1},
+    num_packing_bins=_OPEN_ROWS,
+    shuffle_bins=False,
+    meta_features=("targets",),
+  )
+  return iter(packed)

@@ -1,0 +1,183 @@
+"""Batches of packed rows: batch i is a pure function of (seed, i)."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterator
+
+import grain
+from absl import logging
+from array_record.python import array_record_data_source
+
+from egad_jax.data import batches
+from egad_jax.data.batches import Batch
+from egad_jax.data.corpus import HELD_OUT, TRAIN
+from egad_jax.data.packing import Rows, decode_record
+from egad_jax.errors import InputError
+
+# Fixed: every run, whatever its seed, is evaluated on the same rows.
+_HELD_OUT_SEED = 0
+_THREADS = 2
+_BATCHES_AHEAD = 4
+
+
+class RowSource:
+  """Random access to the rows of one split, each a `Batch` of [seq_len] fields."""
+
+  def __init__(self, rows: Rows, split: str) -> None:
+    self._seq_len = rows.seq_len
+    self._name = f"{rows.directory.name}/{split}"
+    self._records = array_record_data_source.ArrayRecordDataSource(
+      [str(path) for path in rows.files[split]]
+    )
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __repr__(self) -> str:
+    return f"RowSource({self._name}, {len(self)} rows)"
+
+  def __getitem__(self, index: int) -> Batch:
+    """Reads a row; one that cannot be read is empty, so that no other row moves."""
+    try:
+      row = decode_record(self._records[index], self._seq_len)
+    # RuntimeError is ArrayRecord's for a damaged chunk, ValueError a record of the wrong size.
+    except (RuntimeError, ValueError) as error:
+      logging.error(
+        "%s: row %d cannot be read, its place stays empty: %s", self._name, index, error
+      )
+      return batches.empty_row(self._seq_len)
+    return batches.shift(*row)
+
+
+class TrainData:
+  """The endless sequence of train batches, by number.
+
+  Global batch i holds rows i·batch_size to (i+1)·batch_size of the endless sequence of epochs,
+  each a new permutation of all rows. A process takes its slice of that, so the data of a step
+  depends on neither the number of processes nor where the run started.
+  """
+
+  def __init__(
+    self, rows: Rows, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
+  ) -> None:
+    """Opens the rows.
+
+    Args:
+      rows: the packed rows.
+      batch_size: rows of a global batch, a multiple of `process_count`.
+      seed: of the permutations.
+      process_index: which slice of each batch is this process's.
+      process_count: how many slices there are.
+
+    Raises:
+      InputError: if the processes do not divide the batch.
+    """
+    self._batch_size = batch_size
+    self._slice = _process_slice(batch_size, process_index, process_count)
+    source = grain.MapDataset.source(RowSource(rows, TRAIN))
+    self._rows = source.shuffle(seed=seed).repeat(None, reseed_each_epoch=True)
+
+  def batch(self, index: int) -> Batch:
+    """This process's rows of global batch `index`: fields of [batch_size / process_count, seq]."""
+    start = index * self._batch_size
+    return batches.stack([self._rows[start + row] for row in self._slice])
+
+  def iterate(self, start_step: int = 0) -> Iterator[Batch]:
+    """Yields batches `start_step`, `start_step + 1`, … without end, read ahead by threads."""
+    numbers = grain.MapDataset.range(start_step, sys.maxsize)
+    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
+    return iter(numbers.map(self.batch).to_iter_dataset(options))
+
+
+def train_batches(
+  rows: Rows,
+  *,
+  batch_size: int,
+  seed: int,
+  start_step: int = 0,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Iterator[Batch]:
+  """Yields this process's part of train batches `start_step`, …; see `TrainData`.
+
+  Raises:
+    InputError: if the processes do not divide the batch.
+  """
+  data = TrainData(
+    rows,
+    batch_size=batch_size,
+    seed=seed,
+    process_index=process_index,
+    process_count=process_count,
+  )
+  return data.iterate(start_step)
+
+
+def train_batch(
+  rows: Rows,
+  index: int,
+  *,
+  batch_size: int,
+  seed: int,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Batch:
+  """One train batch by its number; equal to what `train_batches` yields at that step.
+
+  Raises:
+    InputError: if the processes do not divide the batch.
+  """
+  return TrainData(
+    rows,
+    batch_size=batch_size,
+    seed=seed,
+    process_index=process_index,
+    process_count=process_count,
+  ).batch(index)
+
+
+def held_out_batches(
+  rows: Rows,
+  *,
+  batch_size: int,
+  max_tokens: int | None = None,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> list[Batch]:
+  """The held-out rows, the same for every run and seed; the last batch is filled with empty rows.
+
+  Args:
+    rows: the packed rows.
+    batch_size: rows of a global batch, a multiple of `process_count`.
+    max_tokens: at most as many rows as this many places make (but one); None takes all.
+    process_index: which slice of each batch is this process's.
+    process_count: how many slices there are.
+
+  Returns:
+    Batches with fields of [batch_size / process_count, seq].
+
+  Raises:
+    InputError: if the processes do not divide the batch.
+  """
+  part = _process_slice(batch_size, process_index, process_count)
+  source = grain.MapDataset.source(RowSource(rows, HELD_OUT)).shuffle(seed=_HELD_OUT_SEED)
+  size = len(source)
+  if max_tokens is not None:
+    size = min(size, max(1, max_tokens // rows.seq_len))
+  empty = functools.partial(batches.empty_row, rows.seq_len)
+  return [
+    batches.stack([source[start + i] if start + i < size else empty() for i in part])
+    for start in range(0, size, batch_size)
+  ]
+
+
+def _process_slice(batch_size: int, process_index: int, process_count: int) -> range:
+  if batch_size < 1 or batch_size % process_count:
+    raise InputError(
+      f"batch_size ({batch_size}) must be a positive multiple of the number of processes "
+      f"({process_count})."
+    )
+  local = batch_size // process_count
+  return range(process_index * local, (process_index + 1) * local)

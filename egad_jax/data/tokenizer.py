@@ -1,0 +1,319 @@
+"""One tokenizer for text, chats and export, whatever file it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tokenizers
+from etils import epath
+
+from egad_jax import sources
+from egad_jax.data import chat
+from egad_jax.data import gguf_tokenizer as gguf
+from egad_jax.errors import InputError
+
+_END_OF_TEXT = "<|endoftext|>"
+_BYTE_ALPHABET = frozenset(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+
+
+class SpecialIds(NamedTuple):
+  """Ids of the tokens that have a role; None where the vocabulary has no such token."""
+
+  bos: int | None
+  eos: int
+  pad: int | None
+  unk: int | None
+
+
+class Tokenizer:
+  """Text to ids and back, with the special ids, chat template and files that belong to them.
+
+  Attributes:
+    vocab_size: number of ids, rows that only pad an embedding not counted.
+    bos_id: beginning of sequence, or None.
+    eos_id: what the model emits to stop.
+    pad_id: padding, or None.
+    unk_id: unknown token, or None.
+    document_end_id: what ends a document of plain text: `<|endoftext|>` when the vocabulary has
+      it (in a chat model `eos_id` ends a turn, which is something else), else `eos_id`.
+    chat_template: Jinja source, or None.
+    max_length: positions the model was made for, or None if unknown.
+    fingerprint: SHA-256 of vocabulary, merges and special tokens; equal for two files that mean
+      the same tokenizer, however many rows their embeddings are padded to.
+  """
+
+  def __init__(
+    self,
+    backend: tokenizers.Tokenizer,
+    *,
+    special: SpecialIds,
+    chat_template: str | None = None,
+    max_length: int | None = None,
+  ) -> None:
+    specification = backend.to_str()
+    # Two copies, because the switch is state of the object and encoding runs in many threads.
+    self._with_special = backend
+    self._plain = tokenizers.Tokenizer.from_str(specification)
+    self._plain.encode_special_tokens = True
+    self._specification = json.loads(specification)
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    self._token_of = {index: token for token, index in vocabulary.items()}
+    self.vocab_size = max(self._token_of) + 1
+    self.bos_id, self.eos_id, self.pad_id, self.unk_id = (
+      special.bos,
+      special.eos,
+      special.pad,
+      special.unk,
+    )
+    self.document_end_id = vocabulary.get(_END_OF_TEXT, self.eos_id)
+    self.chat_template = chat_template
+    self.max_length = max_length
+    self.fingerprint = _fingerprint(vocabulary, self._specification)
+
+  @classmethod
+  def from_source(cls, source: str | os.PathLike[str]) -> Tokenizer:
+    """Loads from a GGUF file, a Hugging Face directory, or `python:PACKAGE/FILE`.
+
+    Raises:
+      InputError: if the source is missing or is none of these.
+    """
+    path = sources.resolve(source)
+    if path.is_dir():
+      return cls.from_directory(path)
+    if path.suffix == ".gguf":
+      return cls.from_gguf(path)
+    raise InputError(
+      f"tokenizer source {os.fspath(source)!r}: expected a *.gguf file or a Hugging Face directory "
+      "with tokenizer.json; this is neither."
+    )
+
+  @classmethod
+  def from_gguf(cls, path: str | os.PathLike[str]) -> Tokenizer:
+    """Builds the tokenizer described by a GGUF file's metadata.
+
+    Raises:
+      InputError: if the file is unreadable or describes a tokenizer of an unknown kind.
+    """
+    read = gguf.read_gguf_tokenizer(path)
+    if read.eos_id is None:
+      raise InputError(
+        f"{path}: no tokenizer.ggml.eos_token_id, so nothing would end a generation. "
+        "Convert the model again with its tokenizer files present."
+      )
+    return cls(
+      read.tokenizer,
+      special=SpecialIds(bos=read.bos_id, eos=read.eos_id, pad=read.pad_id, unk=read.unk_id),
+      chat_template=read.chat_template,
+      max_length=read.max_length,
+    )
+
+  @classmethod
+  def from_directory(cls, directory: str | os.PathLike[str]) -> Tokenizer:
+    """Loads `tokenizer.json` and `tokenizer_config.json` from a Hugging Face directory.
+
+    Raises:
+      InputError: if one of the files is missing or broken, or names no end-of-sequence token.
+    """
+    directory = epath.Path(directory)
+    path = directory / "tokenizer.json"
+    if not path.exists():
+      raise InputError(
+        f"{directory}: no tokenizer.json. Make one with transformers: "
+        "AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)."
+      )
+    try:
+      backend = tokenizers.Tokenizer.from_str(path.read_text())
+    # The Rust side raises plain Exception for everything that is wrong with the file.
+    except Exception as error:
+      raise InputError(
+        f"{path}: not a readable tokenizer: {error}. Copy the file again."
+      ) from error
+    # Left on, these would cut or pad documents silently.
+    backend.no_truncation()
+    backend.no_padding()
+    config = _read_json(directory / "special_tokens_map.json") | _read_json(
+      directory / "tokenizer_config.json"
+    )
+    ids = {role: _special_id(backend, config, role) for role in ("bos", "eos", "pad", "unk")}
+    if ids["eos"] is None:
+      raise InputError(
+        f"{directory}: neither tokenizer_config.json nor special_tokens_map.json names an "
+        "eos_token that is in tokenizer.json. Add it to tokenizer_config.json."
+      )
+    return cls(
+      backend,
+      special=SpecialIds(**ids),
+      chat_template=_chat_template(directory, config),
+      max_length=_max_length(config),
+    )
+
+  @classmethod
+  def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Trains byte-level BPE with one special token, `<|endoftext|>`.
+
+    Args:
+      texts: documents to learn merges from.
+      vocab_size: ids wanted, at least 257 (the bytes and the special token). Little text yields
+        fewer.
+
+    Raises:
+      InputError: if `vocab_size` is too small.
+
+    >>> tokenizer = Tokenizer.train(["some text, some more text"], vocab_size=270)
+    >>> tokenizer.decode(tokenizer.encode("naïve 🙂"))
+    'naïve 🙂'
+    """
+    smallest = len(_BYTE_ALPHABET) + 1
+    if vocab_size < smallest:
+      raise InputError(
+        f"vocab_size ({vocab_size}) must be at least {smallest}: every byte and one special token."
+      )
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = gguf.digits_and_bytes()
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.train_from_iterator(
+      texts,
+      trainer=tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[_END_OF_TEXT],
+        initial_alphabet=sorted(_BYTE_ALPHABET),
+        show_progress=False,
+      ),
+    )
+    end = backend.token_to_id(_END_OF_TEXT)
+    return cls(backend, special=SpecialIds(bos=end, eos=end, pad=end, unk=end))
+
+  def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+    """Turns text into ids; none are added in front or behind.
+
+    Args:
+      text: any string. Characters made of bytes that the vocabulary lacks are dropped, as Hugging
+        Face's tokenizer does (SmolLM2 lacks eight of the control characters and a few bytes).
+      allow_special: whether the text of a special token, such as `<|im_end|>`, stands for that
+        token. Leave it off for documents, where it is only text; turn it on for a rendered chat.
+    """
+    backend = self._with_special if allow_special else self._plain
+    return backend.encode(text, add_special_tokens=False).ids
+
+  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    """Encodes documents on all cores; like `encode` without specials for each of them."""
+    encodings = self._plain.encode_batch_fast(texts, add_special_tokens=False)
+    return [encoding.ids for encoding in encodings]
+
+  def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
+    """Turns ids into text; special tokens are written out unless `skip_special`."""
+    return self._with_special.decode(list(ids), skip_special_tokens=skip_special)
+
+  def id_to_token(self, index: int) -> str | None:
+    """The vocabulary's own spelling of an id, or None for an id that stands for nothing."""
+    return self._token_of.get(index)
+
+  def token_bytes(self) -> np.ndarray:
+    """How many bytes of text each id stands for: int32 [vocab_size]; special tokens 0."""
+    counts = np.zeros(self.vocab_size, np.int32)
+    byte_level = "ByteLevel" in json.dumps(self._specification.get("decoder"))
+    added = {entry["id"]: entry for entry in self._specification["added_tokens"]}
+    for index, token in self._token_of.items():
+      if index in added:
+        counts[index] = 0 if added[index]["special"] else len(token.encode())
+      else:
+        counts[index] = len(token) if byte_level else _sentencepiece_bytes(token)
+    return counts
+
+  def apply_chat(
+    self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+  ) -> str:
+    """Renders a conversation with the chat template; encode it with `allow_special=True`.
+
+    Raises:
+      InputError: if there is no template, or it refuses the messages.
+    """
+    if self.chat_template is None:
+      raise InputError(
+        "this tokenizer has no chat template, so --chat cannot be used: leave it out, or use an "
+        "instruction-tuned model."
+      )
+    return chat.render_chat(
+      self.chat_template,
+      messages,
+      add_generation_prompt=add_generation_prompt,
+      special_tokens=self._special_tokens(),
+    )
+
+  def save(self, directory: str | os.PathLike[str]) -> None:
+    """Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json.
+
+    `transformers.AutoTokenizer.from_pretrained(directory)` loads them and gives the same ids.
+    """
+    directory = epath.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    special = self._special_tokens()
+    config: dict[str, Any] = {
+      "tokenizer_class": "PreTrainedTokenizerFast",
+      "clean_up_tokenization_spaces": False,
+      # transformers' own way to say "unknown".
+      "model_max_length": self.max_length or int(1e30),
+      **special,
+    }
+    if self.chat_template is not None:
+      config["chat_template"] = self.chat_template
+    (directory / "tokenizer.json").write_text(self._with_special.to_str(pretty=True))
+    for name, content in (("tokenizer_config.json", config), ("special_tokens_map.json", special)):
+      (directory / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+  def _special_tokens(self) -> dict[str, str]:
+    ids = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id, "unk": self.unk_id}
+    return {f"{role}_token": self._token_of[i] for role, i in ids.items() if i is not None}
+
+
+def _fingerprint(vocabulary: Mapping[str, int], specification: Mapping[str, Any]) -> str:
+  merges = specification["model"].get("merges") or []
+  content = {
+    "vocabulary": sorted((index, token) for token, index in vocabulary.items()),
+    # tokenizer.json has both spellings of a pair: ["a", "b"] and "a b".
+    "merges": [pair if isinstance(pair, str) else " ".join(pair) for pair in merges],
+    "special": sorted(e["content"] for e in specification["added_tokens"] if e["special"]),
+  }
+  return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()
+
+
+def _sentencepiece_bytes(token: str) -> int:
+  if len(token) == len("<0x00>") and token.startswith("<0x") and token.endswith(">"):
+    return 1
+  return len(token.replace("▁", " ").encode())
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+  if not path.exists():
+    return {}
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise InputError(f"{path}: not valid JSON: {error}. Copy the file again.") from error
+
+
+def _special_id(backend: tokenizers.Tokenizer, config: Mapping[str, Any], role: str) -> int | None:
+  token = config.get(f"{role}_token")
+  text = token.get("content") if isinstance(token, dict) else token
+  return None if text is None else backend.token_to_id(text)
+
+
+def _chat_template(directory: epath.Path, config: Mapping[str, Any]) -> str | None:
+  path = directory / "chat_template.jinja"
+  if path.exists():
+    return path.read_text()
+  template = config.get("chat_template")
+  if isinstance(template, list):
+    named = {entry["name"]: entry["template"] for entry in template}
+    return named.get("default")
+  return template
+
+
+def _max_length(config: Mapping[str, Any]) -> int | None:
+  length = config.get("model_max_length")
+  return int(length) if length is not None and length < 1e9 else None

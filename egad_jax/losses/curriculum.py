@@ -1,0 +1,134 @@
+"""Mechanism 1 of EGAD: loss weights that move from low- to high-entropy tokens.
+
+The abstract of EGAD (arXiv 2605.01732) asks for a token-level curriculum that shifts its focus
+from low- to high-entropy tokens and gives no formula; the forms here are ours, after SE-KD3x
+("linear", "window") and competence-based curricula ("competence").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from egad_jax.losses.probabilities import check_mask, promote
+from egad_jax.losses.reductions import masked_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Curriculum:
+  """The curriculum's shape; its progress arrives with each step.
+
+  Attributes:
+    kind: "linear", "window", "competence" or "exponential"; see `curriculum_weights`.
+    width: share of the positions that "window" keeps, in (0, 1].
+    competence: share of the positions that "competence" starts with, in (0, 1].
+    strength: tilt of "exponential": weights differ by at most exp(2 strength); >= 0.
+  """
+
+  kind: str = "linear"
+  width: float = 0.5
+  competence: float = 0.1
+  strength: float = 2.0
+
+  def __post_init__(self) -> None:
+    if self.kind not in _KINDS:
+      raise ValueError(f"kind must be one of {', '.join(_KINDS)}, got {self.kind!r}.")
+    for name in ("width", "competence"):
+      if not 0 < getattr(self, name) <= 1:
+        raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}.")
+    if not self.strength >= 0:
+      raise ValueError(f"strength must be >= 0, got {self.strength}.")
+
+
+def curriculum_weights(
+  position: ArrayLike,
+  progress: ArrayLike,
+  *,
+  kind: str = "linear",
+  width: float = 0.5,
+  competence: float = 0.1,
+  strength: float = 2.0,
+  mask: ArrayLike | None = None,
+  normalize: bool = False,
+) -> jax.Array:
+  """Weights of tokens at entropy positions h, at curriculum progress phi.
+
+  Every kind is divided by its integral over h in [0, 1], so weights have mean 1 in expectation
+  when h is uniform:
+
+  - linear: 2 ((1 - phi)(1 - h) + phi h); all ones at phi = 1/2.
+  - window: 1/width on [phi (1 - width), phi (1 - width) + width], else 0.
+  - competence: 1/c on [0, c], c = sqrt(phi (1 - c0^2) + c0^2), c0 = competence; easy tokens stay.
+  - exponential: a exp(a h) / (exp(a) - 1), a = strength (2 phi - 1); all ones at phi = 1/2.
+
+  Args:
+    position: h in [0, 1], float, shape [...].
+    progress: phi in [0, 1], a scalar.
+    kind: one of the above.
+    width: of the window, in (0, 1].
+    competence: c0, in (0, 1].
+    strength: of the exponential, >= 0.
+    mask: optional bool, shape [...]; weights are 0 where it is false.
+    normalize: whether to divide by the mean over the masked tokens (an in-batch form: exactly
+      mean 1, but each weight then depends on the other tokens).
+
+  Returns:
+    Weights >= 0, shape [...], detached. Normalized weights that are all zero become ones.
+
+  Raises:
+    TypeError: `position` is not floating point.
+    ValueError: unknown `kind`, a hyper-parameter out of range, or `mask` of another shape.
+
+  >>> h = jnp.array([0.0, 0.25, 0.5, 1.0])
+  >>> [round(float(w), 6) for w in curriculum_weights(h, 0.25, normalize=True)]
+  [1.411765, 1.176471, 0.941176, 0.470588]
+  >>> curriculum_weights(h, 0.5).tolist()
+  [1.0, 1.0, 1.0, 1.0]
+  """
+  shape = Curriculum(kind=kind, width=width, competence=competence, strength=strength)
+  position = jax.lax.stop_gradient(promote("position", position))
+  progress = jax.lax.stop_gradient(jnp.asarray(progress, position.dtype))
+  weights = _KINDS[kind](position, progress, shape)
+  if mask is None:
+    mask = jnp.ones(weights.shape, bool)
+  mask = check_mask(mask, weights.shape)
+  if normalize:
+    mean = masked_mean(weights, mask)
+    weights = jnp.where(mean > 0, weights / jnp.where(mean > 0, mean, 1), 1)
+  return jnp.where(mask, weights, 0)
+
+
+def _linear(position: jax.Array, progress: jax.Array, shape: Curriculum) -> jax.Array:
+  del shape
+  return 2 * ((1 - progress) * (1 - position) + progress * position)
+
+
+def _window(position: jax.Array, progress: jax.Array, shape: Curriculum) -> jax.Array:
+  start = progress * (1 - shape.width)
+  inside = (position >= start) & (position <= start + shape.width)
+  return jnp.where(inside, 1 / shape.width, 0).astype(position.dtype)
+
+
+def _competence(position: jax.Array, progress: jax.Array, shape: Curriculum) -> jax.Array:
+  squared = shape.competence**2
+  competence = jnp.sqrt(progress * (1 - squared) + squared)
+  return jnp.where(position <= competence, 1 / competence, 0)
+
+
+def _exponential(position: jax.Array, progress: jax.Array, shape: Curriculum) -> jax.Array:
+  tilt = shape.strength * (2 * progress - 1)
+  # expm1(a) / a is 0 / 0 at the neutral point, where its limit is 1.
+  flat = tilt == 0
+  integral = jnp.where(flat, 1, jnp.expm1(tilt) / jnp.where(flat, 1, tilt))
+  return jnp.exp(tilt * position) / integral
+
+
+_KINDS = {
+  "linear": _linear,
+  "window": _window,
+  "competence": _competence,
+  "exponential": _exponential,
+}

@@ -1,0 +1,161 @@
+"""The running distribution of teacher entropy that every token is placed against.
+
+A batch is a poor yardstick: its ranks change with its size, its sharding and its micro-batches.
+A histogram that remembers the last `half_life` tokens answers for one token at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from egad_jax.losses.entropy import ENTROPY_FLOOR, median_ratio
+from egad_jax.losses.probabilities import check_mask, promote
+
+NUM_BINS = 256
+MAX_ENTROPY = 16.0
+"""Nats; above log(vocab) of any tokenizer, so that the bins do not depend on the vocabulary."""
+
+EDGES = np.geomspace(ENTROPY_FLOOR, MAX_ENTROPY, NUM_BINS + 1).astype(np.float32)
+"""Bin edges in nats, shape [257], log-spaced. NumPy, so that importing touches no device."""
+
+_LOG_EDGES = np.linspace(np.log(ENTROPY_FLOOR), np.log(MAX_ENTROPY), NUM_BINS + 1)
+# Three-point Gauss-Legendre nodes and weights on [0, 1].
+_NODES = 0.5 + np.array([-1.0, 0.0, 1.0]) * np.sqrt(0.15)
+_NODE_WEIGHTS = np.array([5.0, 8.0, 5.0]) / 18.0
+
+
+class EntropyDistribution(NamedTuple):
+  """A histogram of entropy over 256 log-spaced bins, from 1e-6 to 16 nats; a pytree.
+
+  The first and the last bin also hold what lies beyond them, so they are atoms (a confident
+  teacher has many tokens at H = 0): they answer the middle of their own mass, and the expected
+  position of a token stays 1/2. Inner bins interpolate in log H.
+
+  Attributes:
+    mass: float32, shape [256]: tokens per bin, each worth 2^(-age / half_life).
+
+  >>> distribution = EntropyDistribution.init()
+  >>> float(distribution.position(jnp.array(2.0)))  # Empty: no opinion.
+  0.5
+  >>> entropy, mask = jnp.array([0.0, 0.5, 2.0, 4.0]), jnp.array([True, True, True, False])
+  >>> distribution = distribution.update(entropy, mask, half_life=1000.0)
+  >>> [round(float(p), 3) for p in distribution.position(jnp.array([0.0, 1.0, 4.0]))]
+  [0.167, 0.667, 1.0]
+  """
+
+  mass: jax.Array
+
+  @classmethod
+  def init(cls) -> EntropyDistribution:
+    """Returns the empty distribution."""
+    return cls(mass=jnp.zeros(NUM_BINS, jnp.float32))
+
+  def update(
+    self, entropy: ArrayLike, mask: ArrayLike, *, half_life: ArrayLike
+  ) -> EntropyDistribution:
+    """Adds tokens: mass 2^(-n / half_life) + counts, where n is the number of masked tokens.
+
+    Counts are integers, so neither order nor sharding changes a bit of the result.
+
+    Args:
+      entropy: nats, shape [...], of all tokens of the global batch.
+      mask: bool, shape [...], true at tokens that count; what `entropy` holds elsewhere is ignored.
+      half_life: tokens after which a token counts half; positive.
+
+    Returns:
+      The new distribution; this one, bit for bit, when no token counts.
+    """
+    entropy = jax.lax.stop_gradient(promote("entropy", entropy))
+    mask = check_mask(mask, entropy.shape)
+    added = mask.reshape(-1).astype(jnp.int32)
+    counts = jnp.zeros(NUM_BINS, jnp.int32).at[_bin(entropy).reshape(-1)].add(added)
+    tokens = jnp.sum(added)
+    kept = self.mass * jnp.exp2(-tokens / jnp.asarray(half_life, jnp.float32))
+    return EntropyDistribution(jnp.where(tokens > 0, kept + counts, self.mass))
+
+  def position(self, entropy: ArrayLike, kind: str = "cdf") -> jax.Array:
+    """Places entropies in [0, 1]; 1/2 while the distribution is empty.
+
+    Args:
+      entropy: nats, shape [...].
+      kind: "cdf", the mass below plus the interpolated part of the token's own bin, uniform in
+        expectation; or "median_ratio", H^2 / (H^2 + median^2).
+
+    Returns:
+      Positions, at least float32, shape [...], nondecreasing in entropy, detached.
+
+    Raises:
+      TypeError: `entropy` is not floating point.
+      ValueError: `kind` is unknown.
+    """
+    entropy = jax.lax.stop_gradient(promote("entropy", entropy))
+    if kind == "median_ratio":
+      answer = median_ratio(entropy, self.quantile(0.5))
+    elif kind == "cdf":
+      index = _bin(entropy)
+      up_to = jnp.cumsum(self._shares())
+      below = jnp.concatenate([jnp.zeros_like(up_to[:1]), up_to[:-1]])[index]
+      answer = below + _part_of_bin(entropy, index) * (up_to[index] - below)
+      answer = jnp.clip(answer, 0.0, 1.0)
+    else:
+      raise ValueError(f"kind must be one of cdf, median_ratio, got {kind!r}.")
+    return jnp.where(jnp.sum(self.mass) > 0, answer, 0.5)
+
+  def quantile(self, q: ArrayLike) -> jax.Array:
+    """Returns the entropy (nats) below which a share `q` in [0, 1] of the mass lies, q's shape.
+
+    Interpolates in log H inside a bin. An empty distribution answers as if its mass were spread
+    evenly over the bins.
+    """
+    shares = self._shares()
+    up_to = jnp.cumsum(shares)
+    target = jnp.asarray(q, jnp.float32) * up_to[-1]
+    index = jnp.searchsorted(up_to, target, side="left", method="compare_all")
+    index = jnp.clip(index, jnp.argmax(shares > 0), NUM_BINS - 1)
+    below = up_to[index] - shares[index]
+    part = (target - below) / jnp.where(shares[index] > 0, shares[index], 1.0)
+    log_edges = jnp.asarray(_LOG_EDGES, jnp.float32)
+    width = log_edges[index + 1] - log_edges[index]
+    return jnp.exp(log_edges[index] + jnp.clip(part, 0.0, 1.0) * width)
+
+  def expectation(self, function: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Returns the mean of `function(entropy)` over the distribution, a scalar.
+
+    Args:
+      function: elementwise, entropies in nats -> values of the same shape. Evaluated at three
+        Gauss-Legendre points of every bin.
+
+    Returns:
+      The expectation; of evenly spread mass while the distribution is empty.
+    """
+    width = np.diff(_LOG_EDGES)[:, None]
+    entropies = np.exp(_LOG_EDGES[:-1, None] + width * _NODES).astype(np.float32)
+    weights = jnp.asarray(_NODE_WEIGHTS, jnp.float32)
+    values = function(jnp.asarray(entropies))
+    return jnp.sum(self._shares()[:, None] * weights[None, :] * values)
+
+  def _shares(self) -> jax.Array:
+    """Returns the mass over its sum, shape [256]; even shares when there is none."""
+    total = jnp.sum(self.mass)
+    return jnp.where(total > 0, self.mass / jnp.where(total > 0, total, 1.0), 1.0 / NUM_BINS)
+
+
+def _bin(entropy: jax.Array) -> jax.Array:
+  """Returns each entropy's bin, int32 [...]. Comparisons alone, so it is exact on any device."""
+  inner = jnp.asarray(EDGES[1:-1])
+  return jnp.searchsorted(inner, entropy, side="right", method="compare_all").astype(jnp.int32)
+
+
+def _part_of_bin(entropy: jax.Array, index: jax.Array) -> jax.Array:
+  """Returns the part of its bin that lies below each entropy, in [0, 1]; 1/2 in an atom."""
+  width = (np.log(MAX_ENTROPY) - np.log(ENTROPY_FLOOR)) / NUM_BINS
+  log_entropy = jnp.log(jnp.clip(entropy, ENTROPY_FLOOR, MAX_ENTROPY))
+  part = (log_entropy - np.log(ENTROPY_FLOOR)) / width - index
+  is_atom = (index == 0) | (index == NUM_BINS - 1)
+  return jnp.where(is_atom, 0.5, jnp.clip(part, 0.0, 1.0))

@@ -1,0 +1,304 @@
+"""Divergences between student and teacher, one number per token, in nats.
+
+p is the teacher's and q the student's softmax at `temperature`. Everywhere below
+
+Args:
+  student_logits: float, shape [..., vocab].
+  teacher_logits: float, same shape. Detached: gradient flows to the student only.
+  temperature: positive; one number, or one per token, shape [...]. Detached. There is no factor
+    T^2 inside: see `compensation_factor`.
+  where: optional bool [vocab], true at real vocabulary entries; what the others hold is ignored.
+
+Returns:
+  Shape [...], unreduced, at least float32 (float64 stays).
+
+Raises:
+  TypeError: logits that are not floating point, labels that are not integers.
+  ValueError: shapes that do not match, a hyper-parameter out of range.
+
+Logits may be -inf on either side: a probability of zero counts as exp(-100), so values and
+gradients stay finite where the exact divergence is infinite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import jax
+from jax.typing import ArrayLike
+
+from egad_jax.losses import log_divergences
+from egad_jax.losses.probabilities import check_labels, check_pair, log_probabilities
+
+
+def forward_kl(
+  student_logits: ArrayLike,
+  teacher_logits: ArrayLike,
+  *,
+  temperature: ArrayLike = 1.0,
+  where: ArrayLike | None = None,
+) -> jax.Array:
+  """KL(teacher || student) = sum p log(p/q); covers all that the teacher does.
+
+  Gradient (q - p) / T. Hinton et al., arXiv 1503.02531. Arguments: see the module.
+
+  >>> import jax.numpy as jnp
+  >>> z_s, z_t = jnp.array([1.0, 1.0, 1.0, 0.0]), jnp.array([2.0, 1.0, 0.0, -1.0])
+  >>> round(float(forward_kl(z_s, z_t)),4), round(float(forward_kl(z_s, z_t, temperature=2.0)),4)
+  (0.2988, 0.0885)
+  """
+  return log_divergences.forward_kl(*_log_q_p(student_logits, teacher_logits, temperature, where))
+
+
+def reverse_kl(
+  student_logits: ArrayLike,
+  teacher_logits: ArrayLike,
+  *,
+  temperature: ArrayLike = 1.0,
+  where: ArrayLike | None = None,
+) -> jax.Array:
+  """KL(student || teacher) = sum q log(q/p); seeks the teacher's modes.
+
+  Gradient q (log(q/p) - KL) / T. MiniLLM, arXiv 2306.08543. Arguments: see the module.
+
+  >>> import jax.numpy as jnp
+  >>> z_s, z_t = jnp.array([1.0, 1.0, 1.0, 0.0]), jnp.array([2.0, 1.0, 0.0, -1.0])
+  >>> round(float(reverse_kl(z_s, z_t)),4)
+  0.3351
+  """
+  return log_divergences.reverse_kl(*_log_q_p(student_logits, teacher_logits, temperature, where))
+
+
+def jensen_shannon(
+  student_logits: ArrayLike,
+  teacher_logits: ArrayLike,
+  *,
+  beta: float = 0.5,
+  temperature: ArrayLike = 1.0,
+  where: ArrayLike | None = None,
+) -> jax.Array:
+  """Generalized Jensen-Shannon: beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1-beta) q.
+
+  GKD, arXiv 2306.13649, with its convention of beta. Continuous in beta, so it is 0 at beta 0 and
+  1 and small near them: value / beta -> forward KL as beta -> 0, value / (1 - beta) -> reverse KL
+  as beta -> 1. (TRL puts the two KLs themselves at the ends, a jump.) At most log 2 at beta 1/2.
+
+  Other arguments: see the module.
+
+  >>> import jax.numpy as jnp
+  >>> z_s, z_t = jnp.array([1.0, 1.0, 1.0, 0.0]), jnp.array([2.0, 1.0, 0.0, -1.0])
+  >>> round(float(jensen_shannon(z_s, z_t)),4)
+  0.0759
+  """
+  log_q, log_p = _log_q_p(student_logits, teacher_logits, temperature, where)
+  return log_divergences.jensen_shannon(log_q, log_p, beta=beta)
+
+
+def skew_forward_kl(
+  student_logits: ArrayLike,
+  teacher_logits: ArrayLike,
+  *,
+  alpha: float = 0.1,
+  temperature: ArrayLike = 1.0,
+  where: ArrayLike | None = None,
+) -> jax.Array:
+  """KL(p || alpha p + (1 - alpha) q), at most -log alpha; forward KL at alpha 0.
+
+  DistiLLM, arXiv 2402.03898. Other arguments: see the module.
+
+  >>> import jax.numpy as jnp
+  >>> z_s, z_t = jnp.array([1.0, 1.0, 1.0, 0.0]), jnp.array([2.0, 1.0, 0.0, -1.0])
+  >>> round(float(skew_forward_kl(z_s, z_t)),4)
+  0.2412
+  """
+  log_q, log_p = _log_q_p(student_logits, teacher_logits, temperature, where)
+  return log_divergences.skew_forward_kl(log_q, log_p, alpha=alpha)
+
+
+def skew_reverse_kl(
+  student_logits: ArrayLike,
+  teacher_logits: ArrayLike,
+  *,
+  alpha: float = 0.1,
+  temperature: ArrayLike = 1.0,
+  where: ArrayLike | None = None,
+) -> jax.Array:
+  """KL(q || (1 - alpha) p + alpha q), at most -log alpha; reverse KL at alpha 0.
+
+  DistiLLM, arXiv 2402.03898; the gradient also flows through the mixture. Other arguments: see
+  the module.
+
+  >>> import jax.numpy as jnp
+  >>> z_s, z_t = jnp.array([1.0, 1.0, 1.0, 0.0]), jnp.array([2.0, 1.0, 0.0, -1.0])
+  >>> round(float(skew_reverse_kl(z_s, z_t)),4)
+  0.2565
+  """
+  log_q, log_p = _log_q_p(student_logits, teacher_logits, temperature, where)
+  return log_divergences.skew_reverse_kl(log_q, log_p, alpha=alpha)
+
+
+def total_variation(
+  student_logits: ArrayLike,
+  teacher_logits: ArrayLike,
+  *,
+  temperature: ArrayLike = 1.0,
+  where: ArrayLike | None = None,
+) -> jax.Array:
+  """Total variation distance 1/2 sum |q - p|, in [0, 1] (not nats).
+
+  f-distill, arXiv 2307.15190. Arguments: see the module.
+
+  >>> import jax.numpy as jnp
+  >>> z_s, z_t = jnp.array([1.0, 1.0, 1.0, 0.0]), jnp.array([2.0, 1.0, 0.0, -1.0])
+  >>> round(float(total_variation(z_s, z_t)),4)
+  0.347
+  """
+  return log_divergences.total_variation(
+    *_log_q_p(student_logits, teacher_logits, temperature, where)
+  )
+
+
+def alpha_beta(
+  student_logits: ArrayLike,
+  teacher_logits: ArrayLike,
+  *,
+  alpha: float = 0.2,
+  beta: float = 0.7,
+  temperature: ArrayLike = 1.0,
+  where: ArrayLike | None = None,
+) -> jax.Array:
+  """Alpha-beta divergence, between forward KL at (1, 0) and reverse KL at (0, 1).
+
+  -1/(ab) sum(p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b)) with a = alpha, b = beta, both >= 0 and
+  not both 0; the axes are its limits. (1/2, 1/2) is 4 squared Hellinger distances, (1, 1) half a
+  squared distance. ABKD, arXiv 2505.04560. Other arguments: see the module.
+
+  >>> import jax.numpy as jnp
+  >>> z_s, z_t = jnp.array([1.0, 1.0, 1.0, 0.0]), jnp.array([2.0, 1.0, 0.0, -1.0])
+  >>> round(float(alpha_beta(z_s, z_t)),4)
+  0.375
+  """
+  log_q, log_p = _log_q_p(student_logits, teacher_logits, temperature, where)
+  return log_divergences.alpha_beta(log_q, log_p, alpha=alpha, beta=beta)
+
+
+def adaptive_kl(
+  student_logits: ArrayLike,
+  teacher_logits: ArrayLike,
+  *,
+  head_mass: float = 0.5,
+  temperature: ArrayLike = 1.0,
+  where: ArrayLike | None = None,
+) -> jax.Array:
+  """Forward and reverse KL, mixed per token by where the two differ (AKL, arXiv 2404.02657).
+
+  (g_head KL(p||q) + g_tail KL(q||p)) / (g_head + g_tail), g = sum |p - q| over the head, the
+  smallest set of likeliest teacher tokens with mass >= head_mass, and over the rest; both
+  detached. The entry that crosses head_mass is in the head (implementations differ there).
+  Sorts the vocabulary. Other arguments: see the module.
+
+  >>> import jax.numpy as jnp
+  >>> z_s, z_t = jnp.array([1.0, 1.0, 1.0, 0.0]), jnp.array([2.0, 1.0, 0.0, -1.0])
+  >>> round(float(adaptive_kl(z_s, z_t)),4)
+  0.317
+  """
+  log_q, log_p = _log_q_p(student_logits, teacher_logits, temperature, where)
+  return log_divergences.adaptive_kl(log_q, log_p, head_mass=head_mass)
+
+
+def token_wise_kl(
+  student_logits: ArrayLike,
+  teacher_logits: ArrayLike,
+  *,
+  temperature: ArrayLike = 1.0,
+  where: ArrayLike | None = None,
+) -> jax.Array:
+  """Forward and reverse KL, mixed per vocabulary entry (ToDi, arXiv 2505.16297).
+
+  sum w p log(p/q) + (1 - w) q log(q/p), w = p / (p + q), detached. Its value is that of
+  KL(p||q) + KL(q||p); the stop-gradient makes the method. Arguments: see the module.
+
+  >>> import jax.numpy as jnp
+  >>> z_s, z_t = jnp.array([1.0, 1.0, 1.0, 0.0]), jnp.array([2.0, 1.0, 0.0, -1.0])
+  >>> round(float(token_wise_kl(z_s, z_t)),4)
+  0.6339
+  """
+  return log_divergences.token_wise_kl(
+    *_log_q_p(student_logits, teacher_logits, temperature, where)
+  )
+
+
+def target_class_kl(
+  student_logits: ArrayLike,
+  teacher_logits: ArrayLike,
+  labels: ArrayLike,
+  *,
+  temperature: ArrayLike = 1.0,
+  where: ArrayLike | None = None,
+) -> jax.Array:
+  """KL between (p_y, 1 - p_y) and (q_y, 1 - q_y), y the label (DKD, arXiv 2203.08679).
+
+  forward_kl = target_class_kl + (1 - p_y) non_target_class_kl.
+
+  Args:
+    student_logits: float, shape [..., vocab].
+    teacher_logits: float, same shape. Detached.
+    labels: int, shape [...], in [0, vocab).
+    temperature: see the module.
+    where: see the module.
+
+  >>> import jax.numpy as jnp
+  >>> z_s, z_t = jnp.array([1.0, 1.0, 1.0, 0.0]), jnp.array([2.0, 1.0, 0.0, -1.0])
+  >>> round(float(target_class_kl(z_s, z_t, jnp.array(0))),4)
+  0.2562
+  """
+  log_q, log_p = _log_q_p(student_logits, teacher_logits, temperature, where)
+  return log_divergences.target_class_kl(log_q, log_p, check_labels(labels, log_q.shape[:-1]))
+
+
+def non_target_class_kl(
+  student_logits: ArrayLike,
+  teacher_logits: ArrayLike,
+  labels: ArrayLike,
+  *,
+  temperature: ArrayLike = 1.0,
+  where: ArrayLike | None = None,
+) -> jax.Array:
+  """KL(p || q) over all but the label, both renormalized there (DKD, arXiv 2203.08679).
+
+  Its gradient at the label is zero. Arguments: as for `target_class_kl`.
+
+  >>> import jax.numpy as jnp
+  >>> z_s, z_t = jnp.array([1.0, 1.0, 1.0, 0.0]), jnp.array([2.0, 1.0, 0.0, -1.0])
+  >>> round(float(non_target_class_kl(z_s, z_t, jnp.array(0))), 4)
+  0.1196
+  """
+  log_q, log_p = _log_q_p(student_logits, teacher_logits, temperature, where)
+  return log_divergences.non_target_class_kl(log_q, log_p, check_labels(labels, log_q.shape[:-1]))
+
+
+DIVERGENCES: Mapping[str, Callable[..., jax.Array]] = {
+  "forward_kl": forward_kl,
+  "reverse_kl": reverse_kl,
+  "jensen_shannon": jensen_shannon,
+  "skew_forward_kl": skew_forward_kl,
+  "skew_reverse_kl": skew_reverse_kl,
+  "total_variation": total_variation,
+  "alpha_beta": alpha_beta,
+  "adaptive_kl": adaptive_kl,
+  "token_wise_kl": token_wise_kl,
+}
+"""Those that need no labels, by the name that `make_egad(divergence=...)` takes."""
+
+
+def _log_q_p(
+  student_logits: ArrayLike,
+  teacher_logits: ArrayLike,
+  temperature: ArrayLike,
+  where: ArrayLike | None,
+) -> tuple[jax.Array, jax.Array]:
+  student_logits, teacher_logits = check_pair(student_logits, teacher_logits)
+  return (
+    log_probabilities(student_logits, temperature=temperature, where=where),
+    log_probabilities(teacher_logits, temperature=temperature, where=where),
+  )

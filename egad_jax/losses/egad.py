@@ -1,0 +1,276 @@
+"""EGAD: entropy-guided adaptive distillation, in-batch (`egad_loss`) and running (`make_egad`).
+
+The method is from arXiv 2605.01732, of which only the abstract was available: it states three
+mechanisms that read the teacher's entropy and gives no formula. Every formula here is our choice,
+said at its place. Loss, with h the position of the teacher's entropy and n the target tokens:
+
+  sum w(h) T(h)^2 D(T) / n + weight sum_hard F / n_hard + ce_weight sum CE / n
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from egad_jax.losses.branch import Branch, in_batch_feature_loss, running_feature_loss
+from egad_jax.losses.curriculum import Curriculum
+from egad_jax.losses.distribution import EntropyDistribution
+from egad_jax.losses.entropy import entropy_of
+from egad_jax.losses.features import init_projector
+from egad_jax.losses.log_divergences import LogDivergence, make_divergence
+from egad_jax.losses.method import Method, Stats
+from egad_jax.losses.placement import Placement, place_in_batch, place_running
+from egad_jax.losses.probabilities import (
+  at_label,
+  check_labels,
+  check_mask,
+  check_pair,
+  hide_columns,
+  log_probabilities,
+)
+from egad_jax.losses.reductions import masked_mean
+from egad_jax.losses.temperature import Temperature
+
+
+def make_egad(
+  *,
+  divergence: str = "forward_kl",
+  divergence_options: Mapping[str, Any] | None = None,
+  ce_weight: float = 0.0,
+  curriculum: Curriculum | None = Curriculum(),  # noqa: B008 (frozen)
+  temperature: Temperature = Temperature(),  # noqa: B008
+  branch: Branch | None = Branch(),  # noqa: B008
+  half_life: float = 1e6,
+) -> Method:
+  """EGAD against the running entropy distribution; a `Method` whose state is that distribution.
+
+  A mechanism that is off (`curriculum=None`, `temperature.kind="fixed"`, `branch=None`) is absent
+  from the program. The stats of `token_loss` are always: teacher_entropy, student_entropy,
+  cross_entropy (nats, T = 1), distillation_loss (as it enters the loss), temperature, weight and
+  hard (0 or 1).
+
+  Args:
+    divergence: a key of `DIVERGENCES`.
+    divergence_options: its hyper-parameters.
+    ce_weight: of the cross-entropy with the labels; 0 leaves it out of the loss.
+    curriculum: mechanism 1, or None.
+    temperature: mechanism 2; kind "fixed" is plain KD.
+    branch: mechanism 3, or None.
+    half_life: of the distribution, in tokens; > 0.
+
+  Raises:
+    ValueError: an argument is out of range, or a name is unknown.
+  """
+  _check_scalars(ce_weight, half_life)
+  log_divergence = make_divergence(divergence, divergence_options)
+
+  def token_loss(student_logits, teacher_logits, labels, extras, context):
+    del extras
+    place = functools.partial(
+      place_running, context=context, curriculum=curriculum, temperature=temperature, branch=branch
+    )
+    return _token_terms(
+      *(student_logits, teacher_logits, labels, place),
+      divergence=log_divergence,
+      ce_weight=ce_weight,
+      hard_logits=branch is None or branch.hard_logits,
+    )
+
+  def init_params(key, *, student_dim, teacher_dim, num_taps):
+    if branch is None:
+      return {}
+    return init_projector(key, student_dim=student_dim, teacher_dim=teacher_dim, num_taps=num_taps)
+
+  def update(state, stats, mask):
+    return state.update(stats["teacher_entropy"], mask, half_life=half_life)
+
+  return Method(
+    init_state=EntropyDistribution.init,
+    init_params=init_params,
+    token_loss=token_loss,
+    feature_loss=None if branch is None else functools.partial(running_feature_loss, branch=branch),
+    update=update,
+  )
+
+
+def make_vanilla_kd(
+  *,
+  divergence: str = "forward_kl",
+  divergence_options: Mapping[str, Any] | None = None,
+  temperature: float = 1.0,
+  ce_weight: float = 0.0,
+  half_life: float = 1e6,
+) -> Method:
+  """T^2 D(T) + ce_weight CE for every token (Hinton et al., arXiv 1503.02531): EGAD, all off.
+
+  Keeps the entropy distribution too, so that reports compare like with like.
+
+  Raises:
+    ValueError: an argument is out of range, or a name is unknown.
+  """
+  return make_egad(
+    divergence=divergence,
+    divergence_options=divergence_options,
+    ce_weight=ce_weight,
+    curriculum=None,
+    temperature=Temperature(kind="fixed", base=temperature),
+    branch=None,
+    half_life=half_life,
+  )
+
+
+def egad_loss(
+  student_logits: ArrayLike,
+  teacher_logits: ArrayLike,
+  labels: ArrayLike,
+  mask: ArrayLike,
+  *,
+  progress: ArrayLike,
+  student_features: ArrayLike | None = None,
+  teacher_features: ArrayLike | None = None,
+  divergence: str = "forward_kl",
+  divergence_options: Mapping[str, Any] | None = None,
+  ce_weight: float = 0.0,
+  curriculum: Curriculum | None = Curriculum(),  # noqa: B008
+  temperature: Temperature = Temperature(),  # noqa: B008
+  branch: Branch | None = Branch(),  # noqa: B008
+  position: str = "rank",
+  where: ArrayLike | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """EGAD on whole logits, with every token placed among the tokens of its own batch.
+
+  Stateless, for use from any JAX code; weights have mean exactly 1. Training code that splits or
+  shards its batches uses `make_egad`, whose tokens do not read each other.
+
+  Args:
+    student_logits: float, shape [..., vocab]; leading axes are usually [batch, seq].
+    teacher_logits: float, same shape. Detached.
+    labels: int, shape [...], already aligned: the token that the logits at its place predict.
+    mask: bool, shape [...], true at tokens that count; logits and features may be NaN elsewhere.
+    progress: of the curriculum, in [0, 1], a scalar.
+    student_features: optional hidden states, already projected, [..., dim] or [taps, ..., dim].
+    teacher_features: same shape. Detached.
+    divergence: a key of `DIVERGENCES`.
+    divergence_options: its hyper-parameters.
+    ce_weight: of the cross-entropy.
+    curriculum: mechanism 1, or None for weights of 1.
+    temperature: mechanism 2; its position "cdf" means the in-batch `position` here, its kind
+      "mean" and its "mean_norm" use the mean over the masked tokens.
+    branch: mechanism 3, or None. Without features there is no feature term; with them its mean
+      over the tokens that get it is added. A threshold compares entropies.
+    position: kind of `entropy_position`: "rank", "minmax" or "median_ratio".
+    where: optional bool [vocab], true at real vocabulary entries.
+
+  Returns:
+    The loss, a scalar (0 when nothing is masked in), and metrics, detached scalars:
+    distillation_loss, cross_entropy, feature_loss, teacher_entropy, student_entropy,
+    temperature_mean, weight_mean and hard_fraction.
+
+  Raises:
+    TypeError: wrong dtype.
+    ValueError: shapes that do not match, names or ranges.
+
+  >>> student = jnp.array([[[1.0, 1.0, 1.0, 0.0]]])
+  >>> teacher = jnp.array([[[2.0, 1.0, 0.0, -1.0]]])
+  >>> labels, mask = jnp.array([[0]]), jnp.array([[True]])
+  >>> loss, metrics = egad_loss(student, teacher, labels, mask, progress=0.5)
+  >>> round(float(loss), 4), round(float(metrics["teacher_entropy"]), 4)
+  (0.2988, 0.9475)
+  """
+  _check_scalars(ce_weight, half_life=1.0)
+  student_logits, teacher_logits = check_pair(student_logits, teacher_logits)
+  mask = check_mask(mask, student_logits.shape[:-1])
+  place = functools.partial(
+    place_in_batch,
+    mask=mask,
+    progress=progress,
+    curriculum=curriculum,
+    temperature=temperature,
+    branch=branch,
+    kind=position,
+  )
+  # Zeroing the terms afterwards is not enough: 0 * NaN would come back through the gradient.
+  hidden = [
+    hide_columns(jnp.where(mask[..., None], logits, 0), where)
+    for logits in (student_logits, teacher_logits)
+  ]
+  loss, stats = _token_terms(
+    *(*hidden, labels, place),
+    divergence=make_divergence(divergence, divergence_options),
+    ce_weight=ce_weight,
+    hard_logits=branch is None or branch.hard_logits,
+  )
+  feature_loss = jnp.zeros((), loss.dtype)
+  if student_features is not None or teacher_features is not None:
+    feature_loss = in_batch_feature_loss(student_features, teacher_features, stats, mask, branch)
+  names = ("distillation_loss", "cross_entropy", "teacher_entropy", "student_entropy")
+  metrics = {name: masked_mean(stats[name], mask) for name in names}
+  metrics |= {
+    "feature_loss": jax.lax.stop_gradient(feature_loss),
+    "temperature_mean": masked_mean(stats["temperature"], mask),
+    "weight_mean": masked_mean(stats["weight"], mask),
+    "hard_fraction": masked_mean(stats["hard"], mask),
+  }
+  return masked_mean(loss, mask) + feature_loss, metrics
+
+
+def _token_terms(
+  student_logits: jax.Array,
+  teacher_logits: jax.Array,
+  labels: jax.Array,
+  place: Callable[[jax.Array], Placement],
+  *,
+  divergence: LogDivergence,
+  ce_weight: float,
+  hard_logits: bool,
+) -> tuple[jax.Array, Stats]:
+  """Loss and stats of each token; the only pass over the vocabulary."""
+  student_logits, teacher_logits = check_pair(student_logits, teacher_logits)
+  labels = check_labels(labels, student_logits.shape[:-1])
+  log_p = log_probabilities(teacher_logits)
+  log_q = log_probabilities(student_logits)
+  entropy = entropy_of(log_p)
+  placement = place(entropy)
+  if isinstance(placement.temperature, float) and placement.temperature == 1:
+    value = divergence(log_q, log_p)
+  else:
+    value = divergence(
+      log_probabilities(student_logits, temperature=placement.temperature),
+      log_probabilities(teacher_logits, temperature=placement.temperature),
+    )
+  # A factor of 1 is left out, so that what is off costs nothing and changes no bit.
+  if not (isinstance(placement.factor, float) and placement.factor == 1):
+    value = value * placement.factor
+  if placement.weight is not None:
+    value = value * placement.weight
+  if placement.hard is not None and not hard_logits:
+    value = jnp.where(placement.hard, 0, value)
+  cross_entropy = -at_label(log_q, labels)
+  loss = value + ce_weight * cross_entropy if ce_weight else value
+  hard = False if placement.hard is None else placement.hard
+  weight = 1 if placement.weight is None else placement.weight
+  stats = {
+    "teacher_entropy": entropy,
+    "student_entropy": entropy_of(jax.lax.stop_gradient(log_q)),
+    "temperature": placement.temperature,
+    "weight": weight,
+    "hard": hard,
+    "distillation_loss": value,
+    "cross_entropy": cross_entropy,
+  }
+  return loss, {
+    name: jax.lax.stop_gradient(jnp.broadcast_to(jnp.asarray(stat, loss.dtype), loss.shape))
+    for name, stat in stats.items()
+  }
+
+
+def _check_scalars(ce_weight: float, half_life: float) -> None:
+  if not ce_weight >= 0:
+    raise ValueError(f"ce_weight must be >= 0, got {ce_weight}.")
+  if not half_life > 0:
+    raise ValueError(f"half_life must be a positive number of tokens, got {half_life}.")

@@ -1,0 +1,194 @@
+"""The maths of each divergence, once, on log-probabilities.
+
+Every function takes `(log_q, log_p)`: the student's and the teacher's log-probabilities at one
+temperature, from `log_probabilities` (so they are finite), shape [..., vocab], the teacher's
+detached; and returns [...], in nats. `divergences` is the same on logits, with the documentation;
+a method that needs the log-probabilities for other things too comes here, and makes them once.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from egad_jax.losses.probabilities import at_label, is_label
+
+LogDivergence = Callable[..., jax.Array]
+
+
+def forward_kl(log_q: jax.Array, log_p: jax.Array) -> jax.Array:
+  """KL(p || q) = sum p (log p - log q)."""
+  return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def reverse_kl(log_q: jax.Array, log_p: jax.Array) -> jax.Array:
+  """KL(q || p) = sum q (log q - log p)."""
+  return jnp.sum(jnp.exp(log_q) * (log_q - log_p), axis=-1)
+
+
+def jensen_shannon(log_q: jax.Array, log_p: jax.Array, *, beta: float = 0.5) -> jax.Array:
+  """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q."""
+  check_share("beta", beta)
+  log_m = _log_mixture(log_p, log_q, beta)
+  return beta * forward_kl(log_m, log_p) + (1 - beta) * forward_kl(log_m, log_q)
+
+
+def skew_forward_kl(log_q: jax.Array, log_p: jax.Array, *, alpha: float = 0.1) -> jax.Array:
+  """KL(p || alpha p + (1 - alpha) q)."""
+  check_share("alpha", alpha)
+  return forward_kl(_log_mixture(log_p, log_q, alpha), log_p)
+
+
+def skew_reverse_kl(log_q: jax.Array, log_p: jax.Array, *, alpha: float = 0.1) -> jax.Array:
+  """KL(q || (1 - alpha) p + alpha q)."""
+  check_share("alpha", alpha)
+  return forward_kl(_log_mixture(log_q, log_p, alpha), log_q)
+
+
+def total_variation(log_q: jax.Array, log_p: jax.Array) -> jax.Array:
+  """1/2 sum |q - p|."""
+  return 0.5 * jnp.sum(jnp.abs(jnp.exp(log_q) - jnp.exp(log_p)), axis=-1)
+
+
+def alpha_beta(
+  log_q: jax.Array, log_p: jax.Array, *, alpha: float = 0.2, beta: float = 0.7
+) -> jax.Array:
+  """-1/(ab) sum(p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b)), and its limits at a = 0 or b = 0."""
+  if alpha < 0 or beta < 0 or alpha + beta == 0:
+    raise ValueError(
+      f"alpha and beta must be >= 0 and not both 0, got alpha {alpha}, beta {beta};"
+      " (1, 0) is forward_kl and (0, 1) reverse_kl."
+    )
+  total = alpha + beta
+  if beta == 0:
+    log_ratio = alpha * (log_p - log_q)
+    terms = jnp.exp(alpha * log_p) * (log_ratio - 1) + jnp.exp(alpha * log_q)
+    return jnp.sum(terms, axis=-1) / alpha**2
+  if alpha == 0:
+    log_ratio = beta * (log_q - log_p)
+    terms = jnp.exp(beta * log_q) * (log_ratio - 1) + jnp.exp(beta * log_p)
+    return jnp.sum(terms, axis=-1) / beta**2
+  own = (alpha * jnp.exp(total * log_p) + beta * jnp.exp(total * log_q)) / total
+  return jnp.sum(own - jnp.exp(alpha * log_p + beta * log_q), axis=-1) / (alpha * beta)
+
+
+def adaptive_kl(log_q: jax.Array, log_p: jax.Array, *, head_mass: float = 0.5) -> jax.Array:
+  """(g_head KL(p || q) + g_tail KL(q || p)) / (g_head + g_tail), gaps g = sum |p - q|."""
+  if not 0 < head_mass <= 1:
+    raise ValueError(f"head_mass must be in (0, 1], got {head_mass}.")
+  p = jnp.exp(log_p)
+  gap = jax.lax.stop_gradient(jnp.abs(p - jnp.exp(log_q)))
+  negative_p, gap = jax.lax.sort((-p, gap), dimension=-1, num_keys=1, is_stable=True)
+  # The entry that crosses head_mass belongs to the head: count the mass before it.
+  mass_before = jnp.cumsum(-negative_p, axis=-1) + negative_p
+  in_head = mass_before < head_mass
+  head = jnp.sum(gap, axis=-1, where=in_head)
+  tail = jnp.sum(gap, axis=-1, where=~in_head)
+  same = head + tail == 0
+  forward_share = jnp.where(same, 0.5, head / jnp.where(same, 1, head + tail))
+  return forward_share * forward_kl(log_q, log_p) + (1 - forward_share) * reverse_kl(log_q, log_p)
+
+
+def token_wise_kl(log_q: jax.Array, log_p: jax.Array) -> jax.Array:
+  """sum w p log(p/q) + (1 - w) q log(q/p), w = p / (p + q) detached."""
+  log_ratio = log_p - log_q
+  # Without the stop-gradient the value is the same, but the gradient is that of KL + KL.
+  w = jax.lax.stop_gradient(jax.nn.sigmoid(log_ratio))
+  return jnp.sum((w * jnp.exp(log_p) - (1 - w) * jnp.exp(log_q)) * log_ratio, axis=-1)
+
+
+def target_class_kl(log_q: jax.Array, log_p: jax.Array, labels: jax.Array) -> jax.Array:
+  """KL between the two-way distributions (label, everything else)."""
+  value = jnp.zeros(log_q.shape[:-1], log_q.dtype)
+  if log_q.shape[-1] == 1:
+    return value
+  for log_p_part, log_q_part in zip(
+    _target_and_rest(log_p, labels), _target_and_rest(log_q, labels), strict=True
+  ):
+    value = value + jnp.exp(log_p_part) * (log_p_part - log_q_part)
+  return value
+
+
+def non_target_class_kl(log_q: jax.Array, log_p: jax.Array, labels: jax.Array) -> jax.Array:
+  """KL(p || q) after removing the label from both and renormalizing."""
+  if log_q.shape[-1] == 1:
+    return jnp.zeros(log_q.shape[:-1], log_q.dtype)
+  _, log_p_rest = _target_and_rest(log_p, labels)
+  _, log_q_rest = _target_and_rest(log_q, labels)
+  log_p = log_p - log_p_rest[..., None]
+  log_q = log_q - log_q_rest[..., None]
+  terms = jnp.exp(log_p) * (log_p - log_q)
+  return jnp.sum(terms, axis=-1, where=~is_label(log_q, labels))
+
+
+LOG_DIVERGENCES: Mapping[str, LogDivergence] = {
+  "forward_kl": forward_kl,
+  "reverse_kl": reverse_kl,
+  "jensen_shannon": jensen_shannon,
+  "skew_forward_kl": skew_forward_kl,
+  "skew_reverse_kl": skew_reverse_kl,
+  "total_variation": total_variation,
+  "alpha_beta": alpha_beta,
+  "adaptive_kl": adaptive_kl,
+  "token_wise_kl": token_wise_kl,
+}
+"""Those that need no labels; the divergences a method can be built on."""
+
+
+def make_divergence(name: str, options: Mapping[str, Any] | None = None) -> LogDivergence:
+  """Returns `(log_q, log_p) -> [...]` for a divergence by name.
+
+  Args:
+    name: a key of `DIVERGENCES`.
+    options: its hyper-parameters, such as {"beta": 0.1} for "jensen_shannon".
+
+  Raises:
+    ValueError: unknown name or option, or an option out of range.
+  """
+  if name not in LOG_DIVERGENCES:
+    raise ValueError(f"divergence must be one of {', '.join(LOG_DIVERGENCES)}, got {name!r}.")
+  options = dict(options or {})
+  parameters = inspect.signature(LOG_DIVERGENCES[name]).parameters.values()
+  allowed = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+  unknown = sorted(set(options) - set(allowed))
+  if unknown:
+    raise ValueError(
+      f"divergence {name} takes the options {', '.join(allowed) or '(none)'},"
+      f" got {', '.join(unknown)}."
+    )
+  divergence = functools.partial(LOG_DIVERGENCES[name], **options)
+  log_probs = jax.ShapeDtypeStruct((2,), jnp.float32)
+  jax.eval_shape(
+    divergence, log_probs, log_probs
+  )  # Ranges are checked here, not in the first step.
+  return divergence
+
+
+def check_share(name: str, value: float) -> None:
+  """Raises ValueError unless `value` is in [0, 1]."""
+  if not 0 <= value <= 1:
+    raise ValueError(f"{name} must be in [0, 1], got {value}.")
+
+
+def _log_mixture(log_a: jax.Array, log_b: jax.Array, share: float) -> jax.Array:
+  """log(share a + (1 - share) b), from logarithms throughout."""
+  if share == 0:
+    return log_b
+  if share == 1:
+    return log_a
+  return jnp.logaddexp(math.log(share) + log_a, math.log1p(-share) + log_b)
+
+
+def _target_and_rest(log_p: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns log p_label and log(1 - p_label), each [...].
+
+  The rest is summed from its own entries: 1 - p_label has no digits left for a sure teacher.
+  """
+  target = at_label(log_p, labels)
+  return target, jax.nn.logsumexp(log_p, axis=-1, where=~is_label(log_p, labels))

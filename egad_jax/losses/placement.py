@@ -1,0 +1,117 @@
+"""What EGAD's mechanisms make of each token's entropy: temperature, weight, hard or easy."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from egad_jax.losses.branch import Branch, hard_from
+from egad_jax.losses.curriculum import Curriculum, curriculum_weights
+from egad_jax.losses.entropy import entropy_position
+from egad_jax.losses.method import Context
+from egad_jax.losses.reductions import masked_mean
+from egad_jax.losses.temperature import Temperature, compensation_factor
+
+
+class Placement(NamedTuple):
+  """What the mechanisms make of a token's entropy; None where a mechanism is off."""
+
+  temperature: float | jax.Array
+  factor: float | jax.Array
+  weight: jax.Array | None
+  hard: jax.Array | None
+
+
+def place_running(
+  entropy: jax.Array,
+  *,
+  context: Context,
+  curriculum: Curriculum | None,
+  temperature: Temperature,
+  branch: Branch | None,
+) -> Placement:
+  """Places tokens against the running distribution."""
+  distribution = context.state
+  weight = hard = position = None
+  if curriculum is not None or branch is not None:
+    position = distribution.position(entropy)
+  if curriculum is not None:
+    weight = curriculum_weights(position, context.progress, **dataclasses.asdict(curriculum))
+  if branch is not None:
+    hard = position >= hard_from(distribution, branch)
+
+  def adaptive(entropy: jax.Array) -> jax.Array:
+    return temperature.of_position(distribution.position(entropy, temperature.position))
+
+  tokens_temperature, factor = _temperature_and_factor(
+    temperature,
+    functools.partial(adaptive, entropy),
+    lambda f: distribution.expectation(lambda bins: f(adaptive(bins))),
+  )
+  return Placement(tokens_temperature, factor, weight, hard)
+
+
+def place_in_batch(
+  entropy: jax.Array,
+  *,
+  mask: jax.Array,
+  progress: ArrayLike,
+  curriculum: Curriculum | None,
+  temperature: Temperature,
+  branch: Branch | None,
+  kind: str,
+) -> Placement:
+  """Places tokens among the masked tokens of their own batch."""
+  weight = hard = position = None
+  if curriculum is not None or branch is not None or temperature.kind != "fixed":
+    position = entropy_position(entropy, mask, kind=kind)
+  if curriculum is not None:
+    options = dataclasses.asdict(curriculum)
+    weight = curriculum_weights(position, progress, mask=mask, normalize=True, **options)
+  if branch is not None and branch.threshold is not None:
+    hard = entropy >= branch.threshold
+  elif branch is not None:
+    hard = position >= 1 - branch.hard_fraction
+
+  def adaptive() -> jax.Array:
+    if temperature.position == "median_ratio":
+      return temperature.of_position(entropy_position(entropy, mask, kind="median_ratio"))
+    return temperature.of_position(position)
+
+  def mean(function: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    # A mean over nothing would be a temperature of 0, and 0 / 0 in the gradient of masked tokens.
+    of_base = function(jnp.asarray(temperature.base, entropy.dtype))
+    return jnp.where(jnp.any(mask), masked_mean(function(adaptive()), mask), of_base)
+
+  tokens_temperature, factor = _temperature_and_factor(temperature, adaptive, mean)
+  return Placement(tokens_temperature, factor, weight, hard)
+
+
+def _temperature_and_factor(
+  temperature: Temperature,
+  adaptive: Callable[[], jax.Array],
+  mean: Callable[[Callable[[jax.Array], jax.Array]], jax.Array],
+) -> tuple[float | jax.Array, float | jax.Array]:
+  """Returns the temperature, a number or one per token, and its compensation.
+
+  Args:
+    temperature: the mechanism.
+    adaptive: () -> the adaptive temperature of each token.
+    mean: function -> its expectation over the adaptive temperatures of all tokens.
+  """
+  kind = temperature.compensation
+  if temperature.kind == "adaptive":
+    value = adaptive()
+    mean_square = mean(jnp.square) if kind == "mean_norm" else None
+    return value, compensation_factor(value, kind=kind, mean_square=mean_square)
+  if temperature.kind == "mean":
+    value = mean(lambda t: t)
+    return value, compensation_factor(value, kind=kind, mean_square=value**2)
+  base = float(temperature.base)
+  return base, {"per_token": base**2, "linear": base, "none": 1.0, "mean_norm": 1.0}[kind]

@@ -1,0 +1,81 @@
+"""Mechanism 3 of EGAD, first half: which tokens are hard, and gathering them with static shapes."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from egad_jax.losses.probabilities import check_mask, promote
+
+
+def hard_tokens(
+  entropy: ArrayLike, mask: ArrayLike, *, fraction: float
+) -> tuple[jax.Array, jax.Array]:
+  """Picks the tokens of highest entropy of each row.
+
+  Args:
+    entropy: teacher entropy, float, shape [batch, seq]. Outside the mask it may be anything.
+    mask: bool, shape [batch, seq], true at tokens that count.
+    fraction: share of each row's masked tokens to pick, rounded up, in (0, 1].
+
+  Returns:
+    indices int32 [batch, k] into seq, hardest first (the earlier token at ties), and valid bool
+    [batch, k]; k = ceil(fraction seq), and a row with n masked tokens has ceil(fraction n) valid.
+
+  Raises:
+    TypeError: `entropy` is not floating point.
+    ValueError: ranks or shapes differ from the above or `fraction` is out of range.
+
+  >>> indices, valid = hard_tokens(
+  ...   jnp.array([[0.1, 2.0, 1.0, 9.0]]), jnp.array([[True, True, True, False]]), fraction=0.5)
+  >>> indices.tolist(), valid.tolist()
+  ([[1, 2]], [[True, True]])
+  """
+  if not 0 < fraction <= 1:
+    raise ValueError(f"fraction must be in (0, 1], got {fraction}.")
+  entropy = promote("entropy", entropy)
+  if entropy.ndim != 2:
+    raise ValueError(f"entropy must have shape [batch, seq], got {entropy.shape}.")
+  mask = check_mask(mask, entropy.shape)
+  capacity = _round_up(fraction * entropy.shape[1])
+  indices, valid = gather_indices(entropy, mask, capacity=capacity)
+  wanted = jnp.ceil(fraction * jnp.sum(mask, axis=1) - 1e-4)
+  return indices, valid & (jnp.arange(capacity)[None, :] < wanted[:, None])
+
+
+def gather_indices(
+  score: jax.Array, eligible: jax.Array, *, capacity: int
+) -> tuple[jax.Array, jax.Array]:
+  """Picks at most `capacity` eligible tokens of each row, highest score first.
+
+  Args:
+    score: float, shape [batch, seq]; ignored where not eligible.
+    eligible: bool, shape [batch, seq].
+    capacity: static number of places per row, at most seq.
+
+  Returns:
+    indices int32 [batch, capacity] and valid bool [batch, capacity], false at empty places. Per
+    row, so that sharding the batch changes nothing.
+  """
+  score = jnp.where(eligible, jax.lax.stop_gradient(score), -jnp.inf)
+  best, indices = jax.lax.top_k(score, capacity)
+  return indices, best > -jnp.inf
+
+
+def row_capacity(fraction: float, seq: int) -> int:
+  """Returns ceil(min(1, 2 fraction) seq), the places that a row keeps for its tokens.
+
+  Hard tokens cluster, so a row gets twice its expected share; what overflows is counted.
+
+  >>> row_capacity(0.25, 10), row_capacity(0.7, 10)
+  (5, 10)
+  """
+  return _round_up(min(1.0, 2 * fraction) * seq)
+
+
+def _round_up(count: float) -> int:
+  """Ceiling, at least 1, that forgives the rounding of products such as 0.1 * 30."""
+  return max(1, math.ceil(count - 1e-9))

@@ -1,0 +1,154 @@
+"""Mechanism 2 of EGAD: a temperature for each token from its teacher entropy.
+
+The abstract of EGAD (arXiv 2605.01732) does not say in which direction. `confident_hot`, the
+default, heats tokens of which the teacher is sure, on the evidence of AdaKD (arXiv 2510.11615);
+`uncertain_hot` is the opposite reading. Neither is "the paper's".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from egad_jax.losses.probabilities import promote
+
+DIRECTIONS = {"confident_hot": -1.0, "uncertain_hot": 1.0}
+COMPENSATIONS = ("per_token", "linear", "none", "mean_norm")
+TEMPERATURE_KINDS = ("adaptive", "mean", "fixed")
+POSITIONS = ("cdf", "median_ratio")
+
+
+@dataclasses.dataclass(frozen=True)
+class Temperature:
+  """How a token's temperature follows its entropy, and how the loss makes up for it.
+
+  Attributes:
+    kind: "adaptive", one temperature per token; "fixed", `base` for all; "mean", for all tokens
+      the running distribution's expectation of the adaptive one (its control).
+    base: T0, the temperature at the middle position; > 0.
+    strength: c >= 0; unclipped temperatures lie in [T0 exp(-c), T0 exp(c)].
+    direction: "confident_hot" or "uncertain_hot".
+    position: what x = 2 position - 1 is made from: "cdf" (rank-like) or "median_ratio"
+      (x = tanh(log(H / median))).
+    minimum: lower clip, > 0.
+    maximum: upper clip.
+    compensation: factor on the divergence; see `compensation_factor`.
+  """
+
+  kind: str = "adaptive"
+  base: float = 1.0
+  strength: float = 0.5
+  direction: str = "confident_hot"
+  position: str = "cdf"
+  minimum: float = 0.1
+  maximum: float = 10.0
+  compensation: str = "per_token"
+
+  def __post_init__(self) -> None:
+    choices = {
+      "kind": TEMPERATURE_KINDS,
+      "direction": tuple(DIRECTIONS),
+      "position": POSITIONS,
+      "compensation": COMPENSATIONS,
+    }
+    for name, allowed in choices.items():
+      if getattr(self, name) not in allowed:
+        raise ValueError(
+          f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}."
+        )
+    if not (math.isfinite(self.base) and self.base > 0):
+      raise ValueError(f"base must be a positive temperature, got {self.base}.")
+    if not self.strength >= 0:
+      raise ValueError(f"strength must be >= 0, got {self.strength}; direction gives the sign.")
+    if not 0 < self.minimum <= self.maximum:
+      raise ValueError(
+        f"0 < minimum <= maximum must hold, got minimum {self.minimum}, maximum {self.maximum}."
+      )
+
+  def of_position(self, position: jax.Array) -> jax.Array:
+    """Returns the adaptive temperature at `position`, same shape."""
+    return adaptive_temperature(
+      position,
+      base=self.base,
+      strength=self.strength,
+      direction=self.direction,
+      minimum=self.minimum,
+      maximum=self.maximum,
+    )
+
+
+def adaptive_temperature(
+  position: ArrayLike,
+  *,
+  base: float = 1.0,
+  strength: float = 0.5,
+  direction: str = "confident_hot",
+  minimum: float = 0.1,
+  maximum: float = 10.0,
+) -> jax.Array:
+  """T = clip(base exp(sign strength x), minimum, maximum), x = 2 position - 1.
+
+  Args:
+    position: of the token's teacher entropy, in [0, 1], float, shape [...].
+    base: T0, the temperature at position 1/2; > 0.
+    strength: c >= 0.
+    direction: "confident_hot" (sign -1) or "uncertain_hot" (sign +1).
+    minimum: lower clip, > 0.
+    maximum: upper clip.
+
+  Returns:
+    Temperatures, at least float32, shape [...], detached.
+
+  Raises:
+    TypeError: `position` is not floating point.
+    ValueError: a hyper-parameter is out of range or `direction` is unknown.
+
+  >>> [round(float(t), 6) for t in adaptive_temperature(jnp.array([0.2, 0.5, 0.8]))]
+  [1.349859, 1.0, 0.740818]
+  """
+  Temperature(base=base, strength=strength, direction=direction, minimum=minimum, maximum=maximum)
+  position = jax.lax.stop_gradient(promote("position", position))
+  exponent = DIRECTIONS[direction] * strength * (2 * position - 1)
+  return jnp.clip(base * jnp.exp(exponent), minimum, maximum)
+
+
+def compensation_factor(
+  temperature: ArrayLike, *, kind: str = "per_token", mean_square: ArrayLike | None = None
+) -> jax.Array:
+  """The factor that makes up for the 1/T^2 scale of a divergence at temperature T.
+
+  - per_token: T^2; the gradient of forward KL becomes T (q_T - p_T), as in Hinton's KD.
+  - linear: T; the gradient becomes q_T - p_T, without an implicit token weight.
+  - none: 1.
+  - mean_norm: T^2 / E[T^2]; adaptive temperature is then no hidden change of learning rate.
+
+  Args:
+    temperature: shape [...], or a scalar.
+    kind: one of the above.
+    mean_square: E[T^2], a scalar; "mean_norm" needs it.
+
+  Returns:
+    Factors, shape of `temperature`, detached.
+
+  Raises:
+    ValueError: unknown `kind`, or "mean_norm" without `mean_square`.
+
+  >>> float(compensation_factor(2.0)), float(compensation_factor(2.0, kind="linear"))
+  (4.0, 2.0)
+  """
+  temperature = jax.lax.stop_gradient(promote("temperature", temperature))
+  if kind == "per_token":
+    return temperature**2
+  if kind == "linear":
+    return temperature
+  if kind == "none":
+    return jnp.ones_like(temperature)
+  if kind == "mean_norm":
+    if mean_square is None:
+      raise ValueError("compensation mean_norm needs mean_square, the mean of temperature^2.")
+    return temperature**2 / jax.lax.stop_gradient(jnp.asarray(mean_square))
+  raise ValueError(f"kind must be one of {', '.join(COMPENSATIONS)}, got {kind!r}.")

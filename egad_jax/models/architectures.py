@@ -1,0 +1,127 @@
+"""Architectures by name, for training from scratch and for planning without weights."""
+
+from __future__ import annotations
+
+import difflib
+
+from egad_jax.errors import InputError
+from egad_jax.models.config import DecoderConfig, Llama3RopeScaling
+
+
+def _smollm2(
+  *,
+  dim: int,
+  num_layers: int,
+  num_heads: int,
+  num_kv_heads: int,
+  mlp_dim: int,
+  rope_theta: float = 100_000.0,
+) -> DecoderConfig:
+  return DecoderConfig(
+    vocab_size=49152,
+    dim=dim,
+    num_layers=num_layers,
+    num_heads=num_heads,
+    num_kv_heads=num_kv_heads,
+    head_dim=64,
+    mlp_dim=mlp_dim,
+    rope_theta=rope_theta,
+    max_seq_len=8192,
+  )
+
+
+def _llama3(
+  *,
+  dim: int,
+  num_layers: int,
+  num_heads: int,
+  head_dim: int,
+  mlp_dim: int,
+  factor: float,
+  tie_embeddings: bool,
+) -> DecoderConfig:
+  return DecoderConfig(
+    vocab_size=128256,
+    dim=dim,
+    num_layers=num_layers,
+    num_heads=num_heads,
+    num_kv_heads=8,
+    head_dim=head_dim,
+    mlp_dim=mlp_dim,
+    rope_theta=500_000.0,
+    rope_scaling=Llama3RopeScaling(factor=factor),
+    tie_embeddings=tie_embeddings,
+    max_seq_len=131072,
+  )
+
+
+ARCHITECTURES: dict[str, DecoderConfig] = {
+  "tiny": DecoderConfig(
+    vocab_size=512,
+    dim=32,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_dim=64,
+    max_seq_len=512,
+  ),
+  "smollm2-135m": _smollm2(dim=576, num_layers=30, num_heads=9, num_kv_heads=3, mlp_dim=1536),
+  "smollm2-360m": _smollm2(dim=960, num_layers=32, num_heads=15, num_kv_heads=5, mlp_dim=2560),
+  "smollm2-1.7b": _smollm2(
+    dim=2048, num_layers=24, num_heads=32, num_kv_heads=32, mlp_dim=8192, rope_theta=130_000.0
+  ),
+  "llama-3.2-1b": _llama3(
+    dim=2048,
+    num_layers=16,
+    num_heads=32,
+    head_dim=64,
+    mlp_dim=8192,
+    factor=32.0,
+    tie_embeddings=True,
+  ),
+  "llama-3.2-3b": _llama3(
+    dim=3072,
+    num_layers=28,
+    num_heads=24,
+    head_dim=128,
+    mlp_dim=8192,
+    factor=32.0,
+    tie_embeddings=True,
+  ),
+  "llama-3.1-8b": _llama3(
+    dim=4096,
+    num_layers=32,
+    num_heads=32,
+    head_dim=128,
+    mlp_dim=14336,
+    factor=8.0,
+    tie_embeddings=False,
+  ),
+  "llama-3.1-70b": _llama3(
+    dim=8192,
+    num_layers=80,
+    num_heads=64,
+    head_dim=128,
+    mlp_dim=28672,
+    factor=8.0,
+    tie_embeddings=False,
+  ),
+}
+
+
+def architecture(name: str) -> DecoderConfig:
+  """Looks an architecture up by name.
+
+  Raises:
+    InputError: if there is none of that name; the message lists those there are.
+
+  >>> architecture("smollm2-135m").num_layers
+  30
+  """
+  if name in ARCHITECTURES:
+    return ARCHITECTURES[name]
+  close = difflib.get_close_matches(name, ARCHITECTURES, n=1)
+  hint = f' Did you mean "{close[0]}"?' if close else ""
+  known = ", ".join(sorted(ARCHITECTURES))
+  raise InputError(f'unknown architecture "{name}"; known: {known}.{hint}')

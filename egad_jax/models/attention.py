@@ -1,0 +1,136 @@
+"""Grouped-query attention with a mask given from outside and an optional key/value cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from egad_jax.models import rotary
+from egad_jax.models.config import DecoderConfig, LayerKind
+
+KeysValues = tuple[jax.Array, jax.Array]
+# Pins an activation whose axes have these logical names (None: any) to the device mesh.
+Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
+
+
+def packed_mask(
+  positions: jax.Array, segment_ids: jax.Array, *, window: int | None = None
+) -> jax.Array:
+  """Which keys a query may see in packed rows: earlier tokens of its own segment.
+
+  Args:
+    positions: int32 `[batch, seq]`, counted within each segment.
+    segment_ids: int32 `[batch, seq]`; padding is a segment of its own (0).
+    window: see `LayerKind`.
+
+  Returns:
+    bool `[batch, 1, seq, seq]` (query, key). Each token sees itself, so no row is empty.
+  """
+  order = jnp.arange(segment_ids.shape[1])
+  causal = (order[:, None] >= order[None, :])[None]
+  same = segment_ids[:, :, None] == segment_ids[:, None, :]
+  return (causal & same & _in_window(positions, positions, window))[:, None]
+
+
+def cached_mask(
+  positions: jax.Array, key_positions: jax.Array, *, window: int | None = None
+) -> jax.Array:
+  """Which cached keys a query may see: those with a position from 0 up to its own.
+
+  Args:
+    positions: int32 `[batch, seq]` of the queries.
+    key_positions: int32 `[batch, max_len]`, negative where the cache holds nothing.
+    window: see `LayerKind`.
+
+  Returns:
+    bool `[batch, 1, seq, max_len]`.
+  """
+  keys = key_positions[:, None, :]
+  seen = (keys >= 0) & (keys <= positions[:, :, None])
+  return (seen & _in_window(positions, key_positions, window))[:, None]
+
+
+def _in_window(queries: jax.Array, keys: jax.Array, window: int | None) -> jax.Array:
+  if window is None:
+    return jnp.ones((1, 1, 1), bool)
+  return queries[:, :, None] - keys[:, None, :] < window
+
+
+class Attention(nn.Module):
+  """Attention of one layer, without its norm and residual."""
+
+  config: DecoderConfig
+  kind: LayerKind
+  dtype: jnp.dtype
+  params_dtype: jnp.dtype
+  constrain: Constrain
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    cos_sin: tuple[jax.Array, jax.Array],
+    mask: jax.Array,
+    cache: KeysValues | None = None,
+    cache_length: jax.Array | None = None,
+  ) -> tuple[jax.Array, KeysValues | None]:
+    """Attends.
+
+    Args:
+      x: `[batch, seq, dim]` in the compute dtype.
+      cos_sin: from `rotary.rotations`.
+      mask: bool `[batch, 1, seq, keys]`.
+      cache: keys and values `[batch, max_len, num_kv_heads, head_dim]`, or None.
+      cache_length: scalar int32, the first free place of the cache.
+
+    Returns:
+      The output `[batch, seq, dim]` and the cache with this call's keys and values in it.
+    """
+    c = self.config
+    query = self._project("query", x, c.num_heads, "heads")
+    key = self._project("key", x, c.num_kv_heads, "kv_heads")
+    value = self._project("value", x, c.num_kv_heads, "kv_heads")
+    if self.kind.rope:
+      query, key = rotary.rotate(query, cos_sin), rotary.rotate(key, cos_sin)
+    if cache is not None:
+      key = lax.dynamic_update_slice_in_dim(cache[0], key, cache_length, axis=1)
+      value = lax.dynamic_update_slice_in_dim(cache[1], value, cache_length, axis=1)
+      cache = (key, value)
+    # The XLA form takes the softmax in float32 whatever the compute dtype.
+    out = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
+    return self._combine(out), cache
+
+  def _project(self, name: str, x: jax.Array, heads: int, axis: str) -> jax.Array:
+    init = nn.initializers.variance_scaling(
+      1.0, "fan_in", "truncated_normal", in_axis=0, out_axis=(1, 2)
+    )
+    kernel = self.param(
+      name,
+      nn.with_logical_partitioning(init, ("embed", axis, "head_dim")),
+      (self.config.dim, heads, self.config.head_dim),
+      self.params_dtype,
+    )
+    y = jnp.einsum("bsd,dhk->bshk", x, kernel.astype(self.dtype))
+    return self.constrain(y, ("batch", "seq", axis, None))
+
+  def _combine(self, x: jax.Array) -> jax.Array:
+    c = self.config
+    init = nn.initializers.variance_scaling(
+      # Shrunk so that the residual stream does not grow with depth.
+      1.0 / (2 * c.num_layers),
+      "fan_in",
+      "truncated_normal",
+      in_axis=(0, 1),
+      out_axis=2,
+    )
+    kernel = self.param(
+      "output",
+      nn.with_logical_partitioning(init, ("heads", "head_dim", "embed")),
+      (c.num_heads, c.head_dim, c.dim),
+      self.params_dtype,
+    )
+    return jnp.einsum("bshk,hkd->bsd", x, kernel.astype(self.dtype))

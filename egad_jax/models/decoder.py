@@ -1,0 +1,280 @@
+"""The decoder as one Linen module, scanned over its layers.
+
+Hugging Face numbering of taps: 0 is the embeddings, i the output of layer i (counted from 1), and
+`num_layers` the output of the final norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from egad_jax.models import rotary
+from egad_jax.models.attention import Attention, Constrain, KeysValues, cached_mask, packed_mask
+from egad_jax.models.config import DecoderConfig, LayerKind
+
+REMAT_POLICIES = {
+  "none": None,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Cache(NamedTuple):
+  """Keys and values of the tokens read so far.
+
+  Attributes:
+    layers: one (keys, values) pair for each kind of the pattern, each
+      `[repeats, batch, max_len, num_kv_heads, head_dim]` in the compute dtype.
+    positions: int32 `[batch, max_len]`, negative where nothing valid is held.
+    length: scalar int32, the first free place.
+  """
+
+  layers: tuple[KeysValues, ...]
+  positions: jax.Array
+  length: jax.Array
+
+
+class Shared(NamedTuple):
+  """What all layers read: the same arrays in every turn of the scan."""
+
+  cos_sin: tuple[jax.Array, jax.Array]
+  masks: tuple[jax.Array, ...]
+  cache_length: jax.Array | None
+
+
+class RMSNorm(nn.Module):
+  """x / sqrt(mean(x²) + eps) · scale, computed in float32, returned in the dtype of x."""
+
+  eps: float
+  params_dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Normalises `x` `[batch, seq, dim]` along its last axis."""
+    init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",))
+    scale = self.param("scale", init, (x.shape[-1],), self.params_dtype)
+    wide = x.astype(jnp.float32)
+    inverse = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+    return (wide * inverse * scale.astype(jnp.float32)[None, None, :]).astype(x.dtype)
+
+
+class MLP(nn.Module):
+  """down(silu(gate(x)) · up(x))."""
+
+  config: DecoderConfig
+  dtype: jnp.dtype
+  params_dtype: jnp.dtype
+  constrain: Constrain
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps `x` `[batch, seq, dim]` to the same shape."""
+    c = self.config
+    gate = x @ self._kernel("gate", (c.dim, c.mlp_dim), ("embed", "mlp"), 1.0)
+    up = x @ self._kernel("up", (c.dim, c.mlp_dim), ("embed", "mlp"), 1.0)
+    inner = self.constrain(nn.silu(gate) * up, ("batch", "seq", "mlp"))
+    # Shrunk so that the residual stream does not grow with depth.
+    scale = 1.0 / (2 * c.num_layers)
+    return inner @ self._kernel("down", (c.mlp_dim, c.dim), ("mlp", "embed"), scale)
+
+  def _kernel(
+    self, name: str, shape: tuple[int, int], axes: tuple[str, str], scale: float
+  ) -> jax.Array:
+    init = nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
+    init = nn.with_logical_partitioning(init, axes)
+    return self.param(name, init, shape, self.params_dtype).astype(self.dtype)
+
+
+class Block(nn.Module):
+  """One layer: attention and MLP, each after a norm and added to the residual stream."""
+
+  config: DecoderConfig
+  kind: LayerKind
+  dtype: jnp.dtype
+  params_dtype: jnp.dtype
+  constrain: Constrain
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    cos_sin: tuple[jax.Array, jax.Array],
+    mask: jax.Array,
+    cache: KeysValues | None,
+    cache_length: jax.Array | None,
+  ) -> tuple[jax.Array, KeysValues | None]:
+    """Maps `x` `[batch, seq, dim]` to the same shape; see `Attention` for the rest."""
+    c = self.config
+    common = (self.dtype, self.params_dtype, self.constrain)
+    attended, cache = Attention(c, self.kind, *common, name="attention")(
+      RMSNorm(c.norm_eps, self.params_dtype, name="attention_norm")(x),
+      cos_sin,
+      mask,
+      cache,
+      cache_length,
+    )
+    x = self.constrain(x + attended, ("batch", "seq", None))
+    normed = RMSNorm(c.norm_eps, self.params_dtype, name="mlp_norm")(x)
+    x = x + MLP(c, *common, name="mlp")(normed)
+    return self.constrain(x, ("batch", "seq", None)), cache
+
+
+class Repeat(nn.Module):
+  """One turn of the layer scan: each kind of the pattern once."""
+
+  config: DecoderConfig
+  dtype: jnp.dtype
+  params_dtype: jnp.dtype
+  constrain: Constrain
+  remat: str
+
+  @nn.compact
+  def __call__(
+    self,
+    carry: tuple[jax.Array, jax.Array | None],
+    slots: jax.Array | None,
+    caches: tuple[KeysValues, ...] | None,
+    shared: Shared,
+  ) -> tuple[tuple[jax.Array, jax.Array | None], tuple[KeysValues, ...] | None]:
+    """Runs the layers of one repetition.
+
+    Args:
+      carry: the residual stream `[batch, seq, dim]` and the tap buffer, or None.
+      slots: int32 `[len(pattern)]`, where in the buffer each layer's output goes, or None.
+      caches: this repetition's part of `Cache.layers`, or None.
+      shared: see `Shared`.
+    """
+    x, buffer = carry
+    block = Block
+    if self.remat != "none":
+      # Inside a scan nothing can be merged across the checkpoint, so the barrier is only a cost.
+      block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+    common = (self.dtype, self.params_dtype, self.constrain)
+    written = []
+    for i, kind in enumerate(self.config.pattern):
+      layer = block(self.config, kind, *common, name=f"block_{i}")
+      cache = None if caches is None else caches[i]
+      x, cache = layer(x, shared.cos_sin, shared.masks[i], cache, shared.cache_length)
+      written.append(cache)
+      if buffer is not None:
+        buffer = lax.dynamic_update_index_in_dim(buffer, x, slots[i], axis=0)
+    return (x, buffer), None if caches is None else tuple(written)
+
+
+class Decoder(nn.Module):
+  """Tokens to hidden states; the unembedding is applied by the head."""
+
+  config: DecoderConfig
+  dtype: jnp.dtype = jnp.float32
+  params_dtype: jnp.dtype = jnp.float32
+  constrain: Constrain = nn.with_logical_constraint
+  remat: str = "none"
+
+  @nn.compact
+  def __call__(
+    self,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array | None,
+    cache: Cache | None = None,
+    taps: Sequence[int] = (),
+  ) -> tuple[jax.Array, jax.Array, Cache | None]:
+    """Runs the model on packed rows, or on the continuation of a cache.
+
+    Args:
+      tokens: int32 `[batch, seq]`.
+      positions: int32 `[batch, seq]`; negative marks padding when there is a cache.
+      segment_ids: int32 `[batch, seq]`; not read when there is a cache.
+      cache: what was read before, or None.
+      taps: which hidden states to return too; not with a cache.
+
+    Returns:
+      Hidden states after the final norm `[batch, seq, dim]`, taps `[len(taps), batch, seq, dim]`,
+      both in the compute dtype, and the extended cache.
+    """
+    c = self.config
+    embedding = self._table("embedding")
+    # "fill" answers NaN for an id outside the table; the default would clamp it silently.
+    x = jnp.take(embedding, tokens, axis=0, mode="fill").astype(self.dtype)
+    x = self.constrain(x, ("batch", "seq", None))
+    if cache is not None:
+      cache = cache._replace(
+        positions=lax.dynamic_update_slice_in_dim(cache.positions, positions, cache.length, axis=1)
+      )
+    shared = self._shared(positions, segment_ids, cache)
+    slots = _tap_slots(c, taps)
+    buffer = None
+    if slots is not None:
+      # One place more than there are taps: layers that nobody asked for are written there.
+      buffer = jnp.zeros((len(taps) + 1, *x.shape), x.dtype)
+      buffer = buffer.at[taps.index(0)].set(x) if 0 in taps else buffer
+    (x, buffer), layers = self._scan()(
+      (x, buffer), slots, None if cache is None else cache.layers, shared
+    )
+    hidden = RMSNorm(c.norm_eps, self.params_dtype, name="final_norm")(x)
+    if not c.tie_embeddings:
+      self._table("unembedding")
+    if cache is not None:
+      cache = Cache(layers, cache.positions, cache.length + tokens.shape[1])
+    return hidden, self._taps(taps, hidden, buffer), cache
+
+  def _table(self, name: str) -> jax.Array:
+    init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
+    return self.param(name, init, (self.config.vocab_size, self.config.dim), self.params_dtype)
+
+  def _shared(
+    self, positions: jax.Array, segment_ids: jax.Array | None, cache: Cache | None
+  ) -> Shared:
+    c = self.config
+    freqs = rotary.frequencies(c.head_dim, theta=c.rope_theta, scaling=c.rope_scaling)
+    by_window = {}
+    for window in {kind.window for kind in c.pattern}:
+      if cache is None:
+        by_window[window] = packed_mask(positions, segment_ids, window=window)
+      else:
+        by_window[window] = cached_mask(positions, cache.positions, window=window)
+    return Shared(
+      cos_sin=rotary.rotations(positions, freqs),
+      masks=tuple(by_window[kind.window] for kind in c.pattern),
+      cache_length=None if cache is None else cache.length,
+    )
+
+  def _scan(self) -> nn.Module:
+    scanned = nn.scan(
+      Repeat,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      in_axes=(0, 0, nn.broadcast),
+      length=self.config.repeats,
+      metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    return scanned(
+      self.config, self.dtype, self.params_dtype, self.constrain, self.remat, name="layers"
+    )
+
+  def _taps(self, taps: Sequence[int], hidden: jax.Array, buffer: jax.Array | None) -> jax.Array:
+    if buffer is None:
+      return jnp.zeros((0, *hidden.shape), hidden.dtype)
+    if self.config.num_layers in taps:
+      buffer = buffer.at[taps.index(self.config.num_layers)].set(hidden)
+    return buffer[: len(taps)]
+
+
+def _tap_slots(config: DecoderConfig, taps: Sequence[int]) -> np.ndarray | None:
+  """Where each layer's output goes in the tap buffer, int32 `[repeats, len(pattern)]`."""
+  if not taps:
+    return None
+  if len(set(taps)) != len(taps) or not all(0 <= tap <= config.num_layers for tap in taps):
+    raise ValueError(f"taps must be distinct, from 0 to {config.num_layers}; got {tuple(taps)}.")
+  slots = np.full(config.num_layers, len(taps), np.int32)
+  for slot, tap in enumerate(taps):
+    if 0 < tap < config.num_layers:
+      slots[tap - 1] = slot
+  return slots.reshape(config.repeats, len(config.pattern))

@@ -1,0 +1,86 @@
+"""Export in Hugging Face layout."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from egad_jax.models import llama
+from egad_jax.models.config import DecoderConfig
+from egad_jax.models.model import Params
+from egad_jax.models.safetensors_io import SINGLE, write_safetensors
+
+
+class TokenizerFiles(Protocol):
+  """What the export needs of a tokenizer."""
+
+  bos_id: int | None
+  eos_id: int | None
+  pad_id: int | None
+
+  def save(self, directory: Any) -> None:
+    """Writes the tokenizer's files."""
+
+
+def export_student(
+  directory: str | os.PathLike[str],
+  config: DecoderConfig,
+  params: Params,
+  tokenizer: TokenizerFiles,
+  *,
+  model_card: str,
+  dtype: str = "float32",
+) -> pathlib.Path:
+  """Writes a model that `transformers.AutoModelForCausalLM.from_pretrained` loads.
+
+  The directory is written beside its place and renamed, so it is whole or absent; one that is
+  there already is replaced.
+
+  Args:
+    directory: where, on a local disk.
+    config: the architecture.
+    params: the parameters.
+    tokenizer: whose files and special ids go with them.
+    model_card: contents of README.md.
+    dtype: "float32" or "bfloat16", dtype of the saved weights.
+
+  Returns:
+    The directory.
+
+  Raises:
+    InputError: if Llama cannot express the architecture, or `dtype` is another.
+  """
+  target = pathlib.Path(directory)
+  ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+  hf_config = llama.config_to_hf(config, dtype=dtype, **ids)
+  generation = {f"{name[:-3]}_token_id": value for name, value in ids.items()}
+  with _replacing(target) as staged:
+    write_safetensors(staged / SINGLE, llama.take_apart(config, params), dtype=dtype)
+    _write_json(staged / "config.json", hf_config)
+    _write_json(staged / "generation_config.json", generation)
+    tokenizer.save(staged)
+    (staged / "README.md").write_text(model_card, "utf-8")
+  return target
+
+
+@contextlib.contextmanager
+def _replacing(target: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A directory beside `target` that takes its place when the block ends without an error."""
+  target.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+    staged = pathlib.Path(scratch) / "new"
+    staged.mkdir()
+    yield staged
+    if target.exists():
+      # A directory that holds files cannot be renamed over; the old one goes with the scratch.
+      target.rename(pathlib.Path(scratch) / "old")
+    staged.rename(target)
+
+
+def _write_json(path: pathlib.Path, data: dict[str, Any]) -> None:
+  path.write_text(json.dumps(data, indent=2) + "\n", "utf-8")

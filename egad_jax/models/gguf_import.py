@@ -1,0 +1,166 @@
+"""Llama models from GGUF files, dequantized to float32.
+
+Tensor names, metadata keys and block formats are those of the `gguf` package
+(https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any, NamedTuple
+
+import gguf
+import numpy as np
+
+from egad_jax.errors import InputError
+from egad_jax.models import llama, rotary
+from egad_jax.models.config import DecoderConfig, Llama3RopeScaling
+from egad_jax.models.model import Params
+
+_ROPE_FACTORS = "rope_freqs.weight"
+_MAX_ROPE_ERROR = 1e-4
+
+
+class GGUFModel(NamedTuple):
+  """What a GGUF file says about a model, apart from its tokenizer."""
+
+  config: DecoderConfig
+  params: Params
+  license: str | None
+
+
+def read_gguf(path: pathlib.Path) -> GGUFModel:
+  """Reads a Llama model.
+
+  Args:
+    path: the file.
+
+  Raises:
+    InputError: if the file is missing, truncated or not GGUF, if its architecture cannot be
+      represented exactly, or if a tensor is missing, unexpected or of the wrong shape.
+  """
+  reader = open_gguf(path)
+  source = str(path)
+  metadata = dict(reader.fields)
+  found = {tensor.name: tensor for tensor in reader.tensors}
+  config = _config(source, metadata, found)
+  expected = {tensor.gguf for tensor in llama.tensors(config)}
+  llama.check_names(source, expected=expected, got=found.keys() - {_ROPE_FACTORS})
+
+  def read(tensor: llama.Tensor) -> np.ndarray:
+    stored = found[tensor.gguf]
+    # GGUF lists the fastest axis first.
+    got = tuple(int(n) for n in reversed(stored.shape))
+    llama.check_shape(source, tensor.gguf, expected=tensor.shape, got=got)
+    array = _dequantize(source, stored)
+    heads = {"query": config.num_heads, "key": config.num_kv_heads}.get(tensor.path[-1])
+    return array if heads is None else unpermute(array, heads)
+
+  params = llama.assemble(config, read)
+  license_field = metadata.get("general.license")
+  return GGUFModel(config, params, license_field.contents() if license_field else None)
+
+
+def open_gguf(path: pathlib.Path) -> gguf.GGUFReader:
+  """Opens a GGUF file.
+
+  Raises:
+    InputError: if it is missing, truncated or not GGUF.
+  """
+  if not path.is_file():
+    raise InputError(f"{path}: no such GGUF file.")
+  try:
+    return gguf.GGUFReader(path)
+  except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:
+    raise InputError(
+      f"{path} ({path.stat().st_size} bytes) is not a whole GGUF file: {error}. It may be "
+      "truncated; fetch it again."
+    ) from error
+
+
+def unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
+  """Undoes the order that llama.cpp gives the rows of query and key projections.
+
+  Its rotary embedding turns neighbouring pairs of a head, Hugging Face's turns (i, i + half).
+
+  Args:
+    weight: `[heads * head_dim, dim]`.
+    heads: number of heads.
+  """
+  rows, dim = weight.shape
+  paired = weight.reshape(heads, rows // heads // 2, 2, dim)
+  return paired.swapaxes(1, 2).reshape(rows, dim)
+
+
+def _dequantize(source: str, stored: Any) -> np.ndarray:
+  try:
+    return gguf.dequantize(stored.data, stored.tensor_type)
+  except NotImplementedError as error:
+    kind = stored.tensor_type.name
+    raise InputError(
+      f"{source}: tensor {stored.name} is stored as {kind}, which cannot be dequantized."
+    ) from error
+
+
+def _config(source: str, metadata: dict[str, Any], found: dict[str, Any]) -> DecoderConfig:
+  def get(key: str, default: Any = None) -> Any:
+    return metadata[key].contents() if key in metadata else default
+
+  def need(key: str) -> Any:
+    if key not in metadata:
+      raise InputError(f"{source}: expected the metadata key {key}; it has none.")
+    return get(key)
+
+  architecture = need("general.architecture")
+  if architecture != "llama":
+    raise InputError(
+      f'{source}: general.architecture must be "llama"; got "{architecture}". '
+      "Other families are not supported."
+    )
+  heads, dim = need("llama.attention.head_count"), need("llama.embedding_length")
+  head_dim = get("llama.attention.key_length", dim // heads)
+  for key, allowed in (
+    ("llama.rope.dimension_count", head_dim),
+    ("llama.attention.value_length", head_dim),
+    ("llama.rope.scaling.type", "none"),
+    ("llama.expert_count", 0),
+  ):
+    if get(key, allowed) != allowed:
+      raise InputError(f"{source}: {key} must be {allowed!r}; got {get(key)!r}.")
+  if "token_embd.weight" not in found:
+    raise InputError(f"{source} lacks tensors: token_embd.weight.")
+  theta = float(get("llama.rope.freq_base", 10_000.0))
+  return DecoderConfig(
+    vocab_size=int(found["token_embd.weight"].shape[1]),
+    dim=dim,
+    num_layers=need("llama.block_count"),
+    num_heads=heads,
+    num_kv_heads=get("llama.attention.head_count_kv", heads),
+    head_dim=head_dim,
+    mlp_dim=need("llama.feed_forward_length"),
+    rope_theta=theta,
+    rope_scaling=_rope_scaling(source, found.get(_ROPE_FACTORS), head_dim, theta),
+    # Stored as float32: its shortest decimal is what the model was configured with.
+    norm_eps=float(str(np.float32(need("llama.attention.layer_norm_rms_epsilon")))),
+    tie_embeddings="output.weight" not in found,
+    max_seq_len=get("llama.context_length", 2048),
+  )
+
+
+def _rope_scaling(
+  source: str, stored: Any, head_dim: int, theta: float
+) -> Llama3RopeScaling | None:
+  """Recognises Llama 3's scaling in the factors that llama.cpp stores in its place."""
+  if stored is None:
+    return None
+  factors = _dequantize(source, stored).reshape(-1)
+  llama.check_shape(source, _ROPE_FACTORS, expected=(head_dim // 2,), got=factors.shape)
+  scaling = Llama3RopeScaling(factor=float(factors.max()))
+  plain = rotary.frequencies(head_dim, theta=theta).astype(np.float64)
+  wanted = rotary.scaling_factors(plain, scaling)
+  if not np.allclose(factors, wanted, rtol=_MAX_ROPE_ERROR):
+    raise InputError(
+      f"{source}: {_ROPE_FACTORS} must be the factors of Llama 3's rope scaling; they differ by "
+      f"up to {np.max(np.abs(factors / wanted - 1)):.2g} of their value."
+    )
+  return scaling

@@ -1,0 +1,290 @@
+"""The Llama family in other people's files: tensor names, shapes and config.json."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from egad_jax.errors import InputError
+from egad_jax.models.config import DecoderConfig, Llama3RopeScaling
+from egad_jax.models.model import Params
+
+
+class Tensor(NamedTuple):
+  """One tensor of a checkpoint and its place among our parameters.
+
+  Attributes:
+    hf: its name in Hugging Face safetensors.
+    gguf: its name in GGUF.
+    path: where it is in the nested dict of parameters.
+    repeat: its index on the stacked layer axis, None for what is not in a layer.
+    shape: its shape in the files, `[out, in]` for a matrix.
+    ours: its shape among our parameters, without the layer axis.
+    transposed: whether ours is `[in, out]`.
+  """
+
+  hf: str
+  gguf: str
+  path: tuple[str, ...]
+  repeat: int | None
+  shape: tuple[int, ...]
+  ours: tuple[int, ...]
+  transposed: bool
+
+  def to_ours(self, array: np.ndarray) -> np.ndarray:
+    """Rearranges an array of a file into our layout."""
+    return (array.T if self.transposed else array).reshape(self.ours)
+
+  def from_ours(self, array: np.ndarray) -> np.ndarray:
+    """The inverse of `to_ours`, contiguous."""
+    if self.transposed:
+      array = array.reshape(self.shape[::-1]).T
+    return np.ascontiguousarray(array.reshape(self.shape))
+
+
+def tensors(config: DecoderConfig) -> list[Tensor]:
+  """Every tensor of a checkpoint of this architecture."""
+  c = config
+  table = (c.vocab_size, c.dim)
+  found = [_whole("model.embed_tokens", "token_embd", ("embedding",), table)]
+  for layer in range(c.num_layers):
+    found += _layer_tensors(c, layer)
+  found.append(_whole("model.norm", "output_norm", ("final_norm", "scale"), (c.dim,)))
+  if not c.tie_embeddings:
+    found.append(_whole("lm_head", "output", ("unembedding",), table))
+  return found
+
+
+def _whole(hf: str, gguf: str, path: tuple[str, ...], shape: tuple[int, ...]) -> Tensor:
+  return Tensor(f"{hf}.weight", f"{gguf}.weight", path, None, shape, shape, transposed=False)
+
+
+def _layer_tensors(c: DecoderConfig, layer: int) -> list[Tensor]:
+  repeat, kind = divmod(layer, len(c.pattern))
+  queries, keys = (c.num_heads, c.head_dim), (c.num_kv_heads, c.head_dim)
+  # Hugging Face name, GGUF name, our path, our input axes, our output axes.
+  matrices = (
+    ("self_attn.q_proj", "attn_q", ("attention", "query"), (c.dim,), queries),
+    ("self_attn.k_proj", "attn_k", ("attention", "key"), (c.dim,), keys),
+    ("self_attn.v_proj", "attn_v", ("attention", "value"), (c.dim,), keys),
+    ("self_attn.o_proj", "attn_output", ("attention", "output"), queries, (c.dim,)),
+    ("mlp.gate_proj", "ffn_gate", ("mlp", "gate"), (c.dim,), (c.mlp_dim,)),
+    ("mlp.up_proj", "ffn_up", ("mlp", "up"), (c.dim,), (c.mlp_dim,)),
+    ("mlp.down_proj", "ffn_down", ("mlp", "down"), (c.mlp_dim,), (c.dim,)),
+  )
+  norms = (
+    ("input_layernorm", "attn_norm", ("attention_norm", "scale")),
+    ("post_attention_layernorm", "ffn_norm", ("mlp_norm", "scale")),
+  )
+  prefix = ("layers", f"block_{kind}")
+  hf, gguf = f"model.layers.{layer}.{{}}.weight", f"blk.{layer}.{{}}.weight"
+  found = []
+  for hf_name, gguf_name, path, ins, outs in matrices:
+    shape = (int(np.prod(outs)), int(np.prod(ins)))
+    names = hf.format(hf_name), gguf.format(gguf_name)
+    found.append(Tensor(*names, prefix + path, repeat, shape, ins + outs, transposed=True))
+  for hf_name, gguf_name, path in norms:
+    names = hf.format(hf_name), gguf.format(gguf_name)
+    found.append(Tensor(*names, prefix + path, repeat, (c.dim,), (c.dim,), transposed=False))
+  return found
+
+
+def check_names(source: str, *, expected: Collection[str], got: Collection[str]) -> None:
+  """Checks that a checkpoint has exactly the expected tensors.
+
+  Raises:
+    InputError: naming the tensors that are missing or unexpected.
+  """
+  for problem, names in (
+    ("lacks", sorted(set(expected) - set(got))),
+    ("has unexpected", sorted(set(got) - set(expected))),
+  ):
+    if names:
+      more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+      raise InputError(
+        f"{source} {problem} tensors: {', '.join(names[:5])}{more}. Expected the "
+        f"{len(expected)} tensors of a Llama model without biases; got {len(got)}."
+      )
+
+
+def check_shape(source: str, name: str, *, expected: tuple[int, ...], got: tuple[int, ...]) -> None:
+  """Checks the shape of one tensor of a checkpoint.
+
+  Raises:
+    InputError: naming the tensor and both shapes.
+  """
+  if tuple(expected) != tuple(got):
+    raise InputError(
+      f"{source}: tensor {name} must have shape {list(expected)} by the model's config; "
+      f"got {list(got)}."
+    )
+
+
+def assemble(config: DecoderConfig, read: Callable[[Tensor], np.ndarray]) -> Params:
+  """Builds our parameters, numpy float32, from a reader of single tensors in the files' layout."""
+  params: Params = {}
+  for tensor in tensors(config):
+    array = tensor.to_ours(read(tensor))
+    node = params
+    for key in tensor.path[:-1]:
+      node = node.setdefault(key, {})
+    leaf = tensor.path[-1]
+    if tensor.repeat is None:
+      node[leaf] = np.array(array, np.float32)
+      continue
+    if leaf not in node:
+      node[leaf] = np.empty((config.repeats, *tensor.ours), np.float32)
+    node[leaf][tensor.repeat] = array
+  return params
+
+
+def take_apart(config: DecoderConfig, params: Params) -> dict[str, np.ndarray]:
+  """The inverse of `assemble`: Hugging Face names to arrays in Hugging Face layout."""
+  found = {}
+  for tensor in tensors(config):
+    node: Any = params
+    for key in tensor.path:
+      node = node[key]
+    array = np.asarray(node if tensor.repeat is None else node[tensor.repeat])
+    found[tensor.hf] = tensor.from_ours(array)
+  return found
+
+
+# What the decoder does, by the names of Hugging Face's config.json; absent means the same.
+_FIXED = {
+  "hidden_act": ("silu",),
+  "attention_bias": (False,),
+  "mlp_bias": (False,),
+  "pretraining_tp": (1,),
+  "quantization_config": (None,),
+  "partial_rotary_factor": (None, 1, 1.0),
+}
+_REQUIRED = (
+  "vocab_size",
+  "hidden_size",
+  "num_hidden_layers",
+  "num_attention_heads",
+  "intermediate_size",
+  "rms_norm_eps",
+)
+
+
+def config_from_hf(source: str, data: Mapping[str, Any]) -> DecoderConfig:
+  """Reads the contents of a Hugging Face config.json.
+
+  Args:
+    source: what to call the file in messages.
+    data: its contents.
+
+  Raises:
+    InputError: if it is not a Llama model, or one that the decoder cannot represent exactly.
+  """
+  if data.get("model_type") != "llama":
+    raise InputError(
+      f'{source}: model_type must be "llama"; got {data.get("model_type")!r}. '
+      "Other families are not supported."
+    )
+  for key, allowed in _FIXED.items():
+    if key in data and data[key] not in allowed:
+      raise InputError(f"{source}: {key} must be {allowed[0]!r}; got {data[key]!r}.")
+  missing = [key for key in _REQUIRED if not isinstance(data.get(key), (int, float))]
+  if missing:
+    raise InputError(f"{source}: expected a number for {', '.join(missing)}; got none.")
+  theta, scaling = _rope_from_hf(source, data)
+  heads = data["num_attention_heads"]
+  return DecoderConfig(
+    vocab_size=data["vocab_size"],
+    dim=data["hidden_size"],
+    num_layers=data["num_hidden_layers"],
+    num_heads=heads,
+    num_kv_heads=data.get("num_key_value_heads") or heads,
+    head_dim=data.get("head_dim") or data["hidden_size"] // heads,
+    mlp_dim=data["intermediate_size"],
+    rope_theta=theta,
+    rope_scaling=scaling,
+    norm_eps=data["rms_norm_eps"],
+    tie_embeddings=bool(data.get("tie_word_embeddings", False)),
+    max_seq_len=data.get("max_position_embeddings", 2048),
+  )
+
+
+def _rope_from_hf(source: str, data: Mapping[str, Any]) -> tuple[float, Llama3RopeScaling | None]:
+  # transformers 5 writes `rope_parameters`, older ones `rope_theta` beside `rope_scaling`.
+  rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
+  theta = float(rope.get("rope_theta") or data.get("rope_theta") or 10_000.0)
+  kind = rope.get("rope_type", rope.get("type", "default"))
+  if kind == "default":
+    return theta, None
+  if kind != "llama3":
+    raise InputError(f'{source}: rope scaling must be absent or "llama3"; got {kind!r}.')
+  keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+  missing = [key for key in keys if key not in rope]
+  if missing:
+    raise InputError(f"{source}: llama3 rope scaling needs {', '.join(keys)}; got {dict(rope)}.")
+  return theta, Llama3RopeScaling(*(rope[key] for key in keys))
+
+
+def config_to_hf(
+  config: DecoderConfig, *, bos_id: int | None, eos_id: int | None, pad_id: int | None, dtype: str
+) -> dict[str, Any]:
+  """The contents of a config.json that transformers loads as `LlamaForCausalLM`.
+
+  Args:
+    config: the architecture.
+    bos_id: id of the beginning-of-sequence token.
+    eos_id: id of the end-of-sequence token.
+    pad_id: id of the padding token.
+    dtype: dtype of the weights, such as "float32".
+
+  Raises:
+    InputError: if Llama cannot express the architecture.
+  """
+  if config.logit_soft_cap is not None or any(k.window or not k.rope for k in config.pattern):
+    raise InputError(
+      "only models of the Llama family can be exported: every layer with rotary positions and "
+      f"without a window, no logit soft cap; got pattern {config.pattern} and "
+      f"logit_soft_cap {config.logit_soft_cap}."
+    )
+  scaling = None
+  if config.rope_scaling is not None:
+    scaling = {
+      "rope_type": "llama3",
+      "factor": config.rope_scaling.factor,
+      "low_freq_factor": config.rope_scaling.low_freq_factor,
+      "high_freq_factor": config.rope_scaling.high_freq_factor,
+      "original_max_position_embeddings": config.rope_scaling.original_max_seq_len,
+    }
+  return {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": bos_id,
+    "eos_token_id": eos_id,
+    "pad_token_id": pad_id,
+    "head_dim": config.head_dim,
+    "hidden_act": "silu",
+    "hidden_size": config.dim,
+    "initializer_range": 0.02,
+    "intermediate_size": config.mlp_dim,
+    "max_position_embeddings": config.max_seq_len,
+    "mlp_bias": False,
+    "num_attention_heads": config.num_heads,
+    "num_hidden_layers": config.num_layers,
+    "num_key_value_heads": config.num_kv_heads,
+    "pretraining_tp": 1,
+    "rms_norm_eps": config.norm_eps,
+    "rope_scaling": scaling,
+    "rope_theta": config.rope_theta,
+    "tie_word_embeddings": config.tie_embeddings,
+    "torch_dtype": dtype,
+    "use_cache": True,
+    "vocab_size": config.vocab_size,
+  }
+
+
+# Buffers that old exporters saved; they follow from the config.
+DERIVED_BUFFERS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")

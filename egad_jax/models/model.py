@@ -1,0 +1,111 @@
+"""The seam between a model and everything else: a tuple of pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from egad_jax.models.attention import Constrain
+from egad_jax.models.config import DecoderConfig
+from egad_jax.models.decoder import REMAT_POLICIES, Cache, Decoder
+
+Params = dict[str, Any]
+
+
+class Model(NamedTuple):
+  """A decoder as pure functions; anything with these fields can be teacher or student.
+
+  Attributes:
+    config: the architecture.
+    init: `(key) -> params`, a plain nested dict; works under `jax.eval_shape` and `jax.jit`.
+    logical_axes: `() -> tree` of params' structure whose leaves are tuples of axis names or None.
+    apply: `(params, tokens, positions, segment_ids, *, taps=()) -> (hidden, taps)`: hidden states
+      `[batch, seq, dim]` after the final norm and taps `[len(taps), batch, seq, dim]`, both in
+      the compute dtype.
+    decode: `(params, tokens, positions, cache) -> (hidden, cache)` for `[batch, seq]` new tokens;
+      a negative position marks padding.
+    init_cache: `(batch, max_len) -> cache`, empty.
+    unembedding: `(params) -> [vocab, dim]`, the parameter itself, whatever the compute dtype.
+  """
+
+  config: DecoderConfig
+  init: Callable[[jax.Array], Params]
+  logical_axes: Callable[[], Params]
+  apply: Callable[..., tuple[jax.Array, jax.Array]]
+  decode: Callable[[Params, jax.Array, jax.Array, Cache], tuple[jax.Array, Cache]]
+  init_cache: Callable[[int, int], Cache]
+  unembedding: Callable[[Params], jax.Array]
+
+
+def make_model(
+  config: DecoderConfig,
+  *,
+  dtype: Any = jnp.float32,
+  remat: str = "none",
+  params_dtype: Any = jnp.float32,
+  constrain: Constrain = nn.with_logical_constraint,
+) -> Model:
+  """Makes the functions of a decoder.
+
+  Args:
+    config: the architecture.
+    dtype: what the layers compute in; norms and softmax are float32 always.
+    remat: what the backward pass keeps of each layer: "none" (all of it kept), "dots" (only the
+      results of matrix products with parameters) or "full" (only the layer's input).
+    params_dtype: dtype of the parameters that `init` makes.
+    constrain: pins an activation to the device mesh by the logical names of its axes; Flax's own
+      does nothing unless its rules are set.
+
+  Raises:
+    ValueError: if `remat` is unknown.
+  """
+  if remat not in REMAT_POLICIES:
+    raise ValueError(f'remat must be one of {", ".join(REMAT_POLICIES)}; got "{remat}".')
+  decoder = Decoder(config, jnp.dtype(dtype), jnp.dtype(params_dtype), constrain, remat)
+
+  def boxed_init(key: jax.Array) -> Params:
+    ids = jnp.zeros((1, 1), jnp.int32)
+    return decoder.init(key, ids, ids, ids)["params"]
+
+  def init(key: jax.Array) -> Params:
+    return nn.meta.unbox(boxed_init(key))
+
+  def logical_axes() -> Params:
+    specs = nn.get_partition_spec(jax.eval_shape(boxed_init, jax.random.key(0)))
+    return jax.tree.map(tuple, specs, is_leaf=lambda s: isinstance(s, jax.sharding.PartitionSpec))
+
+  def apply(
+    params: Params,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    taps: tuple[int, ...] = (),
+  ) -> tuple[jax.Array, jax.Array]:
+    variables = {"params": params}
+    hidden, tapped, _ = decoder.apply(variables, tokens, positions, segment_ids, taps=tuple(taps))
+    return hidden, tapped
+
+  def decode(
+    params: Params, tokens: jax.Array, positions: jax.Array, cache: Cache
+  ) -> tuple[jax.Array, Cache]:
+    hidden, _, cache = decoder.apply({"params": params}, tokens, positions, None, cache)
+    return hidden, cache
+
+  def init_cache(batch: int, max_len: int) -> Cache:
+    shape = (config.repeats, batch, max_len, config.num_kv_heads, config.head_dim)
+    empty = lambda: jnp.zeros(shape, dtype)
+    return Cache(
+      layers=tuple((empty(), empty()) for _ in config.pattern),
+      positions=jnp.full((batch, max_len), -1, jnp.int32),
+      length=jnp.int32(0),
+    )
+
+  def unembedding(params: Params) -> jax.Array:
+    return params["embedding" if config.tie_embeddings else "unembedding"]
+
+  return Model(config, init, logical_axes, apply, decode, init_cache, unembedding)

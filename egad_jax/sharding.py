@@ -1,0 +1,154 @@
+"""The only place that spells a mesh axis: the mesh, and which array axis is split over what.
+
+Models name the axes of their arrays logically ("vocab", "heads", …). `RULES` says which mesh axes a
+logical axis is split over; everything else here applies that table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from egad_jax.errors import InputError
+
+# replica: copies across slow links; data: copies inside a slice; fsdp: parameters split, gathered
+# layer by layer; tensor: one layer's matmuls split.
+AXES = ("replica", "data", "fsdp", "tensor")
+BATCH_AXES = ("replica", "data", "fsdp")
+# The head splits positions over what the batch leaves unused, so that no device repeats work.
+SEQUENCE_AXES = ("tensor",)
+
+RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
+  ("batch", BATCH_AXES),
+  ("seq", None),
+  ("layers", None),
+  ("vocab", "tensor"),
+  ("embed", "fsdp"),
+  ("heads", "tensor"),
+  ("kv_heads", "tensor"),
+  ("head_dim", None),
+  ("mlp", "tensor"),
+  ("taps", None),
+)
+
+LogicalAxes = tuple[str | None, ...]
+
+
+def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+  """The device mesh of a config.
+
+  Args:
+    shape: devices along each of `AXES`; one of them may be -1, the devices left over.
+    devices: the devices to use; all of the process group's if None.
+
+  Raises:
+    InputError: the sizes are not positive, more than one is -1, or they do not match the devices.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  sizes = [int(shape[axis]) for axis in AXES]
+  given = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+  if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+    raise InputError(f"mesh axes must be positive, at most one of them -1; got {given}.")
+  known = math.prod(size for size in sizes if size != -1)
+  if -1 in sizes and len(devices) % known == 0:
+    sizes[sizes.index(-1)] = len(devices) // known
+  if math.prod(sizes) != len(devices):
+    raise InputError(
+      f"the mesh must use all {len(devices)} devices; got {given}, a product of {known}. "
+      "Set one axis to -1 to give it the devices left over."
+    )
+  return jax.make_mesh(sizes, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def partition_spec(axes: LogicalAxes) -> PartitionSpec:
+  """The mesh axes of an array whose axes have these logical names (None: not split).
+
+  Raises:
+    ValueError: a name is not in `RULES`, or two axes would be split over the same mesh axis.
+  """
+  table = dict(RULES)
+  if unknown := [name for name in axes if name is not None and name not in table]:
+    raise ValueError(f"logical axes {unknown} have no rule; add them to sharding.RULES.")
+  spec = [None if name is None else table[name] for name in axes]
+  used = [axis for entry in spec if entry for axis in ([entry] if isinstance(entry, str) else entry)]
+  if len(set(used)) != len(used):
+    raise ValueError(f"logical axes {axes} collide: they split two array axes over {used}.")
+  return PartitionSpec(*spec)
+
+
+def _dividing(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+  """`spec` without the entries that do not divide their array axis (3 heads over 2 devices)."""
+  entries = []
+  for size, entry in zip(shape, spec, strict=True):
+    names = () if entry is None else (entry,) if isinstance(entry, str) else entry
+    entries.append(entry if size % math.prod(mesh.shape[n] for n in names) == 0 else None)
+  return PartitionSpec(*entries)
+
+
+def parameter_shardings(mesh: Mesh, logical_axes: Any, shapes: Any) -> Any:
+  """A tree of shardings for parameters.
+
+  Args:
+    mesh: from `make_mesh`.
+    logical_axes: tree of tuples of logical names, of the same structure as the parameters.
+    shapes: the parameters, or their `jax.ShapeDtypeStruct`s. An axis that its mesh axes do not
+      divide stays whole.
+  """
+  return jax.tree.map(
+    lambda leaf, axes: NamedSharding(mesh, _dividing(partition_spec(axes), leaf.shape, mesh)),
+    shapes,
+    logical_axes,
+  )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Every device holds the whole array."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Rows of a [batch, seq] array are split over the batch axes."""
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES, None))
+
+
+def batch_devices(mesh: Mesh) -> int:
+  """The number of parts that a batch is split into."""
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def sequence_devices(mesh: Mesh) -> int:
+  """The number of parts that the head splits the positions of a row into."""
+  return math.prod(mesh.shape[axis] for axis in SEQUENCE_AXES)
+
+
+def constrain(mesh: Mesh | None) -> Callable[[jax.Array, LogicalAxes], jax.Array]:
+  """The function by which a model pins an activation's logical axes to the mesh."""
+  if mesh is None:
+    return lambda x, axes: x
+
+  def pin(x: jax.Array, axes: LogicalAxes) -> jax.Array:
+    spec = _dividing(partition_spec(axes), x.shape, mesh)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+  return pin
+
+
+def place(tree: Any, shardings: Any) -> Any:
+  """Host arrays, the same on every process, as global arrays."""
+
+  def put(x, sharding):
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+  return jax.tree.map(put, tree, shardings)
+
+
+def place_batch(batch: Any, mesh: Mesh) -> Any:
+  """This process's rows as its part of the global [batch, seq] arrays."""
+  sharding = batch_sharding(mesh)
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

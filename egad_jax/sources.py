@@ -1,0 +1,64 @@
+"""Where a file named in a config lies: a path, or a file inside an installed Python package."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+
+from egad_jax.errors import InputError
+
+_PACKAGE_SCHEME = "python:"
+
+
+def resolve(source: str | os.PathLike[str]) -> pathlib.Path:
+  """Turns the name of a source into the path of an existing file or directory.
+
+  Args:
+    source: a path (`~` is expanded), or `python:PACKAGE/FILE` for a file that ships inside an
+      installed Python package. The package is located but never imported.
+
+  Returns:
+    The path of the file or directory, which exists.
+
+  Raises:
+    InputError: if there is no such path, package or file.
+  """
+  name = os.fspath(source)
+  if name.startswith(_PACKAGE_SCHEME):
+    return _resolve_in_package(name)
+  path = pathlib.Path(name).expanduser()
+  if not name or not path.exists():
+    raise InputError(
+      f"source {name!r}: no such file or directory (looked in {pathlib.Path.cwd()} for relative "
+      "paths). Give an existing path, or python:PACKAGE/FILE for a file inside an installed "
+      "package."
+    )
+  return path
+
+
+def _resolve_in_package(name: str) -> pathlib.Path:
+  package, _, file = name.removeprefix(_PACKAGE_SCHEME).partition("/")
+  if not file or not package.isidentifier():
+    raise InputError(
+      f"source {name!r}: expected python:PACKAGE/FILE, like python:my_package/a.gguf."
+    )
+  spec = importlib.util.find_spec(package)
+  locations = list(spec.submodule_search_locations or ()) if spec else []
+  if not locations:
+    distribution = package.replace("_", "-")
+    raise InputError(
+      f"source {name!r}: the Python package {package!r} is not installed in this environment. "
+      f"Install it with `pip install {distribution}`, or give a path instead."
+    )
+  for location in locations:
+    path = pathlib.Path(location) / file
+    if path.exists():
+      return path
+  present = sorted(
+    p.name for p in pathlib.Path(locations[0]).iterdir() if not p.name.startswith("_")
+  )
+  raise InputError(
+    f"source {name!r}: the package {package!r} has no file {file!r}; it has: "
+    f"{', '.join(present) or 'no files'}."
+  )

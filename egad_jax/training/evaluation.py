@@ -1,0 +1,168 @@
+"""Held-out evaluation of student and teacher on the same tokens, and what the method does to them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egad_jax.data.batches import Batch
+from egad_jax.losses.divergences import forward_kl
+from egad_jax.losses.entropy import token_entropy
+from egad_jax.losses.method import Context, Method
+from egad_jax.models.model import Model
+from egad_jax.training.teachers import TeacherSource
+
+Params = Any
+NUM_BINS = 32
+# What is averaged over the tokens of one bin of teacher entropy.
+BINNED = ("position", "weight", "temperature", "hard", "forward_kl")
+MEASURED = ("cross_entropy", "teacher_cross_entropy", "forward_kl", "agreement")
+
+
+def evaluation_token_loss(method: Method) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
+  """A `token_loss` that adds to the method's statistics what an evaluation reports.
+
+  The forward KL and the cross-entropies are at temperature 1, whatever the method trains at.
+  """
+
+  def token_loss(student_logits, teacher_logits, labels, extras, context):
+    loss, stats = method.token_loss(student_logits, teacher_logits, labels, extras, context)
+    # A comparison instead of a gather: a gather of one column is a pass over the rows of its own.
+    is_label = jnp.arange(student_logits.shape[-1])[None, :] == labels[:, None]
+
+    def cross_entropy(logits):
+      label_logit = jnp.sum(jnp.where(is_label, logits, 0), axis=-1)
+      return jax.nn.logsumexp(logits, axis=-1) - label_logit
+
+    entropy = token_entropy(teacher_logits)
+    agree = jnp.argmax(student_logits, axis=-1) == jnp.argmax(teacher_logits, axis=-1)
+    return loss, stats | {
+      "cross_entropy": cross_entropy(student_logits),
+      "teacher_cross_entropy": cross_entropy(teacher_logits),
+      "forward_kl": forward_kl(student_logits, teacher_logits),
+      "agreement": agree.astype(jnp.float32),
+      "student_entropy": token_entropy(student_logits),
+      "teacher_entropy": entropy,
+      "position": context.state.position(entropy),
+    }
+
+  return token_loss
+
+
+def make_token_statistics(
+  *, student: Model, teacher: TeacherSource, head: Callable[..., Any]
+) -> Callable[..., dict[str, jax.Array]]:
+  """Returns `(params, teacher_params, batch, context) -> {name: f32[batch, seq]}`.
+
+  Args:
+    student: the model evaluated.
+    teacher: the source of the teacher's outputs.
+    head: over `evaluation_token_loss` or a method's `token_loss`; does no gradient work here.
+  """
+
+  def statistics(params: Params, teacher_params: Params, batch: Batch, context: Context):
+    outputs = teacher(teacher_params, batch)
+    hidden, _ = student.apply(params, batch.tokens, batch.positions, batch.segment_ids)
+    unembedding = student.unembedding(params)
+    return head(
+      *(hidden, unembedding, outputs.hidden, outputs.unembedding),
+      *(batch.labels, batch.mask, {}, context),
+    )[1]
+
+  return statistics
+
+
+def entropy_edges(vocab_size: int) -> np.ndarray:
+  """Edges [NUM_BINS + 1] of the bins of teacher entropy, in nats, from 0 to log(vocab_size).
+
+  Squares of even steps: most tokens of a language model have an entropy below one nat.
+  """
+  return (math.log(vocab_size) * np.linspace(0, 1, NUM_BINS + 1) ** 2).astype(np.float32)
+
+
+def make_sums(
+  statistics: Callable[..., dict[str, jax.Array]], vocab_size: int
+) -> Callable[..., dict[str, jax.Array]]:
+  """Returns `(params, teacher_params, batch, token_bytes, context) -> sums over its tokens`."""
+  edges = jnp.asarray(entropy_edges(vocab_size)[1:-1])
+
+  def sums(params, teacher_params, batch: Batch, token_bytes: jax.Array, context: Context):
+    stats = statistics(params, teacher_params, batch, context)
+    mask = batch.mask
+
+    def total(x):
+      return jnp.sum(x, where=mask)
+
+    bins = jnp.searchsorted(edges, stats["teacher_entropy"], side="right")
+    by_bin = jnp.where(mask, bins, NUM_BINS).reshape(-1)
+
+    def binned(x):
+      return jnp.zeros(NUM_BINS).at[by_bin].add(x.reshape(-1), mode="drop")
+
+    return {
+      "tokens": total(jnp.ones(mask.shape)),
+      "bytes": total(token_bytes[batch.labels].astype(jnp.float32)),
+      **{name: total(stats[name]) for name in (*MEASURED, "student_entropy", "teacher_entropy")},
+      "bin_count": binned(jnp.ones(mask.shape)),
+      **{f"bin_{name}": binned(stats[name]) for name in BINNED},
+    }
+
+  return sums
+
+
+def evaluate(
+  sums: Callable[..., dict[str, jax.Array]],
+  batches: Iterable[Batch],
+  *,
+  vocab_size: int,
+) -> dict[str, Any]:
+  """Averages over all held-out tokens.
+
+  Args:
+    sums: `batch -> sums`, from `make_sums` with everything else bound.
+    batches: the held-out batches, placed on the devices.
+    vocab_size: entries of the vocabulary.
+
+  Returns:
+    {"tokens", "student": {...}, "teacher": {...}, "entropy_bins": {...}}, see docs/files.md.
+  """
+  total: dict[str, Any] = {}
+  for batch in batches:
+    # Summed in float64 on the host, batch by batch.
+    part = {k: np.asarray(v, np.float64) for k, v in jax.device_get(sums(batch)).items()}
+    total = {k: v + total.get(k, 0) for k, v in part.items()}
+  tokens = max(total["tokens"], 1)
+
+  def report(cross_entropy, entropy, kl, agreement):
+    nats = cross_entropy / tokens
+    return {
+      "cross_entropy": nats,
+      "perplexity": math.exp(min(nats, 700)),
+      "bits_per_byte": cross_entropy / math.log(2) / max(total["bytes"], 1),
+      "forward_kl": kl / tokens,
+      "agreement": agreement / tokens,
+      "entropy": entropy / tokens,
+    }
+
+  count = total["bin_count"]
+  return {
+    "tokens": int(total["tokens"]),
+    "student": report(
+      *(total["cross_entropy"], total["student_entropy"]),
+      *(total["forward_kl"], total["agreement"]),
+    ),
+    "teacher": report(total["teacher_cross_entropy"], total["teacher_entropy"], 0.0, tokens),
+    "entropy_bins": {
+      "edges": [float(x) for x in entropy_edges(vocab_size)],
+      "count": [int(n) for n in count],
+      **{
+        name: [float(x / n) if n else None for x, n in zip(total[f"bin_{name}"], count, strict=True)]
+        for name in BINNED
+      },
+    },
+  }

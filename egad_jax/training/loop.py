@@ -1,0 +1,188 @@
+"""The loop: keeps the devices busy, and everything that is kept of a run in order."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import Any
+
+import jax
+
+from egad_jax.training import results
+from egad_jax.training import workdir as files
+from egad_jax.training.checkpoints import Checkpoints
+from egad_jax.training.metrics import MetricLog, Stopwatch, averages
+from egad_jax.training.programs import Programs
+from egad_jax.training.run import Run
+from egad_jax.training.step import TrainState
+from egad_jax.training.workdir import Workdir
+
+_LOG = logging.getLogger(__name__)
+
+
+class _Session:
+  """One process's part of a run: the state, the logs, and what is still in flight."""
+
+  def __init__(self, run: Run, workdir: Workdir, checkpoints: Checkpoints):
+    self.run, self.workdir, self.checkpoints = run, workdir, checkpoints
+    self.programs = Programs(run)
+    start = checkpoints.latest()
+    self.watch = Stopwatch(workdir, fresh=start is None)
+    self.log = MetricLog(
+      workdir,
+      steps=run.steps,
+      start=start or 0,
+      log_every=run.intervals.log_steps,
+      tensorboard=run.tensorboard,
+    )
+    # Evaluations beyond the checkpoint are made again; those of a run without one, too.
+    files.keep_lines(workdir / files.EVALUATIONS, -1 if start is None else start)
+    self.pending: tuple[int, Any] | None = None
+    if start is None:
+      self.tokens = 0
+      self.state = self._first_state()
+    else:
+      self.state, meta = checkpoints.restore(start, run.abstract_state())
+      self.tokens = meta["tokens"]
+      _LOG.info("resumed from step %d of %d", start, run.steps)
+    self.step = start or 0
+    self.saved_step, self.saved_time = start, time.monotonic()
+    self.last_time = time.monotonic()
+
+  def _first_state(self) -> TrainState:
+    state = self.programs.fill(self.run.place_student())
+    self.evaluate(0, state)
+    results.samples_before(self.programs, self.workdir, state)
+    return state
+
+  def evaluate(self, step: int, state: TrainState) -> None:
+    """Appends one evaluation."""
+    started = time.monotonic()
+    result = self.programs.evaluate(state)
+    progress = float(self.run.progress(step))
+    record = {"step": step, "seconds": self.watch.seconds(), "curriculum_progress": progress}
+    files.append_line(self.workdir / files.EVALUATIONS, record | result)
+    self.log.write_evaluation(step, result)
+    student = result["student"]
+    _LOG.info(
+      "held-out at step %d: forward KL %.4f, perplexity %.2f, agreement %.1f %% (%.1f s)",
+      *(step, student["forward_kl"], student["perplexity"], 100 * student["agreement"]),
+      time.monotonic() - started,
+    )
+
+  def flush(self) -> None:
+    """Fetches and writes the metrics of the step in flight.
+
+    Raises:
+      FloatingPointError: that step's loss or gradient was not finite.
+    """
+    if self.pending is None:
+      return
+    step, metrics = self.pending
+    self.pending = None
+    values = averages(jax.device_get(metrics))
+    now = time.monotonic()
+    if not values["finite"]:
+      raise FloatingPointError(
+        f"step {step}: loss {values['loss']} or gradient norm {values['grad_norm']} is not finite; "
+        f"the update was withheld and nothing of it saved. The last checkpoint is of step "
+        f"{self.saved_step}; lower optimizer.learning_rate or look at the batch of that step."
+      )
+    self.tokens += int(values["tokens"])
+    self.log.write(
+      *(step, values),
+      epoch=step * self.run.batch_size / self.run.rows.train_size,
+      tokens=self.tokens,
+      seconds=now - self.last_time,
+    )
+    self.last_time = now
+    self.watch.note()
+
+  def due(self, every_steps: int) -> bool:
+    """Whether something that happens every so many steps happens after this one."""
+    return bool(every_steps) and self.step % every_steps == 0
+
+  def save_is_due(self) -> bool:
+    """By steps, by time, or because it is the end."""
+    seconds = self.run.intervals.save_seconds
+    by_time = bool(seconds) and time.monotonic() - self.saved_time >= seconds
+    return self.due(self.run.intervals.save_steps) or by_time or self.step == self.run.steps
+
+  def save(self) -> None:
+    """Starts writing a checkpoint; what it needs in the logs is there already."""
+    self.checkpoints.save(self.step, self.state, {"tokens": self.tokens})
+    self.saved_step, self.saved_time = self.step, time.monotonic()
+
+  def train(self) -> None:
+    """Runs the steps that are left."""
+    if self.step == self.run.steps:
+      return
+    program = self.programs.compile_step()
+    batches = self.programs.train_batches(self.step)
+    self.last_time = time.monotonic()
+    while self.step < self.run.steps:
+      batch = next(batches)
+      with jax.transfer_guard("disallow"):
+        self.state, metrics = program(self.state, self.programs.teacher_params, batch)
+      # One step late: the device works on this step while the host reads the one before.
+      self.flush()
+      self.step += 1
+      self.pending = (self.step, metrics)
+      evaluate, save = self.due(self.run.intervals.evaluate_steps), self.save_is_due()
+      if evaluate or save:
+        self.flush()
+        if evaluate and self.step < self.run.steps:
+          self.evaluate(self.step, self.state)
+        if save:
+          self.save()
+        self.last_time = time.monotonic()
+
+  def finish(self) -> dict[str, Any]:
+    """Evaluates the trained student and writes the results."""
+    evaluated = files.read_lines(self.workdir / files.EVALUATIONS)
+    if not evaluated or evaluated[-1]["step"] != self.run.steps:
+      self.evaluate(self.run.steps, self.state)
+    self.watch.note()
+    return results.finish(
+      *(self.programs, self.workdir, self.state),
+      tokens=self.tokens,
+      seconds=self.watch.seconds(),
+    )
+
+
+def train(run: Run, workdir: Workdir) -> dict[str, Any]:
+  """Trains or resumes a run to its end and writes its results.
+
+  Resuming: (1) the latest whole checkpoint, (2) logs cut back to its step, (3) the data position,
+  which is the step.
+
+  Args:
+    run: from `build`.
+    workdir: open, its config stored.
+
+  Returns:
+    The summary.
+
+  Raises:
+    FloatingPointError: a loss or gradient was not finite.
+  """
+  checkpoints = Checkpoints(workdir / files.CHECKPOINTS, keep=run.keep)
+  try:
+    session = _Session(run, workdir, checkpoints)
+    try:
+      session.train()
+      summary = session.finish()
+    finally:
+      session.log.close()
+  finally:
+    checkpoints.close()
+  before, after = summary["student_before"], summary["student_after"]
+  if not math.isfinite(after["forward_kl"]):
+    _LOG.warning("the student's held-out forward KL is not finite")
+  _LOG.info(
+    "done: held-out forward KL %.4f -> %.4f, perplexity %.2f -> %.2f (teacher %.2f)",
+    *(before["forward_kl"], after["forward_kl"], before["perplexity"], after["perplexity"]),
+    summary["teacher"]["perplexity"],
+  )
+  return summary

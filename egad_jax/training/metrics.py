@@ -1,0 +1,131 @@
+"""Where a run's numbers go: metrics.jsonl, TensorBoard, and the terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import rich.progress
+import tensorboardX
+
+from egad_jax.training import workdir as files
+from egad_jax.training.workdir import Workdir
+
+_LOG = logging.getLogger(__name__)
+
+# Keys of a line of metrics.jsonl that come from the train step; null where not applicable.
+STEP_KEYS = (
+  *("loss", "distillation_loss", "feature_loss", "cross_entropy", "teacher_entropy"),
+  *("student_entropy", "temperature_mean", "temperature_min", "temperature_max"),
+  *("curriculum_progress", "weight_mean", "hard_fraction", "hard_overflow", "grad_norm"),
+  "learning_rate",
+)
+
+
+def averages(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
+  """Divides the (total, count) pairs of a step, on the host."""
+  return {name: float(total) / max(float(count), 1.0) for name, (total, count) in metrics.items()}
+
+
+class Stopwatch:
+  """Wall time of a run over all its restarts, kept in a file because a process may be killed."""
+
+  def __init__(self, workdir: Workdir, *, fresh: bool):
+    """Starts an attempt; `fresh` forgets the earlier ones."""
+    self._path = workdir / files.ATTEMPTS
+    self._earlier = 0.0 if fresh else float(sum(files.read_json(self._path) or []))
+    self._start = time.monotonic()
+
+  def seconds(self) -> float:
+    """Seconds so far."""
+    return self._earlier + time.monotonic() - self._start
+
+  def note(self) -> None:
+    """Writes the time down."""
+    files.write_json(self._path, [self._earlier, time.monotonic() - self._start])
+
+
+class MetricLog:
+  """Writes each logged step once, ascending, to metrics.jsonl, TensorBoard and the terminal."""
+
+  def __init__(
+    self, workdir: Workdir, *, steps: int, start: int, log_every: int, tensorboard: bool
+  ):
+    """Opens the logs of steps after `start`; later ones of an earlier attempt are cut off."""
+    self._path = workdir / files.METRICS
+    files.keep_lines(self._path, start)
+    self._steps, self._log_every = steps, log_every
+    self._events = None
+    if tensorboard:
+      # purge_step hides what an earlier attempt logged beyond the step that it is resumed from.
+      self._events = tensorboardX.SummaryWriter(
+        str(workdir / "tensorboard"), purge_step=start + 1, flush_secs=10
+      )
+    self._progress = None
+    if sys.stderr.isatty():
+      self._progress = rich.progress.Progress(
+        *rich.progress.Progress.get_default_columns()[:3],
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TextColumn("ETA"),
+        rich.progress.TimeRemainingColumn(),
+        rich.progress.TextColumn("{task.fields[numbers]}"),
+        console=rich.console.Console(stderr=True),
+      )
+      self._task = self._progress.add_task("steps", total=steps, completed=start, numbers="")
+      self._progress.start()
+    self._since, self._seconds, self._tokens = start, 0.0, 0.0
+
+  def write(
+    self, step: int, values: Mapping[str, float], *, epoch: float, tokens: int, seconds: float
+  ) -> None:
+    """Takes the numbers of one step.
+
+    Args:
+      step: updates made with it.
+      values: averages of the step.
+      epoch: passes over the train rows so far.
+      tokens: target tokens so far.
+      seconds: that the step took.
+    """
+    self._seconds += seconds
+    self._tokens += values["tokens"]
+    if self._progress:
+      numbers = f"loss {values['loss']:.3f}  {self._tokens / self._seconds:.0f} tokens/s"
+      self._progress.update(self._task, completed=step, numbers=numbers)
+    if step % self._log_every and step != self._steps:
+      return
+    step_seconds = self._seconds / (step - self._since)
+    rate = self._tokens / self._seconds
+    record = {"step": step, "epoch": epoch}
+    record |= {key: values.get(key) for key in STEP_KEYS}
+    record |= {"tokens": tokens, "tokens_per_second": rate, "step_seconds": step_seconds}
+    files.append_line(self._path, record)
+    for key, value in record.items():
+      if self._events and value is not None and key != "step":
+        self._events.add_scalar(key, value, step)
+    if not self._progress:
+      left = (self._steps - step) * step_seconds
+      _LOG.info(
+        "step %d/%d  loss %.4f  distillation %.4f  entropy %.3f  T %.3f  %.0f tokens/s  ETA %s",
+        *(step, self._steps, values["loss"], values["distillation_loss"]),
+        *(values["teacher_entropy"], values["temperature_mean"], rate),
+        f"{int(left // 60)}:{int(left % 60):02d}",
+      )
+    self._since, self._seconds, self._tokens = step, 0.0, 0.0
+
+  def write_evaluation(self, step: int, result: Mapping[str, Any]) -> None:
+    """Adds the student's held-out numbers to TensorBoard."""
+    for key, value in result["student"].items():
+      if self._events:
+        self._events.add_scalar(f"held_out/{key}", value, step)
+
+  def close(self) -> None:
+    """Flushes everything."""
+    if self._progress:
+      self._progress.stop()
+    if self._events:
+      self._events.close()

@@ -1,0 +1,142 @@
+"""The compiled programs of a run and the device arrays that they share."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from egad_jax import sharding
+from egad_jax.data import pipeline
+from egad_jax.data.batches import Batch
+from egad_jax.models.generation import generate
+from egad_jax.training import evaluation
+from egad_jax.training.run import Run
+from egad_jax.training.step import TrainState, micro_batches
+
+_LOG = logging.getLogger(__name__)
+
+
+class Programs:
+  """Compiles each program of a run once and runs it.
+
+  Attributes:
+    run: the run.
+    teacher_params: the teacher on the devices.
+  """
+
+  def __init__(self, run: Run):
+    """Places the teacher; compiles nothing yet."""
+    self.run = run
+    self.teacher_params = run.place_teacher()
+    self._options = run.compiler_options or None
+    token_loss = evaluation.evaluation_token_loss(run.method)
+    vocab = run.tokenizer.vocab_size
+    statistics = run.token_statistics(token_loss)
+    self._sums = jax.jit(
+      evaluation.make_sums(statistics, vocab), compiler_options=self._options
+    )
+    self._statistics = jax.jit(statistics, compiler_options=self._options)
+    self._token_bytes = sharding.place(run.tokenizer.token_bytes(), sharding.replicated(run.mesh))
+    self._held_out: list[Batch] | None = None
+
+  def compile_step(self) -> Any:
+    """The train step as one executable: `(state, teacher_params, batch) -> (state, metrics)`."""
+    started = time.monotonic()
+    state = self.run.abstract_state()
+    step = jax.jit(
+      self.run.train_step(),
+      # The state comes back where it was, in the memory of the one passed in.
+      out_shardings=(jax.tree.map(lambda x: x.sharding, state), sharding.replicated(self.run.mesh)),
+      donate_argnums=0,
+      compiler_options=self._options,
+    )
+    compiled = step.lower(state, self.run.abstract_teacher(), self.run.abstract_batch()).compile()
+    _LOG.info("compiled the train step in %.1f s", time.monotonic() - started)
+    return compiled
+
+  def train_batches(self, start_step: int) -> Any:
+    """Batches from `start_step` on, on the devices."""
+    rows = pipeline.train_batches(
+      self.run.rows,
+      batch_size=self.run.batch_size,
+      seed=self.run.seed,
+      start_step=start_step,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    return (sharding.place_batch(batch, self.run.mesh) for batch in rows)
+
+  def held_out(self) -> list[Batch]:
+    """The held-out batches, on the devices."""
+    if self._held_out is None:
+      rows = pipeline.held_out_batches(
+        self.run.rows,
+        batch_size=self.run.held_out_batch,
+        max_tokens=self.run.held_out_rows * self.run.rows.seq_len,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+      )
+      self._held_out = [sharding.place_batch(batch, self.run.mesh) for batch in rows]
+    return self._held_out
+
+  def fill(self, state: TrainState) -> TrainState:
+    """The state with its running distributions filled from the first train batches."""
+    run = self.run
+    statistics = run.token_statistics(run.method.token_loss)
+
+    def fill(state: TrainState, teacher_params: Any, batch: Batch) -> TrainState:
+      rows = micro_batches(batch, run.accumulation)
+      of_rows = lambda micro: statistics(
+        state.params["student"], teacher_params, micro, run.context(state)
+      )
+      method_state = run.method.update(
+        state.method_state, jax.lax.map(of_rows, rows), rows.mask
+      )
+      return state._replace(method_state=method_state)
+
+    shardings = jax.tree.map(lambda x: x.sharding, run.abstract_state())
+    program = jax.jit(fill, out_shardings=shardings, compiler_options=self._options)
+    batches = self.train_batches(0)
+    for _ in range(run.fill_batches):
+      state = program(state, self.teacher_params, next(batches))
+    return state
+
+  def evaluate(self, state: TrainState) -> dict[str, Any]:
+    """Averages over the held-out tokens; see `evaluation.evaluate`."""
+    arguments = (state.params["student"], self.teacher_params)
+    context = self.run.context(state)
+    return evaluation.evaluate(
+      lambda batch: self._sums(*arguments, batch, self._token_bytes, context),
+      self.held_out(),
+      vocab_size=self.run.tokenizer.vocab_size,
+    )
+
+  def statistics(self, state: TrainState, batch: Batch) -> dict[str, jax.Array]:
+    """Per-token statistics [batch, seq] of a batch."""
+    context = self.run.context(state)
+    return self._statistics(state.params["student"], self.teacher_params, batch, context)
+
+  def continuations(self, *, of_teacher: bool, state: TrainState | None = None) -> list[str]:
+    """The most probable continuation of each prompt of the run."""
+    run = self.run
+    model = run.pair.teacher if of_teacher else run.pair.student
+    params = self.teacher_params if of_teacher else state.params["student"]
+    room = model.config.max_seq_len - run.sample_tokens
+    prompts = [run.tokenizer.encode(prompt)[:room] for prompt in run.prompts]
+    ids = generate(
+      *(model, params, prompts),
+      max_new_tokens=run.sample_tokens,
+      temperature=0.0,
+      eos_id=run.tokenizer.eos_id,
+      vocab_size=run.tokenizer.vocab_size,
+    )
+    return [run.tokenizer.decode(continuation) for continuation in ids]
+
+
+def count_parameters(params: Any) -> int:
+  """The number of values in a tree of arrays."""
+  return sum(int(jnp.size(x)) for x in jax.tree.leaves(params))

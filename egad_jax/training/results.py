@@ -1,0 +1,145 @@
+"""What a run leaves: samples, a passage, the export, the summary and the report.
+
+Each file is made from the files and the state before it, so that a run killed here is completed
+by the same command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from egad_jax.models.export import export_student
+from egad_jax.training import workdir as files
+from egad_jax.training.model_card import write_model_card
+from egad_jax.training.programs import Programs, count_parameters
+from egad_jax.training.report import write_report
+from egad_jax.training.step import TrainState
+from egad_jax.training.workdir import Workdir
+
+REPORT = "report.html"
+PASSAGE_TOKENS = 160
+
+
+def is_finished(workdir: Workdir, steps: int) -> bool:
+  """Whether a run of so many steps has left everything it should."""
+  summary = files.read_json(workdir / files.SUMMARY)
+  complete = (workdir / REPORT).exists() and (workdir / files.EXPORT).exists()
+  return bool(summary) and summary["steps"] == steps and complete
+
+
+def samples_before(programs: Programs, workdir: Workdir, state: TrainState) -> None:
+  """Writes samples.json with the teacher's and the untrained student's continuations."""
+  run = programs.run
+  if not run.sample_tokens or not run.prompts:
+    return
+  teacher = programs.continuations(of_teacher=True)
+  before = programs.continuations(of_teacher=False, state=state)
+  samples = [
+    {"prompt": prompt, "teacher": t, "before": b, "after": None}
+    for prompt, t, b in zip(run.prompts, teacher, before, strict=True)
+  ]
+  files.write_json(workdir / files.SAMPLES, samples)
+
+
+def _samples_after(programs: Programs, workdir: Workdir, state: TrainState) -> Any:
+  samples = files.read_json(workdir / files.SAMPLES)
+  if samples:
+    after = programs.continuations(of_teacher=False, state=state)
+    samples = [s | {"after": a} for s, a in zip(samples, after, strict=True)]
+    files.write_json(workdir / files.SAMPLES, samples)
+  return samples
+
+
+def _write_passage(programs: Programs, workdir: Workdir, state: TrainState) -> None:
+  """Writes passage.json: how the method sees the beginning of the held-out text."""
+  batch = programs.held_out()[0]
+  stats = jax.device_get(programs.statistics(state, batch))
+  labels, mask = np.asarray(batch.labels), np.asarray(batch.mask)
+  row = int(np.argmax(mask.sum(axis=1)))
+  places = np.flatnonzero(mask[row])[:PASSAGE_TOKENS]
+  tokens = [
+    {
+      "text": programs.run.tokenizer.decode([int(labels[row, i])]),
+      "entropy": float(stats["teacher_entropy"][row, i]),
+      "position": float(stats["position"][row, i]),
+      "weight": float(stats["weight"][row, i]),
+      "temperature": float(stats["temperature"][row, i]),
+      "hard": bool(stats["hard"][row, i]),
+    }
+    for i in places
+  ]
+  files.write_json(workdir / files.PASSAGE, {"step": int(state.step), "tokens": tokens})
+
+
+def _summary(programs: Programs, workdir: Workdir, tokens: int, seconds: float) -> dict[str, Any]:
+  run = programs.run
+  evaluations = files.read_lines(workdir / files.EVALUATIONS)
+  shapes = jax.eval_shape(run.pair.student.init, jax.random.key(0))
+  student, teacher = count_parameters(shapes), count_parameters(programs.teacher_params)
+
+  def measured(result: Mapping[str, Any], parameters: int) -> dict[str, Any]:
+    names = ("cross_entropy", "perplexity", "bits_per_byte", "forward_kl", "agreement")
+    return {name: result[name] for name in names} | {"parameters": parameters}
+
+  return {
+    "method": run.method_name,
+    "steps": run.steps,
+    "tokens": tokens,
+    "seconds": seconds,
+    "seed": run.seed,
+    "teacher": measured(evaluations[-1]["teacher"], teacher),
+    "student_before": measured(evaluations[0]["student"], student),
+    "student_after": measured(evaluations[-1]["student"], student),
+    "export": str(workdir / files.EXPORT),
+  }
+
+
+def export(
+  programs_run: Any, params: Any, directory: Any, *, summary: Any, config: Any, samples: Any
+) -> None:
+  """Writes the student in Hugging Face layout, with its model card."""
+  pair = programs_run.pair
+  card = write_model_card(
+    *(summary, config),
+    teacher_name=pair.teacher_name,
+    teacher_license=pair.teacher_license,
+    samples=samples,
+  )
+  export_student(
+    directory,
+    pair.student.config,
+    jax.tree.map(np.asarray, jax.device_get(params)),
+    programs_run.tokenizer,
+    model_card=card,
+  )
+
+
+def finish(
+  programs: Programs, workdir: Workdir, state: TrainState, *, tokens: int, seconds: float
+) -> dict[str, Any]:
+  """Writes everything that a finished run leaves; returns the summary."""
+  samples = _samples_after(programs, workdir, state)
+  _write_passage(programs, workdir, state)
+  summary = _summary(programs, workdir, tokens, seconds)
+  export(
+    *(programs.run, state.params["student"], workdir / files.EXPORT),
+    summary=summary,
+    config=files.read_json(workdir / files.CONFIG),
+    samples=samples,
+  )
+  files.write_json(workdir / files.SUMMARY, summary)
+  write_report(workdir.path)
+  return summary
+
+
+def print_whereabouts(workdir: Workdir) -> None:
+  """Tells a person where the results are, and shows one sample."""
+  for sample in (files.read_json(workdir / files.SAMPLES) or [])[:1]:
+    print(f"\nPrompt:  {sample['prompt']}")
+    for who in ("before", "after", "teacher"):
+      print(f"{who.capitalize() + ':':8} {' '.join(sample[who].split())}")
+  print(f"\nReport:  {workdir / REPORT}\nStudent: {workdir / files.EXPORT}")

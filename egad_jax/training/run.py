@@ -1,0 +1,238 @@
+"""Everything a run is made of, as functions and values; `build` makes it from a config."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from egad_jax import sharding
+from egad_jax.data.batches import Batch
+from egad_jax.data.packing import Rows
+from egad_jax.data.tokenizer import Tokenizer
+from egad_jax.head import distillation_head, sharded_head
+from egad_jax.head.chunked import Head
+from egad_jax.losses.method import Context, Method
+from egad_jax.models.model import Model
+from egad_jax.training import checkpoints, evaluation
+from egad_jax.training.step import TrainState, TrainStep, make_train_step
+from egad_jax.training.teachers import colocated_teacher
+
+Params = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+  """When things happen, in steps or seconds; 0 means never on that account."""
+
+  log_steps: int
+  save_steps: int
+  save_seconds: float
+  evaluate_steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+  """Student and teacher and what connects them.
+
+  Attributes:
+    student: the model trained.
+    teacher: the model learnt from.
+    student_params: host arrays to start from, None to draw them from the seed.
+    teacher_params: host arrays, None to draw them from the seed.
+    student_taps: layers of the student whose features are compared.
+    teacher_taps: the teacher's layers, one for each of the student's.
+    teacher_name: for people.
+    teacher_license: as its files say, or None.
+    teacher_dtype: of its parameters on the devices.
+  """
+
+  student: Model
+  teacher: Model
+  student_params: Params | None
+  teacher_params: Params | None
+  student_taps: tuple[int, ...]
+  teacher_taps: tuple[int, ...]
+  teacher_name: str
+  teacher_license: str | None
+  teacher_dtype: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One distillation run.
+
+  Attributes:
+    method_name: of the method.
+    method: its functions.
+    pair: student and teacher.
+    tokenizer: of both.
+    rows: the packed data.
+    mesh: the devices.
+    tx: the optimizer.
+    learning_rate: schedule inside `tx`.
+    progress: schedule of the curriculum, step -> phi.
+    seed: of initial values and data order.
+    steps: updates in all.
+    batch_size: rows per update, over all processes.
+    accumulation: micro-batches per update.
+    chunk_size: of the head; None for its default.
+    fill_batches: train batches that fill the running distributions before step 0.
+    held_out_rows: rows of an evaluation, at most.
+    held_out_batch: rows of them at once.
+    intervals: when to log, save and evaluate.
+    keep: checkpoints that stay.
+    prompts: continued before and after.
+    sample_tokens: tokens of a continuation.
+    compiler_options: for every program of the run.
+    tensorboard: whether to write its events.
+  """
+
+  method_name: str
+  method: Method
+  pair: Pair
+  tokenizer: Tokenizer
+  rows: Rows
+  mesh: jax.sharding.Mesh
+  tx: optax.GradientTransformation
+  learning_rate: optax.Schedule
+  progress: optax.Schedule
+  seed: int
+  steps: int
+  batch_size: int
+  accumulation: int
+  chunk_size: int | None
+  fill_batches: int
+  held_out_rows: int
+  held_out_batch: int
+  intervals: Intervals
+  keep: int
+  prompts: tuple[str, ...]
+  sample_tokens: int
+  compiler_options: dict[str, str]
+  tensorboard: bool
+
+  def head(self, token_loss: Any) -> Head:
+    """The chunked head over this run's mesh and vocabulary."""
+    head = distillation_head(
+      token_loss,
+      chunk_size=self.chunk_size,
+      vocab_size=self.tokenizer.vocab_size,
+      student_soft_cap=self.pair.student.config.logit_soft_cap,
+      teacher_soft_cap=self.pair.teacher.config.logit_soft_cap,
+    )
+    return sharded_head(
+      head,
+      self.mesh,
+      batch_axes=sharding.BATCH_AXES,
+      sequence_axes=sharding.SEQUENCE_AXES,
+    )
+
+  def train_step(self) -> TrainStep:
+    """The pure train step."""
+    return make_train_step(
+      student=self.pair.student,
+      teacher=colocated_teacher(self.pair.teacher, taps=self.pair.teacher_taps),
+      method=self.method,
+      head=self.head(self.method.token_loss),
+      tx=self.tx,
+      learning_rate=self.learning_rate,
+      progress=self.progress,
+      student_taps=self.pair.student_taps,
+      accumulation=self.accumulation,
+    )
+
+  def token_statistics(self, token_loss: Any) -> Any:
+    """`(params, teacher_params, batch, context) -> {name: [batch, seq]}` without gradient."""
+    return evaluation.make_token_statistics(
+      student=self.pair.student,
+      teacher=colocated_teacher(self.pair.teacher),
+      head=self.head(token_loss),
+    )
+
+  def init_state(self, student_params: Params | None = None) -> TrainState:
+    """The state before step 0, traceable; `student_params` replaces random initial values."""
+    keys = jax.random.split(jax.random.key(self.seed), 3)
+    params = {
+      "student": self.pair.student.init(keys[0]) if student_params is None else student_params,
+      "method": self.method.init_params(
+        keys[1],
+        student_dim=self.pair.student.config.dim,
+        teacher_dim=self.pair.teacher.config.dim,
+        num_taps=len(self.pair.student_taps),
+      ),
+    }
+    return TrainState(
+      step=jnp.int32(0),
+      params=params,
+      opt_state=self.tx.init(params),
+      method_state=self.method.init_state(),
+    )
+
+  def abstract_state(self) -> TrainState:
+    """Shapes, dtypes and shardings of the state."""
+    shapes = jax.eval_shape(self.init_state)
+    whole = sharding.replicated(self.mesh)
+    param_shardings = {
+      "student": sharding.parameter_shardings(
+        self.mesh, self.pair.student.logical_axes(), shapes.params["student"]
+      ),
+      "method": jax.tree.map(lambda _: whole, shapes.params["method"]),
+    }
+    # The optimizer's moments lie where their parameters lie.
+    opt_shardings = optax.tree_utils.tree_map_params(
+      self.tx,
+      lambda _, s: s,
+      shapes.opt_state,
+      param_shardings,
+      transform_non_params=lambda _: whole,
+    )
+    shardings = TrainState(
+      step=whole,
+      params=param_shardings,
+      opt_state=opt_shardings,
+      method_state=jax.tree.map(lambda _: whole, shapes.method_state),
+    )
+    return checkpoints.abstract(shapes, shardings)
+
+  def place_student(self) -> TrainState:
+    """The initial state on the devices; random parameters never exist unsharded."""
+    shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state())
+    if self.pair.student_params is None:
+      return jax.jit(self.init_state, out_shardings=shardings)()
+    placed = sharding.place(self.pair.student_params, shardings.params["student"])
+    return jax.jit(self.init_state, out_shardings=shardings)(placed)
+
+  def abstract_teacher(self) -> Params:
+    """Shapes, dtypes and shardings of the teacher's parameters."""
+    teacher = self.pair.teacher
+    shapes = jax.eval_shape(teacher.init, jax.random.key(0))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, self.pair.teacher_dtype), shapes)
+    return checkpoints.abstract(
+      shapes, sharding.parameter_shardings(self.mesh, teacher.logical_axes(), shapes)
+    )
+
+  def place_teacher(self) -> Params:
+    """The teacher's parameters on the devices, in the teacher's dtype."""
+    like = self.abstract_teacher()
+    shardings = jax.tree.map(lambda x: x.sharding, like)
+    if self.pair.teacher_params is not None:
+      cast = jax.tree.map(lambda x, l: x.astype(l.dtype), self.pair.teacher_params, like)
+      return sharding.place(cast, shardings)
+    key = jax.random.split(jax.random.key(self.seed), 3)[2]
+    dtype = self.pair.teacher_dtype
+    init = lambda: jax.tree.map(lambda x: x.astype(dtype), self.pair.teacher.init(key))
+    return jax.jit(init, out_shardings=shardings)()
+
+  def abstract_batch(self) -> Batch:
+    """Shapes, dtypes and shardings of a train batch."""
+    shape, rows = (self.batch_size, self.rows.seq_len), sharding.batch_sharding(self.mesh)
+    ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
+    return Batch(ids, ids, ids, ids, jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows))
+
+  def context(self, state: TrainState) -> Context:
+    """What the method reads at a state."""
+    return Context(state.method_state, jnp.float32(self.progress(state.step)))

@@ -1,0 +1,100 @@
+"""How every command starts and ends: flags, one message for bad input, exit codes.
+
+0 done; 2 bad config, flag or input (one message, no traceback); 75 preempted after saving, run
+again to resume; 1 anything else.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+import absl.logging
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
+
+from egad_jax.errors import InputError
+
+BAD_INPUT = 2
+
+
+def define_config() -> flags.FlagHolder:
+  """Defines `--config=FILE.py` with overrides `--config.a.b=value`."""
+  return config_flags.DEFINE_config_file(
+    "config", None, "Config file; --config.key=value overrides a key.", lock_config=True
+  )
+
+
+def required(name: str, meaning: str) -> flags.FlagHolder:
+  """Defines a string flag that must be given."""
+  return flags.DEFINE_string(name, None, meaning, required=True)
+
+
+def config(flag: flags.FlagHolder) -> ml_collections.ConfigDict:
+  """The config of `define_config`, with its overrides.
+
+  Raises:
+    InputError: the flag is missing or its file cannot be read.
+  """
+  try:
+    if flag.value is not None:
+      return flag.value
+  # ml_collections tells of a missing or broken file only when the value is read.
+  except (OSError, ImportError, SyntaxError, AttributeError, KeyError, ValueError) as error:
+    raise InputError(f"--config cannot be read: {_message(error)}") from error
+  raise InputError("--config is required: a file like configs/tiny.py.")
+
+
+def _message(error: BaseException) -> str:
+  # The str() of a KeyError is the repr of its message, and ml_collections wraps one in another.
+  text: object = error
+  while isinstance(text, BaseException) and text.args:
+    text = text.args[-1] if isinstance(text, OSError) and len(text.args) > 1 else text.args[0]
+  return " ".join(str(text).split())
+
+
+def _parse(argv: list[str]) -> None:
+  app.define_help_flags()
+  try:
+    rest = flags.FLAGS(argv)
+  except SystemExit:  # --help has printed; absl gives it code 1.
+    sys.exit(0)
+  except (flags.Error, OSError, ImportError, SyntaxError) as error:
+    raise InputError(_message(error)) from error
+  # ml_collections reports a misspelt or mistyped key by raising from the flag's setter.
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise InputError(f"--config: {_message(error)}") from error
+  if rest[1:]:
+    raise InputError(
+      f"unexpected arguments {rest[1:]}; every argument is a flag, --name=value."
+    )
+
+
+def _log_to_stderr() -> None:
+  """This project's messages from INFO on; other libraries' (absl's users) only from WARNING on."""
+  absl.logging.set_verbosity(absl.logging.WARNING)
+  handler = logging.StreamHandler()
+  handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+  logger = logging.getLogger("egad_jax")
+  logger.addHandler(handler)
+  logger.setLevel(logging.INFO)
+  logger.propagate = False
+
+
+def run(main: Callable[[], int | None]) -> None:
+  """Parses the flags, runs `main`, and exits with its code (None is 0).
+
+  An `InputError`, and nothing else, is reported as one message on stderr with exit code 2.
+  """
+  program = os.path.basename(sys.argv[0])
+  try:
+    _parse(sys.argv)
+    _log_to_stderr()
+    code = main() or 0
+  except InputError as error:
+    print(f"{program}: {_message(error)}", file=sys.stderr)
+    code = BAD_INPUT
+  sys.exit(code)

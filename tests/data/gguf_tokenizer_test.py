@@ -1,0 +1,92 @@
+"""Tokenizers out of GGUF metadata, on files written here."""
+
+from __future__ import annotations
+
+import gguf
+import pytest
+
+from egad_jax.data.gguf_tokenizer import TokenType, read_gguf_tokenizer
+from egad_jax.data.tokenizer import Tokenizer
+from egad_jax.errors import InputError
+
+_BYTES = [*sorted("abcdĠ12é<|>end"), "Ċ"]
+_TOKENS = ["<|end|>", "<mark>", *dict.fromkeys(_BYTES), "ab", "Ġab", "12"]
+_MERGES = ["a b", "Ġ ab", "1 2"]
+
+
+def _write(path, *, padding=0, **changes) -> str:
+  tokens = _TOKENS + [f"[PAD{i}]" for i in range(padding)]
+  types = [TokenType.CONTROL, TokenType.USER_DEFINED]
+  types += [TokenType.NORMAL] * (len(_TOKENS) - 2) + [TokenType.UNUSED] * padding
+  fields = {"model": "gpt2", "pre": "smollm", "tokens": tokens, "types": types, "eos": 0} | changes
+  writer = gguf.GGUFWriter(path, "llama")
+  writer.add_context_length(64)
+  writer.add_tokenizer_model(fields["model"])
+  writer.add_tokenizer_pre(fields["pre"])
+  writer.add_token_list(fields["tokens"])
+  writer.add_token_types([int(kind) for kind in fields["types"]])
+  writer.add_token_merges(_MERGES)
+  if fields["eos"] is not None:
+    writer.add_eos_token_id(fields["eos"])
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.close()
+  return str(path)
+
+
+def test_vocabulary_and_roles(tmp_path):
+  tokenizer = Tokenizer.from_gguf(_write(tmp_path / "a.gguf"))
+  assert tokenizer.vocab_size == len(_TOKENS)
+  assert (tokenizer.eos_id, tokenizer.bos_id, tokenizer.pad_id) == (0, None, None)
+  assert tokenizer.document_end_id == 0
+  assert tokenizer.max_length == 64
+  assert tokenizer.chat_template is None
+
+
+def test_control_tokens_are_special_and_user_tokens_are_not(tmp_path):
+  tokenizer = Tokenizer.from_gguf(_write(tmp_path / "a.gguf"))
+  assert tokenizer.encode("<|end|>") != [0]
+  assert tokenizer.encode("<|end|>", allow_special=True) == [0]
+  assert tokenizer.encode("ab<mark>ab").count(1) == 1
+  assert tokenizer.token_bytes()[:2].tolist() == [0, len("<mark>")]
+
+
+def test_pre_tokenizers_differ_in_digits(tmp_path):
+  joined = _TOKENS.index("12")
+  smollm = Tokenizer.from_gguf(_write(tmp_path / "a.gguf"))
+  gpt2 = Tokenizer.from_gguf(_write(tmp_path / "b.gguf", pre="gpt-2"))
+  assert joined not in smollm.encode("ab 12")
+  assert gpt2.encode("12") == [joined]
+
+
+def test_padding_rows_are_no_tokens(tmp_path):
+  plain = Tokenizer.from_gguf(_write(tmp_path / "a.gguf"))
+  padded = Tokenizer.from_gguf(_write(tmp_path / "b.gguf", padding=5))
+  assert padded.vocab_size == plain.vocab_size
+  assert padded.fingerprint == plain.fingerprint
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"model": "llama"}, "tokenizer.ggml.model is 'llama'"),
+    ({"pre": "tekken"}, "tokenizer.ggml.pre is 'tekken'; known are gpt-2, smollm"),
+    ({"types": [1, 1]}, "must all be there"),
+    ({"eos": None}, "eos_token_id"),
+  ],
+)
+def test_unknown_kinds_are_refused(tmp_path, changes, message):
+  path = _write(tmp_path / "a.gguf", **changes)
+  with pytest.raises(InputError, match=message) as caught:
+    Tokenizer.from_gguf(path)
+  assert path in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [0, 3, 20, 100, 500])
+def test_truncated_files_are_refused(tmp_path, size):
+  whole = tmp_path / "a.gguf"
+  _write(whole)
+  short = tmp_path / "short.gguf"
+  short.write_bytes(whole.read_bytes()[:size])
+  with pytest.raises(InputError, match="not a readable GGUF file"):
+    read_gguf_tokenizer(short)

@@ -1,0 +1,145 @@
+"""Batches: pure in (seed, i), sliced by process, empty where a record is damaged."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+
+import numpy as np
+import pytest
+
+from egad_jax.data import packing, pipeline
+from egad_jax.data.batches import Batch
+from egad_jax.errors import InputError
+
+_BATCH = 4
+
+
+def _take(rows: packing.Rows, count: int, **changes) -> list[Batch]:
+  arguments = {"batch_size": _BATCH, "seed": 0} | changes
+  return list(itertools.islice(pipeline.train_batches(rows, **arguments), count))
+
+
+def _row_keys(found: list[Batch]) -> list[bytes]:
+  return [row.tobytes() for batch in found for row in batch.tokens]
+
+
+def _assert_equal(one: list[Batch], two: list[Batch]) -> None:
+  assert len(one) == len(two)
+  for a, b in zip(one, two, strict=True):
+    for field, other in zip(a, b, strict=True):
+      np.testing.assert_array_equal(field, other)
+
+
+def test_shapes_and_types(rows):
+  batch = _take(rows, 1)[0]
+  assert {field.shape for field in batch} == {(_BATCH, rows.seq_len)}
+  assert [field.dtype for field in batch] == [np.int32] * 4 + [np.bool_]
+  assert not batch.labels[~batch.mask].any()
+
+
+def test_a_batch_is_a_function_of_seed_and_number(rows):
+  everything = _take(rows, 2 * rows.train_size // _BATCH)
+  _assert_equal(_take(rows, 5, start_step=3), everything[3:8])
+  for index in (0, 7, len(everything) - 1):
+    _assert_equal(
+      [pipeline.train_batch(rows, index, batch_size=_BATCH, seed=0)], [everything[index]]
+    )
+  assert _row_keys(_take(rows, 3, seed=1)) != _row_keys(everything[:3])
+
+
+def test_every_epoch_has_every_row_once_in_a_new_order(rows):
+  size = rows.train_size
+  keys = _row_keys(_take(rows, 3 * size // _BATCH + 1))
+  first, second = keys[:size], keys[size : 2 * size]
+  source = pipeline.RowSource(rows, "train")
+  wanted = collections.Counter(source[i].tokens.tobytes() for i in range(size))
+  assert collections.Counter(first) == collections.Counter(second) == wanted
+  assert first != second
+
+
+def test_a_batch_may_be_larger_than_the_corpus(rows):
+  size = rows.train_size
+  batch = _take(rows, 1, batch_size=2 * size + 1)[0]
+  assert batch.tokens.shape == (2 * size + 1, rows.seq_len)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_processes_take_consecutive_slices_of_the_same_batches(rows, count):
+  parts = [_take(rows, 3, process_index=i, process_count=count) for i in range(count)]
+  joined = [
+    Batch(*map(np.concatenate, zip(*same, strict=True))) for same in zip(*parts, strict=True)
+  ]
+  _assert_equal(joined, _take(rows, 3))
+
+
+def test_processes_must_divide_the_batch(rows):
+  with pytest.raises(InputError, match=r"batch_size \(4\) must be a positive multiple .*\(3\)"):
+    pipeline.train_batches(rows, batch_size=4, seed=0, process_count=3)
+  with pytest.raises(InputError, match=r"batch_size \(0\)"):
+    pipeline.held_out_batches(rows, batch_size=0)
+
+
+def test_held_out_rows_all_once_and_padded_with_empty_rows(rows):
+  batch_size = rows.held_out_size - 1
+  found = pipeline.held_out_batches(rows, batch_size=batch_size)
+  assert len(found) == 2
+  assert {batch.tokens.shape for batch in found} == {(batch_size, rows.seq_len)}
+  source = pipeline.RowSource(rows, "held_out")
+  wanted = collections.Counter(source[i].tokens.tobytes() for i in range(len(source)))
+  real = _row_keys(found)[: rows.held_out_size]
+  assert collections.Counter(real) == wanted
+  assert not found[1].mask[1:].any()
+  assert sum(batch.mask.sum() for batch in found) == rows.num_targets["held_out"]
+
+
+def test_held_out_can_be_cut_short_and_sliced(rows):
+  everything = pipeline.held_out_batches(rows, batch_size=2)
+  _assert_equal(
+    pipeline.held_out_batches(rows, batch_size=2, max_tokens=4 * rows.seq_len), everything[:2]
+  )
+  least = pipeline.held_out_batches(rows, batch_size=2, max_tokens=1)
+  assert least[0].mask[0].any()
+  assert not least[0].mask[1].any()
+  second = pipeline.held_out_batches(rows, batch_size=2, process_index=1, process_count=2)
+  np.testing.assert_array_equal(second[0].tokens, everything[0].tokens[1:])
+
+
+@pytest.fixture
+def damaged_rows(small_corpus, tokenizer, tmp_path) -> tuple[packing.Rows, int]:
+  """Rows with one byte of one record changed on disk, and that row's number."""
+  rows = packing.prepare_rows(small_corpus, tokenizer, seq_len=512, directory=tmp_path)
+  path = rows.files["train"][0]
+  before = [pipeline.RowSource(rows, "train")[i].mask.any() for i in range(rows.train_size)]
+  data = bytearray(path.read_bytes())
+  # Riegeli's header takes the first 64 bytes; records follow.
+  data[200] ^= 1
+  path.write_bytes(bytes(data))
+  reopened = packing.open_rows(rows.directory)
+  source = pipeline.RowSource(reopened, "train")
+  broken = [i for i in range(len(source)) if before[i] and not source[i].mask.any()]
+  assert len(broken) == 1
+  return reopened, broken[0]
+
+
+def test_a_damaged_record_is_an_empty_row_and_moves_nothing(
+  damaged_rows, small_corpus, tokenizer, tmp_path, caplog
+):
+  rows, broken = damaged_rows
+  whole = packing.prepare_rows(small_corpus, tokenizer, seq_len=512, directory=tmp_path / "whole")
+  good_key = pipeline.RowSource(whole, "train")[broken].tokens.tobytes()
+  caplog.clear()
+  for found, wanted in zip(_take(rows, 6), _take(whole, 6), strict=True):
+    for row in range(_BATCH):
+      if wanted.tokens[row].tobytes() == good_key:
+        assert not found.mask[row].any()
+        assert not found.segment_ids[row].any()
+      else:
+        np.testing.assert_array_equal(found.tokens[row], wanted.tokens[row])
+        np.testing.assert_array_equal(found.mask[row], wanted.mask[row])
+  assert f"row {broken} cannot be read" in caplog.text
+
+
+def test_a_record_of_another_size_is_an_empty_row(rows, tmp_path):
+  broken = packing.dataclasses.replace(rows, seq_len=rows.seq_len - 1)
+  assert not pipeline.RowSource(broken, "train")[0].mask.any()

@@ -1,0 +1,102 @@
+"""Directories that are whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import threading
+
+import pytest
+from etils import epath
+
+from egad_jax.data import publishing
+from egad_jax.errors import InputError
+
+
+@pytest.fixture
+def parent(tmp_path) -> epath.Path:
+  return epath.Path(tmp_path / "cache")
+
+
+def _builder(calls: list[str], content: str = "x"):
+  def build(directory: epath.Path) -> dict[str, str]:
+    calls.append(content)
+    (directory / "file").write_text(content)
+    return {"content": content}
+
+  return build
+
+
+def test_built_once(parent):
+  calls: list[str] = []
+  for _ in range(2):
+    directory = publishing.publish(parent, "a", _builder(calls))
+  assert directory == parent / "a"
+  assert publishing.read_manifest(directory) == {"content": "x"}
+  assert calls == ["x"]
+
+
+def test_a_build_that_died_leaves_nothing_and_is_made_anew(parent):
+  def die(directory: epath.Path) -> dict[str, str]:
+    (directory / "half").write_text("x")
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    publishing.publish(parent, "a", die)
+  assert not (parent / "a").exists()
+  directory = publishing.publish(parent, "a", _builder([]))
+  assert sorted(path.name for path in directory.iterdir()) == ["file", "manifest.json"]
+
+
+def test_a_directory_without_manifest_is_made_anew(parent):
+  (parent / "a").mkdir(parents=True)
+  (parent / "a" / "half").write_text("x")
+  directory = publishing.publish(parent, "a", _builder([]))
+  assert not (directory / "half").exists()
+
+
+def test_two_at_once_build_once(parent):
+  calls: list[str] = []
+  threads = [
+    threading.Thread(target=publishing.publish, args=(parent, "a", _builder(calls)))
+    for _ in range(4)
+  ]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert calls == ["x"]
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+  (tmp_path / "cache").write_text("a file, not a directory")
+  with pytest.raises(InputError, match=r"cannot prepare data in .*cache"):
+    publishing.publish(epath.Path(tmp_path / "cache"), "a", _builder([]))
+
+
+def test_a_full_disk_is_named(parent):
+  def fill(directory: epath.Path) -> dict[str, str]:
+    raise OSError(errno.ENOSPC, "No space left on device", str(directory / "file"))
+
+  with pytest.raises(InputError, match="No space left on device"):
+    publishing.publish(parent, "a", fill)
+
+
+def test_other_errors_are_not_hidden(parent):
+  def fail(directory: epath.Path) -> dict[str, str]:
+    raise ConnectionResetError(errno.ECONNRESET, "reset", str(directory))
+
+  with pytest.raises(ConnectionResetError):
+    publishing.publish(parent, "a", fail)
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_a_broken_manifest_is_named(tmp_path, content):
+  if content is not None:
+    (tmp_path / "manifest.json").write_text(content)
+  with pytest.raises(InputError, match=r"manifest\.json cannot be read .*Delete the directory"):
+    publishing.read_manifest(epath.Path(tmp_path))
+
+
+def test_digest_ignores_key_order_only():
+  assert publishing.digest({"a": 1, "b": 2}) == publishing.digest({"b": 2, "a": 1})
+  assert publishing.digest([1, 2]) != publishing.digest([2, 1])

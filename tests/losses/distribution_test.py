@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from egad_jax.losses import EntropyDistribution
+from egad_jax.losses.distribution import EDGES, NUM_BINS
+
+
+def skewed_entropies(n: int = 6000) -> jax.Array:
+  """A third of the tokens at H near 0, the rest spread over three decades."""
+  spread = jnp.exp(jax.random.uniform(jax.random.key(3), (2 * n // 3,), minval=-5, maxval=2))
+  return jnp.concatenate([jnp.full(n // 3, 1e-8), spread])
+
+
+def filled(entropy: jax.Array, half_life: float = 1e6) -> EntropyDistribution:
+  mask = jnp.ones(entropy.shape, bool)
+  return EntropyDistribution.init().update(entropy, mask, half_life=half_life)
+
+
+def test_expected_position_is_a_half_with_a_third_of_the_mass_at_zero():
+  entropy = skewed_entropies()
+  distribution = filled(entropy)
+  position = distribution.position(entropy)
+  np.testing.assert_allclose(position.mean(), 0.5, atol=2e-3)
+  np.testing.assert_allclose(distribution.expectation(distribution.position), 0.5, atol=1e-5)
+  # A right-continuous distribution function would put these tokens at 1/3 and the mean at 0.55.
+  np.testing.assert_allclose(position[0], 1 / 6, atol=1e-6)
+  # Uniform above the atom.
+  shares = np.histogram(position[2000:], bins=4, range=(1 / 3, 1))[0] / 4000
+  np.testing.assert_allclose(shares, 0.25, atol=0.01)
+
+
+def test_position_is_monotone_continuous_inside_and_in_range():
+  distribution = filled(skewed_entropies())
+  entropy = jnp.geomspace(1e-9, 100.0, 20001)
+  position = distribution.position(entropy)
+  assert bool(jnp.all(jnp.diff(position) >= 0))
+  assert position[0] >= 0
+  assert position[-1] <= 1
+  inner = (entropy[1:] > EDGES[1]) & (entropy[1:] < EDGES[-2])
+  assert float(jnp.max(jnp.where(inner, jnp.diff(position), 0))) < 1e-3
+
+
+def test_first_and_last_bin_are_atoms():
+  distribution = filled(jnp.array([0.0, 0.0, 1.0, 50.0]))
+  position = distribution.position(jnp.array([0.0, 1e-7, 15.9, 16.0, 50.0]))
+  np.testing.assert_allclose(position, [0.25, 0.25, 0.875, 0.875, 0.875], atol=1e-6)
+
+
+def test_bins():
+  assert EDGES.shape == (NUM_BINS + 1,)
+  distribution = filled(jnp.array([0.0, EDGES[7], 1.0, 99.0, jnp.inf]))
+  bins = np.flatnonzero(distribution.mass)
+  expected = [0, 7, np.searchsorted(EDGES, 1.0, "right") - 1, NUM_BINS - 1]
+  np.testing.assert_array_equal(bins, expected)
+  assert distribution.mass.sum() == 5
+  assert distribution.mass.dtype == jnp.float32
+
+
+def test_empty_answers_a_half():
+  empty = EntropyDistribution.init()
+  entropy = jnp.array([0.0, 1.0, 9.0])
+  for kind in ("cdf", "median_ratio"):
+    np.testing.assert_array_equal(empty.position(entropy, kind), 0.5)
+  assert bool(jnp.isfinite(empty.quantile(0.5)))
+  np.testing.assert_allclose(empty.expectation(empty.position), 0.5, rtol=1e-6)
+
+
+def test_update_without_tokens_changes_no_bit():
+  distribution = filled(skewed_entropies(300), half_life=77.0)
+  distribution = distribution.update(skewed_entropies(300), jnp.ones(300, bool), half_life=77.0)
+  nothing = jnp.full((4, 5), jnp.nan)
+  again = distribution.update(nothing, jnp.zeros((4, 5), bool), half_life=77.0)
+  np.testing.assert_array_equal(again.mass, distribution.mass)
+  jitted = jax.jit(lambda d, e, m: d.update(e, m, half_life=77.0))
+  again = jitted(distribution, nothing, jnp.zeros((4, 5), bool))
+  np.testing.assert_array_equal(again.mass, distribution.mass)
+
+
+def test_half_life_counts_tokens():
+  old = filled(jnp.full(64, 0.1))
+  new = old.update(jnp.full(100, 3.0), jnp.arange(100) < 32, half_life=32.0)
+  np.testing.assert_allclose(new.mass[np.flatnonzero(old.mass)], 32.0, rtol=1e-6)
+  np.testing.assert_allclose(new.mass.sum(), 64.0, rtol=1e-6)
+
+
+def test_masked_out_tokens_are_not_seen():
+  entropy = jnp.array([[0.5, jnp.nan], [2.0, 7.0]])
+  mask = jnp.array([[True, False], [True, False]])
+  distribution = EntropyDistribution.init().update(entropy, mask, half_life=1e3)
+  np.testing.assert_array_equal(distribution.mass, filled(jnp.array([2.0, 0.5])).mass)
+
+
+def test_order_and_sharding_change_no_bit():
+  entropy = jnp.exp(jax.random.uniform(jax.random.key(0), (16, 96), minval=-9, maxval=3))
+  mask = jax.random.bernoulli(jax.random.key(1), 0.8, (16, 96))
+  before = filled(skewed_entropies(999))
+
+  def update(distribution, entropy, mask):
+    return distribution.update(entropy, mask, half_life=1234.5)
+
+  expected = update(before, entropy, mask).mass
+  np.testing.assert_array_equal(update(before, entropy[::-1, ::-1], mask[::-1, ::-1]).mass, expected)
+  mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+  for spec in (PartitionSpec("data", "fsdp"), PartitionSpec(("data", "fsdp"))):
+    sharding = NamedSharding(mesh, spec)
+    sharded = jax.jit(update, in_shardings=(None, sharding, sharding))(before, entropy, mask)
+    np.testing.assert_array_equal(sharded.mass, expected)
+
+
+def test_quantile_inverts_position():
+  distribution = filled(skewed_entropies())
+  q = jnp.linspace(0.36, 0.99, 40)
+  np.testing.assert_allclose(distribution.position(distribution.quantile(q)), q, atol=1e-4)
+  entropies = filled(jnp.exp(jnp.linspace(-1.0, 1.0, 5001)))
+  np.testing.assert_allclose(entropies.quantile(0.5), 1.0, rtol=1e-3)
+  np.testing.assert_allclose(entropies.quantile(0.25), np.exp(-0.5), rtol=2e-3)
+  low, high = entropies.quantile(jnp.array([0.0, 1.0]))
+  np.testing.assert_allclose([low, high], np.exp([-1.0, 1.0]), rtol=0.07)
+
+
+def test_median_ratio():
+  distribution = filled(jnp.exp(jnp.linspace(-1.0, 1.0, 5001)))
+  entropy = jnp.array([0.0, 0.5, 1.0, 2.0])
+  expected = entropy**2 / (entropy**2 + 1)
+  np.testing.assert_allclose(distribution.position(entropy, "median_ratio"), expected, atol=1e-3)
+
+
+def test_expectation_is_the_mean_over_tokens():
+  entropy = skewed_entropies()
+  distribution = filled(entropy)
+  for kind in ("cdf", "median_ratio"):
+
+    def function(entropy, kind=kind):
+      return jnp.exp(1 - 2 * distribution.position(entropy, kind))
+
+    np.testing.assert_allclose(
+      distribution.expectation(function), function(entropy).mean(), rtol=2e-3
+    )
+  np.testing.assert_allclose(distribution.expectation(jnp.ones_like), 1.0, rtol=1e-6)
+
+
+def test_position_is_row_independent_detached_and_jits():
+  distribution = filled(skewed_entropies())
+  entropy = skewed_entropies(30)
+  for kind in ("cdf", "median_ratio"):
+    together = distribution.position(entropy, kind)
+    alone = jnp.stack([distribution.position(e, kind) for e in entropy])
+    np.testing.assert_array_equal(alone, together)
+    jitted = jax.jit(lambda d, e, kind=kind: d.position(e, kind))(distribution, entropy)
+    np.testing.assert_allclose(jitted, together, atol=1e-6)
+    grad = jax.grad(lambda e, kind=kind: distribution.position(e, kind).sum())(entropy)
+    np.testing.assert_array_equal(grad, 0)
+
+
+def test_misuse():
+  empty = EntropyDistribution.init()
+  with pytest.raises(ValueError, match="kind must be one of cdf, median_ratio, got 'rank'"):
+    empty.position(jnp.ones(2), "rank")
+  with pytest.raises(TypeError, match="entropy must be floating point"):
+    empty.position(jnp.arange(2))
+  with pytest.raises(ValueError, match="one entry per token"):
+    empty.update(jnp.ones((2, 3)), jnp.ones(2, bool), half_life=1.0)

@@ -1,0 +1,178 @@
+"""Tests of the decoder against a plain numpy one, and of packing, taps and rematerialisation."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from egad_jax.models.config import LayerKind
+from egad_jax.models.model import make_model
+
+FULL, LOCAL, UNROTATED = LayerKind(), LayerKind(window=3), LayerKind(rope=False)
+
+
+def batch(config, *, rows=2, seq=8, seed=0):
+  tokens = np.random.default_rng(seed).integers(0, config.vocab_size, (rows, seq))
+  positions = np.broadcast_to(np.arange(seq), (rows, seq))
+  return tuple(jnp.asarray(a, jnp.int32) for a in (tokens, positions, np.ones((rows, seq))))
+
+
+def norm(x, scale, eps):
+  return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + eps) * scale
+
+
+def reference_layer(config, kind, p, x):
+  """One layer for one unpacked row `[seq, dim]`, in loops over heads and positions."""
+  normed = norm(x, p["attention_norm"]["scale"], config.norm_eps)
+  a = p["attention"]
+  turn = np.exp(
+    1j
+    * np.arange(len(x))[:, None]
+    * config.rope_theta ** (-np.arange(config.head_dim // 2) * 2 / config.head_dim)
+  )
+
+  def rotated(y):
+    half = config.head_dim // 2
+    z = (y[:, :half] + 1j * y[:, half:]) * turn
+    return np.concatenate([z.real, z.imag], -1) if kind.rope else y
+
+  out = np.zeros_like(x)
+  for head in range(config.num_heads):
+    shared = head // (config.num_heads // config.num_kv_heads)
+    query = rotated(normed @ a["query"][:, head])
+    key, value = rotated(normed @ a["key"][:, shared]), normed @ a["value"][:, shared]
+    for i in range(len(x)):
+      first = 0 if kind.window is None else max(0, i - kind.window + 1)
+      scores = key[first : i + 1] @ query[i] / np.sqrt(config.head_dim)
+      weights = np.exp(scores - scores.max())
+      out[i] += (weights / weights.sum()) @ value[first : i + 1] @ a["output"][head]
+  x = x + out
+  normed = norm(x, p["mlp_norm"]["scale"], config.norm_eps)
+  gate = normed @ p["mlp"]["gate"]
+  return x + (gate / (1 + np.exp(-gate)) * (normed @ p["mlp"]["up"])) @ p["mlp"]["down"]
+
+
+def reference(config, params, tokens):
+  """All hidden states of one row, in Hugging Face's numbering."""
+  params = jax.tree.map(np.float64, params)
+  states = [params["embedding"][tokens]]
+  for layer in range(config.num_layers):
+    repeat, slot = divmod(layer, len(config.pattern))
+    stacked = params["layers"][f"block_{slot}"]
+    one = jax.tree.map(lambda a, r=repeat: a[r], stacked)
+    states.append(reference_layer(config, config.kind(layer), one, states[-1]))
+  states[-1] = norm(states[-1], params["final_norm"]["scale"], config.norm_eps)
+  return states
+
+
+def shaken(config):
+  """Parameters whose norms are not all ones."""
+  params = make_model(config).init(jax.random.key(2))
+  rng = np.random.default_rng(3)
+  return jax.tree.map(lambda a: a + 0.2 * rng.standard_normal(a.shape).astype(np.float32), params)
+
+
+@pytest.mark.parametrize("pattern", [(FULL,), (LOCAL, FULL), (UNROTATED, LOCAL)])
+def test_hidden_states_and_taps_equal_the_reference(config, pattern):
+  config = dataclasses.replace(config, num_layers=4, pattern=pattern)
+  params = shaken(config)
+  tokens, positions, segments = batch(config)
+  taps = (4, 0, 3, 1)
+  hidden, tapped = make_model(config).apply(params, tokens, positions, segments, taps=taps)
+  for row in range(2):
+    wanted = reference(config, params, np.asarray(tokens[row]))
+    np.testing.assert_allclose(hidden[row], wanted[-1], atol=2e-5)
+    for got, tap in zip(tapped[:, row], taps, strict=True):
+      np.testing.assert_allclose(got, wanted[tap], atol=2e-5, err_msg=f"tap {tap}")
+
+
+def test_no_taps_make_an_empty_array_and_the_same_hidden_states(config, params):
+  model = make_model(config)
+  hidden, tapped = model.apply(params, *batch(config))
+  assert tapped.shape == (0, 2, 8, config.dim)
+  with_taps, _ = model.apply(params, *batch(config), taps=(1,))
+  np.testing.assert_array_equal(hidden, with_taps)
+
+
+@pytest.mark.parametrize("taps", [(4,), (-1,), (1, 1)])
+def test_bad_taps_are_refused(config, params, taps):
+  with pytest.raises(ValueError, match="taps must be distinct, from 0 to 3"):
+    make_model(config).apply(params, *batch(config), taps=taps)
+
+
+def test_packed_segments_equal_the_same_texts_alone(config, params):
+  model = make_model(config)
+  tokens, _, _ = batch(config, rows=1, seq=8)
+  segments = jnp.array([[1, 1, 1, 2, 2, 2, 2, 0]])
+  positions = jnp.array([[0, 1, 2, 0, 1, 2, 3, 0]])
+  packed, taps = model.apply(params, tokens, positions, segments, taps=(1,))
+  for first, last in ((0, 3), (3, 7)):
+    alone, alone_taps = model.apply(
+      params,
+      tokens[:, first:last],
+      jnp.arange(last - first)[None],
+      jnp.ones((1, last - first), jnp.int32),
+      taps=(1,),
+    )
+    np.testing.assert_allclose(packed[:, first:last], alone, atol=1e-5)
+    np.testing.assert_allclose(taps[:, :, first:last], alone_taps, atol=1e-5)
+
+
+def test_other_segments_and_later_tokens_have_no_influence(config, params):
+  model = make_model(config)
+  tokens, _, _ = batch(config, rows=1, seq=8)
+  segments = jnp.array([[1, 1, 1, 2, 2, 2, 2, 0]])
+  positions = jnp.array([[0, 1, 2, 0, 1, 2, 3, 0]])
+
+  def influence(place):
+    """Which positions' hidden states depend on the embedding row that `place` alone uses."""
+    unique = jnp.zeros_like(tokens).at[0, place].set(7)
+    run = lambda row: model.apply(
+      params | {"embedding": params["embedding"].at[7].set(row)}, unique, positions, segments
+    )[0]
+    jacobian = jax.jacobian(run)(jnp.asarray(params["embedding"])[7])
+    return np.flatnonzero(jnp.any(jacobian != 0, axis=(0, 2, 3)))
+
+  params = jax.tree.map(jnp.asarray, params)
+  np.testing.assert_array_equal(influence(1), [1, 2])
+  np.testing.assert_array_equal(influence(4), [4, 5, 6])
+  np.testing.assert_array_equal(influence(7), [7])
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_rematerialisation_changes_no_gradient(config, params, remat):
+  def gradient(model):
+    def objective(p):
+      hidden, taps = model.apply(p, *batch(config), taps=(2,))
+      return jnp.sum(jnp.sin(hidden)) + jnp.sum(taps**2)
+
+    return jax.jit(jax.grad(objective))(params)
+
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5),
+    gradient(make_model(config)),
+    gradient(make_model(config, remat=remat)),
+  )
+
+
+def test_rematerialisation_lowers_what_the_backward_pass_keeps(config, params):
+  def kept(remat):
+    model = make_model(config, remat=remat)
+    objective = lambda p: jnp.sum(model.apply(p, *batch(config, rows=4, seq=32))[0])
+    _, backward = jax.vjp(objective, params)
+    return sum(leaf.size for leaf in jax.tree.leaves(backward))
+
+  assert kept("full") < kept("dots") < kept("none")
+
+
+def test_token_outside_the_table_gives_nan(config, params):
+  tokens, positions, segments = batch(config, rows=1)
+  hidden, _ = make_model(config).apply(
+    params, tokens.at[0, 3].set(config.vocab_size), positions, segments
+  )
+  assert not jnp.isnan(hidden[0, :3]).any()
+  assert jnp.isnan(hidden[0, 3:]).all()
