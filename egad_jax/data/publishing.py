@@ -15,6 +15,15 @@ from etils import epath
 from egad_jax.errors import InputError
 
 MANIFEST = "manifest.json"
+_UNWRITABLE = (
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EACCES,
+  errno.EPERM,
+  errno.EROFS,
+  errno.EEXIST,
+  errno.ENOTDIR,
+)
 
 
 def digest(content: Any) -> str:
@@ -55,14 +64,24 @@ def publish(
         manifest = build(partial)
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
         partial.rename(final)
-  except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST):
+  except (OSError, RuntimeError) as error:
+    reason = _unwritable(error)
+    if reason is None:
       raise
     raise InputError(
-      f"cannot prepare data in {parent}: {error.strerror} ({error.filename or name}). Free space, "
-      "or give a data cache directory that can be written."
+      f"cannot prepare data in {parent}: {reason} (while making {name}). Free space, or give a "
+      "data cache directory that can be written."
     ) from error
   return final
+
+
+def _unwritable(error: Exception) -> str | None:
+  """Why the cache directory cannot be written, or None if that is not what the error says."""
+  if isinstance(error, OSError):
+    return error.strerror if error.errno in _UNWRITABLE else None
+  # ArrayRecord's writer has no error of its own for a full disk, only the system's words.
+  full = os.strerror(errno.ENOSPC)
+  return full if full in str(error) else None
 
 
 def read_manifest(directory: epath.Path) -> dict[str, Any]:

@@ -23,14 +23,14 @@ from egad_jax.losses.distribution import EntropyDistribution
 from egad_jax.losses.entropy import entropy_of
 from egad_jax.losses.features import init_projector
 from egad_jax.losses.log_divergences import LogDivergence, make_divergence
-from egad_jax.losses.method import Method, Stats
+from egad_jax.losses.method import Context, Method, Params, State, Stats
 from egad_jax.losses.placement import Placement, place_in_batch, place_running
 from egad_jax.losses.probabilities import (
-  at_label,
   check_labels,
   check_mask,
   check_pair,
   hide_columns,
+  label_value,
   log_probabilities,
 )
 from egad_jax.losses.reductions import masked_mean
@@ -69,7 +69,13 @@ def make_egad(
   _check_scalars(ce_weight, half_life)
   log_divergence = make_divergence(divergence, divergence_options)
 
-  def token_loss(student_logits, teacher_logits, labels, extras, context):
+  def token_loss(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    labels: jax.Array,
+    extras: Mapping[str, jax.Array],
+    context: Context,
+  ) -> tuple[jax.Array, Stats]:
     del extras
     place = functools.partial(
       place_running, context=context, curriculum=curriculum, temperature=temperature, branch=branch
@@ -81,12 +87,12 @@ def make_egad(
       hard_logits=branch is None or branch.hard_logits,
     )
 
-  def init_params(key, *, student_dim, teacher_dim, num_taps):
+  def init_params(key: jax.Array, *, student_dim: int, teacher_dim: int, num_taps: int) -> Params:
     if branch is None:
       return {}
     return init_projector(key, student_dim=student_dim, teacher_dim=teacher_dim, num_taps=num_taps)
 
-  def update(state, stats, mask):
+  def update(state: State, stats: Stats, mask: jax.Array) -> State:
     return state.update(stats["teacher_entropy"], mask, half_life=half_life)
 
   return Method(
@@ -250,7 +256,7 @@ def _token_terms(
     value = value * placement.weight
   if placement.hard is not None and not hard_logits:
     value = jnp.where(placement.hard, 0, value)
-  cross_entropy = -at_label(log_q, labels)
+  cross_entropy = -label_value(log_q, labels)
   loss = value + ce_weight * cross_entropy if ce_weight else value
   hard = False if placement.hard is None else placement.hard
   weight = 1 if placement.weight is None else placement.weight

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from egad_jax.losses.probabilities import at_label, is_label
+from egad_jax.losses.probabilities import LOG_ZERO, is_label, label_value
 
 LogDivergence = Callable[..., jax.Array]
 
@@ -53,7 +53,10 @@ def skew_reverse_kl(log_q: jax.Array, log_p: jax.Array, *, alpha: float = 0.1) -
 
 def total_variation(log_q: jax.Array, log_p: jax.Array) -> jax.Array:
   """1/2 sum |q - p|."""
-  return 0.5 * jnp.sum(jnp.abs(jnp.exp(log_q) - jnp.exp(log_p)), axis=-1)
+  # |x| has a kink at 0, where rounding would choose the sign: differences that small count as none.
+  rounding = 8 * jnp.finfo(log_q.dtype).eps * (1 + jnp.abs(log_p))
+  differ = jnp.abs(log_q - log_p) > rounding
+  return 0.5 * jnp.sum(jnp.where(differ, jnp.abs(jnp.exp(log_q) - jnp.exp(log_p)), 0), axis=-1)
 
 
 def alpha_beta(
@@ -119,12 +122,14 @@ def non_target_class_kl(log_q: jax.Array, log_p: jax.Array, labels: jax.Array) -
   """KL(p || q) after removing the label from both and renormalizing."""
   if log_q.shape[-1] == 1:
     return jnp.zeros(log_q.shape[:-1], log_q.dtype)
-  _, log_p_rest = _target_and_rest(log_p, labels)
-  _, log_q_rest = _target_and_rest(log_q, labels)
-  log_p = log_p - log_p_rest[..., None]
-  log_q = log_q - log_q_rest[..., None]
-  terms = jnp.exp(log_p) * (log_p - log_q)
-  return jnp.sum(terms, axis=-1, where=~is_label(log_q, labels))
+  at_label = is_label(log_q, labels)
+  # The label itself would be exp(log p_y - log(1 - p_y)): infinite for a sure model, and NaN in
+  # the gradient although the sum leaves it out.
+  log_p, log_q = (
+    jnp.where(at_label, LOG_ZERO, logs - _target_and_rest(logs, labels)[1][..., None])
+    for logs in (log_p, log_q)
+  )
+  return forward_kl(log_q, log_p)
 
 
 LOG_DIVERGENCES: Mapping[str, LogDivergence] = {
@@ -190,5 +195,5 @@ def _target_and_rest(log_p: jax.Array, labels: jax.Array) -> tuple[jax.Array, ja
 
   The rest is summed from its own entries: 1 - p_label has no digits left for a sure teacher.
   """
-  target = at_label(log_p, labels)
+  target = label_value(log_p, labels)
   return target, jax.nn.logsumexp(log_p, axis=-1, where=~is_label(log_p, labels))

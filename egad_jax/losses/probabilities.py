@@ -116,7 +116,7 @@ def log_probabilities(
   return jnp.where(scaled == -jnp.inf, LOG_ZERO, log_p)
 
 
-def at_label(values: jax.Array, labels: jax.Array) -> jax.Array:
+def label_value(values: jax.Array, labels: jax.Array) -> jax.Array:
   """Returns values[..., label], shape [...]; 0 where the label is no vocabulary id.
 
   A comparison instead of a gather: its transpose is no scatter, and it runs unchanged when the

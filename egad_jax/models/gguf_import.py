@@ -111,14 +111,18 @@ def _config(source: str, metadata: dict[str, Any], found: dict[str, Any]) -> Dec
       raise InputError(f"{source}: expected the metadata key {key}; it has none.")
     return get(key)
 
+  def integer(key: str, default: int | None = None) -> int:
+    value = need(key) if default is None else get(key, default)
+    return llama.positive_integer(source, key, value)
+
   architecture = need("general.architecture")
   if architecture != "llama":
     raise InputError(
       f'{source}: general.architecture must be "llama"; got "{architecture}". '
       "Other families are not supported."
     )
-  heads, dim = need("llama.attention.head_count"), need("llama.embedding_length")
-  head_dim = get("llama.attention.key_length", dim // heads)
+  heads, dim = integer("llama.attention.head_count"), integer("llama.embedding_length")
+  head_dim = integer("llama.attention.key_length", dim // heads)
   for key, allowed in (
     ("llama.rope.dimension_count", head_dim),
     ("llama.attention.value_length", head_dim),
@@ -130,20 +134,21 @@ def _config(source: str, metadata: dict[str, Any], found: dict[str, Any]) -> Dec
   if "token_embd.weight" not in found:
     raise InputError(f"{source} lacks tensors: token_embd.weight.")
   theta = float(get("llama.rope.freq_base", 10_000.0))
-  return DecoderConfig(
-    vocab_size=int(found["token_embd.weight"].shape[1]),
+  return llama.checked_config(
+    source,
+    vocab_size=int(found["token_embd.weight"].shape[-1]),
     dim=dim,
-    num_layers=need("llama.block_count"),
+    num_layers=integer("llama.block_count"),
     num_heads=heads,
-    num_kv_heads=get("llama.attention.head_count_kv", heads),
+    num_kv_heads=integer("llama.attention.head_count_kv", heads),
     head_dim=head_dim,
-    mlp_dim=need("llama.feed_forward_length"),
+    mlp_dim=integer("llama.feed_forward_length"),
     rope_theta=theta,
     rope_scaling=_rope_scaling(source, found.get(_ROPE_FACTORS), head_dim, theta),
     # Stored as float32: its shortest decimal is what the model was configured with.
     norm_eps=float(str(np.float32(need("llama.attention.layer_norm_rms_epsilon")))),
     tie_embeddings="output.weight" not in found,
-    max_seq_len=get("llama.context_length", 2048),
+    max_seq_len=integer("llama.context_length", 2048),
   )
 
 

@@ -162,14 +162,6 @@ _FIXED = {
   "quantization_config": (None,),
   "partial_rotary_factor": (None, 1, 1.0),
 }
-_REQUIRED = (
-  "vocab_size",
-  "hidden_size",
-  "num_hidden_layers",
-  "num_attention_heads",
-  "intermediate_size",
-  "rms_norm_eps",
-)
 
 
 def config_from_hf(source: str, data: Mapping[str, Any]) -> DecoderConfig:
@@ -190,25 +182,50 @@ def config_from_hf(source: str, data: Mapping[str, Any]) -> DecoderConfig:
   for key, allowed in _FIXED.items():
     if key in data and data[key] not in allowed:
       raise InputError(f"{source}: {key} must be {allowed[0]!r}; got {data[key]!r}.")
-  missing = [key for key in _REQUIRED if not isinstance(data.get(key), (int, float))]
-  if missing:
-    raise InputError(f"{source}: expected a number for {', '.join(missing)}; got none.")
+  eps = data.get("rms_norm_eps")
+  if not isinstance(eps, float):
+    raise InputError(f"{source}: rms_norm_eps must be a number; got {eps!r}.")
+
+  def integer(key: str, default: int | None = None) -> int:
+    value = data.get(key)
+    return positive_integer(source, key, default if value is None else value)
+
   theta, scaling = _rope_from_hf(source, data)
-  heads = data["num_attention_heads"]
-  return DecoderConfig(
-    vocab_size=data["vocab_size"],
-    dim=data["hidden_size"],
-    num_layers=data["num_hidden_layers"],
+  heads, dim = integer("num_attention_heads"), integer("hidden_size")
+  return checked_config(
+    source,
+    vocab_size=integer("vocab_size"),
+    dim=dim,
+    num_layers=integer("num_hidden_layers"),
     num_heads=heads,
-    num_kv_heads=data.get("num_key_value_heads") or heads,
-    head_dim=data.get("head_dim") or data["hidden_size"] // heads,
-    mlp_dim=data["intermediate_size"],
+    num_kv_heads=integer("num_key_value_heads", heads),
+    head_dim=integer("head_dim", dim // heads),
+    mlp_dim=integer("intermediate_size"),
     rope_theta=theta,
     rope_scaling=scaling,
-    norm_eps=data["rms_norm_eps"],
+    norm_eps=eps,
     tie_embeddings=bool(data.get("tie_word_embeddings", False)),
-    max_seq_len=data.get("max_position_embeddings", 2048),
+    max_seq_len=integer("max_position_embeddings", 2048),
   )
+
+
+def positive_integer(source: str, key: str, value: Any) -> int:
+  """Checks one number of a model's description.
+
+  Raises:
+    InputError: if it is not a positive integer.
+  """
+  if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+    raise InputError(f"{source}: {key} must be a positive integer; got {value!r}.")
+  return int(value)
+
+
+def checked_config(source: str, **fields: Any) -> DecoderConfig:
+  """A `DecoderConfig` whose errors name the file that its fields come from."""
+  try:
+    return DecoderConfig(**fields)
+  except InputError as error:
+    raise InputError(f"{source}: {error}") from error
 
 
 def _rope_from_hf(source: str, data: Mapping[str, Any]) -> tuple[float, Llama3RopeScaling | None]:

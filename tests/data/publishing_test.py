@@ -73,19 +73,29 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     publishing.publish(epath.Path(tmp_path / "cache"), "a", _builder([]))
 
 
-def test_a_full_disk_is_named(parent):
+@pytest.mark.parametrize(
+  "error",
+  [
+    OSError(errno.ENOSPC, "No space left on device"),
+    RuntimeError("Failed to finalize writing: write() failed: No space left on device; at byte 9"),
+  ],
+)
+def test_a_full_disk_is_named(parent, error):
   def fill(directory: epath.Path) -> dict[str, str]:
-    raise OSError(errno.ENOSPC, "No space left on device", str(directory / "file"))
+    raise error
 
-  with pytest.raises(InputError, match="No space left on device"):
+  with pytest.raises(InputError, match=r"cannot prepare data in .* No space left on device"):
     publishing.publish(parent, "a", fill)
 
 
-def test_other_errors_are_not_hidden(parent):
+@pytest.mark.parametrize(
+  "error", [ConnectionResetError(errno.ECONNRESET, "reset"), RuntimeError("a bug")]
+)
+def test_other_errors_are_not_hidden(parent, error):
   def fail(directory: epath.Path) -> dict[str, str]:
-    raise ConnectionResetError(errno.ECONNRESET, "reset", str(directory))
+    raise error
 
-  with pytest.raises(ConnectionResetError):
+  with pytest.raises(type(error), match=r"reset|a bug"):
     publishing.publish(parent, "a", fail)
 
 

@@ -78,9 +78,7 @@ def test_median_ratio_is_scale_free_and_golden():
   entropy = jnp.array([0.1, 0.2, 0.4, 0.8, 0.05])
   mask = jnp.ones(5, bool)
   position = entropy_position(entropy, mask, kind="median_ratio")
-  np.testing.assert_allclose(
-    2 * position - 1, [-0.6, 0.0, 0.6, 0.882353, -0.882353], atol=1e-6
-  )
+  np.testing.assert_allclose(2 * position - 1, [-0.6, 0.0, 0.6, 0.882353, -0.882353], atol=1e-6)
   np.testing.assert_allclose(2 * position - 1, np.tanh(np.log(entropy / 0.2)), atol=1e-6)
   np.testing.assert_allclose(
     entropy_position(13 * entropy, mask, kind="median_ratio"), position, atol=1e-6

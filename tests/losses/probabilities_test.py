@@ -98,6 +98,6 @@ def test_misuse(call, error, message):
 def test_label_logit_equals_gather():
   values = jax.random.normal(jax.random.key(1), (4, 6))
   labels = jnp.array([0, 5, 2, -100])
-  picked = probabilities.at_label(values, labels)
+  picked = probabilities.label_value(values, labels)
   np.testing.assert_array_equal(picked[:3], values[jnp.arange(3), labels[:3]])
   assert picked[3] == 0

@@ -16,7 +16,7 @@ from egad_jax.models.config import DecoderConfig
 from egad_jax.models.model import Params, make_model
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def config() -> DecoderConfig:
   """A small architecture in which no two sizes are equal."""
   return DecoderConfig(
@@ -32,10 +32,10 @@ def config() -> DecoderConfig:
   )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def params(config: DecoderConfig) -> Params:
   """Random parameters of `config`, numpy, norms included."""
-  made = make_model(config).init(jax.random.key(1))
+  made = jax.jit(make_model(config).init)(jax.random.key(1))
   rng = np.random.default_rng(0)
   return jax.tree.map(
     lambda a: np.asarray(a) + 0.1 * rng.standard_normal(a.shape).astype(np.float32), made

@@ -23,7 +23,7 @@ FIXTURE = pathlib.Path(__file__).resolve().parents[1] / "fixtures" / "smollm2_go
 PROMPTS = (
   "The capital of France is",
   "def fibonacci(n):\n  if n < 2:\n    return n\n  return ",
-  "Où est passé l'été ? Γειά σου Κόσμε, 你好 🙂👩‍🚀 naïve café",
+  "Où est passé l'été ? नमस्ते, 你好 🙂👩\u200d🚀 naïve café",
   "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n",
   "In 1905 Albert Einstein published four papers that changed physics: on the photoelectric "
   "effect, on Brownian motion, on special relativity and on the equivalence of mass and energy. "
@@ -101,7 +101,9 @@ def main() -> None:
     "prompts": prompts,
   }
   FIXTURE.write_text(json.dumps(data, separators=(",", ":")) + "\n")
-  print(f"{FIXTURE}: {FIXTURE.stat().st_size} bytes, {sum(len(p['tokens']) for p in prompts)} tokens")
+  print(
+    f"{FIXTURE}: {FIXTURE.stat().st_size} bytes, {sum(len(p['tokens']) for p in prompts)} tokens"
+  )
 
 
 if __name__ == "__main__":

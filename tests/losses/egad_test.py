@@ -1,0 +1,254 @@
+"""`egad_loss` against an independent NumPy account of it, and what being off or masked means."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from egad_jax import losses
+from egad_jax.losses import (
+  Branch,
+  Curriculum,
+  Temperature,
+  egad_loss,
+  make_egad,
+  make_vanilla_kd,
+)
+
+FIXED = Temperature(kind="fixed")
+OFF = {"curriculum": None, "temperature": FIXED, "branch": None}
+EVERYTHING = {
+  "curriculum": Curriculum(),
+  "temperature": Temperature(base=1.5, strength=0.7, compensation="mean_norm"),
+  "branch": Branch(hard_fraction=0.4, weight=0.3),
+  "ce_weight": 0.2,
+}
+
+
+def numpy_egad(batch, progress, features=None, ce_weight=0.2):
+  """EVERYTHING, token by token in float64, from the formulas of the documentation."""
+  mask = np.array(batch.mask)
+  tokens = [tuple(t) for t in np.argwhere(mask)]
+  softmax = lambda z: np.exp(z - z.max()) / np.exp(z - z.max()).sum()
+  student, teacher = np.array(batch.student, np.float64), np.array(batch.teacher, np.float64)
+  entropies = [-(p * np.log(p)).sum() for p in (softmax(teacher[t]) for t in tokens)]
+  h = np.argsort(np.argsort(entropies)) / (len(tokens) - 1)
+  weights = (1 - progress) * (1 - h) + progress * h
+  weights = weights / weights.mean()
+  temperatures = 1.5 * np.exp(-0.7 * (2 * h - 1))
+  factors = temperatures**2 / (temperatures**2).mean()
+  total, hard_distances = 0.0, []
+  for i, token in enumerate(tokens):
+    p, q = softmax(teacher[token] / temperatures[i]), softmax(student[token] / temperatures[i])
+    total += weights[i] * factors[i] * (p * np.log(p / q)).sum() / len(tokens)
+    total -= ce_weight * np.log(softmax(student[token])[batch.labels[token]]) / len(tokens)
+    if features is not None and h[i] >= 0.6:
+      a, b = (np.array(f, np.float64)[token] for f in features)
+      hard_distances.append(1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+  return total + (0.3 * np.mean(hard_distances) if hard_distances else 0.0)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.3, 1.0])
+def test_value_of_all_mechanisms_together(batch, progress):
+  features = [jax.random.normal(jax.random.key(i), (3, 8, 6)) for i in range(2)]
+  loss, metrics = egad_loss(*batch, progress=progress, **EVERYTHING)
+  np.testing.assert_allclose(loss, numpy_egad(batch, progress), rtol=1e-5)
+  assert metrics["feature_loss"] == 0
+  loss, metrics = egad_loss(
+    *batch,
+    progress=progress,
+    student_features=features[0],
+    teacher_features=features[1],
+    **EVERYTHING,
+  )
+  np.testing.assert_allclose(loss, numpy_egad(batch, progress, features), rtol=1e-5)
+  parts = metrics["distillation_loss"] + metrics["feature_loss"] + 0.2 * metrics["cross_entropy"]
+  np.testing.assert_allclose(parts, loss, rtol=1e-6)
+  np.testing.assert_allclose(metrics["weight_mean"], 1.0, rtol=1e-6)
+  assert 0.35 < float(metrics["hard_fraction"]) < 0.45
+
+
+def test_everything_off_is_vanilla_kd_bit_for_bit(batch):
+  for t in (1.0, 2.0):
+    off = OFF | {"temperature": Temperature(kind="fixed", base=t)}
+    expected = losses.masked_mean(
+      t**2 * losses.forward_kl(batch.student, batch.teacher, temperature=t), batch.mask
+    )
+    assert egad_loss(*batch, progress=0.2, **off)[0] == expected
+
+
+def test_neutral_values_agree_with_off(batch):
+  off, _ = egad_loss(*batch, progress=0.5, **OFF)
+  for neutral in (
+    {"curriculum": Curriculum()},
+    {"curriculum": Curriculum(kind="exponential")},
+    {"temperature": Temperature(strength=0.0)},
+    {"branch": Branch()},
+  ):
+    loss, _ = egad_loss(*batch, progress=0.5, **(OFF | neutral))
+    np.testing.assert_allclose(loss, off, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    EVERYTHING,
+    OFF,
+    {"temperature": Temperature(kind="mean")},
+    {"temperature": Temperature(position="median_ratio"), "position": "minmax"},
+    {"branch": Branch(threshold=0.5, hard_logits=False), "position": "median_ratio"},
+    {"divergence": "alpha_beta", "ce_weight": 0.1},
+  ],
+)
+def test_masked_tokens_change_nothing(batch, options):
+  features = [jax.random.normal(jax.random.key(i), (2, 3, 8, 6)) for i in range(2)]
+  use_features = options.get("branch", Branch()) is not None
+
+  def function(student, *rest):
+    labelled, features = (student, *rest[:3]), rest[3:] if use_features else (None, None)
+    names = dict(zip(("student_features", "teacher_features"), features, strict=True))
+    return egad_loss(*labelled, progress=0.3, **names, **options)[0]
+
+  step = jax.jit(jax.value_and_grad(function, argnums=(0, 4)))
+  value, gradients = step(*batch, *features)
+  assert bool(jnp.isfinite(value))
+  poison = lambda x: jnp.where(batch.mask[..., None], x, jnp.nan)
+  junk_labels = jnp.where(batch.mask, batch.labels, -100)
+  again = step(
+    poison(batch.student), poison(batch.teacher), junk_labels, batch.mask, *map(poison, features)
+  )
+  assert again[0] == value
+  for gradient, poisoned in zip(gradients, again[1], strict=True):
+    np.testing.assert_array_equal(poisoned, gradient)
+  np.testing.assert_array_equal(gradients[0][~batch.mask], 0)
+  nothing, gradients = step(
+    *(poison(batch.student), poison(batch.teacher), junk_labels),
+    *(jnp.zeros_like(batch.mask), *map(poison, features)),
+  )
+  assert nothing == 0
+  for gradient in gradients:
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_gradient_is_that_of_constant_weights_and_temperatures(batch):
+  with jax.enable_x64(True):
+    student, teacher = (np.asarray(z, np.float64) for z in batch[:2])
+    mask = np.array(batch.mask)
+    options = {"curriculum": Curriculum(), "temperature": Temperature(), "branch": None}
+    full = jax.grad(lambda z: egad_loss(z, teacher, *batch[2:], progress=0.2, **options)[0])
+    position = losses.entropy_position(losses.token_entropy(teacher), mask)
+    weight = losses.curriculum_weights(position, 0.2, mask=mask, normalize=True)
+    t = losses.adaptive_temperature(position)
+    p, q = (jax.nn.softmax(z / t[..., None]) for z in (teacher, student))
+    expected = (weight * t)[..., None] * (q - p) / mask.sum()
+    np.testing.assert_allclose(full(student), expected, atol=1e-12)
+
+
+def test_only_the_student_gets_a_gradient(batch):
+  features = [jax.random.normal(jax.random.key(i), (3, 8, 6)) for i in range(2)]
+
+  def function(student, teacher, student_features, teacher_features, progress):
+    return egad_loss(
+      *(student, teacher, batch.labels, batch.mask),
+      progress=progress,
+      student_features=student_features,
+      teacher_features=teacher_features,
+      **EVERYTHING,
+    )[0]
+
+  gradients = jax.grad(function, argnums=range(5))(batch.student, batch.teacher, *features, 0.3)
+  nonzero = [bool(jnp.any(gradient != 0)) for gradient in gradients]
+  assert nonzero == [True, False, True, False, False]
+
+
+def test_padding_columns_and_rows_change_nothing(batch):
+  function = jax.jit(lambda *b, **kw: egad_loss(*b, progress=0.3, **kw, **EVERYTHING)[0])
+  loss = function(*batch)
+  wide = [jnp.pad(z, ((0, 0), (0, 0), (0, 5)), constant_values=3.0) for z in batch[:2]]
+  hidden = function(*wide, *batch[2:], where=jnp.arange(16) < 11)
+  np.testing.assert_allclose(hidden, loss, rtol=1e-6)
+  taller = [jnp.concatenate([x, jnp.zeros_like(x[:1])]) for x in batch]
+  np.testing.assert_allclose(function(*taller), loss, rtol=1e-6)
+
+
+def test_jit_leading_axes_permutation_and_dtype(batch):
+  eager = lambda *b: egad_loss(*b, progress=0.3, **EVERYTHING)
+  function = jax.jit(eager)
+  loss, metrics = eager(*batch)
+  jitted, jitted_metrics = function(*batch)
+  np.testing.assert_allclose(jitted, loss, rtol=1e-6)
+  for name, metric in metrics.items():
+    np.testing.assert_allclose(jitted_metrics[name], metric, rtol=1e-6, atol=1e-7)
+  flat = [x.reshape((24, *x.shape[2:])) for x in batch]
+  np.testing.assert_allclose(function(*flat)[0], loss, rtol=1e-6)
+  order = jax.random.permutation(jax.random.key(0), 24)
+  np.testing.assert_allclose(function(*(x[order] for x in flat))[0], loss, rtol=1e-6)
+  stacked = [jnp.stack([x, x[::-1]]) for x in batch]
+  np.testing.assert_allclose(jax.vmap(function)(*stacked)[0], [loss, loss], rtol=1e-6)
+  half = function(*(z.astype(jnp.bfloat16) for z in batch[:2]), *batch[2:])[0]
+  assert half.dtype == jnp.float32
+  np.testing.assert_allclose(half, loss, rtol=0.03)
+
+
+def test_threshold_routes_by_nats(batch):
+  entropy = losses.token_entropy(batch.teacher)
+  features = [jax.random.normal(jax.random.key(i), (3, 8, 6)) for i in range(2)]
+
+  def function(features, threshold, **options):
+    return egad_loss(
+      *batch,
+      progress=0.5,
+      student_features=features[0],
+      teacher_features=features[1],
+      **(OFF | {"branch": Branch(threshold=threshold, **options)}),
+    )
+
+  _, metrics = function(features, 0.8)
+  shares = jnp.mean(entropy >= 0.8, where=batch.mask)
+  np.testing.assert_allclose(metrics["hard_fraction"], shares, rtol=1e-6)
+  gradient = jax.grad(lambda f: function(f, 1e9)[0])(features)
+  np.testing.assert_array_equal(gradient[0], 0)
+  everything, _ = function(features, 0.0)
+  control, _ = function(features, 1e9, tokens="all")
+  np.testing.assert_allclose(everything, control, rtol=1e-6)
+  replaced, metrics = function(features, 0.0, hard_logits=False)
+  assert metrics["distillation_loss"] == 0
+  np.testing.assert_allclose(replaced, metrics["feature_loss"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("options", "error", "message"),
+  [
+    ({"divergence": "kl"}, ValueError, "divergence must be one of forward_kl"),
+    ({"position": "cdf"}, ValueError, "kind must be one of rank, minmax, median_ratio"),
+    ({"ce_weight": -1.0}, ValueError, "ce_weight must be >= 0, got -1.0"),
+    ({"teacher_features": jnp.ones((3, 8, 2))}, ValueError, "belong together"),
+    ({"where": jnp.ones(3)}, ValueError, "one entry per vocabulary id"),
+  ],
+)
+def test_misuse(batch, options, error, message):
+  with pytest.raises(error, match=message):
+    egad_loss(*batch, progress=0.5, **options)
+
+
+def test_wrong_shapes(batch):
+  student, teacher, labels, mask = batch
+  with pytest.raises(ValueError, match="same shape"):
+    egad_loss(student[..., :9], teacher, labels, mask, progress=0.5)
+  with pytest.raises(ValueError, match="one entry per token"):
+    egad_loss(student, teacher, labels, mask[:2], progress=0.5)
+  with pytest.raises(TypeError, match="labels must be integers"):
+    egad_loss(student, teacher, labels.astype(float), mask, progress=0.5)
+
+
+def test_makers_check_their_arguments():
+  with pytest.raises(ValueError, match="half_life must be a positive number of tokens, got 0"):
+    make_egad(half_life=0)
+  with pytest.raises(ValueError, match="ce_weight must be >= 0"):
+    make_egad(ce_weight=-0.1)
+  with pytest.raises(ValueError, match="base must be a positive temperature, got -1"):
+    make_vanilla_kd(temperature=-1.0)
+  with pytest.raises(ValueError, match="takes the options beta, got alpha"):
+    make_egad(divergence="jensen_shannon", divergence_options={"alpha": 0.1})

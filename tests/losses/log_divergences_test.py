@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from egad_jax.losses import DIVERGENCES
+from egad_jax.losses.log_divergences import LOG_DIVERGENCES, make_divergence
+from egad_jax.losses.probabilities import log_probabilities
+
+
+def test_both_tables_have_the_same_names_and_options():
+  assert list(LOG_DIVERGENCES) == list(DIVERGENCES)
+  for name, function in DIVERGENCES.items():
+    options = {
+      parameter.name: parameter.default
+      for parameter in inspect.signature(function).parameters.values()
+      if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    assert options.pop("temperature") == 1.0
+    assert options.pop("where") is None
+    of_logs = inspect.signature(LOG_DIVERGENCES[name]).parameters.values()
+    assert options == {p.name: p.default for p in of_logs if p.default is not p.empty}
+
+
+@pytest.mark.parametrize("name", LOG_DIVERGENCES)
+def test_on_log_probabilities_as_on_logits(name):
+  student, teacher = (jax.random.normal(jax.random.key(i), (3, 6)) for i in range(2))
+  log_q, log_p = log_probabilities(student), log_probabilities(teacher)
+  np.testing.assert_array_equal(
+    make_divergence(name)(log_q, log_p), DIVERGENCES[name](student, teacher)
+  )
+
+
+def test_options_arrive():
+  student, teacher = (jax.random.normal(jax.random.key(i), (3, 6)) for i in range(2))
+  value = make_divergence("jensen_shannon", {"beta": 0.2})(
+    log_probabilities(student), log_probabilities(teacher)
+  )
+  expected = DIVERGENCES["jensen_shannon"](student, teacher, beta=0.2)
+  np.testing.assert_array_equal(value, expected)
+  assert bool(jnp.any(value != DIVERGENCES["jensen_shannon"](student, teacher)))
+
+
+@pytest.mark.parametrize(
+  ("name", "options", "message"),
+  [
+    ("kl", {}, "divergence must be one of forward_kl, reverse_kl, .*, got 'kl'"),
+    ("forward_kl", {"beta": 1}, r"forward_kl takes the options \(none\), got beta"),
+    ("alpha_beta", {"gamma": 1}, "takes the options alpha, beta, got gamma"),
+    ("jensen_shannon", {"beta": 2.0}, r"beta must be in \[0, 1\], got 2.0"),
+  ],
+)
+def test_misuse(name, options, message):
+  with pytest.raises(ValueError, match=message):
+    make_divergence(name, options)

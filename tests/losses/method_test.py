@@ -1,0 +1,262 @@
+"""What every method promises (`Method`), and what EGAD's mechanisms do to `token_loss`."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from egad_jax import losses
+from egad_jax.losses import (
+  METHODS,
+  Branch,
+  Context,
+  Curriculum,
+  EntropyDistribution,
+  Temperature,
+  make_egad,
+  make_vanilla_kd,
+)
+
+STATS = {
+  "teacher_entropy",
+  "student_entropy",
+  "temperature",
+  "weight",
+  "hard",
+  "distillation_loss",
+  "cross_entropy",
+}
+METHODS_UNDER_TEST = {
+  **METHODS,
+  "egad_with_ce": functools.partial(make_egad, ce_weight=0.3),
+  "egad_reverse": functools.partial(make_egad, divergence="reverse_kl"),
+  "egad_mean": functools.partial(make_egad, temperature=Temperature(kind="mean")),
+  "egad_mean_norm": functools.partial(
+    make_egad, temperature=Temperature(position="median_ratio", compensation="mean_norm")
+  ),
+  "egad_replaced": functools.partial(
+    make_egad,
+    branch=Branch(threshold=0.4, hard_logits=False),
+    curriculum=Curriculum(kind="competence"),
+  ),
+}
+off = functools.partial(
+  make_egad, curriculum=None, temperature=Temperature(kind="fixed"), branch=None, ce_weight=0.1
+)
+
+
+@pytest.fixture
+def rows(batch):
+  return batch.student.reshape(24, 11), batch.teacher.reshape(24, 11), batch.labels.reshape(24)
+
+
+def token_loss(method, rows, context):
+  return method.token_loss(*rows, {}, context)
+
+
+@pytest.mark.parametrize("name", METHODS_UNDER_TEST)
+def test_stats_are_complete_per_token_and_detached(name, rows, context):
+  method = METHODS_UNDER_TEST[name]()
+  loss, stats = token_loss(method, rows, context)
+  assert loss.shape == (24,)
+  assert loss.dtype == jnp.float32
+  assert set(stats) == STATS
+  for stat in stats.values():
+    assert stat.shape == (24,)
+    assert stat.dtype == jnp.float32
+  ce_weight = 0.3 if name == "egad_with_ce" else 0.0
+  expected = stats["distillation_loss"] + ce_weight * stats["cross_entropy"]
+  np.testing.assert_array_equal(loss, expected)
+  assert set(np.unique(stats["hard"])) <= {0.0, 1.0}
+  np.testing.assert_array_equal(stats["teacher_entropy"], losses.token_entropy(rows[1]))
+  np.testing.assert_array_equal(stats["student_entropy"], losses.token_entropy(rows[0]))
+  log_q = jax.nn.log_softmax(rows[0])
+  np.testing.assert_allclose(stats["cross_entropy"], -log_q[jnp.arange(24), rows[2]], rtol=1e-5)
+  gradient = jax.grad(
+    lambda z: sum(s.sum() for s in token_loss(method, (z, *rows[1:]), context)[1].values())
+  )(rows[0])
+  np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("name", METHODS_UNDER_TEST)
+def test_rows_are_independent(name, rows, context):
+  method = METHODS_UNDER_TEST[name]()
+  function = jax.jit(
+    jax.vmap(
+      jax.value_and_grad(
+        lambda z_s, z_t, y, ctx: token_loss(method, (z_s[None], z_t[None], y[None]), ctx)[0][0]
+      ),
+      (0, 0, 0, None),
+    )
+  )
+  alone, alone_gradient = function(*rows, context)
+  order = jax.random.permutation(jax.random.key(0), 24)
+
+  @jax.jit
+  def step(student, teacher, labels, context):
+    def total(student):
+      loss, _ = token_loss(method, (student, teacher, labels), context)
+      return loss.sum(), loss
+
+    return jax.value_and_grad(total, has_aux=True)(student)
+
+  (_, together), gradient = step(*(row[order] for row in rows), context)
+  np.testing.assert_allclose(together, alone[order], rtol=2e-6, atol=1e-6)
+  np.testing.assert_allclose(gradient, alone_gradient[order], rtol=2e-5, atol=1e-6)
+  poisoned = (rows[0].at[5].set(jnp.nan), rows[1].at[5].set(jnp.nan), rows[2])
+  (_, others), _ = step(*poisoned, context)
+  kept = np.arange(24) != 5
+  np.testing.assert_allclose(others[kept], alone[kept], rtol=2e-6, atol=1e-6)
+  eager = token_loss(method, rows, context)[0]
+  np.testing.assert_allclose(eager, alone, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", METHODS_UNDER_TEST)
+def test_gradient_is_that_of_constant_weights_and_temperatures(name, rows, context):
+  method = METHODS_UNDER_TEST[name]()
+  _, stats = token_loss(method, rows, context)
+  divergence = losses.reverse_kl if name == "egad_reverse" else losses.forward_kl
+
+  def with_constants(z):
+    value = divergence(z, rows[1], temperature=stats["temperature"])
+    scale = stats["distillation_loss"] / jax.lax.stop_gradient(value)
+    cross_entropy = -jax.nn.log_softmax(z)[jnp.arange(24), rows[2]]
+    return jnp.sum(scale * value + (0.3 if name == "egad_with_ce" else 0.0) * cross_entropy)
+
+  gradient = jax.grad(lambda z: token_loss(method, (z, *rows[1:]), context)[0].sum())(rows[0])
+  np.testing.assert_allclose(gradient, jax.grad(with_constants)(rows[0]), rtol=2e-4, atol=2e-6)
+  to_teacher = jax.grad(lambda z: token_loss(method, (rows[0], z, rows[2]), context)[0].sum())
+  np.testing.assert_array_equal(to_teacher(rows[1]), 0)
+
+
+@pytest.mark.parametrize("name", METHODS_UNDER_TEST)
+def test_state_is_updated_from_the_stats(name):
+  method = METHODS_UNDER_TEST[name](half_life=100.0)
+  state = method.init_state()
+  entropy = jax.random.uniform(jax.random.key(0), (4, 6))
+  mask = jax.random.bernoulli(jax.random.key(1), 0.5, (4, 6))
+  new = method.update(state, {"teacher_entropy": entropy}, mask)
+  expected = EntropyDistribution.init().update(entropy, mask, half_life=100.0)
+  np.testing.assert_array_equal(new.mass, expected.mass)
+  again = method.update(new, {"teacher_entropy": entropy}, jnp.zeros_like(mask))
+  np.testing.assert_array_equal(again.mass, new.mass)
+
+
+def test_parameters_of_the_projector():
+  key = jax.random.key(0)
+  params = make_egad().init_params(key, student_dim=3, teacher_dim=4, num_taps=2)
+  assert params["kernel"].shape == (2, 3, 4)
+  assert make_vanilla_kd().init_params(key, student_dim=3, teacher_dim=4, num_taps=2) == {}
+  assert make_vanilla_kd().feature_loss is None
+
+
+@pytest.mark.parametrize("t", [1.0, 2.5])
+def test_all_off_is_vanilla_kd_bit_for_bit(rows, context, t):
+  fixed = Temperature(kind="fixed", base=t)
+  egad = make_egad(curriculum=None, temperature=fixed, branch=None, ce_weight=0.1)
+  vanilla = make_vanilla_kd(temperature=t, ce_weight=0.1)
+  program = lambda m: str(jax.make_jaxpr(lambda *r: token_loss(m, r, context))(*rows))
+  assert program(egad) == program(vanilla)
+  expected = losses.forward_kl(*rows[:2], temperature=t)
+  expected = expected * t**2 if t != 1 else expected
+  _, stats = token_loss(egad, rows, context)
+  np.testing.assert_array_equal(stats["distillation_loss"], expected)
+  np.testing.assert_array_equal(stats["temperature"], t)
+  np.testing.assert_array_equal(stats["weight"], 1)
+  np.testing.assert_array_equal(stats["hard"], 0)
+
+
+def primitives(jaxpr):
+  for equation in jaxpr.eqns:
+    yield equation.primitive.name
+    for parameter in jax.tree.leaves(list(equation.params.values())):
+      inner = getattr(parameter, "jaxpr", parameter)
+      if hasattr(inner, "eqns"):
+        yield from primitives(inner)
+
+
+def test_what_is_off_is_not_in_the_program(rows, context):
+  def program(**options):
+    method = off(**options)
+    return jax.make_jaxpr(lambda ctx, *r: token_loss(method, r, ctx))(context, *rows)
+
+  def reads(jaxpr):
+    used = {id(v) for equation in jaxpr.eqns for v in equation.invars}
+    return [id(v) in used for v in jaxpr.jaxpr.invars[:2]]  # The distribution, the progress.
+
+  vanilla = program()
+  names = list(primitives(vanilla.jaxpr))
+  # Two softmaxes, two entropies and a divergence at T = 1; nothing is placed or looked up.
+  assert names.count("reduce_max") == 2
+  assert not {"cumsum", "gather", "sort", "scatter", "clamp", "argmax"} & set(names)
+  assert reads(vanilla) == [False, False]
+  assert reads(program(curriculum=Curriculum())) == [True, True]
+  assert reads(program(temperature=Temperature())) == [True, False]
+  assert reads(program(branch=Branch())) == [True, False]
+  assert list(primitives(program(temperature=Temperature()).jaxpr)).count("reduce_max") == 4
+
+
+def test_neutral_values_agree_with_off(rows, context):
+  neutral = Context(context.state, jnp.float32(0.5))
+  expected, _ = token_loss(off(), rows, neutral)
+  for options in (
+    {"curriculum": Curriculum()},
+    {"curriculum": Curriculum(kind="exponential")},
+    {"temperature": Temperature(strength=0.0)},
+    {"temperature": Temperature(kind="mean", strength=0.0)},
+  ):
+    loss, _ = token_loss(off(**options), rows, neutral)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6, atol=1e-6)
+  loss, _ = token_loss(off(branch=Branch()), rows, neutral)
+  np.testing.assert_array_equal(loss, expected)
+
+
+def test_each_mechanism_changes_only_its_own_term(rows, context):
+  _, plain = token_loss(off(), rows, context)
+  unchanged = {"teacher_entropy", "student_entropy", "cross_entropy"}
+
+  def differences(**options):
+    _, stats = token_loss(off(**options), rows, context)
+    return {name for name in STATS if bool(jnp.any(stats[name] != plain[name]))}, stats
+
+  names, stats = differences(curriculum=Curriculum())
+  assert names == {"weight", "distillation_loss"}
+  expected = plain["distillation_loss"] * stats["weight"]
+  np.testing.assert_array_equal(stats["distillation_loss"], expected)
+  position = context.state.position(stats["teacher_entropy"])
+  np.testing.assert_allclose(
+    stats["weight"], 2 * (0.7 * (1 - position) + 0.3 * position), rtol=1e-6
+  )
+
+  names, stats = differences(temperature=Temperature())
+  assert names == {"temperature", "distillation_loss"}
+  t = stats["temperature"]
+  np.testing.assert_allclose(t, np.exp(-0.5 * (2 * position - 1)), rtol=1e-6)
+  expected = t**2 * losses.forward_kl(*rows[:2], temperature=t)
+  np.testing.assert_allclose(stats["distillation_loss"], expected, rtol=1e-6)
+
+  names, stats = differences(branch=Branch(hard_fraction=0.4))
+  assert names == {"hard"}
+  np.testing.assert_array_equal(stats["hard"], position >= 0.6)
+  names, stats = differences(branch=Branch(hard_fraction=0.4, hard_logits=False))
+  assert names == {"hard", "distillation_loss"}
+  expected = jnp.where(stats["hard"] > 0, 0, plain["distillation_loss"])
+  np.testing.assert_array_equal(stats["distillation_loss"], expected)
+  assert not unchanged & names
+
+
+@pytest.mark.parametrize("hard_fraction", [0.2, 0.5, 0.8])
+def test_hard_tokens_are_the_expected_share(context, hard_fraction):
+  logits = jnp.exp(jax.random.uniform(jax.random.key(0), (2000, 1), minval=-1, maxval=3))
+  logits = logits * jax.random.normal(jax.random.key(1), (2000, 11))
+  method = make_egad(branch=Branch(hard_fraction=hard_fraction))
+  entropy = losses.token_entropy(logits)
+  state = method.update(method.init_state(), {"teacher_entropy": entropy}, jnp.ones(2000, bool))
+  labels = jnp.zeros(2000, jnp.int32)
+  _, stats = method.token_loss(logits, logits, labels, {}, Context(state, context.progress))
+  np.testing.assert_allclose(stats["hard"].mean(), hard_fraction, atol=0.01)
+  np.testing.assert_allclose(stats["weight"].mean(), 1.0, atol=0.01)

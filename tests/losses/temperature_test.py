@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from egad_jax.losses import (
+  Temperature,
+  adaptive_temperature,
+  compensation_factor,
+  entropy_position,
+)
+
+
+def test_golden_values():
+  entropy = jnp.array([0.1, 0.2, 0.4, 0.8, 0.05])
+  position = entropy_position(entropy, jnp.ones(5, bool), kind="median_ratio")
+  expected = [1.349859, 1.0, 0.740818, 0.643279, 1.554535]
+  np.testing.assert_allclose(adaptive_temperature(position), expected, atol=1e-6)
+
+
+def test_range_middle_and_direction():
+  position = jnp.linspace(0.0, 1.0, 11)
+  hot = adaptive_temperature(position, base=2.0, strength=0.7)
+  np.testing.assert_allclose(hot[5], 2.0, rtol=1e-6)
+  np.testing.assert_allclose([hot[0], hot[-1]], 2 * np.exp([0.7, -0.7]), rtol=1e-6)
+  assert bool(jnp.all(jnp.diff(hot) < 0))
+  opposite = adaptive_temperature(position, base=2.0, strength=0.7, direction="uncertain_hot")
+  np.testing.assert_allclose(opposite, 4.0 / hot, rtol=1e-5)
+  np.testing.assert_array_equal(adaptive_temperature(position, strength=0.0, base=1.5), 1.5)
+
+
+def test_clipping():
+  clipped = adaptive_temperature(jnp.array([0.0, 0.5, 1.0]), strength=3.0, minimum=0.5, maximum=4.0)
+  np.testing.assert_array_equal(clipped, [4.0, 1.0, 0.5])
+
+
+def test_compensation():
+  t = jnp.array([0.5, 1.0, 3.0])
+  np.testing.assert_array_equal(compensation_factor(t), t**2)
+  np.testing.assert_array_equal(compensation_factor(t, kind="linear"), t)
+  np.testing.assert_array_equal(compensation_factor(t, kind="none"), 1)
+  mean = compensation_factor(t, kind="mean_norm", mean_square=jnp.mean(t**2))
+  np.testing.assert_allclose(mean.mean(), 1.0, rtol=1e-6)
+  np.testing.assert_allclose(mean[2] / mean[0], 36.0, rtol=1e-6)
+
+
+def test_detached_and_jits():
+  position = jnp.linspace(0.0, 1.0, 5)
+  np.testing.assert_allclose(
+    jax.jit(adaptive_temperature)(position), adaptive_temperature(position), rtol=1e-6
+  )
+  gradient = jax.grad(lambda p: compensation_factor(adaptive_temperature(p)).sum())(position)
+  np.testing.assert_array_equal(gradient, 0)
+  gradient = jax.grad(lambda t: compensation_factor(t).sum())(position)
+  np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"kind": "warm"}, "kind must be one of adaptive, mean, fixed, got 'warm'"),
+    ({"direction": "up"}, "direction must be one of confident_hot, uncertain_hot, got 'up'"),
+    ({"position": "rank"}, "position must be one of cdf, median_ratio, got 'rank'"),
+    ({"compensation": "t2"}, "compensation must be one of per_token, linear, none, mean_norm"),
+    ({"base": 0.0}, "base must be a positive temperature, got 0.0"),
+    ({"base": float("inf")}, "base must be a positive temperature, got inf"),
+    ({"strength": -0.5}, "strength must be >= 0, got -0.5; direction gives the sign"),
+    ({"minimum": 0.0}, "0 < minimum <= maximum must hold, got minimum 0.0, maximum 10.0"),
+    ({"minimum": 3.0, "maximum": 2.0}, "0 < minimum <= maximum must hold"),
+  ],
+)
+def test_misuse(options, message):
+  with pytest.raises(ValueError, match=message):
+    Temperature(**options)
+
+
+def test_misuse_of_functions():
+  with pytest.raises(ValueError, match="direction must be one of"):
+    adaptive_temperature(jnp.ones(2), direction="up")
+  with pytest.raises(TypeError, match="position must be floating point"):
+    adaptive_temperature(jnp.arange(2))
+  with pytest.raises(ValueError, match="kind must be one of per_token"):
+    compensation_factor(1.0, kind="t2")
+  with pytest.raises(ValueError, match="mean_norm needs mean_square"):
+    compensation_factor(1.0, kind="mean_norm")

@@ -1,0 +1,80 @@
+"""Tests of the Hugging Face export; transformers itself reads it in tests/parity."""
+
+from __future__ import annotations
+
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from egad_jax.errors import InputError
+from egad_jax.models.export import export_student
+from egad_jax.models.load import load_pretrained
+
+CARD = "---\nlicense: apache-2.0\n---\n# A student\n"
+
+
+class FakeTokenizer(types.SimpleNamespace):
+  """Special ids and one file."""
+
+  def save(self, directory):
+    if self.broken:
+      raise OSError("No space left on device")
+    (directory / "tokenizer.json").write_text("{}")
+
+
+def tokenizer(*, broken=False):
+  return FakeTokenizer(bos_id=1, eos_id=2, pad_id=None, broken=broken)
+
+
+def test_export_is_read_back(tmp_path, config, params):
+  path = export_student(tmp_path / "a" / "export", config, params, tokenizer(), model_card=CARD)
+  assert sorted(p.name for p in path.iterdir()) == [
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+  ]
+  read = load_pretrained(str(path))
+  assert (read.config, read.license, read.name) == (config, "apache-2.0", "export")
+  jax.tree.map(np.testing.assert_array_equal, read.params, params)
+  generation = json.loads((path / "generation_config.json").read_text())
+  assert generation == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+  assert [p.name for p in (tmp_path / "a").iterdir()] == ["export"]
+
+
+def test_bfloat16_halves_the_file(tmp_path, config, params):
+  export_student(tmp_path / "a", config, params, tokenizer(), model_card=CARD)
+  export_student(tmp_path / "b", config, params, tokenizer(), model_card=CARD, dtype="bfloat16")
+  a, b = ((tmp_path / name / "model.safetensors").stat().st_size for name in "ab")
+  assert b < 0.6 * a
+  assert json.loads((tmp_path / "b" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_replaces_an_older_export_whole(tmp_path, config, params):
+  target = tmp_path / "export"
+  target.mkdir()
+  (target / "leftover").write_text("x")
+  export_student(target, config, params, tokenizer(), model_card=CARD)
+  assert not (target / "leftover").exists()
+  assert [p.name for p in tmp_path.iterdir()] == ["export"]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_failure_leaves_what_was_there(tmp_path, config, params, before):
+  target = tmp_path / "export"
+  if before:
+    export_student(target, config, params, tokenizer(), model_card=CARD)
+  with pytest.raises(OSError, match="No space"):
+    export_student(target, config, params, tokenizer(broken=True), model_card="other")
+  assert [p.name for p in tmp_path.iterdir()] == (["export"] if before else [])
+  assert not before or (target / "README.md").read_text() == CARD
+
+
+def test_unknown_dtype_is_refused_before_anything_is_written(tmp_path, config, params):
+  with pytest.raises(InputError, match="dtype must be one of"):
+    export_student(tmp_path / "a", config, params, tokenizer(), model_card=CARD, dtype="fp8")
+  assert not list(tmp_path.iterdir())

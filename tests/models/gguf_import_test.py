@@ -1,0 +1,117 @@
+"""Tests of reading GGUF files, written here by the gguf package."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from egad_jax.errors import InputError
+from egad_jax.models import llama, rotary
+from egad_jax.models.config import Llama3RopeScaling
+from egad_jax.models.gguf_import import read_gguf, unpermute
+
+
+def test_reads_what_was_written(tmp_path, config, params, write_gguf):
+  model = read_gguf(write_gguf(tmp_path / "a.gguf", params))
+  assert model.config == config
+  assert model.license == "mit"
+  jax.tree.map(np.testing.assert_array_equal, model.params, params)
+  assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {np.dtype(np.float32)}
+
+
+def test_unpermute_pairs_halves():
+  # One head of width 4: the file holds components 0, 2, 1, 3 in this order.
+  stored = np.array([[0.0], [2.0], [1.0], [3.0]])
+  np.testing.assert_array_equal(unpermute(stored, 1)[:, 0], [0, 1, 2, 3])
+
+
+def test_output_tensor_means_untied(tmp_path, params, write_gguf):
+  head = np.full((40, 24), 0.5, np.float32)
+  model = read_gguf(write_gguf(tmp_path / "a.gguf", params, tensors={"output.weight": head}))
+  assert not model.config.tie_embeddings
+  np.testing.assert_array_equal(model.params["unembedding"], head)
+
+
+@pytest.mark.parametrize(
+  ("tensors", "message"),
+  [
+    ({"blk.1.attn_q.weight": None}, "lacks tensors: blk.1.attn_q.weight"),
+    ({"token_embd.weight": None}, "lacks tensors: token_embd.weight"),
+    (
+      {"blk.1.attn_q.bias": np.zeros(24, np.float32)},
+      "has unexpected tensors: blk.1.attn_q.bias",
+    ),
+    (
+      {"blk.0.ffn_up.weight": np.zeros((33, 24), np.float32)},
+      r"blk.0.ffn_up.weight must have shape \[32, 24\].*got \[33, 24\]",
+    ),
+    ({"rope_freqs.weight": np.ones(2, np.float32) * [1, 3]}, "Llama 3's rope scaling"),
+  ],
+)
+def test_wrong_tensors_are_named(tmp_path, params, write_gguf, tensors, message):
+  tensors = {k: v if v is None else np.asarray(v, np.float32) for k, v in tensors.items()}
+  path = write_gguf(tmp_path / "a.gguf", params, tensors=tensors)
+  with pytest.raises(InputError, match=f"a.gguf.*{message}"):
+    read_gguf(path)
+
+
+@pytest.mark.parametrize(
+  ("metadata", "message"),
+  [
+    ({"llama.rope.scaling.type": "yarn"}, "llama.rope.scaling.type must be 'none'; got 'yarn'"),
+    ({"llama.rope.dimension_count": 2}, "llama.rope.dimension_count must be 4; got 2"),
+    ({"llama.expert_count": 8}, "llama.expert_count must be 0; got 8"),
+    ({"llama.block_count": None}, "expected the metadata key llama.block_count"),
+    ({"llama.block_count": 4}, "lacks tensors: blk.3"),
+    ({"llama.attention.head_count": 0}, "llama.attention.head_count must be a positive integer"),
+    ({"llama.feed_forward_length": "big"}, "llama.feed_forward_length .* integer; got 'big'"),
+    ({"llama.attention.head_count_kv": 4}, r"a.gguf: num_heads \(6\) must be a multiple"),
+  ],
+)
+def test_metadata_that_cannot_be_represented(tmp_path, params, write_gguf, metadata, message):
+  path = write_gguf(tmp_path / "a.gguf", params, metadata=metadata)
+  with pytest.raises(InputError, match=message):
+    read_gguf(path)
+
+
+def test_other_architectures_are_refused(tmp_path, params, write_gguf):
+  path = write_gguf(tmp_path / "a.gguf", params, architecture="qwen3")
+  with pytest.raises(InputError, match=r'general\.architecture must be "llama"; got "qwen3"'):
+    read_gguf(path)
+
+
+def test_llama3_scaling_is_recognised_by_its_factors(tmp_path, params, write_gguf):
+  scaling = Llama3RopeScaling(factor=32.0)
+  # A base at which the slowest wavelength is longer than the original context.
+  plain = rotary.frequencies(4, theta=1e9).astype(np.float64)
+  factors = rotary.scaling_factors(plain, scaling).astype(np.float32)
+  path = write_gguf(
+    tmp_path / "a.gguf",
+    params,
+    tensors={"rope_freqs.weight": factors},
+    metadata={"llama.rope.freq_base": 1e9},
+  )
+  assert read_gguf(path).config.rope_scaling == scaling
+
+
+@pytest.mark.parametrize("kept", [0, 3, 40, 400, 0.5, 0.99])
+def test_truncated_files_are_refused(tmp_path, params, write_gguf, kept):
+  whole = write_gguf(tmp_path / "a.gguf", params).read_bytes()
+  size = int(kept * len(whole)) if isinstance(kept, float) else kept
+  path = tmp_path / "b.gguf"
+  path.write_bytes(whole[:size])
+  with pytest.raises(InputError, match=rf"b.gguf \({size} bytes\) is not a whole GGUF file"):
+    read_gguf(path)
+
+
+def test_missing_and_foreign_files_are_refused(tmp_path):
+  with pytest.raises(InputError, match="no such GGUF file"):
+    read_gguf(tmp_path / "a.gguf")
+  (tmp_path / "b.gguf").write_bytes(b"PK\x03\x04" * 100)
+  with pytest.raises(InputError, match="not a whole GGUF file"):
+    read_gguf(tmp_path / "b.gguf")
+
+
+def test_table_and_writer_agree_on_names(config):
+  assert len(llama.tensors(config)) == 2 + 9 * config.num_layers

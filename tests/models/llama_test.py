@@ -1,0 +1,114 @@
+"""Tests of the Llama tensor table and of reading and writing config.json."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from egad_jax.errors import InputError
+from egad_jax.models import llama
+from egad_jax.models.architectures import ARCHITECTURES, architecture
+from egad_jax.models.config import LayerKind
+from egad_jax.models.model import make_model
+
+
+def test_tensor_table_covers_every_parameter_once(config):
+  config = dataclasses.replace(
+    config, num_layers=4, pattern=(LayerKind(), LayerKind(window=2)), tie_embeddings=False
+  )
+  shapes = jax.eval_shape(make_model(config).init, jax.random.key(0))
+  table = llama.tensors(config)
+  assert len({t.hf for t in table}) == len({t.gguf for t in table}) == len(table)
+  sizes = sum(int(np.prod(t.shape)) for t in table)
+  assert sizes == sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def test_assemble_inverts_take_apart(config, params):
+  arrays = llama.take_apart(config, params)
+  again = llama.assemble(config, lambda tensor: arrays[tensor.hf])
+  jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def test_layout_of_matrices(config, params):
+  arrays = llama.take_apart(config, params)
+  layer = params["layers"]["block_0"]
+  assert arrays["model.layers.2.self_attn.k_proj.weight"].shape == (12, 24)
+  # Row 5 of k_proj is component 1 of key head 1.
+  np.testing.assert_array_equal(
+    arrays["model.layers.2.self_attn.k_proj.weight"][5], layer["attention"]["key"][2][:, 1, 1]
+  )
+  np.testing.assert_array_equal(
+    arrays["model.layers.0.self_attn.o_proj.weight"][:, 5], layer["attention"]["output"][0][1, 1]
+  )
+  np.testing.assert_array_equal(
+    arrays["model.layers.1.mlp.down_proj.weight"], layer["mlp"]["down"][1].T
+  )
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_config_survives_the_round_trip(name):
+  config = architecture(name)
+  data = llama.config_to_hf(config, bos_id=1, eos_id=2, pad_id=None, dtype="bfloat16")
+  assert llama.config_from_hf("config.json", data) == config
+  assert data["architectures"] == ["LlamaForCausalLM"]
+  assert (data["bos_token_id"], data["eos_token_id"], data["torch_dtype"]) == (1, 2, "bfloat16")
+
+
+def hf(config, **changes):
+  data = llama.config_to_hf(config, bos_id=1, eos_id=2, pad_id=2, dtype="float32") | changes
+  return {key: value for key, value in data.items() if value != "absent"}
+
+
+def test_rope_parameters_of_newer_transformers(config):
+  rope = {
+    "rope_type": "llama3",
+    "rope_theta": 7.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+  }
+  read = llama.config_from_hf(
+    "config.json", hf(config, rope_theta="absent", rope_scaling="absent", rope_parameters=rope)
+  )
+  assert read.rope_theta == 7.0
+  assert read.rope_scaling.original_max_seq_len == 16
+
+
+def test_absent_keys_take_their_defaults(config):
+  data = hf(config, head_dim="absent", num_key_value_heads="absent", tie_word_embeddings="absent")
+  read = llama.config_from_hf("config.json", data)
+  assert (read.head_dim, read.num_kv_heads, read.tie_embeddings) == (4, 6, False)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"model_type": "qwen3"}, "model_type must be \"llama\"; got 'qwen3'"),
+    ({"attention_bias": True}, "attention_bias must be False; got True"),
+    ({"mlp_bias": True}, "mlp_bias must be False"),
+    ({"hidden_act": "gelu"}, "hidden_act must be 'silu'; got 'gelu'"),
+    ({"quantization_config": {"bits": 4}}, "quantization_config must be None"),
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "llama3.*got 'linear'"),
+    ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "needs factor, low_freq_factor"),
+    ({"hidden_size": "absent"}, "hidden_size must be a positive integer; got None"),
+    ({"vocab_size": "many"}, "vocab_size must be a positive integer; got 'many'"),
+    ({"num_attention_heads": 0}, "num_attention_heads must be a positive integer; got 0"),
+    ({"num_hidden_layers": 2.5}, "num_hidden_layers must be a positive integer; got 2.5"),
+    ({"rms_norm_eps": None}, "rms_norm_eps must be a number; got None"),
+    ({"num_key_value_heads": 4}, r"num_heads \(6\) must be a multiple"),
+  ],
+)
+def test_what_cannot_be_represented_is_refused(config, changes, message):
+  with pytest.raises(InputError, match=f"config.json: .*{message}"):
+    llama.config_from_hf("config.json", hf(config, **changes))
+
+
+@pytest.mark.parametrize("changes", [{"logit_soft_cap": 30.0}, {"pattern": (LayerKind(window=4),)}])
+def test_architectures_beyond_llama_are_not_exported(config, changes):
+  config = dataclasses.replace(config, **changes)
+  with pytest.raises(InputError, match="only models of the Llama family can be exported"):
+    llama.config_to_hf(config, bos_id=1, eos_id=2, pad_id=2, dtype="float32")

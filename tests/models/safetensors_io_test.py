@@ -1,0 +1,165 @@
+"""Tests of reading Hugging Face directories, whole and in shards."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from egad_jax.errors import InputError
+from egad_jax.models import llama
+from egad_jax.models.safetensors_io import INDEX, SINGLE, read_directory, write_safetensors
+
+DOWN = "model.layers.0.mlp.down_proj.weight"
+
+
+@pytest.fixture
+def directory(tmp_path, config, params):
+  """A Hugging Face directory with one safetensors file."""
+  data = llama.config_to_hf(config, bos_id=1, eos_id=2, pad_id=2, dtype="float32")
+  (tmp_path / "config.json").write_text(json.dumps(data))
+  write_safetensors(tmp_path / SINGLE, llama.take_apart(config, params))
+  return tmp_path
+
+
+def rewrite(directory, config, params, changes):
+  arrays = llama.take_apart(config, params) | changes
+  write_safetensors(directory / SINGLE, {name: a for name, a in arrays.items() if a is not None})
+
+
+def shard(directory, config, params):
+  """Turns the directory into one with two shards and their index."""
+  arrays = llama.take_apart(config, params)
+  (directory / SINGLE).unlink()
+  names = sorted(arrays)
+  weight_map = {}
+  for i, part in enumerate((names[::2], names[1::2])):
+    file = f"model-{i + 1:05d}-of-00002.safetensors"
+    write_safetensors(directory / file, {name: arrays[name] for name in part})
+    weight_map |= dict.fromkeys(part, file)
+  (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+  return weight_map
+
+
+def test_reads_what_was_written(directory, config, params):
+  read_config, read = read_directory(directory)
+  assert read_config == config
+  jax.tree.map(np.testing.assert_array_equal, read, params)
+
+
+def test_shards_equal_the_whole(directory, config, params):
+  shard(directory, config, params)
+  jax.tree.map(np.testing.assert_array_equal, read_directory(directory)[1], params)
+
+
+def test_bfloat16_is_rounded_and_read_as_float32(directory, config, params):
+  arrays = llama.take_apart(config, params)
+  write_safetensors(directory / SINGLE, arrays, dtype="bfloat16")
+  read = read_directory(directory)[1]
+  rounded = params["embedding"].astype(ml_dtypes.bfloat16).astype(np.float32)
+  np.testing.assert_array_equal(read["embedding"], rounded)
+  assert read["embedding"].dtype == np.float32
+
+
+def test_untied_has_a_head_of_its_own(tmp_path, config, params):
+  config = dataclasses.replace(config, tie_embeddings=False)
+  params = params | {"unembedding": params["embedding"] + 1}
+  data = llama.config_to_hf(config, bos_id=1, eos_id=2, pad_id=2, dtype="float32")
+  (tmp_path / "config.json").write_text(json.dumps(data))
+  write_safetensors(tmp_path / SINGLE, llama.take_apart(config, params))
+  jax.tree.map(np.testing.assert_array_equal, read_directory(tmp_path)[1], params)
+
+
+def test_tied_copy_of_the_table_is_accepted_if_it_is_one(directory, config, params):
+  rewrite(directory, config, params, {"lm_head.weight": params["embedding"]})
+  jax.tree.map(np.testing.assert_array_equal, read_directory(directory)[1], params)
+  rewrite(directory, config, params, {"lm_head.weight": params["embedding"] + 1})
+  with pytest.raises(InputError, match=r"lm_head\.weight must equal model\.embed_tokens\.weight"):
+    read_directory(directory)
+
+
+def test_derived_buffers_are_passed_over(directory, config, params):
+  name = "model.layers.1.self_attn.rotary_emb.inv_freq"
+  rewrite(directory, config, params, {name: np.ones(2, np.float32)})
+  jax.tree.map(np.testing.assert_array_equal, read_directory(directory)[1], params)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({DOWN: None}, f"lacks tensors: {DOWN}"),
+    ({"model.norm.bias": np.ones(24)}, "has unexpected tensors: model.norm.bias"),
+    ({DOWN: np.ones((32, 24))}, rf"{DOWN} must have shape \[24, 32\].*got \[32, 24\]"),
+  ],
+)
+def test_wrong_tensors_are_named(directory, config, params, changes, message):
+  rewrite(directory, config, params, changes)
+  with pytest.raises(InputError, match=message):
+    read_directory(directory)
+
+
+def test_integers_are_refused(directory, config, params):
+  import safetensors.numpy
+
+  arrays = llama.take_apart(config, params)
+  arrays[DOWN] = arrays[DOWN].astype(np.int8)
+  safetensors.numpy.save_file(arrays, directory / SINGLE)
+  with pytest.raises(InputError, match=f"{DOWN} must be float32.*got int8"):
+    read_directory(directory)
+
+
+@pytest.mark.parametrize("kept", [0, 7, 100, 0.5, 0.999])
+def test_truncated_files_are_refused(directory, kept):
+  path = directory / SINGLE
+  whole = path.read_bytes()
+  size = int(kept * len(whole)) if isinstance(kept, float) else kept
+  path.write_bytes(whole[:size])
+  with pytest.raises(InputError, match=rf"\({size} bytes\) is not a whole safetensors file"):
+    read_directory(directory)
+
+
+def test_missing_files_are_named(directory, config, params):
+  weight_map = shard(directory, config, params)
+  (directory / weight_map[DOWN]).unlink()
+  with pytest.raises(InputError, match=f"{weight_map[DOWN]}: no such file, though the index"):
+    read_directory(directory)
+  (directory / INDEX).unlink()
+  with pytest.raises(InputError, match=f"expected {SINGLE} or {INDEX}; it has neither"):
+    read_directory(directory)
+  (directory / "config.json").unlink()
+  with pytest.raises(InputError, match=r"config\.json: no such file"):
+    read_directory(directory)
+
+
+def test_index_that_disagrees_with_its_shards(directory, config, params):
+  weight_map = shard(directory, config, params)
+  del weight_map[DOWN]
+  (directory / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+  with pytest.raises(InputError, match=f"by its index.*unexpected tensors: {DOWN}"):
+    read_directory(directory)
+
+
+@pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", 3])
+def test_index_cannot_point_outside(directory, config, params, file):
+  shard(directory, config, params)
+  (directory / INDEX).write_text(json.dumps({"weight_map": {DOWN: file}}))
+  with pytest.raises(InputError, match="files beside it"):
+    read_directory(directory)
+
+
+@pytest.mark.parametrize(
+  ("text", "message"), [("{", "is not valid JSON"), ("[]", "expected a JSON object; got list")]
+)
+def test_broken_config(directory, text, message):
+  (directory / "config.json").write_text(text)
+  with pytest.raises(InputError, match=message):
+    read_directory(directory)
+
+
+def test_unknown_dtype(tmp_path):
+  with pytest.raises(InputError, match='dtype must be one of float32, bfloat16; got "int8"'):
+    write_safetensors(tmp_path / SINGLE, {}, dtype="int8")
