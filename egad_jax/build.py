@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from egad_jax.models.student import evenly_spaced, student_from_layers
 from egad_jax.training.optimizers import OptimizerOptions, make_optimizer, make_schedule
 from egad_jax.training.run import Intervals, Pair, Run
 
-Config = ml_collections.ConfigDict
+Config: TypeAlias = ml_collections.ConfigDict
 
 _DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 _RANDOM, _TRAIN = "random:", "train:"

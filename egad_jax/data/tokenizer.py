@@ -193,7 +193,7 @@ class Tokenizer:
 
     Args:
       text: any string. Characters made of bytes that the vocabulary lacks are dropped, as Hugging
-        Face's tokenizer does (SmolLM2 lacks eight of the control characters and a few bytes).
+        Face's tokenizer does (SmolLM2 lacks six of the control characters and a few bytes).
       allow_special: whether the text of a special token, such as `<|im_end|>`, stands for that
         token. Leave it off for documents, where it is only text; turn it on for a rendered chat.
     """

@@ -11,6 +11,7 @@ from jax import lax
 
 from egad_jax.models import rotary
 from egad_jax.models.config import DecoderConfig, LayerKind
+from egad_jax.models.dense import project
 
 KeysValues = tuple[jax.Array, jax.Array]
 # Pins an activation whose axes have these logical names (None: any) to the device mesh.
@@ -114,7 +115,7 @@ class Attention(nn.Module):
       (self.config.dim, heads, self.config.head_dim),
       self.params_dtype,
     )
-    y = jnp.einsum("bsd,dhk->bshk", x, kernel.astype(self.dtype))
+    y = project(x, kernel.astype(self.dtype))
     return self.constrain(y, ("batch", "seq", axis, None))
 
   def _combine(self, x: jax.Array) -> jax.Array:
@@ -133,4 +134,4 @@ class Attention(nn.Module):
       (c.num_heads, c.head_dim, c.dim),
       self.params_dtype,
     )
-    return jnp.einsum("bshk,hkd->bsd", x, kernel.astype(self.dtype))
+    return project(x, kernel.astype(self.dtype), inputs=2)

@@ -18,6 +18,7 @@ from jax import lax
 from egad_jax.models import rotary
 from egad_jax.models.attention import Attention, Constrain, KeysValues, cached_mask, packed_mask
 from egad_jax.models.config import DecoderConfig, LayerKind
+from egad_jax.models.dense import project
 
 REMAT_POLICIES = {
   "none": None,
@@ -77,12 +78,12 @@ class MLP(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `x` `[batch, seq, dim]` to the same shape."""
     c = self.config
-    gate = x @ self._kernel("gate", (c.dim, c.mlp_dim), ("embed", "mlp"), 1.0)
-    up = x @ self._kernel("up", (c.dim, c.mlp_dim), ("embed", "mlp"), 1.0)
+    gate = project(x, self._kernel("gate", (c.dim, c.mlp_dim), ("embed", "mlp"), 1.0))
+    up = project(x, self._kernel("up", (c.dim, c.mlp_dim), ("embed", "mlp"), 1.0))
     inner = self.constrain(nn.silu(gate) * up, ("batch", "seq", "mlp"))
     # Shrunk so that the residual stream does not grow with depth.
     scale = 1.0 / (2 * c.num_layers)
-    return inner @ self._kernel("down", (c.mlp_dim, c.dim), ("mlp", "embed"), scale)
+    return project(inner, self._kernel("down", (c.mlp_dim, c.dim), ("mlp", "embed"), scale))
 
   def _kernel(
     self, name: str, shape: tuple[int, int], axes: tuple[str, str], scale: float
