@@ -135,7 +135,9 @@ def make_method(config: Config) -> Method:
       return make(**shared, temperature=temperature.base)
     curriculum = branch = None
     if c.kind != "uniform":
-      curriculum = losses.Curriculum(**{k: c[k] for k in ("kind", "width", "competence", "strength")})
+      curriculum = losses.Curriculum(
+        **{k: c[k] for k in ("kind", "width", "competence", "strength")}
+      )
     if b.weight:
       branch = losses.Branch(
         **{k: b[k] for k in ("hard_fraction", "threshold", "weight", "hard_logits")},
@@ -228,7 +230,9 @@ def _replace(shape: DecoderConfig, **sizes: int) -> DecoderConfig:
   return dataclasses.replace(shape, **sizes)
 
 
-def _student(config: Config, teacher: Pretrained, tokenizer: Tokenizer) -> tuple[DecoderConfig, Any]:
+def _student(
+  config: Config, teacher: Pretrained, tokenizer: Tokenizer
+) -> tuple[DecoderConfig, Any]:
   options = config.student
   if options.init == "source":
     own = Tokenizer.from_source(options.source)
@@ -243,7 +247,8 @@ def _student(config: Config, teacher: Pretrained, tokenizer: Tokenizer) -> tuple
   if options.init == "random":
     names = ("dim", "num_heads", "num_kv_heads", "mlp_dim")
     sizes = {name: options[name] for name in names}
-    return _replace(teacher.config, num_layers=options.layers, **sizes), None
+    shape = _replace(teacher.config, num_layers=options.layers, **sizes)
+    return dataclasses.replace(shape, embedding_std=DecoderConfig.embedding_std), None
   if teacher.params is None:
     raise InputError(
       f"config.student.init=layers takes layers of a trained teacher, but config.teacher.source="
@@ -280,9 +285,7 @@ def _make_pair(config: Config, tokenizer: Tokenizer, method: Method, mesh: Any) 
       remat=config.student.remat,
       constrain=constrain,
     ),
-    teacher=make_model(
-      teacher.config, dtype=_DTYPES[config.teacher.dtype], constrain=constrain
-    ),
+    teacher=make_model(teacher.config, dtype=_DTYPES[config.teacher.dtype], constrain=constrain),
     student_params=student_params,
     teacher_params=teacher.params,
     student_taps=tuple(s for s, _ in pairs),

@@ -9,7 +9,7 @@ os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
 
-import jax  # noqa: E402
+import jax
 
 # A silent broadcast between ranks is how masks and weights go wrong.
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -65,6 +65,8 @@ ARCHITECTURES: dict[str, DecoderConfig] = {
     head_dim=8,
     mlp_dim=64,
     max_seq_len=512,
+    # So large that a random teacher's entropies spread over several nats, as a trained one's do.
+    embedding_std=0.4,
   ),
   "smollm2-135m": _smollm2(dim=576, num_layers=30, num_heads=9, num_kv_heads=3, mlp_dim=1536),
   "smollm2-360m": _smollm2(dim=960, num_layers=32, num_heads=15, num_kv_heads=5, mlp_dim=2560),

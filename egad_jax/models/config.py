@@ -55,6 +55,7 @@ class DecoderConfig:
     tie_embeddings: whether the unembedding is the embedding table.
     max_seq_len: positions the model was made for.
     logit_soft_cap: cap c of c·tanh(logits / c), applied by the head; None is no cap.
+    embedding_std: standard deviation of the values that a random embedding table starts with.
     pattern: the kinds of layers, repeated `num_layers / len(pattern)` times.
 
   Raises:
@@ -74,6 +75,7 @@ class DecoderConfig:
   tie_embeddings: bool = True
   max_seq_len: int = 2048
   logit_soft_cap: float | None = None
+  embedding_std: float = 0.02
   pattern: tuple[LayerKind, ...] = (LayerKind(),)
 
   def __post_init__(self) -> None:

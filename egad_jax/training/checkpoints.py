@@ -16,18 +16,22 @@ _STATE, _META = "state", "meta"
 class Checkpoints:
   """The checkpoints of one directory, `<directory>/<step>/`."""
 
-  def __init__(self, directory: epath.Path, *, keep: int = 1):
+  def __init__(self, directory: epath.Path, *, keep: int = 1, read_only: bool = False):
     """Opens or creates a directory of checkpoints.
 
     Args:
       directory: where they are.
       keep: how many of the latest stay.
+      read_only: touch nothing there; a run may be writing.
     """
     self._manager = ocp.CheckpointManager(
       directory,
       item_names=(_STATE, _META),
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+        max_to_keep=None if read_only else keep,
+        cleanup_tmp_directories=not read_only,
+        create=not read_only,
+        enable_async_checkpointing=not read_only,
       ),
     )
 
@@ -90,3 +94,26 @@ def locate(checkpoint: str) -> tuple[epath.Path, int | None]:
     saved = sorted(int(p.name) for p in path.parent.iterdir() if p.name.isdigit())
     raise InputError(f"--checkpoint {checkpoint} does not exist; saved steps are {saved}.")
   return workdir, step
+
+
+def restore_state(workdir: epath.Path, step: int | None, like: Any) -> tuple[int, Any]:
+  """The step and state of a checkpoint found by `locate`.
+
+  Raises:
+    InputError: there is no whole checkpoint, or it does not fit the config.
+  """
+  manager = Checkpoints(workdir / "checkpoints", read_only=True)
+  try:
+    step = manager.latest() if step is None else step
+    if step is None:
+      raise InputError(f"--checkpoint {workdir} has no whole checkpoint yet.")
+    return step, manager.restore(step, like)[0]
+  except ValueError as error:
+    if isinstance(error, InputError):
+      raise
+    reason = str(error).split(". ")[0]
+    raise InputError(
+      f"--checkpoint {workdir}: step {step} does not fit the config: {reason}"
+    ) from error
+  finally:
+    manager.close()

@@ -17,6 +17,7 @@ from egad_jax.training import workdir as files
 from egad_jax.training.model_card import write_model_card
 from egad_jax.training.programs import Programs, count_parameters
 from egad_jax.training.report import write_report
+from egad_jax.training.run import Run
 from egad_jax.training.step import TrainState
 from egad_jax.training.workdir import Workdir
 
@@ -99,10 +100,10 @@ def _summary(programs: Programs, workdir: Workdir, tokens: int, seconds: float) 
 
 
 def export(
-  programs_run: Any, params: Any, directory: Any, *, summary: Any, config: Any, samples: Any
+  run: Run, params: Any, directory: Any, *, summary: Any, config: Any, samples: Any
 ) -> None:
   """Writes the student in Hugging Face layout, with its model card."""
-  pair = programs_run.pair
+  pair = run.pair
   card = write_model_card(
     *(summary, config),
     teacher_name=pair.teacher_name,
@@ -113,7 +114,7 @@ def export(
     directory,
     pair.student.config,
     jax.tree.map(np.asarray, jax.device_get(params)),
-    programs_run.tokenizer,
+    run.tokenizer,
     model_card=card,
   )
 

@@ -1,0 +1,38 @@
+"""Evaluates a checkpoint: `python launch/evaluate.py --config=FILE --checkpoint=WORKDIR`.
+
+stdout is one JSON object: student and teacher on the config's held-out tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+
+# So that `launch` and `configs` are found from any working directory.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from launch import command_line
+
+CONFIG = command_line.define_config()
+CHECKPOINT = command_line.required(
+  "checkpoint", "A workdir, meaning its latest whole checkpoint, or its checkpoints/<step>."
+)
+
+
+def main() -> None:
+  """Restores the student and prints its evaluation."""
+  from egad_jax import build
+  from egad_jax.training import checkpoints
+  from egad_jax.training.programs import Programs
+
+  config = command_line.config(CONFIG)
+  workdir, step = checkpoints.locate(CHECKPOINT.value)
+  run = build.build(config, workdir)
+  step, state = checkpoints.restore_state(workdir, step, run.abstract_state())
+  result = Programs(run).evaluate(state)
+  print(json.dumps({"step": step} | {k: result[k] for k in ("tokens", "student", "teacher")}))
+
+
+if __name__ == "__main__":
+  command_line.run(main)

@@ -1,0 +1,44 @@
+"""Exports a checkpoint: `python launch/export.py --checkpoint=WORKDIR --output=DIR`.
+
+The student in Hugging Face layout, from the config that the workdir holds.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+# So that `launch` and `configs` are found from any working directory.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from launch import command_line
+
+CHECKPOINT = command_line.required(
+  "checkpoint", "A workdir, meaning its latest whole checkpoint, or its checkpoints/<step>."
+)
+OUTPUT = command_line.required("output", "Directory to write; one that is there is replaced.")
+
+
+def main() -> None:
+  """Restores the student and writes it."""
+  from egad_jax import build
+  from egad_jax.training import checkpoints, results
+  from egad_jax.training import workdir as files
+
+  workdir, step = checkpoints.locate(CHECKPOINT.value)
+  values = files.read_json(workdir / files.CONFIG)
+  run = build.build(build.from_plain(values), workdir)
+  step, state = checkpoints.restore_state(workdir, step, run.abstract_state())
+  # What was measured holds for the last step alone; of another one the card claims nothing.
+  summary = files.read_json(workdir / files.SUMMARY) if step == run.steps else None
+  results.export(
+    *(run, state.params["student"], OUTPUT.value),
+    summary=summary or {"method": run.method_name, "steps": step, "seed": run.seed},
+    config=values,
+    samples=files.read_json(workdir / files.SAMPLES) if summary else None,
+  )
+  print(OUTPUT.value)
+
+
+if __name__ == "__main__":
+  command_line.run(main)
