@@ -96,7 +96,8 @@ def validate(config: Config) -> None:
       raise InputError(f"config.{key} must be between 0 and 1; got {_read(config, key)}.")
   if not 0 < config.data.held_out_fraction < 1:
     raise InputError(
-      f"config.data.held_out_fraction must lie between 0 and 1; got {config.data.held_out_fraction}."
+      "config.data.held_out_fraction must lie between 0 and 1; "
+      f"got {config.data.held_out_fraction}."
     )
   if config.student.init == "source" and not config.student.source:
     raise InputError("config.student.source is required with config.student.init=source.")

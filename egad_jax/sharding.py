@@ -75,7 +75,9 @@ def partition_spec(axes: LogicalAxes) -> PartitionSpec:
   if unknown := [name for name in axes if name is not None and name not in table]:
     raise ValueError(f"logical axes {unknown} have no rule; add them to sharding.RULES.")
   spec = [None if name is None else table[name] for name in axes]
-  used = [axis for entry in spec if entry for axis in ([entry] if isinstance(entry, str) else entry)]
+  used = [
+    axis for entry in spec if entry for axis in ([entry] if isinstance(entry, str) else entry)
+  ]
   if len(set(used)) != len(used):
     raise ValueError(f"logical axes {axes} collide: they split two array axes over {used}.")
   return PartitionSpec(*spec)

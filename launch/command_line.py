@@ -68,9 +68,7 @@ def _parse(argv: list[str]) -> None:
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise InputError(f"--config: {_message(error)}") from error
   if rest[1:]:
-    raise InputError(
-      f"unexpected arguments {rest[1:]}; every argument is a flag, --name=value."
-    )
+    raise InputError(f"unexpected arguments {rest[1:]}; every argument is a flag, --name=value.")
 
 
 def _log_to_stderr() -> None:

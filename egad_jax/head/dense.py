@@ -1,4 +1,4 @@
-"""The head with all logits at once and plain autodiff: the reference, and fine for small problems."""
+"""The head with all logits at once and plain autodiff: the reference, fine for small problems."""
 
 from __future__ import annotations
 

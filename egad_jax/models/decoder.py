@@ -227,7 +227,9 @@ class Decoder(nn.Module):
     return hidden, self._taps(taps, hidden, buffer), cache
 
   def _table(self, name: str) -> jax.Array:
-    init = nn.with_logical_partitioning(nn.initializers.normal(self.config.embedding_std), ("vocab", "embed"))
+    init = nn.with_logical_partitioning(
+      nn.initializers.normal(self.config.embedding_std), ("vocab", "embed")
+    )
     return self.param(name, init, (self.config.vocab_size, self.config.dim), self.params_dtype)
 
   def _shared(

@@ -1,4 +1,4 @@
-"""Held-out evaluation of student and teacher on the same tokens, and what the method does to them."""
+"""Held-out evaluation of student and teacher on the same tokens, and what the method sees there."""
 
 from __future__ import annotations
 
@@ -161,7 +161,9 @@ def evaluate(
       "edges": [float(x) for x in entropy_edges(vocab_size)],
       "count": [int(n) for n in count],
       **{
-        name: [float(x / n) if n else None for x, n in zip(total[f"bin_{name}"], count, strict=True)]
+        name: [
+          float(x / n) if n else None for x, n in zip(total[f"bin_{name}"], count, strict=True)
+        ]
         for name in BINNED
       },
     },

@@ -36,9 +36,7 @@ class Programs:
     token_loss = evaluation.evaluation_token_loss(run.method)
     vocab = run.tokenizer.vocab_size
     statistics = run.token_statistics(token_loss)
-    self._sums = jax.jit(
-      evaluation.make_sums(statistics, vocab), compiler_options=self._options
-    )
+    self._sums = jax.jit(evaluation.make_sums(statistics, vocab), compiler_options=self._options)
     self._statistics = jax.jit(statistics, compiler_options=self._options)
     self._token_bytes = sharding.place(run.tokenizer.token_bytes(), sharding.replicated(run.mesh))
     self._held_out: list[Batch] | None = None
@@ -93,9 +91,7 @@ class Programs:
       of_rows = lambda micro: statistics(
         state.params["student"], teacher_params, micro, run.context(state)
       )
-      method_state = run.method.update(
-        state.method_state, jax.lax.map(of_rows, rows), rows.mask
-      )
+      method_state = run.method.update(state.method_state, jax.lax.map(of_rows, rows), rows.mask)
       return state._replace(method_state=method_state)
 
     shardings = jax.tree.map(lambda x: x.sharding, run.abstract_state())

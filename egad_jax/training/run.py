@@ -220,7 +220,7 @@ class Run:
     like = self.abstract_teacher()
     shardings = jax.tree.map(lambda x: x.sharding, like)
     if self.pair.teacher_params is not None:
-      cast = jax.tree.map(lambda x, l: x.astype(l.dtype), self.pair.teacher_params, like)
+      cast = jax.tree.map(lambda x, shape: x.astype(shape.dtype), self.pair.teacher_params, like)
       return sharding.place(cast, shardings)
     key = jax.random.split(jax.random.key(self.seed), 3)[2]
     dtype = self.pair.teacher_dtype

@@ -139,9 +139,7 @@ def make_train_step(
 
   def train_step(state: TrainState, teacher_params: Params, batch: Batch):
     context = Context(state.method_state, progress(state.step))
-    grads, (loss, stats, metrics), mask = accumulated(
-      state.params, teacher_params, batch, context
-    )
+    grads, (loss, stats, metrics), mask = accumulated(state.params, teacher_params, batch, context)
     count = jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1)
     grads = jax.tree.map(lambda g: g / count, grads)
     grad_norm = optax.global_norm(grads)
@@ -154,13 +152,17 @@ def make_train_step(
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
     one = jnp.float32(1)
-    metrics = summarize(stats, mask) | metrics | {
-      "loss": (loss, count),
-      "grad_norm": (grad_norm, one),
-      "learning_rate": (jnp.float32(learning_rate(state.step)), one),
-      "curriculum_progress": (jnp.float32(context.progress), one),
-      "finite": (finite.astype(jnp.float32), one),
-    }
+    metrics = (
+      summarize(stats, mask)
+      | metrics
+      | {
+        "loss": (loss, count),
+        "grad_norm": (grad_norm, one),
+        "learning_rate": (jnp.float32(learning_rate(state.step)), one),
+        "curriculum_progress": (jnp.float32(context.progress), one),
+        "finite": (finite.astype(jnp.float32), one),
+      }
+    )
     return new_state._replace(step=state.step + 1), metrics
 
   return train_step
