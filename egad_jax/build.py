@@ -189,7 +189,7 @@ def layer_pairs(layers: str, num_student: int, num_teacher: int) -> tuple[tuple[
         f"{expected}, of different {who} layers between 1 and {depth}; got {layers!r}, which "
         f"takes the {who}'s {', '.join(map(str, chosen))}."
       )
-  return pairs
+  return tuple(zip(student, teacher, strict=True))
 
 
 def make_tokenizer(config: Config, corpus: corpora.Corpus) -> Tokenizer:
@@ -228,7 +228,8 @@ def _replace(shape: DecoderConfig, **sizes: int) -> DecoderConfig:
         f"config.student.num_heads ({heads}) must divide config.student.dim ({dim})."
       )
     sizes["head_dim"] = dim // heads
-  return dataclasses.replace(shape, **sizes)
+  changes: dict[str, Any] = {**sizes}
+  return dataclasses.replace(shape, **changes)
 
 
 def _student(

@@ -1,7 +1,6 @@
 """How every command starts and ends: flags, one message for bad input, exit codes.
 
-0 done; 2 bad config, flag or input (one message, no traceback); 75 preempted after saving, run
-again to resume; 1 anything else.
+0 done; 2 bad config, flag or input (one message, no traceback); 1 anything else.
 """
 
 from __future__ import annotations

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+# NumPy on the host, jax.Array on the devices, shapes alone when a program is lowered.
+Array = Any
 
 
 class Batch(NamedTuple):
@@ -20,11 +23,11 @@ class Batch(NamedTuple):
     mask: bool, True where the label counts.
   """
 
-  tokens: np.ndarray
-  labels: np.ndarray
-  positions: np.ndarray
-  segment_ids: np.ndarray
-  mask: np.ndarray
+  tokens: Array
+  labels: Array
+  positions: Array
+  segment_ids: Array
+  mask: Array
 
 
 def shift(

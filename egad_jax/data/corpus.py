@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import pathlib
@@ -52,7 +53,10 @@ class Corpus:
     return _builder(self.directory).as_data_source(split)
 
 
-class _TextCorpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _TextCorpus(
+  tfds.core.GeneratorBasedBuilder,
+  skip_registration=True,  # type: ignore[call-arg] # tfds has no types.
+):
   """The builder that writes documents; reading needs no builder class."""
 
   VERSION = tfds.core.Version("1.0.0")
@@ -212,7 +216,7 @@ def _write(target: epath.Path, read: _Reader, split_of: Callable[[str], str]) ->
     return (text for text in everything if split_of(text) == split)
 
   builder = _TextCorpus(
-    splits={split: lambda split=split: documents_of(split) for split in SPLITS},
+    splits={split: functools.partial(documents_of, split) for split in SPLITS},
     data_dir=str(target),
     file_format="array_record",
   )

@@ -131,7 +131,7 @@ def _build(
   tokenizer = tokenizers.Tokenizer(
     tokenizers.models.BPE(
       vocab={token: index for index, token in enumerate(tokens[:size])},
-      merges=[tuple(merge.split(" ", 1)) for merge in merges],
+      merges=[(left, right) for left, right in (merge.split(" ", 1) for merge in merges)],
     )
   )
   tokenizer.pre_tokenizer = pre_tokenizer

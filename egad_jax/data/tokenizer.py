@@ -147,7 +147,7 @@ class Tokenizer:
       )
     return cls(
       backend,
-      special=SpecialIds(**ids),
+      special=SpecialIds(bos=ids["bos"], eos=ids["eos"], pad=ids["pad"], unk=ids["unk"]),
       chat_template=_chat_template(directory, config),
       max_length=_max_length(config),
     )
@@ -185,7 +185,7 @@ class Tokenizer:
         show_progress=False,
       ),
     )
-    end = backend.token_to_id(_END_OF_TEXT)
+    end = backend.get_vocab()[_END_OF_TEXT]
     return cls(backend, special=SpecialIds(bos=end, eos=end, pad=end, unk=end))
 
   def encode(self, text: str, *, allow_special: bool = False) -> list[int]:

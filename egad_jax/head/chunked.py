@@ -165,14 +165,15 @@ def distillation_head(
 
     def body(carry, xs):
       total, unembedding_gradient = carry
-      student_rows, teacher_rows, *per_token = xs
+      student_rows, teacher_rows, row_labels, row_mask, row_extras = xs
+      per_token = (row_labels, row_mask, row_extras, context)
       teacher_logits = soft_capped(logits_from(teacher_rows, teacher_weight), teacher_soft_cap)
       student_logits = logits_from(student_rows, student_weight)
       if not with_gradient:
-        loss, stats = per_chunk_loss(student_logits, teacher_logits, *per_token, context)
+        loss, stats = per_chunk_loss(student_logits, teacher_logits, *per_token)
         return (total + loss, unembedding_gradient), (None, stats)
       loss, pullback, stats = jax.vjp(
-        lambda z: per_chunk_loss(z, teacher_logits, *per_token, context),
+        lambda z: per_chunk_loss(z, teacher_logits, *per_token),
         student_logits,
         has_aux=True,
       )

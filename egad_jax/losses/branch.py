@@ -65,7 +65,7 @@ def hard_from(distribution: EntropyDistribution, branch: Branch) -> float | jax.
   return distribution.position(jnp.float32(branch.threshold))
 
 
-def running_feature_loss(  # noqa: PLR0917 (the arguments of Method.feature_loss)
+def running_feature_loss(
   params: Params,
   student_taps: jax.Array,
   teacher_taps: jax.Array,

@@ -206,7 +206,10 @@ def egad_loss(
     for logits in (student_logits, teacher_logits)
   ]
   loss, stats = _token_terms(
-    *(*hidden, labels, place),
+    hidden[0],
+    hidden[1],
+    check_labels(labels, student_logits.shape[:-1]),
+    place,
     divergence=make_divergence(divergence, divergence_options),
     ce_weight=ce_weight,
     hard_logits=branch is None or branch.hard_logits,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ class Placement(NamedTuple):
   temperature: float | jax.Array
   factor: float | jax.Array
   weight: jax.Array | None
-  hard: jax.Array | None
+  hard: jax.Array | bool | None
 
 
 def place_running(
@@ -38,7 +38,8 @@ def place_running(
 ) -> Placement:
   """Places tokens against the running distribution."""
   distribution = context.state
-  weight = hard = position = None
+  weight = hard = None
+  position: Any = None  # An array where a mechanism reads it.
   if curriculum is not None or branch is not None:
     position = distribution.position(entropy)
   if curriculum is not None:
@@ -68,7 +69,8 @@ def place_in_batch(
   kind: str,
 ) -> Placement:
   """Places tokens among the masked tokens of their own batch."""
-  weight = hard = position = None
+  weight = hard = None
+  position: Any = None  # An array where a mechanism reads it.
   if curriculum is not None or branch is not None or temperature.kind != "fixed":
     position = entropy_position(entropy, mask, kind=kind)
   if curriculum is not None:

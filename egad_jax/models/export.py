@@ -20,7 +20,7 @@ class TokenizerFiles(Protocol):
   """What the export needs of a tokenizer."""
 
   bos_id: int | None
-  eos_id: int | None
+  eos_id: int
   pad_id: int | None
 
   def save(self, directory: Any) -> None:

@@ -21,13 +21,13 @@ class Pretrained(NamedTuple):
 
   Attributes:
     config: its architecture.
-    params: numpy float32 in the layout of `Model.init`.
+    params: numpy float32 in the layout of `Model.init`; None for a model of random values.
     license: what the files say about it, such as "apache-2.0"; None if nothing.
     name: of the file or directory.
   """
 
   config: DecoderConfig
-  params: Params
+  params: Params | None
   license: str | None
   name: str
 
@@ -53,7 +53,7 @@ def load_pretrained(source: str, *, tokenizer_size: int | None = None) -> Pretra
     model = read_gguf(path)
     read = Pretrained(model.config, model.params, model.license, path.stem)
   if tokenizer_size is not None:
-    _zero_padding(source, read.params, tokenizer_size)
+    _zero_padding(source, read.params or {}, tokenizer_size)
   return read
 
 

@@ -100,7 +100,7 @@ class MetricLog:
       return
     step_seconds = self._seconds / (step - self._since)
     rate = self._tokens / self._seconds
-    record = {"step": step, "epoch": epoch}
+    record: dict[str, Any] = {"step": step, "epoch": epoch}
     record |= {key: values.get(key) for key in STEP_KEYS}
     record |= {"tokens": tokens, "tokens_per_second": rate, "step_seconds": step_seconds}
     files.append_line(self._path, record)

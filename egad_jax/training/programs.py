@@ -116,11 +116,11 @@ class Programs:
     context = self.run.context(state)
     return self._statistics(state.params["student"], self.teacher_params, batch, context)
 
-  def continuations(self, *, of_teacher: bool, state: TrainState | None = None) -> list[str]:
-    """The most probable continuation of each prompt of the run."""
+  def continuations(self, state: TrainState | None) -> list[str]:
+    """The most probable continuation of each prompt, by the student, or by the teacher if None."""
     run = self.run
-    model = run.pair.teacher if of_teacher else run.pair.student
-    params = self.teacher_params if of_teacher else state.params["student"]
+    model = run.pair.teacher if state is None else run.pair.student
+    params = self.teacher_params if state is None else state.params["student"]
     room = model.config.max_seq_len - run.sample_tokens
     prompts = [run.tokenizer.encode(prompt)[:room] for prompt in run.prompts]
     ids = generate(

@@ -204,7 +204,7 @@ def _read_json(path: epath.Path, kind: type, *, required: bool = True) -> Any:
 
 
 def _read_lines(path: epath.Path) -> list[Record]:
-  records = []
+  records: list[Mapping[str, Any]] = []
   # Not splitlines: it also splits at U+2028, which JSON strings may hold.
   for position, line in enumerate((_read(path) or "").split("\n"), 1):
     if not line.strip():

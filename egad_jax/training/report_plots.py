@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -188,7 +189,7 @@ def _histogram(evaluations: Sequence[Record]) -> Panel:
   edges, share = finite(bins["edges"]), 100.0 * count / count.sum()
   hard = np.nan_to_num(finite(bins.get("hard") or [None] * len(count)))
   figure, axes = new_axes()
-  style = {"align": "edge", "edgecolor": "white", "linewidth": 0.4}
+  style: dict[str, Any] = {"align": "edge", "edgecolor": "white", "linewidth": 0.4}
   axes.bar(edges[:-1], share * (1.0 - hard), np.diff(edges), color=BLUE, label="easy", **style)
   total = float((count * hard).sum() / count.sum())
   if total:

@@ -27,7 +27,7 @@ SIZE = (4.7, 3.0)  # Inches. Small, so that the text stays readable when scaled 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#008563", "#a8508a", "#5b6470"
 # The end of viridis is too pale for a line on a light card.
 PROGRESS = colors.ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.0, 0.88, 32)))
-STYLE = {
+STYLE: dict[Any, Any] = {
   "axes.edgecolor": "#8a929c",
   "axes.axisbelow": True,
   "axes.grid": True,

@@ -37,8 +37,8 @@ def samples_before(programs: Programs, workdir: Workdir, state: TrainState) -> N
   run = programs.run
   if not run.sample_tokens or not run.prompts:
     return
-  teacher = programs.continuations(of_teacher=True)
-  before = programs.continuations(of_teacher=False, state=state)
+  teacher = programs.continuations(None)
+  before = programs.continuations(state)
   samples = [
     {"prompt": prompt, "teacher": t, "before": b, "after": None}
     for prompt, t, b in zip(run.prompts, teacher, before, strict=True)
@@ -49,7 +49,7 @@ def samples_before(programs: Programs, workdir: Workdir, state: TrainState) -> N
 def _samples_after(programs: Programs, workdir: Workdir, state: TrainState) -> Any:
   samples = files.read_json(workdir / files.SAMPLES)
   if samples:
-    after = programs.continuations(of_teacher=False, state=state)
+    after = programs.continuations(state)
     samples = [s | {"after": a} for s, a in zip(samples, after, strict=True)]
     files.write_json(workdir / files.SAMPLES, samples)
   return samples

@@ -190,7 +190,7 @@ class Run:
       param_shardings,
       transform_non_params=lambda _: whole,
     )
-    shardings = TrainState(
+    shardings = shapes._replace(
       step=whole,
       params=param_shardings,
       opt_state=opt_shardings,
