@@ -43,6 +43,7 @@ def main() -> int:
       print(f"{workdir.path}: this run is finished; nothing to do.")
       return 0
     run = build.build(config, workdir.path)
+    workdir.require_space(run.disk_bytes())
     workdir.store_config(values)
     loop.train(run, workdir)
     results.print_whereabouts(workdir)

@@ -233,6 +233,12 @@ class Run:
     ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
     return Batch(ids, ids, ids, ids, jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows))
 
+  def disk_bytes(self) -> int:
+    """Bytes of the checkpoints (those that stay and one being written) and the export, about."""
+    state = self.abstract_state()
+    size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    return (self.keep + 1) * size(state) + size(state.params["student"])
+
   def context(self, state: TrainState) -> Context:
     """What the method reads at a state."""
     return Context(state.method_state, jnp.float32(self.progress(state.step)))

@@ -142,7 +142,7 @@ def make_train_step(
     grads, (loss, stats, metrics), mask = accumulated(state.params, teacher_params, batch, context)
     count = jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1)
     grads = jax.tree.map(lambda g: g / count, grads)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     updated = state._replace(
       params=optax.apply_updates(state.params, updates),

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import pathlib
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -155,12 +156,26 @@ class Workdir:
     return self.path / name
 
   def require_space(self, num_bytes: int) -> None:
-    """Raises an InputError if the disk has less than `num_bytes` free."""
+    """Checks the disk before any work is spent.
+
+    Args:
+      num_bytes: of checkpoints and export in all; what the workdir holds of them counts as free,
+        or a resumed run would be refused the space that it takes up itself.
+
+    Raises:
+      InputError: there is not that much.
+    """
+    held = sum(
+      file.stat().st_size
+      for name in (CHECKPOINTS, EXPORT)
+      for file in pathlib.Path(self.path / name).rglob("*")
+      if file.is_file()
+    )
     free = shutil.disk_usage(self.path).free
-    if free < num_bytes:
+    if free + held < num_bytes:
       raise InputError(
         f"--workdir {self.path} has {free / 2**30:.2f} GiB free, but the checkpoints and the "
-        f"export of this run need {num_bytes / 2**30:.2f} GiB; free space, lower "
+        f"export of this run still need {(num_bytes - held) / 2**30:.2f} GiB; free space, lower "
         "checkpoint.keep, or choose another directory."
       )
 

@@ -1,0 +1,193 @@
+"""Real processes of the train command: killed, started again, refused, finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import filelock
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STEPS = 20
+# Wall-clock numbers differ from run to run; everything else must not.
+TIMES = {"tokens_per_second", "step_seconds"}
+KEYS = [
+  *("step", "epoch", "loss", "distillation_loss", "feature_loss", "cross_entropy"),
+  *("teacher_entropy", "student_entropy", "temperature_mean", "temperature_min"),
+  *("temperature_max", "curriculum_progress", "weight_mean", "hard_fraction", "hard_overflow"),
+  *("grad_norm", "learning_rate", "tokens", "tokens_per_second", "step_seconds"),
+]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+  """A directory of prepared data and compiled programs, for all runs here."""
+  return tmp_path_factory.mktemp("shared")
+
+
+def command(shared, workdir, *flags):
+  return [
+    *(sys.executable, str(ROOT / "launch" / "run.py"), f"--config={ROOT}/configs/tiny.py"),
+    *(f"--workdir={workdir}", f"--config.data.cache={shared}/data"),
+    *(f"--config.compilation_cache={shared}/programs", "--config.eval.sample_tokens=0", *flags),
+  ]
+
+
+def environment():
+  return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+
+
+def run(shared, workdir, *flags):
+  return subprocess.run(
+    command(shared, workdir, *flags),
+    env=environment(),
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+
+
+def lines(path):
+  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def final_state(workdir):
+  with ocp.CheckpointManager(workdir / "checkpoints", item_names=("state", "meta")) as manager:
+    assert manager.latest_step() == STEPS
+    items = ocp.args.Composite(state=ocp.args.StandardRestore())
+    return jax.tree_util.tree_leaves_with_path(manager.restore(STEPS, args=items)["state"])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shared, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+  done = run(shared, workdir)
+  assert done.returncode == 0, done.stderr
+  return workdir
+
+
+def test_leaves_the_files_of_the_contract(uninterrupted):
+  names = {path.name for path in uninterrupted.iterdir()}
+  assert names >= {
+    *("config.json", "metrics.jsonl", "evaluations.jsonl", "checkpoints", "export"),
+    *("report.html", "summary.json", "tensorboard"),
+  }
+  metrics = lines(uninterrupted / "metrics.jsonl")
+  assert [record["step"] for record in metrics] == list(range(1, STEPS + 1))
+  assert all(list(record) == KEYS for record in metrics)
+  evaluations = lines(uninterrupted / "evaluations.jsonl")
+  assert [record["step"] for record in evaluations] == [0, 10, 20]
+  assert evaluations[-1]["student"]["forward_kl"] < evaluations[0]["student"]["forward_kl"]
+  summary = json.loads((uninterrupted / "summary.json").read_text())
+  assert summary["student_after"]["forward_kl"] == evaluations[-1]["student"]["forward_kl"]
+  assert metrics[-1]["hard_fraction"] > 0.3, "the hard branch must be at work"
+
+
+@pytest.mark.parametrize("kill_at", [2, 7, 13, 19])
+def test_killed_and_started_again_is_bit_identical(shared, uninterrupted, tmp_path, kill_at):
+  workdir = tmp_path / "run"
+  process = subprocess.Popen(
+    command(shared, workdir),
+    env=environment(),
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+    start_new_session=True,
+  )
+  deadline = time.monotonic() + 240
+  while len(lines(workdir / "metrics.jsonl")) < kill_at and process.poll() is None:
+    assert time.monotonic() < deadline, "the run never came to the step of the kill"
+    time.sleep(0.002)
+  os.killpg(process.pid, signal.SIGKILL)
+  assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
+  assert not (workdir / "summary.json").exists()
+
+  again = run(shared, workdir)
+  assert again.returncode == 0, again.stderr
+  expected, actual = final_state(uninterrupted), final_state(workdir)
+  assert [path for path, _ in actual] == [path for path, _ in expected]
+  for (path, a), (_, b) in zip(actual, expected, strict=True):
+    np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
+  assert (workdir / "export" / "model.safetensors").read_bytes() == (
+    uninterrupted / "export" / "model.safetensors"
+  ).read_bytes()
+
+  def deterministic(path):
+    return [{k: v for k, v in r.items() if k not in TIMES} for r in lines(path)]
+
+  name = "metrics.jsonl"
+  assert deterministic(workdir / name) == deterministic(uninterrupted / name)
+
+
+def test_a_finished_run_is_a_no_op(shared, uninterrupted):
+  before = (uninterrupted / "report.html").stat().st_mtime_ns
+  done = run(shared, uninterrupted)
+  assert (done.returncode, "finished" in done.stdout) == (0, True)
+  assert (uninterrupted / "report.html").stat().st_mtime_ns == before
+
+
+def assert_refused(done, *words):
+  assert done.returncode == 2, done.stderr
+  assert "Traceback" not in done.stderr
+  assert len(done.stderr.strip().splitlines()) == 1
+  for word in words:
+    assert word in done.stderr
+
+
+def test_a_workdir_of_another_config_is_refused(shared, uninterrupted):
+  done = run(shared, uninterrupted, "--config.optimizer.learning_rate=0.5")
+  assert_refused(done, "optimizer.learning_rate", "0.5", "--force")
+
+
+def test_a_workdir_in_use_is_refused(shared, tmp_path):
+  with filelock.FileLock(tmp_path / ".lock"):
+    assert_refused(run(shared, tmp_path), "in use")
+
+
+BAD = {
+  "misspelt key": (["--config.stepz=3"], ["stepz", "steps"]),
+  "wrong type": (["--config.steps=many"], ["steps", "many"]),
+  "unknown flag": (["--wrkdir=x"], ["wrkdir"]),
+  "unknown choice": (["--config.loss.divergence=kl"], ["loss.divergence", "forward_kl"]),
+  "missing file": (
+    ["--config.teacher.source=nowhere.gguf", "--config.data.tokenizer="],
+    ["nowhere.gguf"],
+  ),
+  "mesh": (["--config.mesh.fsdp=3"], ["mesh", "3"]),
+  "too long": (["--config.seq_len=1024"], ["seq_len", "512"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_config_is_one_message_and_exit_code_2(shared, tmp_path, name):
+  flags, words = BAD[name]
+  assert_refused(run(shared, tmp_path / "run", *flags), *words)
+
+
+def test_bad_files_are_one_message_and_exit_code_2(shared, tmp_path):
+  teacher = tmp_path / "cut.gguf"
+  teacher.write_bytes(b"GGUF" + bytes(20))
+  flags = [f"--config.teacher.source={teacher}", "--config.data.tokenizer="]
+  assert_refused(run(shared, tmp_path / "a", *flags), "cut.gguf")
+  text = tmp_path / "text.jsonl"
+  text.write_text('{"text": "whole"}\n{"text": "broken\n')
+  flags = [f"--config.data.source={text}"]
+  assert_refused(run(shared, tmp_path / "b", *flags), "text.jsonl", "2", "max_bad_records")
+  text.write_text("")
+  assert_refused(run(shared, tmp_path / "c", *flags), "text.jsonl")
+  flags = ["--config=" + str(tmp_path / "nowhere.py")]
+  assert_refused(run(shared, tmp_path / "d", *flags), "nowhere.py")
+
+
+def test_a_workdir_that_cannot_be_made_is_refused(shared, tmp_path):
+  (tmp_path / "file").write_text("")
+  assert_refused(run(shared, tmp_path / "file" / "run"), "--workdir", "cannot be written")

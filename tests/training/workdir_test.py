@@ -1,0 +1,234 @@
+"""Tests of the workdir: one process, one config, whole files, enough disk."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from egad_jax.errors import InputError
+from egad_jax.training import workdir as files
+from egad_jax.training.workdir import Workdir
+
+CONFIG = {"steps": 10, "log_every": 1, "checkpoint": {"keep": 2}, "eval": {"prompts": ["a"]}}
+# Takes the lock, tells so, and holds it until it is killed.
+HOLDER = """
+import sys, time
+from egad_jax.training.workdir import Workdir
+workdir = Workdir(sys.argv[1])
+print("open", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  with Workdir(tmp_path / "some" / "run") as workdir:
+    yield workdir
+
+
+def test_is_made_with_its_parents_and_leaves_no_trace_of_the_probe(workdir):
+  assert workdir.path.is_dir()
+  assert {path.name for path in workdir.path.iterdir()} <= {".lock"}
+
+
+def test_one_at_a_time(tmp_path):
+  with (
+    Workdir(tmp_path),
+    pytest.raises(InputError, match=r"in use by another run.*choose another"),
+  ):
+    Workdir(tmp_path)
+  Workdir(tmp_path).close()
+
+
+def test_a_killed_process_frees_the_lock(tmp_path):
+  command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+  with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    try:
+      assert process.stdout.readline() == "open\n"
+      with pytest.raises(InputError, match="in use"):
+        Workdir(tmp_path)
+    finally:
+      process.kill()
+  Workdir(tmp_path).close()
+
+
+def test_a_path_below_a_file_is_refused(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(InputError, match=r"file/run cannot be written: Not a directory"):
+    Workdir(tmp_path / "file" / "run")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+def test_a_directory_without_permission_is_refused(tmp_path):
+  tmp_path.chmod(0o500)
+  try:
+    with pytest.raises(InputError, match="cannot be written: Permission denied"):
+      Workdir(tmp_path / "run")
+  finally:
+    tmp_path.chmod(0o700)
+
+
+@pytest.fixture
+def full_disk(tmp_path, monkeypatch):
+  """A directory without a free byte: a real small disk where one may be mounted."""
+  small = tmp_path / "small"
+  small.mkdir()
+  mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)]
+  if (
+    os.geteuid() == 0
+    and shutil.which("mount")
+    and not subprocess.run(mount, capture_output=True, check=False).returncode
+  ):
+    try:
+      with (small / "ballast").open("wb", 0) as file, contextlib.suppress(OSError):
+        while True:
+          file.write(bytes(4096))
+      assert not shutil.disk_usage(small).free
+      yield small
+    finally:
+      subprocess.run(["umount", str(small)], check=True)
+    return
+
+  def write_text(*_):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(files, "write_text", write_text)
+  yield small
+
+
+def test_a_full_disk_is_refused(full_disk):
+  with pytest.raises(InputError, match=r"cannot be written: No space left.*Free space there"):
+    Workdir(full_disk)
+  # The refused one holds no lock.
+  (full_disk / "ballast").unlink(missing_ok=True)
+  if os.path.ismount(full_disk):
+    Workdir(full_disk).close()
+
+
+def test_space_is_required_beyond_what_the_run_holds_already(workdir, monkeypatch):
+  usage = shutil.disk_usage(workdir.path)._replace(free=2**20)
+  monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+  workdir.require_space(2**20)
+  with pytest.raises(InputError, match=r"0\.00 GiB free.*need 3\.00 GiB.*checkpoint\.keep"):
+    workdir.require_space(3 * 2**30)
+  with pytest.raises(InputError, match="free space"):
+    workdir.require_space(2**20 + 4096)
+  step = pathlib.Path(workdir / files.CHECKPOINTS) / "5" / "state"
+  step.mkdir(parents=True)
+  (step / "arrays").write_bytes(bytes(4096))
+  workdir.require_space(2**20 + 4096)
+  with pytest.raises(InputError, match="free space"):
+    workdir.require_space(2**20 + 4097)
+
+
+def test_any_config_may_start_and_the_same_may_go_on(workdir):
+  workdir.check_config(CONFIG)
+  workdir.store_config(CONFIG)
+  assert files.read_json(workdir / files.CONFIG) == CONFIG
+  workdir.check_config(CONFIG)
+
+
+def test_another_config_is_refused_by_key_with_both_values(workdir):
+  workdir.store_config(CONFIG)
+  changed = CONFIG | {"steps": 20, "log_every": 5}
+  with pytest.raises(InputError) as caught:
+    workdir.check_config(changed)
+  message = str(caught.value)
+  assert "steps: 10 there, 20 now" in message
+  assert "--force" in message
+  assert "log_every" not in message, "harmless changes are not why"
+
+
+def test_a_missing_and_a_new_key_are_changes(workdir):
+  workdir.store_config(CONFIG)
+  with pytest.raises(InputError, match=r"seed: None there, 3 now"):
+    workdir.check_config(CONFIG | {"seed": 3})
+  with pytest.raises(InputError, match=r"steps: 10 there, None now"):
+    workdir.check_config({k: v for k, v in CONFIG.items() if k != "steps"})
+
+
+def test_a_harmless_or_forced_change_goes_on_and_is_told(workdir, caplog):
+  workdir.store_config(CONFIG)
+  with caplog.at_level("WARNING", logger="egad_jax"):
+    workdir.check_config(CONFIG | {"checkpoint": {"keep": 7}, "eval": {"prompts": ("b", "c")}})
+  assert "checkpoint.keep: 2 there, 7 now" in caplog.text
+  assert "eval.prompts: ['a'] there, ['b', 'c'] now" in caplog.text
+  caplog.clear()
+  with caplog.at_level("WARNING", logger="egad_jax"):
+    workdir.check_config(CONFIG | {"steps": 20}, force=True)
+  assert "steps: 10 there, 20 now" in caplog.text
+
+
+def test_harmless_keys_are_keys_of_the_default_config():
+  from configs import default
+
+  assert files.flat(default.get_config().to_dict()).keys() >= files.HARMLESS_KEYS
+
+
+def test_lists_and_tuples_are_the_same_config():
+  assert files.changed_keys({"a": {"b": [1, 2]}}, {"a": {"b": (1, 2)}}) == []
+  assert files.changed_keys({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "d": 2}) == ["a.b", "c", "d"]
+
+
+def test_json_has_null_for_what_is_not_finite(workdir):
+  path = workdir / "x.json"
+  value = {"a": math.nan, "b": [math.inf, 1.5, {"c": -math.inf}], "d": (1, math.nan), "e": "é"}
+  files.write_json(path, value)
+
+  def no_constants(name):
+    raise AssertionError(f"{name} is not JSON")
+
+  expected = {"a": None, "b": [None, 1.5, {"c": None}], "d": [1, None], "e": "é"}
+  assert json.loads(path.read_text(), parse_constant=no_constants) == expected
+  files.append_line(workdir / "x.jsonl", {"step": 1, "loss": math.nan})
+  assert (workdir / "x.jsonl").read_text() == '{"step": 1, "loss": null}\n'
+
+
+def test_a_file_is_the_old_one_until_it_is_the_new_one(workdir, monkeypatch):
+  path = workdir / "x.json"
+  files.write_json(path, 1)
+
+  def killed(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(type(path), "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+      files.write_json(path, 2)
+  assert files.read_json(path) == 1
+  files.write_json(path, 2)
+  assert files.read_json(path) == 2
+  assert files.read_json(workdir / "none.json") is None
+
+
+def test_an_unfinished_last_line_is_dropped_and_written_over(workdir):
+  path = workdir / files.METRICS
+  for step in (1, 2):
+    files.append_line(path, {"step": step})
+  with path.open("a") as file:
+    file.write('{"step": 3, "lo')
+  assert files.read_lines(path) == [{"step": 1}, {"step": 2}]
+  files.keep_lines(path, 9)
+  files.append_line(path, {"step": 3})
+  assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+
+
+def test_lines_are_cut_back_to_a_step(workdir):
+  path = workdir / files.METRICS
+  assert files.read_lines(path) == []
+  files.keep_lines(path, 5)
+  assert files.read_lines(path) == []
+  for step in (2, 4, 6, 8):
+    files.append_line(path, {"step": step, "loss": step / 3})
+  files.keep_lines(path, 6)
+  assert files.read_lines(path) == [{"step": s, "loss": s / 3} for s in (2, 4, 6)]
+  files.keep_lines(path, 5)
+  assert [record["step"] for record in files.read_lines(path)] == [2, 4]
