@@ -86,10 +86,10 @@ def validate(config: Config) -> None:
         f"config.{key} must be one of {', '.join(choices)}; got {_read(config, key)!r}."
       )
   for key in _POSITIVE:
-    if _read(config, key) <= 0:
+    if not _read(config, key) > 0:  # Not "<= 0": NaN is refused as well.
       raise InputError(f"config.{key} must be positive; got {_read(config, key)}.")
   for key in _NOT_NEGATIVE:
-    if _read(config, key) < 0:
+    if not _read(config, key) >= 0:
       raise InputError(f"config.{key} must not be negative; got {_read(config, key)}.")
   for key in _SHARES:
     if not 0 <= _read(config, key) <= 1:
