@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import random
 import shutil
 import subprocess
 import sys
@@ -29,13 +30,18 @@ def run_command(*arguments):
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory):
-  """Runs a short config in a workdir; data and compiled programs are shared."""
+  """Runs a short config on a small corpus; data and compiled programs are shared."""
   shared = tmp_path_factory.mktemp("shared")
+  words, draw = dir(str) + dir(os) + dir(subprocess), random.Random(0)
+  texts = [" ".join(draw.choices(words, k=200)) for _ in range(100)]
+  corpus = shared / "corpus.jsonl"
+  corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
   def train(workdir, *flags):
     return run_command(
       *(TINY, f"--workdir={workdir}", f"--config.data.cache={shared}/data"),
       *(f"--config.compilation_cache={shared}/programs", "--config.eval.sample_tokens=0"),
+      *(f"--config.data.source={corpus}", "--config.data.held_out_fraction=0.1"),
       *(f"--config.steps={STEPS}", "--config.checkpoint.every_steps=2", *flags),
     )
 
