@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +66,15 @@ def test_seed_decides(model, lively):
   )
   assert first == again
   assert first != other
+
+
+def test_soft_cap_flattens_the_distribution(config, model, lively):
+  cold = {"max_new_tokens": 8, "temperature": 0.01}
+  greedy = generate(model, lively, PROMPTS, max_new_tokens=8, temperature=0.0)
+  assert generate(model, lively, PROMPTS, **cold) == greedy
+  # Between -1e-3 and 1e-3 even the cold distribution is almost uniform.
+  capped = make_model(dataclasses.replace(config, logit_soft_cap=1e-3))
+  assert generate(capped, lively, PROMPTS, **cold) != greedy
 
 
 def test_compiled_once_for_a_shape(model, lively):
