@@ -182,9 +182,10 @@ def config_from_hf(source: str, data: Mapping[str, Any]) -> DecoderConfig:
   for key, allowed in _FIXED.items():
     if key in data and data[key] not in allowed:
       raise InputError(f"{source}: {key} must be {allowed[0]!r}; got {data[key]!r}.")
-  eps = data.get("rms_norm_eps")
-  if not isinstance(eps, float):
-    raise InputError(f"{source}: rms_norm_eps must be a number; got {eps!r}.")
+  eps, std = data.get("rms_norm_eps"), data.get("initializer_range", 0.02)
+  for key, value in (("rms_norm_eps", eps), ("initializer_range", std)):
+    if not isinstance(value, (int, float)):
+      raise InputError(f"{source}: {key} must be a number; got {value!r}.")
 
   def integer(key: str, default: int | None = None) -> int:
     value = data.get(key)
@@ -206,6 +207,7 @@ def config_from_hf(source: str, data: Mapping[str, Any]) -> DecoderConfig:
     norm_eps=eps,
     tie_embeddings=bool(data.get("tie_word_embeddings", False)),
     max_seq_len=integer("max_position_embeddings", 2048),
+    embedding_std=std,
   )
 
 
@@ -285,7 +287,7 @@ def config_to_hf(
     "head_dim": config.head_dim,
     "hidden_act": "silu",
     "hidden_size": config.dim,
-    "initializer_range": 0.02,
+    "initializer_range": config.embedding_std,
     "intermediate_size": config.mlp_dim,
     "max_position_embeddings": config.max_seq_len,
     "mlp_bias": False,

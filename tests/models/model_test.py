@@ -29,8 +29,10 @@ def test_init_is_a_plain_dict_of_float32(config):
 
 
 def test_layers_start_different_and_residual_branches_small(config):
-  config = dataclasses.replace(config, dim=64, mlp_dim=128, num_layers=8)
-  layers = jax.jit(make_model(config).init)(jax.random.key(0))["layers"]["block_0"]
+  config = dataclasses.replace(config, dim=64, mlp_dim=128, num_layers=8, embedding_std=0.3)
+  params = jax.jit(make_model(config).init)(jax.random.key(0))
+  layers = params["layers"]["block_0"]
+  assert jnp.std(params["embedding"]) == pytest.approx(0.3, rel=0.1)
   assert not np.array_equal(layers["mlp"]["up"][0], layers["mlp"]["up"][1])
   assert jnp.std(layers["mlp"]["up"]) == pytest.approx(64**-0.5, rel=0.1)
   assert jnp.std(layers["attention"]["query"]) == pytest.approx(64**-0.5, rel=0.1)
