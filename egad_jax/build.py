@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -19,6 +19,7 @@ from egad_jax.data import corpus as corpora
 from egad_jax.data import packing
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
+from egad_jax.losses.curriculum import CURRICULUM_KINDS
 from egad_jax.losses.method import Method
 from egad_jax.models.architectures import architecture
 from egad_jax.models.config import DecoderConfig
@@ -40,9 +41,15 @@ _CHOICES = {
   "student.remat": ("none", "dots", "full"),
   "loss.divergence": tuple(losses.DIVERGENCES),
   "optimizer.schedule": ("cosine", "linear", "constant"),
+  "curriculum.kind": ("uniform", *CURRICULUM_KINDS),
 }
 _POSITIVE = ("steps", "batch_size", "seq_len", "accumulation", "log_every", "eval.rows")
-_POSITIVE += ("checkpoint.keep", "distribution.half_life", "optimizer.learning_rate")
+_POSITIVE += (
+  "checkpoint.keep",
+  "distribution.half_life",
+  "optimizer.learning_rate",
+  "optimizer.epsilon",
+)
 _NOT_NEGATIVE = ("seed", "student.layers", "data.max_bad_records", "loss.ce_weight")
 _NOT_NEGATIVE += ("loss.chunk_size", "branch.weight", "distribution.fill_batches")
 _NOT_NEGATIVE += ("optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm")
@@ -50,6 +57,14 @@ _NOT_NEGATIVE += ("checkpoint.every_steps", "checkpoint.every_seconds", "eval.ev
 _NOT_NEGATIVE += ("eval.batch_size", "eval.sample_tokens", "student.dim", "student.num_heads")
 _NOT_NEGATIVE += ("student.num_kv_heads", "student.mlp_dim", "curriculum.power")
 _SHARES = ("curriculum.start", "curriculum.end", "optimizer.final_fraction")
+# Each states what is valid, so that NaN never is.
+_RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+  (_POSITIVE, lambda x: x > 0, "be positive"),
+  (_NOT_NEGATIVE, lambda x: x >= 0, "not be negative"),
+  (_SHARES, lambda x: 0 <= x <= 1, "be between 0 and 1"),
+  (("data.held_out_fraction",), lambda x: 0 < x < 1, "lie between 0 and 1"),
+  (("optimizer.beta1", "optimizer.beta2"), lambda x: 0 <= x < 1, "be at least 0 and below 1"),
+)
 
 
 def plain(config: Config) -> dict[str, Any]:
@@ -85,20 +100,10 @@ def validate(config: Config) -> None:
       raise InputError(
         f"config.{key} must be one of {', '.join(choices)}; got {_read(config, key)!r}."
       )
-  for key in _POSITIVE:
-    if not _read(config, key) > 0:  # Not "<= 0": NaN is refused as well.
-      raise InputError(f"config.{key} must be positive; got {_read(config, key)}.")
-  for key in _NOT_NEGATIVE:
-    if not _read(config, key) >= 0:
-      raise InputError(f"config.{key} must not be negative; got {_read(config, key)}.")
-  for key in _SHARES:
-    if not 0 <= _read(config, key) <= 1:
-      raise InputError(f"config.{key} must be between 0 and 1; got {_read(config, key)}.")
-  if not 0 < config.data.held_out_fraction < 1:
-    raise InputError(
-      "config.data.held_out_fraction must lie between 0 and 1; "
-      f"got {config.data.held_out_fraction}."
-    )
+  for keys, is_valid, expected in _RANGES:
+    for key in keys:
+      if not is_valid(_read(config, key)):
+        raise InputError(f"config.{key} must {expected}; got {_read(config, key)}.")
   if config.student.init == "source" and not config.student.source:
     raise InputError("config.student.source is required with config.student.init=source.")
   if config.batch_size % config.accumulation:
@@ -118,41 +123,34 @@ def compiler_options(config: Config) -> dict[str, str]:
   return dict(pairs)
 
 
+def _options(config: Config, group: str, make: Any) -> Any:
+  """The dataclass `make` from the keys of a group that are its fields."""
+  names = [field.name for field in dataclasses.fields(make)]
+  try:
+    return make(**{name: config[group][name] for name in names})
+  except ValueError as error:  # Its message names the field.
+    raise InputError(f"config.{group}: {error}") from None
+
+
 def make_method(config: Config) -> Method:
   """The method of a config.
 
   Raises:
     InputError: a hyper-parameter is out of range.
   """
-  c, t, b = config.curriculum, config.temperature, config.branch
   make = losses.METHODS[config.method]
-  try:
-    temperature = losses.Temperature(
-      **{k: t[k] for k in ("kind", "base", "strength", "direction", "position")},
-      **{k: t[k] for k in ("minimum", "maximum", "compensation")},
-    )
-    shared = {"divergence": config.loss.divergence, "ce_weight": config.loss.ce_weight}
-    if config.method == "vanilla_kd":
-      return make(**shared, temperature=temperature.base)
-    curriculum = branch = None
-    if c.kind != "uniform":
-      curriculum = losses.Curriculum(
-        **{k: c[k] for k in ("kind", "width", "competence", "strength")}
-      )
-    if b.weight:
-      branch = losses.Branch(
-        **{k: b[k] for k in ("hard_fraction", "threshold", "weight", "hard_logits")},
-        **{k: b[k] for k in ("loss", "tokens")},
-      )
-    return make(
-      **shared,
-      curriculum=curriculum,
-      temperature=temperature,
-      branch=branch,
-      half_life=float(config.distribution.half_life),
-    )
-  except ValueError as error:
-    raise InputError(f"config: {error}") from None
+  temperature = _options(config, "temperature", losses.Temperature)
+  shared = {"divergence": config.loss.divergence, "ce_weight": config.loss.ce_weight}
+  shared["half_life"] = float(config.distribution.half_life)
+  if config.method == "vanilla_kd":
+    return make(**shared, temperature=temperature.base)
+  is_off = config.curriculum.kind == "uniform"
+  return make(
+    **shared,
+    curriculum=None if is_off else _options(config, "curriculum", losses.Curriculum),
+    temperature=temperature,
+    branch=_options(config, "branch", losses.Branch) if config.branch.weight else None,
+  )
 
 
 def layer_pairs(layers: str, num_student: int, num_teacher: int) -> tuple[tuple[int, int], ...]:

@@ -39,7 +39,7 @@ class Branch:
 
   hard_fraction: float = 0.5
   threshold: float | None = None
-  weight: float = 0.1
+  weight: float = 1.0
   hard_logits: bool = True
   loss: str = "cosine"
   tokens: str = "hard"

@@ -34,8 +34,8 @@ class Curriculum:
   strength: float = 2.0
 
   def __post_init__(self) -> None:
-    if self.kind not in _KINDS:
-      raise ValueError(f"kind must be one of {', '.join(_KINDS)}, got {self.kind!r}.")
+    if self.kind not in CURRICULUM_KINDS:
+      raise ValueError(f"kind must be one of {', '.join(CURRICULUM_KINDS)}, got {self.kind!r}.")
     for name in ("width", "competence"):
       if not 0 < getattr(self, name) <= 1:
         raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}.")
@@ -91,7 +91,7 @@ def curriculum_weights(
   shape = Curriculum(kind=kind, width=width, competence=competence, strength=strength)
   position = jax.lax.stop_gradient(promote("position", position))
   progress = jax.lax.stop_gradient(jnp.asarray(progress, position.dtype))
-  weights = _KINDS[kind](position, progress, shape)
+  weights = CURRICULUM_KINDS[kind](position, progress, shape)
   if mask is None:
     mask = jnp.ones(weights.shape, bool)
   mask = check_mask(mask, weights.shape)
@@ -126,7 +126,7 @@ def _exponential(position: jax.Array, progress: jax.Array, shape: Curriculum) ->
   return jnp.exp(tilt * position) / integral
 
 
-_KINDS = {
+CURRICULUM_KINDS = {
   "linear": _linear,
   "window": _window,
   "competence": _competence,

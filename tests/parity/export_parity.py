@@ -1,13 +1,15 @@
 """Compares our export, import and tokenizer with transformers.
 
-Run in the environment of requirements-parity.txt: `python tests/parity/export_parity.py`. It prints
-the largest difference of each comparison and fails when one is above its tolerance.
+Run in the environment of requirements-parity.txt: `python tests/parity/export_parity.py
+[EXPORT …]`, with exports of runs to compare as well. It prints the largest difference of each
+comparison and fails when one is above its tolerance.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
+import sys
 import tempfile
 from typing import Any
 
@@ -168,9 +170,22 @@ def _their_config(*, tied: bool) -> Any:
   )
 
 
+def check_export(directory: pathlib.Path) -> None:
+  """What a run has exported."""
+  tokenizer = Tokenizer.from_source(directory)
+  read = load_pretrained(str(directory), tokenizer_size=tokenizer.vocab_size)
+  tokens = random_tokens(read.config)
+  ours = our_logits(read.config, read.params, tokens)
+  report(f"export {directory}", ours, torch_logits(directory, tokens))
+  check_ids(directory, tokenizer)
+  check_generation_config(directory, tokenizer)
+
+
 def main() -> None:
   """Runs all comparisons."""
   transformers.utils.logging.disable_progress_bar()
+  for directory in sys.argv[1:]:
+    check_export(pathlib.Path(directory))
   tokenizer = Tokenizer.from_source(SOURCE)
   with tempfile.TemporaryDirectory() as scratch:
     root = pathlib.Path(scratch)
