@@ -40,8 +40,9 @@ def config(flag: flags.FlagHolder) -> ml_collections.ConfigDict:
   """
   try:
     if flag.value is not None:
+      # Of a missing or broken file ml_collections tells only when something in it is read.
+      flag.value.keys()
       return flag.value
-  # ml_collections tells of a missing or broken file only when the value is read.
   except (OSError, ImportError, SyntaxError, AttributeError, KeyError, ValueError) as error:
     raise InputError(f"--config cannot be read: {_message(error)}") from error
   raise InputError("--config is required: a file like configs/tiny.py.")
@@ -61,11 +62,15 @@ def _parse(argv: list[str]) -> None:
     rest = flags.FLAGS(argv)
   except SystemExit:  # --help has printed; absl gives it code 1.
     sys.exit(0)
-  except (flags.Error, OSError, ImportError, SyntaxError) as error:
+  except flags.Error as error:
     raise InputError(_message(error)) from error
+  except (OSError, ImportError, SyntaxError) as error:
+    raise InputError(f"--config cannot be read: {_message(error)}") from error
   # ml_collections reports a misspelt or mistyped key by raising from the flag's setter.
   except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise InputError(f"--config: {_message(error)}") from error
+    raise InputError(
+      f"--config has no such key, or not of that type: {_message(error)} --print_config lists all."
+    ) from error
   if rest[1:]:
     raise InputError(f"unexpected arguments {rest[1:]}; every argument is a flag, --name=value.")
 

@@ -184,8 +184,6 @@ def test_bad_files_are_one_message_and_exit_code_2(shared, tmp_path):
   assert_refused(run(shared, tmp_path / "b", *flags), "text.jsonl", "2", "max_bad_records")
   text.write_text("")
   assert_refused(run(shared, tmp_path / "c", *flags), "text.jsonl")
-  flags = ["--config=" + str(tmp_path / "nowhere.py")]
-  assert_refused(run(shared, tmp_path / "d", *flags), "nowhere.py")
 
 
 def test_a_workdir_that_cannot_be_made_is_refused(shared, tmp_path):

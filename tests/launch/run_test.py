@@ -127,6 +127,14 @@ BAD_COMMANDS = {
   "no config": ([], ["--config is required"]),
   "no workdir": ([TINY], ["--workdir is required"]),
   "stray argument": ([TINY, "stray"], ["stray", "--name=value"]),
+  "missing preset": (
+    ["--config=configs/nowhere.py", "--workdir=nowhere"],
+    ["--config cannot be read", "configs/nowhere.py"],
+  ),
+  "missing preset and an override": (
+    ["--config=configs/nowhere.py", "--workdir=nowhere", "--config.steps=3"],
+    ["--config", "configs/nowhere.py"],
+  ),
   "nested key": ([TINY, "--config.optimizer.learningrate=1"], ["learningrate", "learning_rate"]),
   "fraction for a count": ([TINY, "--config.steps=2.5"], ["--config.steps", "2.5"]),
   "number for a switch": ([TINY, "--config.tensorboard=7"], ["--config.tensorboard", "7"]),
