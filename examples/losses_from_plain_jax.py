@@ -79,17 +79,17 @@ def in_batch_step(
 
 @functools.partial(jax.jit, static_argnames="method")
 def running_step(
-  carry: tuple[Params, losses.EntropyDistribution],
+  carry: tuple[Params, losses.State],
   teacher: jax.Array,
   key: jax.Array,
   progress: jax.Array,
   *,
   method: losses.Method,
-) -> tuple[Params, losses.EntropyDistribution]:
+) -> tuple[Params, losses.State]:
   """One step with a `Method`: tokens are independent, statistics are an explicit state."""
   params, state = carry
   tokens, labels, mask = sample_batch(key, teacher)
-  context = losses.Context(state, progress)
+  context = losses.Context(state, progress, elapsed=progress)
 
   def objective(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
     logits = apply_student(params, tokens)
@@ -97,7 +97,7 @@ def running_step(
     return losses.masked_mean(loss, mask), stats
 
   gradient, stats = jax.grad(objective, has_aux=True)(params)
-  return descend(params, gradient), method.update(state, stats, mask)
+  return descend(params, gradient), method.update(state, stats, mask, progress)
 
 
 def divergence(params: Params, teacher: jax.Array) -> float:
@@ -127,7 +127,7 @@ def main() -> None:
     carry = running_step(carry, teacher, key, jnp.float32(step / STEPS), method=method)
   print(
     f"running   forward KL {divergence(carry[0], teacher):.3f} nats, median teacher entropy"
-    f" {float(carry[1].quantile(0.5)):.2f} nats"
+    f" {float(carry[1].entropy.quantile(0.5)):.2f} nats"
   )
 
 

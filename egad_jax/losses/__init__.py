@@ -27,7 +27,7 @@ from egad_jax.losses.divergences import (
 from egad_jax.losses.egad import egad_loss, make_egad, make_vanilla_kd
 from egad_jax.losses.entropy import entropy_position, token_entropy
 from egad_jax.losses.features import FEATURE_DISTANCES, cosine_distance, normalized_mse
-from egad_jax.losses.method import Context, Method
+from egad_jax.losses.method import Context, Method, SerialHead, State
 from egad_jax.losses.methods import METHODS, make_method
 from egad_jax.losses.reductions import masked_mean, masked_sum
 from egad_jax.losses.routing import hard_tokens
@@ -42,6 +42,8 @@ __all__ = [
   "Curriculum",
   "EntropyDistribution",
   "Method",
+  "SerialHead",
+  "State",
   "Temperature",
   "adaptive_kl",
   "adaptive_temperature",

@@ -78,7 +78,7 @@ def running_feature_loss(
   """The feature term of `make_egad`; see `Method.feature_loss`."""
   mask = check_mask(mask, stats["hard"].shape)
   eligible = _feature_tokens(stats["hard"], mask, branch)
-  hard_share = 1 - hard_from(context.state, branch)
+  hard_share = 1 - hard_from(context.state.entropy, branch)
   share, static_share = {
     "hard": (hard_share, branch.hard_fraction),
     "all": (1.0, 1.0),

@@ -19,22 +19,14 @@ from jax.typing import ArrayLike
 
 from egad_jax.losses.branch import Branch, in_batch_feature_loss, running_feature_loss
 from egad_jax.losses.curriculum import Curriculum
-from egad_jax.losses.distribution import EntropyDistribution
-from egad_jax.losses.entropy import entropy_of
 from egad_jax.losses.features import init_projector
 from egad_jax.losses.log_divergences import LogDivergence, make_divergence
-from egad_jax.losses.method import Context, Method, Params, State, Stats
+from egad_jax.losses.method import Context, Method, Params, Stats, entropy_only
 from egad_jax.losses.placement import Placement, place_in_batch, place_running
-from egad_jax.losses.probabilities import (
-  check_labels,
-  check_mask,
-  check_pair,
-  hide_columns,
-  label_value,
-  log_probabilities,
-)
+from egad_jax.losses.probabilities import check_labels, check_mask, check_pair, hide_columns
 from egad_jax.losses.reductions import masked_mean
 from egad_jax.losses.temperature import Temperature
+from egad_jax.losses.terms import at_temperature, check_ce_weight, log_pair, token_terms
 
 
 def make_egad(
@@ -47,12 +39,10 @@ def make_egad(
   branch: Branch | None = Branch(),  # noqa: B008
   half_life: float = 1e6,
 ) -> Method:
-  """EGAD against the running entropy distribution; a `Method` whose state is that distribution.
+  """EGAD against the running entropy distribution; a `Method` with no other state.
 
   A mechanism that is off (`curriculum=None`, `temperature.kind="fixed"`, `branch=None`) is absent
-  from the program. The stats of `token_loss` are always: teacher_entropy, student_entropy,
-  cross_entropy (nats, T = 1), distillation_loss (as it enters the loss), temperature, weight and
-  hard (0 or 1).
+  from the program.
 
   Args:
     divergence: a key of `DIVERGENCES`.
@@ -66,7 +56,7 @@ def make_egad(
   Raises:
     ValueError: an argument is out of range, or a name is unknown.
   """
-  _check_scalars(ce_weight, half_life)
+  check_ce_weight(ce_weight)
   log_divergence = make_divergence(divergence, divergence_options)
 
   def token_loss(
@@ -80,7 +70,7 @@ def make_egad(
     place = functools.partial(
       place_running, context=context, curriculum=curriculum, temperature=temperature, branch=branch
     )
-    return _token_terms(
+    return _egad_terms(
       *(student_logits, teacher_logits, labels, place),
       divergence=log_divergence,
       ce_weight=ce_weight,
@@ -92,15 +82,11 @@ def make_egad(
       return {}
     return init_projector(key, student_dim=student_dim, teacher_dim=teacher_dim, num_taps=num_taps)
 
-  def update(state: State, stats: Stats, mask: jax.Array) -> State:
-    return state.update(stats["teacher_entropy"], mask, half_life=half_life)
-
   return Method(
-    init_state=EntropyDistribution.init,
-    init_params=init_params,
     token_loss=token_loss,
+    init_params=init_params,
     feature_loss=None if branch is None else functools.partial(running_feature_loss, branch=branch),
-    update=update,
+    **entropy_only(half_life),
   )
 
 
@@ -188,7 +174,7 @@ def egad_loss(
   >>> round(float(loss), 4), round(float(metrics["teacher_entropy"]), 4)
   (0.2988, 0.9475)
   """
-  _check_scalars(ce_weight, half_life=1.0)
+  check_ce_weight(ce_weight)
   student_logits, teacher_logits = check_pair(student_logits, teacher_logits)
   mask = check_mask(mask, student_logits.shape[:-1])
   place = functools.partial(
@@ -205,7 +191,7 @@ def egad_loss(
     hide_columns(jnp.where(mask[..., None], logits, 0), where)
     for logits in (student_logits, teacher_logits)
   ]
-  loss, stats = _token_terms(
+  loss, stats = _egad_terms(
     hidden[0],
     hidden[1],
     check_labels(labels, student_logits.shape[:-1]),
@@ -228,7 +214,7 @@ def egad_loss(
   return masked_mean(loss, mask) + feature_loss, metrics
 
 
-def _token_terms(
+def _egad_terms(
   student_logits: jax.Array,
   teacher_logits: jax.Array,
   labels: jax.Array,
@@ -239,19 +225,9 @@ def _token_terms(
   hard_logits: bool,
 ) -> tuple[jax.Array, Stats]:
   """Loss and stats of each token; the only pass over the vocabulary."""
-  student_logits, teacher_logits = check_pair(student_logits, teacher_logits)
-  labels = check_labels(labels, student_logits.shape[:-1])
-  log_p = log_probabilities(teacher_logits)
-  log_q = log_probabilities(student_logits)
-  entropy = entropy_of(log_p)
-  placement = place(entropy)
-  if isinstance(placement.temperature, float) and placement.temperature == 1:
-    value = divergence(log_q, log_p)
-  else:
-    value = divergence(
-      log_probabilities(student_logits, temperature=placement.temperature),
-      log_probabilities(teacher_logits, temperature=placement.temperature),
-    )
+  pair = log_pair(student_logits, teacher_logits)
+  placement = place(pair.teacher_entropy)
+  value = divergence(*at_temperature(pair, placement.temperature))
   # A factor of 1 is left out, so that what is off costs nothing and changes no bit.
   if not (isinstance(placement.factor, float) and placement.factor == 1):
     value = value * placement.factor
@@ -259,27 +235,10 @@ def _token_terms(
     value = value * placement.weight
   if placement.hard is not None and not hard_logits:
     value = jnp.where(placement.hard, 0, value)
-  cross_entropy = -label_value(log_q, labels)
-  loss = value + ce_weight * cross_entropy if ce_weight else value
-  hard = False if placement.hard is None else placement.hard
-  weight = 1 if placement.weight is None else placement.weight
-  stats = {
-    "teacher_entropy": entropy,
-    "student_entropy": entropy_of(jax.lax.stop_gradient(log_q)),
-    "temperature": placement.temperature,
-    "weight": weight,
-    "hard": hard,
-    "distillation_loss": value,
-    "cross_entropy": cross_entropy,
-  }
-  return loss, {
-    name: jax.lax.stop_gradient(jnp.broadcast_to(jnp.asarray(stat, loss.dtype), loss.shape))
-    for name, stat in stats.items()
-  }
-
-
-def _check_scalars(ce_weight: float, half_life: float) -> None:
-  if not ce_weight >= 0:
-    raise ValueError(f"ce_weight must be >= 0, got {ce_weight}.")
-  if not half_life > 0:
-    raise ValueError(f"half_life must be a positive number of tokens, got {half_life}.")
+  return token_terms(
+    *(pair, labels, value),
+    ce_weight=ce_weight,
+    temperature=placement.temperature,
+    weight=1.0 if placement.weight is None else placement.weight,
+    hard=False if placement.hard is None else placement.hard,
+  )

@@ -37,7 +37,7 @@ def place_running(
   branch: Branch | None,
 ) -> Placement:
   """Places tokens against the running distribution."""
-  distribution = context.state
+  distribution = context.state.entropy
   weight = hard = None
   position: Any = None  # An array where a mechanism reads it.
   if curriculum is not None or branch is not None:

@@ -48,7 +48,7 @@ def evaluation_token_loss(method: Method) -> Callable[..., tuple[jax.Array, dict
       "agreement": agree.astype(jnp.float32),
       "student_entropy": token_entropy(student_logits),
       "teacher_entropy": entropy,
-      "position": context.state.position(entropy),
+      "position": context.state.entropy.position(entropy),
     }
 
   return token_loss

@@ -40,6 +40,7 @@ class Programs:
     self._statistics = jax.jit(statistics, compiler_options=self._options)
     self._token_bytes = sharding.place(run.tokenizer.token_bytes(), sharding.replicated(run.mesh))
     self._held_out: list[Batch] | None = None
+    self._objective = jax.jit(run.objective(), compiler_options=self._options)
 
   def compile_step(self) -> Any:
     """The train step as one executable: `(state, teacher_params, batch) -> (state, metrics)`."""
@@ -84,15 +85,16 @@ class Programs:
   def fill(self, state: TrainState) -> TrainState:
     """The state with its running distributions filled from the first train batches."""
     run = self.run
-    statistics = run.token_statistics(run.method.token_loss)
+    objective = run.objective()
 
     def fill(state: TrainState, teacher_params: Any, batch: Batch) -> TrainState:
-      rows = micro_batches(batch, run.accumulation)
-      of_rows = lambda micro: statistics(
-        state.params["student"], teacher_params, micro, run.context(state)
+      context = run.context(state.step, state.method_state)
+      outcomes = jax.lax.map(
+        lambda micro: objective(state.params, teacher_params, micro, context)[1],
+        micro_batches(batch, run.accumulation),
       )
-      method_state = run.method.update(state.method_state, jax.lax.map(of_rows, rows), rows.mask)
-      return state._replace(method_state=method_state)
+      observed = run.method.observe(state.method_state, outcomes.stats, outcomes.mask)
+      return state._replace(method_state=observed)
 
     shardings = jax.tree.map(lambda x: x.sharding, run.abstract_state())
     program = jax.jit(fill, out_shardings=shardings, compiler_options=self._options)
@@ -104,16 +106,28 @@ class Programs:
   def evaluate(self, state: TrainState) -> dict[str, Any]:
     """Averages over the held-out tokens; see `evaluation.evaluate`."""
     arguments = (state.params["student"], self.teacher_params)
-    context = self.run.context(state)
+    context = self.run.context(state.step, state.method_state)
     return evaluation.evaluate(
       lambda batch: self._sums(*arguments, batch, self._token_bytes, context),
       self.held_out(),
       vocab_size=self.run.tokenizer.vocab_size,
     )
 
+  def objective(self, params: Any, state: TrainState) -> float:
+    """The method's own loss of `params`, averaged over the held-out tokens, at a state's context.
+
+    Students of different steps are compared at one context: the objective moves with it.
+    """
+    context = self.run.context(state.step, state.method_state)
+    total = count = 0.0
+    for batch in self.held_out():
+      loss, outcome = self._objective(params, self.teacher_params, batch, context)
+      total, count = total + float(loss), count + float(outcome.mask.sum())
+    return total / max(count, 1.0)
+
   def statistics(self, state: TrainState, batch: Batch) -> dict[str, jax.Array]:
     """Per-token statistics [batch, seq] of a batch."""
-    context = self.run.context(state)
+    context = self.run.context(state.step, state.method_state)
     return self._statistics(state.params["student"], self.teacher_params, batch, context)
 
   def continuations(self, state: TrainState | None) -> list[str]:

@@ -15,9 +15,10 @@ from egad_jax.data.packing import Rows
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.head import distillation_head, sharded_head
 from egad_jax.head.chunked import Head
-from egad_jax.losses.method import Context, Method
+from egad_jax.losses.method import Context, Method, State
 from egad_jax.models.model import Model
 from egad_jax.training import checkpoints, evaluation
+from egad_jax.training.objective import Objective, make_objective
 from egad_jax.training.step import TrainState, TrainStep, make_train_step
 from egad_jax.training.teachers import colocated_teacher
 
@@ -131,17 +132,24 @@ class Run:
       sequence_axes=sharding.SEQUENCE_AXES,
     )
 
-  def train_step(self) -> TrainStep:
-    """The pure train step."""
-    return make_train_step(
+  def objective(self) -> Objective:
+    """The summed loss of a batch."""
+    return make_objective(
       student=self.pair.student,
       teacher=colocated_teacher(self.pair.teacher, taps=self.pair.teacher_taps),
       method=self.method,
-      head=self.head(self.method.token_loss),
+      make_head=self.head,
+      student_taps=self.pair.student_taps,
+    )
+
+  def train_step(self) -> TrainStep:
+    """The pure train step."""
+    return make_train_step(
+      objective=self.objective(),
+      method=self.method,
       tx=self.tx,
       learning_rate=self.learning_rate,
-      progress=self.progress,
-      student_taps=self.pair.student_taps,
+      context=self.context,
       accumulation=self.accumulation,
     )
 
@@ -239,6 +247,7 @@ class Run:
     size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
     return (self.keep + 1) * size(state) + size(state.params["student"])
 
-  def context(self, state: TrainState) -> Context:
-    """What the method reads at a state."""
-    return Context(state.method_state, jnp.float32(self.progress(state.step)))
+  def context(self, step: jax.Array, method_state: State) -> Context:
+    """What the method reads during a step."""
+    progress = jnp.asarray(self.progress(step), jnp.float32)
+    return Context(method_state, progress, jnp.float32(step / self.steps))

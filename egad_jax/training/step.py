@@ -10,14 +10,10 @@ import jax.numpy as jnp
 import optax
 
 from egad_jax.data.batches import Batch
-from egad_jax.head.chunked import Head
-from egad_jax.losses.method import Context, Method
-from egad_jax.models.model import Model
-from egad_jax.training.teachers import TeacherOutputs, TeacherSource
+from egad_jax.losses.method import Context, Method, State, Stats
+from egad_jax.training.objective import Metrics, Objective
 
 Params = Any
-# name -> (total, count): divided once, on the host.
-Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
 
 class TrainState(NamedTuple):
@@ -33,7 +29,7 @@ class TrainState(NamedTuple):
   step: jax.Array
   params: Params
   opt_state: Any
-  method_state: Any
+  method_state: State
 
 
 TrainStep = Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]
@@ -50,7 +46,7 @@ def micro_batches(batch: Batch, accumulation: int) -> Batch:
   )
 
 
-def summarize(stats: dict[str, jax.Array], mask: jax.Array) -> Metrics:
+def summarize(stats: Stats, mask: jax.Array) -> Metrics:
   """Per-token statistics as (total, count) over the tokens of the mask."""
   count = jnp.sum(mask, dtype=jnp.float32)
 
@@ -74,14 +70,11 @@ def summarize(stats: dict[str, jax.Array], mask: jax.Array) -> Metrics:
 
 def make_train_step(
   *,
-  student: Model,
-  teacher: TeacherSource,
+  objective: Objective,
   method: Method,
-  head: Head,
   tx: optax.GradientTransformation,
   learning_rate: optax.Schedule,
-  progress: optax.Schedule,
-  student_taps: tuple[int, ...] = (),
+  context: Callable[[jax.Array, State], Context],
   accumulation: int = 1,
 ) -> TrainStep:
   """Returns `(state, teacher_params, batch) -> (state, metrics)`; jit and shard at the call site.
@@ -92,54 +85,31 @@ def make_train_step(
   "finite" is 0.
 
   Args:
-    student: the model trained.
-    teacher: where the teacher's outputs come from; runs outside the gradient.
-    method: what is made of them.
-    head: `distillation_head(method.token_loss)`, sharded or not.
+    objective: the summed loss, from `make_objective`.
+    method: whose state is kept.
     tx: the optimizer.
     learning_rate: the schedule inside `tx`, for the metrics.
-    progress: step -> curriculum progress in [0, 1].
-    student_taps: layers of the student that the feature branch compares.
+    context: (step, method state) -> what the method reads during that step.
     accumulation: micro-batches per update; must divide the rows of the batch.
   """
 
-  def summed_loss(params: Params, outputs: TeacherOutputs, batch: Batch, context: Context):
-    hidden, taps = student.apply(
-      params["student"], batch.tokens, batch.positions, batch.segment_ids, taps=student_taps
-    )
-    unembedding = student.unembedding(params["student"])
-    loss, stats = head(
-      *(hidden, unembedding, outputs.hidden, outputs.unembedding),
-      *(batch.labels, batch.mask, {}, context),
-    )
-    if method.feature_loss is None:
-      return loss, (loss, stats, {})
-    feature, metrics = method.feature_loss(
-      params["method"], taps, outputs.taps, stats, batch.mask, context
-    )
-    metrics = {**metrics, "feature_loss": (feature, jnp.sum(batch.mask, dtype=jnp.float32))}
-    return loss + feature, (loss + feature, stats, metrics)
-
-  def gradient_sum(params: Params, teacher_params: Params, batch: Batch, context: Context):
-    outputs = teacher(teacher_params, batch)  # Outside the gradient: its activations die here.
-    return jax.grad(summed_loss, has_aux=True)(params, outputs, batch, context)
-
   def accumulated(params: Params, teacher_params: Params, batch: Batch, context: Context):
+    gradient = jax.grad(objective, has_aux=True)
     if accumulation == 1:
-      return (*gradient_sum(params, teacher_params, batch, context), batch.mask)
-    rows = micro_batches(batch, accumulation)
+      return gradient(params, teacher_params, batch, context)
 
     def body(grads, micro_batch):
-      more, aux = gradient_sum(params, teacher_params, micro_batch, context)
-      return jax.tree.map(jnp.add, grads, more), aux
+      more, outcome = gradient(params, teacher_params, micro_batch, context)
+      return jax.tree.map(jnp.add, grads, more), outcome
 
-    grads, (loss, stats, metrics) = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, params), rows)
-    metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
-    return grads, (jnp.sum(loss), stats, metrics), rows.mask
+    start = jax.tree.map(jnp.zeros_like, params)
+    grads, outcome = jax.lax.scan(body, start, micro_batches(batch, accumulation))
+    metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), outcome.metrics)
+    return grads, outcome._replace(loss=jnp.sum(outcome.loss), metrics=metrics)
 
   def train_step(state: TrainState, teacher_params: Params, batch: Batch):
-    context = Context(state.method_state, progress(state.step))
-    grads, (loss, stats, metrics), mask = accumulated(state.params, teacher_params, batch, context)
+    now = context(state.step, state.method_state)
+    grads, (loss, stats, metrics, mask) = accumulated(state.params, teacher_params, batch, now)
     count = jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1)
     grads = jax.tree.map(lambda g: g / count, grads)
     grad_norm = optax.tree.norm(grads)
@@ -147,21 +117,23 @@ def make_train_step(
     updated = state._replace(
       params=optax.apply_updates(state.params, updates),
       opt_state=opt_state,
-      method_state=method.update(state.method_state, stats, mask),
+      method_state=method.update(state.method_state, stats, mask, now.elapsed),
     )
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
     one = jnp.float32(1)
+    scalars = {
+      "grad_norm": grad_norm,
+      "learning_rate": learning_rate(state.step),
+      "curriculum_progress": now.progress,
+      "finite": finite,
+      **method.metrics(state.method_state),
+    }
     metrics = (
       summarize(stats, mask)
       | metrics
-      | {
-        "loss": (loss, count),
-        "grad_norm": (grad_norm, one),
-        "learning_rate": (jnp.float32(learning_rate(state.step)), one),
-        "curriculum_progress": (jnp.float32(context.progress), one),
-        "finite": (finite.astype(jnp.float32), one),
-      }
+      | {"loss": (loss, count)}
+      | {name: (jnp.float32(value), one) for name, value in scalars.items()}
     )
     return new_state._replace(step=state.step + 1), metrics
 

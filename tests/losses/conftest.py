@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from egad_jax.losses import Context, EntropyDistribution
+from egad_jax.losses import Context, EntropyDistribution, State
 
 
 class LogitsBatch(NamedTuple):
@@ -35,5 +35,5 @@ def batch() -> LogitsBatch:
 @pytest.fixture
 def context() -> Context:
   entropy = jnp.exp(jax.random.uniform(jax.random.key(9), (500,), minval=-4.0, maxval=1.0))
-  state = EntropyDistribution.init().update(entropy, jnp.ones(500, bool), half_life=1e4)
-  return Context(state=state, progress=jnp.float32(0.3))
+  entropies = EntropyDistribution.init().update(entropy, jnp.ones(500, bool), half_life=1e4)
+  return Context(State(entropies), progress=jnp.float32(0.3), elapsed=jnp.float32(0.4))

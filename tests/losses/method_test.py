@@ -13,9 +13,7 @@ from egad_jax import losses
 from egad_jax.losses import (
   METHODS,
   Branch,
-  Context,
   Curriculum,
-  EntropyDistribution,
   Temperature,
   make_egad,
   make_vanilla_kd,
@@ -54,6 +52,11 @@ def rows(batch):
   return batch.student.reshape(24, 11), batch.teacher.reshape(24, 11), batch.labels.reshape(24)
 
 
+def own_context(method, context):
+  """The context with a first state of the method's own beside the distribution of entropy."""
+  return context._replace(state=context.state._replace(own=method.init_state().own))
+
+
 def token_loss(method, rows, context):
   return method.token_loss(*rows, {}, context)
 
@@ -61,10 +64,11 @@ def token_loss(method, rows, context):
 @pytest.mark.parametrize("name", METHODS_UNDER_TEST)
 def test_stats_are_complete_per_token_and_detached(name, rows, context):
   method = METHODS_UNDER_TEST[name]()
+  context = own_context(method, context)
   loss, stats = token_loss(method, rows, context)
   assert loss.shape == (24,)
   assert loss.dtype == jnp.float32
-  assert set(stats) == STATS
+  assert set(stats) >= STATS
   for stat in stats.values():
     assert stat.shape == (24,)
     assert stat.dtype == jnp.float32
@@ -85,6 +89,7 @@ def test_stats_are_complete_per_token_and_detached(name, rows, context):
 @pytest.mark.parametrize("name", METHODS_UNDER_TEST)
 def test_rows_are_independent(name, rows, context):
   method = METHODS_UNDER_TEST[name]()
+  context = own_context(method, context)
   function = jax.jit(
     jax.vmap(
       jax.value_and_grad(
@@ -134,16 +139,24 @@ def test_gradient_is_that_of_constant_weights_and_temperatures(name, rows, conte
 
 
 @pytest.mark.parametrize("name", METHODS_UNDER_TEST)
-def test_state_is_updated_from_the_stats(name):
+def test_state_follows_the_stats_of_tokens_that_count(name, rows, context):
   method = METHODS_UNDER_TEST[name](half_life=100.0)
-  state = method.init_state()
-  entropy = jax.random.uniform(jax.random.key(0), (4, 6))
-  mask = jax.random.bernoulli(jax.random.key(1), 0.5, (4, 6))
-  new = method.update(state, {"teacher_entropy": entropy}, mask)
-  expected = EntropyDistribution.init().update(entropy, mask, half_life=100.0)
-  np.testing.assert_array_equal(new.mass, expected.mass)
-  again = method.update(new, {"teacher_entropy": entropy}, jnp.zeros_like(mask))
-  np.testing.assert_array_equal(again.mass, new.mass)
+  context = own_context(method, context)
+  _, stats = token_loss(method, rows, context)
+  mask = jax.random.bernoulli(jax.random.key(1), 0.5, (24,))
+  elapsed = jnp.float32(0.5)
+  state = context.state
+  new = method.update(state, stats, mask, elapsed)
+  expected = state.entropy.update(stats["teacher_entropy"], mask, half_life=100.0)
+  np.testing.assert_array_equal(new.entropy.mass, expected.mass)
+  np.testing.assert_array_equal(method.observe(state, stats, mask).entropy.mass, expected.mass)
+  poisoned = {key: jnp.where(mask, stat, jnp.nan) for key, stat in stats.items()}
+  jax.tree.map(np.testing.assert_array_equal, method.update(state, poisoned, mask, elapsed), new)
+  nothing = method.update(new, stats, jnp.zeros_like(mask), elapsed)
+  jax.tree.map(np.testing.assert_array_equal, nothing, new)
+  assert jax.tree.structure(new) == jax.tree.structure(method.init_state())
+  for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(new), strict=True):
+    assert (after.shape, after.dtype) == (before.shape, before.dtype)
 
 
 def test_parameters_of_the_projector():
@@ -201,7 +214,7 @@ def test_what_is_off_is_not_in_the_program(rows, context):
 
 
 def test_neutral_values_agree_with_off(rows, context):
-  neutral = Context(context.state, jnp.float32(0.5))
+  neutral = context._replace(progress=jnp.float32(0.5))
   expected, _ = token_loss(off(), rows, neutral)
   for options in (
     {"curriculum": Curriculum()},
@@ -227,7 +240,7 @@ def test_each_mechanism_changes_only_its_own_term(rows, context):
   assert names == {"weight", "distillation_loss"}
   expected = plain["distillation_loss"] * stats["weight"]
   np.testing.assert_array_equal(stats["distillation_loss"], expected)
-  position = context.state.position(stats["teacher_entropy"])
+  position = context.state.entropy.position(stats["teacher_entropy"])
   np.testing.assert_allclose(
     stats["weight"], 2 * (0.7 * (1 - position) + 0.3 * position), rtol=1e-6
   )
@@ -255,8 +268,8 @@ def test_hard_tokens_are_the_expected_share(context, hard_fraction):
   logits = logits * jax.random.normal(jax.random.key(1), (2000, 11))
   method = make_egad(branch=Branch(hard_fraction=hard_fraction))
   entropy = losses.token_entropy(logits)
-  state = method.update(method.init_state(), {"teacher_entropy": entropy}, jnp.ones(2000, bool))
+  state = method.observe(method.init_state(), {"teacher_entropy": entropy}, jnp.ones(2000, bool))
   labels = jnp.zeros(2000, jnp.int32)
-  _, stats = method.token_loss(logits, logits, labels, {}, Context(state, context.progress))
+  _, stats = method.token_loss(logits, logits, labels, {}, context._replace(state=state))
   np.testing.assert_allclose(stats["hard"].mean(), hard_fraction, atol=0.01)
   np.testing.assert_allclose(stats["weight"].mean(), 1.0, atol=0.01)

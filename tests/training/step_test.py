@@ -15,10 +15,11 @@ from egad_jax.head import distillation_head, sharded_head
 from egad_jax.losses import Branch, Curriculum, Temperature
 from egad_jax.losses.distribution import EntropyDistribution
 from egad_jax.losses.egad import make_egad, make_vanilla_kd
-from egad_jax.losses.method import Method
+from egad_jax.losses.method import Context, Method
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.model import make_model
-from egad_jax.training.step import Metrics, TrainState, make_train_step, micro_batches
+from egad_jax.training.objective import Metrics, make_objective
+from egad_jax.training.step import TrainState, make_train_step, micro_batches
 from egad_jax.training.teachers import colocated_teacher
 
 VOCAB, ROWS, SEQ = 64, 8, 16
@@ -29,7 +30,7 @@ TEACHER = DecoderConfig(
   vocab_size=VOCAB, dim=24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48
 )
 STUDENT_TAPS, TEACHER_TAPS = (1, 2), (1, 3)
-PROGRESS = 0.25
+PROGRESS, ELAPSED = 0.25, 0.5
 # Fewer hard tokens than half, so that a row gathers its places.
 FULL = {"ce_weight": 0.1, "branch": Branch(weight=1.0, hard_fraction=0.3)}
 VANILLA = {"temperature": 2.0, "ce_weight": 0.5}
@@ -82,32 +83,40 @@ def initial_state(method: Method, *, filled: bool = True) -> TrainState:
       num_taps=len(STUDENT_TAPS),
     ),
   }
-  distribution = method.init_state()
+  state = method.init_state()
   if filled:
     entropies = np.linspace(0.0, np.log(VOCAB), 1000, dtype=np.float32)
-    distribution = distribution.update(entropies, np.ones(1000, bool), half_life=1e6)
-  return TrainState(jnp.int32(0), params, TX.init(params), distribution)
+    entropy = state.entropy.update(entropies, np.ones(1000, bool), half_life=1e6)
+    state = state._replace(entropy=entropy)
+  return TrainState(jnp.int32(0), params, TX.init(params), state)
 
 
 def make_step(method: Method, *, accumulation: int = 1, mesh=None):
   constrain = sharding.constrain(mesh)
-  head = distillation_head(method.token_loss, chunk_size=8)
-  if mesh is not None:
-    axes = {"batch_axes": sharding.BATCH_AXES, "sequence_axes": sharding.SEQUENCE_AXES}
-    head = sharded_head(head, mesh, **axes)
   taps = method.feature_loss is not None
+
+  def make_head(token_loss):
+    head = distillation_head(token_loss, chunk_size=8)
+    if mesh is None:
+      return head
+    axes = {"batch_axes": sharding.BATCH_AXES, "sequence_axes": sharding.SEQUENCE_AXES}
+    return sharded_head(head, mesh, **axes)
+
   return jax.jit(
     make_train_step(
-      student=make_model(STUDENT, constrain=constrain),
-      teacher=colocated_teacher(
-        make_model(TEACHER, constrain=constrain), taps=TEACHER_TAPS if taps else ()
+      objective=make_objective(
+        student=make_model(STUDENT, constrain=constrain),
+        teacher=colocated_teacher(
+          make_model(TEACHER, constrain=constrain), taps=TEACHER_TAPS if taps else ()
+        ),
+        method=method,
+        make_head=make_head,
+        student_taps=STUDENT_TAPS if taps else (),
       ),
       method=method,
-      head=head,
       tx=TX,
       learning_rate=optax.constant_schedule(1.0),
-      progress=optax.constant_schedule(PROGRESS),
-      student_taps=STUDENT_TAPS if taps else (),
+      context=lambda step, state: Context(state, jnp.float32(PROGRESS), jnp.float32(ELAPSED)),
       accumulation=accumulation,
     ),
     compiler_options=FAST_COMPILE,
@@ -303,7 +312,7 @@ def test_a_non_finite_update_is_withheld(full_step):
   after, metrics = full_step(after, teacher, packed_batch())
   assert mean(metrics, "finite") == 1
   assert int(after.step) == 2
-  assert not np.array_equal(after.method_state.mass, state.method_state.mass)
+  assert not np.array_equal(after.method_state.entropy.mass, state.method_state.entropy.mass)
 
 
 def test_micro_batches_keep_every_row_once():
@@ -323,6 +332,6 @@ def test_an_empty_batch_changes_nothing(filled, full_step):
   after, metrics = full_step(state, teacher_params(), empty)
   assert mean(metrics, "finite") == 1
   assert float(metrics["tokens"][0]) == 0
-  assert isinstance(after.method_state, EntropyDistribution)
+  assert isinstance(after.method_state.entropy, EntropyDistribution)
   assert_same_bits(after.method_state, state.method_state)
   assert_same_bits(after.params, state.params)

@@ -1,0 +1,20 @@
+"""The only reader of a config: checks it, then turns it into the functions and values of a run."""
+
+from __future__ import annotations
+
+from egad_jax.build.methods import make_method
+from egad_jax.build.models import layer_pairs
+from egad_jax.build.run import build
+from egad_jax.build.validation import compiler_options, validate
+from egad_jax.build.values import Config, from_plain, plain
+
+__all__ = [
+  "Config",
+  "build",
+  "compiler_options",
+  "from_plain",
+  "layer_pairs",
+  "make_method",
+  "plain",
+  "validate",
+]

@@ -1,0 +1,104 @@
+"""From a config to everything a run is made of."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+import optax
+from etils import epath
+
+from egad_jax import sharding
+from egad_jax.build.methods import make_method
+from egad_jax.build.models import make_pair, make_tokenizer
+from egad_jax.build.validation import compiler_options, validate
+from egad_jax.build.values import Config
+from egad_jax.data import corpus as corpora
+from egad_jax.data import packing
+from egad_jax.errors import InputError
+from egad_jax.training.optimizers import OptimizerOptions, make_optimizer, make_schedule
+from egad_jax.training.run import Intervals, Run
+
+
+def _check_divides(config: Config, mesh: Any) -> None:
+  devices, micro = sharding.batch_devices(mesh), config.batch_size // config.accumulation
+  for key, rows in (("batch_size / accumulation", micro), ("eval.batch_size", _eval_batch(config))):
+    if rows % devices:
+      raise InputError(
+        f"the mesh splits rows over {devices} devices (replica * data * fsdp), which must divide "
+        f"config.{key} ({rows}); use a multiple of {devices} or give devices to mesh.tensor."
+      )
+  if config.seq_len % sharding.sequence_devices(mesh):
+    raise InputError(
+      f"config.mesh.tensor ({sharding.sequence_devices(mesh)}) must divide config.seq_len "
+      f"({config.seq_len})."
+    )
+
+
+def _eval_batch(config: Config) -> int:
+  return config.eval.batch_size or config.batch_size // config.accumulation
+
+
+def build(config: Config, workdir: epath.PathLike, *, devices: Any = None) -> Run:
+  """Makes the run of a config; prepares its data if that is not done yet.
+
+  Args:
+    config: the config, checked by `validate` first.
+    workdir: where data is prepared unless config.data.cache says otherwise.
+    devices: the devices of the mesh; all if None.
+
+  Raises:
+    InputError: an input is missing, damaged or does not fit.
+  """
+  validate(config)
+  if config.compilation_cache:
+    cache = os.path.expanduser(config.compilation_cache)
+    jax.config.update("jax_compilation_cache_dir", cache)
+  mesh = sharding.make_mesh(config.mesh, devices)
+  _check_divides(config, mesh)
+  method = make_method(config)
+  data = config.data
+  cache = epath.Path(data.cache or epath.Path(workdir) / "data")
+  corpus = corpora.prepare_corpus(
+    data.source,
+    cache,
+    held_out_fraction=data.held_out_fraction,
+    max_bad_records=data.max_bad_records,
+  )
+  tokenizer = make_tokenizer(config, corpus)
+  pair = make_pair(config, tokenizer, method, mesh)
+  rows = packing.prepare_rows(corpus, tokenizer, seq_len=config.seq_len, directory=cache)
+  options = OptimizerOptions(**config.optimizer.to_dict())
+  learning_rate = make_schedule(options, config.steps)
+  c = config.curriculum
+  return Run(
+    method_name=config.method,
+    method=method,
+    pair=pair,
+    tokenizer=tokenizer,
+    rows=rows,
+    mesh=mesh,
+    tx=make_optimizer(options, learning_rate),
+    learning_rate=learning_rate,
+    progress=optax.polynomial_schedule(c.start, c.end, c.power, config.steps),
+    seed=config.seed,
+    steps=config.steps,
+    batch_size=config.batch_size,
+    accumulation=config.accumulation,
+    chunk_size=config.loss.chunk_size or None,
+    fill_batches=config.distribution.fill_batches,
+    held_out_rows=config.eval.rows,
+    held_out_batch=_eval_batch(config),
+    intervals=Intervals(
+      config.log_every,
+      config.checkpoint.every_steps,
+      config.checkpoint.every_seconds,
+      config.eval.every_steps,
+    ),
+    keep=config.checkpoint.keep,
+    prompts=tuple(config.eval.prompts),
+    sample_tokens=config.eval.sample_tokens,
+    compiler_options=compiler_options(config),
+    tensorboard=config.tensorboard,
+  )

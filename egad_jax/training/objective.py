@@ -1,0 +1,87 @@
+"""The objective of a batch: the method's summed loss as a function of what is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from egad_jax.data.batches import Batch
+from egad_jax.head.chunked import Head
+from egad_jax.losses.method import Context, Method, Stats, TokenLoss
+from egad_jax.models.model import Model
+from egad_jax.training.teachers import TeacherOutputs, TeacherSource
+
+Params = Any
+# name -> (total, count): divided once, on the host.
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+
+
+class Outcome(NamedTuple):
+  """What a batch amounts to besides its gradient.
+
+  Attributes:
+    loss: the sum over the tokens in `mask`, scalar float32.
+    stats: per token, {name: [batch, seq]}.
+    metrics: of the method's own terms.
+    mask: bool [batch, seq], the tokens that the loss is a sum over.
+  """
+
+  loss: jax.Array
+  stats: Stats
+  metrics: Metrics
+  mask: jax.Array
+
+
+Objective = Callable[[Params, Params, Batch, Context], tuple[jax.Array, Outcome]]
+
+
+def make_objective(
+  *,
+  student: Model,
+  teacher: TeacherSource,
+  method: Method,
+  make_head: Callable[[TokenLoss], Head],
+  student_taps: tuple[int, ...] = (),
+) -> Objective:
+  """Returns `(params, teacher_params, batch, context) -> (summed loss, Outcome)`.
+
+  Args:
+    student: the model trained.
+    teacher: where the teacher's outputs come from.
+    method: what is made of them.
+    make_head: token loss -> head, sharded or not.
+    student_taps: layers of the student that the method's feature loss reads.
+  """
+  head = make_head(method.token_loss)
+  label_head = None if method.serial is None else make_head(method.serial.label_loss)
+
+  def logit_loss(params: Params, hidden: jax.Array, outputs: TeacherOutputs, batch: Batch, context):
+    unembedding = student.unembedding(params["student"])
+    rest: tuple[Any, ...] = (unembedding, outputs.hidden, outputs.unembedding)
+    rest += (batch.labels, batch.mask, {}, context)
+    if method.serial is None or label_head is None:
+      return head(hidden, *rest)
+    loss, stats = head(method.serial.apply(params["method"], hidden), *rest)
+    # This loss does not read the teacher's logits, so the compiler leaves their matmul out.
+    label_loss, label_stats = label_head(hidden, *rest)
+    return loss + label_loss, stats | label_stats
+
+  def objective(params: Params, teacher_params: Params, batch: Batch, context: Context):
+    outputs = teacher(teacher_params, batch)
+    hidden, taps = student.apply(
+      params["student"], batch.tokens, batch.positions, batch.segment_ids, taps=student_taps
+    )
+    loss, stats = logit_loss(params, hidden, outputs, batch, context)
+    metrics: Metrics = {}
+    if method.feature_loss is not None:
+      feature, metrics = method.feature_loss(
+        params["method"], taps, outputs.taps, stats, batch.mask, context
+      )
+      loss = loss + feature
+      metrics = metrics | {"feature_loss": (feature, jnp.sum(batch.mask, dtype=jnp.float32))}
+    return loss, Outcome(loss, stats, metrics, batch.mask)
+
+  return objective
