@@ -13,7 +13,10 @@ from ml_collections import config_dict
 def get_config() -> ml_collections.ConfigDict:
   """The defaults: all three mechanisms of EGAD on, sizes for one TPU host."""
   config = ml_collections.ConfigDict()
-  config.method = "egad"  # A name of losses.METHODS: egad, vanilla_kd.
+  # egad, vanilla_kd, adakd, aekt, ea_kd, se_kd, taid, trg or x_token: see docs/methods.md, also for
+  # which of the groups below each reads.
+  config.method = "egad"
+  config.method_options = ""  # The method's own, "name=value,name=value"; "": the defaults.
   config.seed = 0  # Of initial values and data order.
   config.steps = 1000  # Updates in the whole run.
   config.batch_size = 32  # Rows per update, over all devices and micro-batches.
@@ -40,6 +43,8 @@ def get_config() -> ml_collections.ConfigDict:
   student.num_heads = 0
   student.num_kv_heads = 0
   student.mlp_dim = 0
+  # x_token: "": the student's source's, or the teacher's. A directory or .gguf file, or train:N.
+  student.tokenizer = ""
   student.dtype = "bfloat16"  # Of its compute; master parameters are float32.
   student.remat = "full"  # What the backward pass recomputes: none, dots (keep matmuls) or full.
 
@@ -47,13 +52,15 @@ def get_config() -> ml_collections.ConfigDict:
   # python_docs (built in), a .txt, .md or .jsonl file, a directory of them, or a glob.
   data.source = "python_docs"
   data.cache = ""  # Directory of prepared corpora and packed rows; "": data/ in the workdir.
-  # "": the teacher's. A directory or .gguf file, or train:N: N entries trained on the corpus.
+  # Of the teacher. "": its source's. A directory or .gguf file, or train:N: N entries trained on
+  # the corpus.
   data.tokenizer = ""
   data.held_out_fraction = 0.02  # Of the documents, chosen by a hash of their text.
   data.max_bad_records = 0  # Invalid UTF-8 or JSON lines that are skipped before giving up.
 
   config.loss = loss = ml_collections.ConfigDict()
   loss.divergence = "forward_kl"  # A name of losses.DIVERGENCES.
+  loss.divergence_options = ""  # Its own, "name=value,name=value"; "": the defaults.
   loss.ce_weight = 0.0  # Weight of the cross-entropy on the labels.
   loss.chunk_size = 0  # Tokens whose logits exist at once; 0: from a budget of memory.
 
@@ -84,11 +91,13 @@ def get_config() -> ml_collections.ConfigDict:
   branch.weight = 1.0  # Of the feature loss; 0: off.
   branch.hard_fraction = 0.5  # Share of the tokens that is hard: the highest entropies.
   branch.threshold = config_dict.placeholder(float)  # Or: hard above this entropy, in nats.
+  # 0: hard or easy; above: a gate sigmoid((position - (1 - hard_fraction)) / softness) between.
+  branch.softness = 0.0
   branch.tokens = "hard"  # Which learn from features: hard, or (controls) all, easy.
   branch.hard_logits = True  # Hard tokens learn from logits as well.
   # last, uniform:N (N evenly spaced pairs), or STUDENT:TEACHER pairs like "6:12,13:30".
   branch.layers = "last"
-  branch.loss = "cosine"  # cosine or normalized_mse.
+  branch.loss = "cosine"  # cosine, normalized_mse, or pair_distances (without a projector).
 
   config.distribution = distribution = ml_collections.ConfigDict()
   distribution.half_life = 1_000_000  # Of the running entropy distribution, in target tokens.

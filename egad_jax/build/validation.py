@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from egad_jax import losses
-from egad_jax.build.methods import make_method
+from egad_jax.build.methods import make_method, name_values
 from egad_jax.build.values import DTYPES, Config
 from egad_jax.errors import InputError
 from egad_jax.losses.curriculum import CURRICULUM_KINDS
@@ -85,7 +85,4 @@ def validate(config: Config) -> None:
 
 def compiler_options(config: Config) -> dict[str, str]:
   """Parses "name=value,name=value"."""
-  pairs = [entry.split("=", 1) for entry in config.compiler_options.split(",") if entry]
-  if bad := [pair[0] for pair in pairs if len(pair) != 2 or not pair[0]]:
-    raise InputError(f"config.compiler_options must be name=value,name=value; got {bad[0]!r}.")
-  return dict(pairs)
+  return name_values("compiler_options", config.compiler_options)

@@ -16,13 +16,15 @@ from egad_jax.training.workdir import Workdir
 
 _LOG = logging.getLogger(__name__)
 
-# Keys of a line of metrics.jsonl that come from the train step; null where not applicable.
+# Keys of every line of metrics.jsonl that come from the train step; null where not applicable.
+# A method's own metrics follow them.
 STEP_KEYS = (
   *("loss", "distillation_loss", "feature_loss", "cross_entropy", "teacher_entropy"),
   *("student_entropy", "temperature_mean", "temperature_min", "temperature_max"),
   *("curriculum_progress", "weight_mean", "hard_fraction", "hard_overflow", "grad_norm"),
   "learning_rate",
 )
+_NOT_LOGGED = ("tokens", "finite")
 
 
 def averages(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
@@ -103,6 +105,7 @@ class MetricLog:
     record: dict[str, Any] = {"step": step, "epoch": epoch}
     record |= {key: values.get(key) for key in STEP_KEYS}
     record |= {"tokens": tokens, "tokens_per_second": rate, "step_seconds": step_seconds}
+    record |= {k: v for k, v in values.items() if k not in record and k not in _NOT_LOGGED}
     files.append_line(self._path, record)
     for key, value in record.items():
       if self._events and value is not None and key != "step":

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from egad_jax import sharding
 from egad_jax.data import pipeline
@@ -149,4 +149,4 @@ class Programs:
 
 def count_parameters(params: Any) -> int:
   """The number of values in a tree of arrays."""
-  return sum(int(jnp.size(x)) for x in jax.tree.leaves(params))
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
