@@ -46,7 +46,7 @@ def options(key: str, text: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
       value = word
     if isinstance(value, int) and not isinstance(value, bool) and isinstance(default, float | None):
       value = float(value)
-    if not isinstance(value, float | None if default is None else type(default)):
+    if type(value) is not type(default) and not (default is None and isinstance(value, float)):
       kind = "a number" if default is None else f"{type(default).__name__}, as {default!r} is"
       raise InputError(f"config.{key}: {name} must be {kind}; got {word!r}.")
     values[name] = value

@@ -1,0 +1,62 @@
+"""From the keys of a config to the method they name."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from egad_jax import build, losses
+from egad_jax.build.methods import options
+from egad_jax.errors import InputError
+from egad_jax.losses import Context
+from tests.build.configs import changed
+
+
+def values(method):
+  """Loss of a few tokens, with nothing observed yet."""
+  student, teacher = 2 * jax.random.normal(jax.random.key(0), (2, 6, 9))
+  labels = jnp.arange(6)
+  context = Context(method.init_state(), jnp.float32(0.4), jnp.float32(0.4))
+  return method.token_loss(student, teacher, labels, {}, context)[0]
+
+
+def test_options_take_the_types_of_their_defaults():
+  defaults = {"ratio": 0.1, "nodes": 64, "serial": False, "kind": "label", "sigma": None}
+  text = "ratio=2,nodes=8,serial=true,kind=teacher,sigma=3"
+  read = options("method_options", text, defaults)
+  assert read == {"ratio": 2.0, "nodes": 8, "serial": True, "kind": "teacher", "sigma": 3.0}
+  assert [type(value) for value in read.values()] == [float, int, bool, str, float]
+  assert options("method_options", "sigma=none,serial=False", defaults) == {
+    "sigma": None,
+    "serial": False,
+  }
+  assert options("method_options", "", defaults) == {}
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("nods=3", "there is no option 'nods'; the options are ratio, nodes, serial, kind, sigma"),
+    ("nodes=2.5", "nodes must be int, as 64 is; got '2.5'"),
+    ("nodes=true", "nodes must be int, as 64 is; got 'true'"),
+    ("ratio=high", "ratio must be float, as 0.1 is; got 'high'"),
+    ("serial=1", "serial must be bool, as False is; got '1'"),
+    ("sigma=wide", "sigma must be a number; got 'wide'"),
+    ("nodes", "must be name=value,name=value; got 'nodes'"),
+  ],
+)
+def test_options_that_cannot_be_read(text, message):
+  defaults = {"ratio": 0.1, "nodes": 64, "serial": False, "kind": "label", "sigma": None}
+  with pytest.raises(InputError, match=f"config.method_options.*{message}"):
+    options("method_options", text, defaults)
+
+
+def test_options_of_the_divergence_reach_the_loss():
+  config = changed(method="vanilla_kd", loss__divergence="jensen_shannon")
+  plain = values(build.make_method(config))
+  config.loss.divergence_options = "beta=0.1"
+  expected = losses.make_vanilla_kd(divergence="jensen_shannon", divergence_options={"beta": 0.1})
+  np.testing.assert_array_equal(values(build.make_method(config)), values(expected))
+  assert not np.allclose(plain, values(expected))
