@@ -60,7 +60,7 @@ class _Session:
     """Appends one evaluation."""
     started = time.monotonic()
     result = self.programs.evaluate(state)
-    progress = float(self.run.progress(step))
+    progress = float(self.run.progress(step)) if self.run.method.reads_progress else None
     record = {"step": step, "seconds": self.watch.seconds(), "curriculum_progress": progress}
     files.append_line(self.workdir / files.EVALUATIONS, record | result)
     self.log.write_evaluation(step, result)

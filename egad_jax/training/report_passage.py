@@ -65,7 +65,7 @@ def _temperature_view(temperature: np.ndarray) -> PassageView:
   if not np.isfinite(temperature).any():
     return PassageView(title, [], [], [], "No temperatures were recorded for this passage.")
   if same is not None:
-    off = f"Every token has temperature {same:.4g}: the adaptive temperature is off."
+    off = f"Every token has temperature {same:.4g}: nothing adapts it."
     return PassageView(title, [], [], [], off)
   low, high = float(np.nanmin(temperature)), float(np.nanmax(temperature))
   shade = (temperature - low) / (high - low)
@@ -74,10 +74,10 @@ def _temperature_view(temperature: np.ndarray) -> PassageView:
 
 
 def _branch_view(hard: np.ndarray) -> PassageView:
-  title = "Branch"
+  title = "Hard tokens"
   known = hard[np.isfinite(hard)]
   if not known.size or not known.any():
-    return PassageView(title, [], [], [], "The dual branch is off: no token is treated as hard.")
+    return PassageView(title, [], [], [], "No token is treated as hard: the method does not tell tokens apart.")
   share = 100.0 * float(known.mean())
   legend = [
     (_BRANCH[0][0], f"easy, {100.0 - share:.3g} %"),

@@ -210,7 +210,7 @@ def _histogram(evaluations: Sequence[Record]) -> Panel:
   branch = (
     f"{100 * total:.3g} % of them are hard."
     if total
-    else "The dual branch is off: no token is treated as hard."
+    else "No token is treated as hard: the method does not tell tokens apart."
   )
   caption = f"{int(count.sum()):,} held-out tokens, last evaluation. {branch}"
   return Panel(
@@ -271,16 +271,14 @@ def _forward_kl_along(evaluations: Sequence[Record]) -> Panel:
 
 
 def _weight_along(evaluations: Sequence[Record]) -> Panel:
-  name, title = "weight-along-entropy", "Curriculum weight along entropy"
+  name, title = "weight-along-entropy", "Weight along entropy"
   values = _along(evaluations, "weight")
   everything = np.concatenate(values) if values else np.zeros(0)
   if not np.isfinite(everything).any():
-    return Panel(name, title, "The token curriculum is off: no weights were recorded.")
+    return Panel(name, title, "No weights were recorded.")
   same = constant(everything)
   if same is not None:
-    return Panel(
-      name, title, f"The token curriculum is off or neutral: every token has weight {same:.4g}."
-    )
+    return Panel(name, title, f"Every token has weight {same:.4g}: nothing weights tokens.")
   figure, axes, note = _lines_by_progress(evaluations, values, "weight of a token's loss")
   axes.axhline(1.0, color=GREY, linewidth=0.8, linestyle="--", zorder=1)
   caption = f"Mean weight in each entropy bin; 1 (dashed) is vanilla distillation.{note}"
@@ -295,9 +293,7 @@ def _temperature_along(evaluations: Sequence[Record]) -> Panel:
     return Panel(name, title, "No temperatures were recorded.")
   same = constant(everything)
   if same is not None:
-    return Panel(
-      name, title, f"The adaptive temperature is off: every token has temperature {same:.4g}."
-    )
+    return Panel(name, title, f"Every token has temperature {same:.4g}: nothing adapts it.")
   figure, _, note = _lines_by_progress(evaluations, values, "temperature")
   caption = (
     "Mean temperature in each entropy bin. It moves when the running entropy distribution does."
@@ -310,7 +306,7 @@ def _curriculum_over_steps(metrics: Sequence[Record]) -> Panel:
   name, title = "curriculum-over-steps", "Curriculum during training"
   progress, weight = column(metrics, "curriculum_progress"), column(metrics, "weight_mean")
   if not np.isfinite(progress).any():
-    return Panel(name, title, "The token curriculum is off: no progress was recorded.")
+    return Panel(name, title, "There is no token curriculum: no progress was recorded.")
   size, (steps, progress, weight) = thin(column(metrics, "step"), progress, weight)
   figure, axes = new_axes()
   marker = None if len(steps) > 1 else "o"
@@ -334,7 +330,7 @@ def _temperature_over_steps(metrics: Sequence[Record]) -> Panel:
     return Panel(name, title, "metrics.jsonl holds no temperature.")
   same = constant(np.concatenate(columns))
   if same is not None:
-    return Panel(name, title, f"The adaptive temperature is off: it stays at {same:.4g}.")
+    return Panel(name, title, f"Nothing adapts the temperature: it stays at {same:.4g}.")
   size, (steps, low, mean, high) = thin(column(metrics, "step"), *columns)
   figure, axes = new_axes()
   axes.fill_between(steps, low, high, color=BLUE, alpha=0.2, linewidth=0, label="min to max")

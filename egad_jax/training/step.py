@@ -125,8 +125,8 @@ def make_train_step(
     scalars = {
       "grad_norm": grad_norm,
       "learning_rate": learning_rate(state.step),
-      "curriculum_progress": now.progress,
       "finite": finite,
+      **({"curriculum_progress": now.progress} if method.reads_progress else {}),
       **method.metrics(state.method_state),
     }
     metrics = (

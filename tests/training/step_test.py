@@ -265,7 +265,10 @@ def test_vanilla_kd_is_the_formula(vanilla):
 
 # What each mechanism, alone, may change in the metrics of vanilla KD.
 ALONE = {
-  "curriculum": (Curriculum(), {"weight_mean", "distillation_loss", "loss", "grad_norm"}),
+  "curriculum": (
+    Curriculum(),
+    {"curriculum_progress", "weight_mean", "distillation_loss", "loss", "grad_norm"},
+  ),
   "temperature": (
     Temperature(base=2.0),
     {"temperature_mean", "temperature_min", "temperature_max"}
