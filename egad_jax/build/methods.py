@@ -8,6 +8,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from egad_jax import losses
 from egad_jax.build.values import Config
 from egad_jax.errors import InputError
@@ -97,9 +99,34 @@ def _curriculum(config: Config) -> losses.Curriculum | None:
   return _group(config, "curriculum", losses.Curriculum)
 
 
+def _adakd(config: Config) -> dict[str, Any]:
+  # The paper's place of a difficulty, whatever the config says of entropies.
+  return {"temperature": _group(config, "temperature", losses.Temperature, position="median_ratio")}
+
+
+def _trg(config: Config) -> dict[str, Any]:
+  return _temperature(config) | {"hard_fraction": config.branch.hard_fraction}
+
+
+def _x_token(config: Config) -> dict[str, Any]:
+  return {
+    "curriculum": _curriculum(config),
+    "temperature": _group(config, "temperature", losses.Temperature),
+    # The options can be checked before there is a projection.
+    "projection": (np.zeros((1, 1), np.int32), np.ones((1, 1), np.float32)),
+  }
+
+
 _RECIPES: dict[str, _Recipe] = {
   "egad": _Recipe(_egad),
   "vanilla_kd": _Recipe(_temperature),
+  "adakd": _Recipe(_adakd, ("focus", losses.Focus)),
+  "aekt": _Recipe(_temperature, ("explicit_knowledge", losses.ExplicitKnowledge)),
+  "ea_kd": _Recipe(_temperature, ("entropy_temperature", "entropy_bound")),
+  "se_kd": _Recipe(_temperature, ("fraction",)),
+  "taid": _Recipe(_temperature, ("interpolation", losses.Interpolation)),
+  "trg": _Recipe(_trg, ("graph", losses.RelationGraph)),
+  "x_token": _Recipe(_x_token, ("kind", "chunk_average", "teacher_top_k", "minimum_weight")),
 }
 
 
@@ -108,7 +135,7 @@ def make_method(config: Config, **inputs: Any) -> Method:
 
   Args:
     config: its keys.
-    **inputs: what the method needs besides, made from the data ("x_token": the projection).
+    **inputs: what the method needs besides, made from the data (x_token: `projection`).
 
   Raises:
     InputError: a hyper-parameter is unknown or out of range.
@@ -133,7 +160,7 @@ def make_method(config: Config, **inputs: Any) -> Method:
       defaults = {name: _keywords(make)[name] for name in names}
       own = lambda: options(key, text, defaults)
   try:
-    return make(**shared, **recipe.arguments(config), **own(), **inputs)
+    return make(**shared | recipe.arguments(config) | own() | inputs)
   except InputError:
     raise
   except ValueError as error:

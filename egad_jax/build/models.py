@@ -1,4 +1,4 @@
-"""From the keys of a config to tokenizer, teacher and student."""
+"""From the keys of a config to teacher and student."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import dataclasses
 from typing import Any
 
 from egad_jax import sharding
-from egad_jax.build.values import DTYPES, Config
-from egad_jax.data import corpus as corpora
+from egad_jax.build.values import DTYPES, RANDOM, Config
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
 from egad_jax.losses.method import Method
@@ -17,8 +16,6 @@ from egad_jax.models.load import Pretrained, load_pretrained
 from egad_jax.models.model import make_model
 from egad_jax.models.student import evenly_spaced, student_from_layers
 from egad_jax.training.run import Pair
-
-_RANDOM, _TRAIN = "random:", "train:"
 
 
 def layer_pairs(layers: str, num_student: int, num_teacher: int) -> tuple[tuple[int, int], ...]:
@@ -58,29 +55,12 @@ def layer_pairs(layers: str, num_student: int, num_teacher: int) -> tuple[tuple[
   return tuple(zip(student, teacher, strict=True))
 
 
-def make_tokenizer(config: Config, corpus: corpora.Corpus) -> Tokenizer:
-  """The tokenizer of teacher and student."""
-  source = config.data.tokenizer or config.teacher.source
-  if not source.startswith(_TRAIN):
-    if source.startswith(_RANDOM):
-      raise InputError(
-        f"config.teacher.source={source} brings no tokenizer; set config.data.tokenizer to a "
-        "directory, a .gguf file or train:N."
-      )
-    return Tokenizer.from_source(source)
-  size = source.removeprefix(_TRAIN)
-  if not size.isdigit():
-    raise InputError(f"config.data.tokenizer must be train:N with a number N; got {source!r}.")
-  texts = (record["text"].decode() for record in corpus.data_source(corpora.TRAIN))
-  return Tokenizer.train(texts, int(size))
-
-
 def _load(source: str, tokenizer: Tokenizer) -> Pretrained:
   """A model of the tokenizer's vocabulary; params None for random values."""
   size = tokenizer.vocab_size
-  if not source.startswith(_RANDOM):
+  if not source.startswith(RANDOM):
     return load_pretrained(source, tokenizer_size=size)
-  shape = architecture(source.removeprefix(_RANDOM))
+  shape = architecture(source.removeprefix(RANDOM))
   return Pretrained(_replace(shape, vocab_size=size), None, None, source)
 
 
@@ -99,22 +79,17 @@ def _replace(shape: DecoderConfig, **sizes: int) -> DecoderConfig:
 
 
 def _student(
-  config: Config, teacher: Pretrained, tokenizer: Tokenizer
+  config: Config, teacher: Pretrained, tokenizer: Tokenizer, teacher_tokenizer: Tokenizer
 ) -> tuple[DecoderConfig, Any]:
   options = config.student
   if options.init == "source":
-    own = Tokenizer.from_source(options.source)
-    if own.fingerprint != tokenizer.fingerprint:
-      raise InputError(
-        f"the tokenizer of config.student.source ({options.source}, {own.vocab_size} entries) is "
-        f"not the teacher's ({tokenizer.vocab_size} entries); both must give the same ids for the "
-        "same text. Choose a student of the teacher's family, or student.init=layers or random."
-      )
     read = load_pretrained(options.source, tokenizer_size=tokenizer.vocab_size)
     return read.config, read.params
   if options.init == "random":
     names = ("dim", "num_heads", "num_kv_heads", "mlp_dim")
     sizes = {name: options[name] for name in names}
+    if tokenizer is not teacher_tokenizer:
+      sizes["vocab_size"] = tokenizer.vocab_size
     shape = _replace(teacher.config, num_layers=options.layers, **sizes)
     return dataclasses.replace(shape, embedding_std=DecoderConfig.embedding_std), None
   if teacher.params is None:
@@ -132,9 +107,17 @@ def _student(
   return student_from_layers(teacher.config, teacher.params, indices)
 
 
-def make_pair(config: Config, tokenizer: Tokenizer, method: Method, mesh: Any) -> Pair:
-  teacher = _load(config.teacher.source, tokenizer)
-  student_config, student_params = _student(config, teacher, tokenizer)
+def make_pair(
+  config: Config,
+  tokenizer: Tokenizer,
+  teacher_tokenizer: Tokenizer,
+  *,
+  method: Method,
+  mesh: Any,
+) -> Pair:
+  """Student and teacher; `tokenizer` is the student's, the same object if there is one for both."""
+  teacher = _load(config.teacher.source, teacher_tokenizer)
+  student_config, student_params = _student(config, teacher, tokenizer, teacher_tokenizer)
   for who, shape in (("teacher", teacher.config), ("student", student_config)):
     if config.seq_len > shape.max_seq_len:
       raise InputError(

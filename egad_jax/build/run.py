@@ -11,11 +11,14 @@ from etils import epath
 
 from egad_jax import sharding
 from egad_jax.build.methods import make_method
-from egad_jax.build.models import make_pair, make_tokenizer
+from egad_jax.build.models import make_pair
+from egad_jax.build.tokenizers import X_TOKEN, make_tokenizers
 from egad_jax.build.validation import compiler_options, validate
 from egad_jax.build.values import Config
 from egad_jax.data import corpus as corpora
-from egad_jax.data import packing
+from egad_jax.data.packing import prepare_rows
+from egad_jax.data.paired_packing import prepare_paired_rows
+from egad_jax.data.projection import prepare_projection
 from egad_jax.errors import InputError
 from egad_jax.training.optimizers import OptimizerOptions, make_optimizer, make_schedule
 from egad_jax.training.run import Intervals, Run
@@ -57,7 +60,6 @@ def build(config: Config, workdir: epath.PathLike, *, devices: Any = None) -> Ru
     jax.config.update("jax_compilation_cache_dir", cache)
   mesh = sharding.make_mesh(config.mesh, devices)
   _check_divides(config, mesh)
-  method = make_method(config)
   data = config.data
   cache = epath.Path(data.cache or epath.Path(workdir) / "data")
   corpus = corpora.prepare_corpus(
@@ -66,9 +68,17 @@ def build(config: Config, workdir: epath.PathLike, *, devices: Any = None) -> Ru
     held_out_fraction=data.held_out_fraction,
     max_bad_records=data.max_bad_records,
   )
-  tokenizer = make_tokenizer(config, corpus)
-  pair = make_pair(config, tokenizer, method, mesh)
-  rows = packing.prepare_rows(corpus, tokenizer, seq_len=config.seq_len, directory=cache)
+  tokenizers = make_tokenizers(config, corpus)
+  to_rows = {"seq_len": config.seq_len, "directory": cache}
+  if config.method == X_TOKEN:
+    projection = prepare_projection(*tokenizers, directory=cache)
+    method = make_method(config, projection=(projection.ids, projection.weights))
+    pair = make_pair(config, *tokenizers, method=method, mesh=mesh)
+    rows = prepare_paired_rows(corpus, *tokenizers, **to_rows)
+  else:
+    method = make_method(config)
+    pair = make_pair(config, *tokenizers, method=method, mesh=mesh)
+    rows = prepare_rows(corpus, tokenizers[0], **to_rows)
   options = OptimizerOptions(**config.optimizer.to_dict())
   learning_rate = make_schedule(options, config.steps)
   c = config.curriculum
@@ -76,7 +86,8 @@ def build(config: Config, workdir: epath.PathLike, *, devices: Any = None) -> Ru
     method_name=config.method,
     method=method,
     pair=pair,
-    tokenizer=tokenizer,
+    tokenizer=tokenizers[0],
+    teacher_tokenizer=tokenizers[1],
     rows=rows,
     mesh=mesh,
     tx=make_optimizer(options, learning_rate),

@@ -11,6 +11,8 @@ import ml_collections
 
 Config: TypeAlias = ml_collections.ConfigDict
 
+# How a source says that it is made, not read: random:ARCHITECTURE, train:N.
+RANDOM, TRAIN = "random:", "train:"
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 
 

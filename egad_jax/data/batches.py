@@ -30,6 +30,28 @@ class Batch(NamedTuple):
   mask: Array
 
 
+class PairedBatch(NamedTuple):
+  """Packed rows of a student and a teacher with different tokenizers, the same text in both.
+
+  A chunk is a run of tokens on each side that stand for the same bytes. Its id is at the places
+  that predict its tokens; 0 is a place whose label is masked.
+
+  Attributes:
+    student: in the student's tokens.
+    teacher: in the teacher's.
+    student_chunks: int32 [batch, seq], ids from 1 in each row, in the order of the text.
+    teacher_chunks: the same chunks at the teacher's places.
+  """
+
+  student: Batch
+  teacher: Batch
+  student_chunks: Array
+  teacher_chunks: Array
+
+
+AnyBatch = Batch | PairedBatch
+
+
 def shift(
   row_tokens: np.ndarray,
   row_segment_ids: np.ndarray,
@@ -63,12 +85,45 @@ def shift(
   )
 
 
-def stack(rows: Sequence[Batch]) -> Batch:
-  """Stacks rows of [seq] into a batch of [len(rows), seq]."""
-  return Batch(*(np.stack(field) for field in zip(*rows, strict=True)))
+def shift_pair(student: np.ndarray, teacher: np.ndarray) -> PairedBatch:
+  """`shift` of both sides of a paired row.
+
+  Args:
+    student: int32 [4, seq + 1], the arguments of `shift`; the targets are chunk ids, which count
+      from 1 in each segment.
+    teacher: likewise, with the same chunks.
+
+  Returns:
+    A PairedBatch of [seq] arrays, its chunks numbered from 1 in the order of the text.
+
+  >>> student = np.array([[7, 8, 9, 5, 6], [1, 1, 1, 2, 2], [0, 1, 2, 0, 1], [0, 1, 2, 0, 1]])
+  >>> teacher = np.array([[7, 3, 3, 5, 6], [1, 1, 1, 2, 2], [0, 1, 2, 0, 1], [0, 1, 2, 0, 1]])
+  >>> shift_pair(student, teacher).student_chunks.tolist()
+  [1, 2, 0, 3]
+  """
+  both = (shift(*student), shift(*teacher))
+  # Ordered by segment, then by chunk; a segment has fewer chunks than a row has places.
+  keys = [
+    np.where(side.mask, side.segment_ids * student.shape[-1] + fields[3, 1:], 0)
+    for side, fields in zip(both, (student, teacher), strict=True)
+  ]
+  _, numbers = np.unique(np.concatenate([[0], *keys]), return_inverse=True)
+  chunks = numbers[1:].astype(np.int32).reshape(2, -1)
+  return PairedBatch(*both, *chunks)
 
 
-def empty_row(seq_len: int) -> Batch:
+def make_row(fields: np.ndarray) -> AnyBatch:
+  """The row that a record's fields, int32 [sides, 4, seq + 1], stand for."""
+  return shift(*fields[0]) if len(fields) == 1 else shift_pair(*fields)
+
+
+def stack(rows: Sequence[Any]) -> Any:
+  """Stacks rows of [seq] into a batch of [len(rows), seq], of either kind."""
+  if not isinstance(rows[0], tuple):
+    return np.stack(rows)
+  return type(rows[0])(*map(stack, zip(*rows, strict=True)))
+
+
+def empty_row(seq_len: int, *, sides: int = 1) -> AnyBatch:
   """A row that trains nothing: all padding."""
-  zeros = np.zeros(seq_len, np.int32)
-  return Batch(zeros, zeros, zeros, zeros, np.zeros(seq_len, bool))
+  return make_row(np.zeros((sides, 4, seq_len + 1), np.int32))

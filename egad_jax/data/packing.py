@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,21 +13,25 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from egad_jax.data import publishing, shards
+from egad_jax.data import batches, publishing, shards
 from egad_jax.data.corpus import HELD_OUT, SPLITS, TRAIN, Corpus
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
 
-# Part of the fingerprint: raise it with any change of what the rows hold.
-_VERSION = 1
+# Part of the fingerprint: raise it with any change of what the rows hold, alignment included.
+_VERSION = 2
 _DOCUMENTS_AT_ONCE = 64
 # Rows filled side by side. More fill better and cost time for each piece.
 _OPEN_ROWS = 64
-# One record: int32, little-endian, [tokens, segment_ids, positions, targets] x (seq_len + 1).
+# One record: int32, little-endian, [tokens, segment_ids, positions, targets] x (seq_len + 1) of
+# each side: the student's, then the teacher's where that has a tokenizer of its own.
 _FIELDS = 4
 RECORD_DTYPE = np.dtype("<i4")
+SIDES = ("student", "teacher")
 
-_Piece = dict[str, np.ndarray]
+# {side: tokens, f"{side}_targets": nonzero where a token is a target}
+Piece = dict[str, np.ndarray]
+PiecesOf = Callable[[list[Mapping[str, bytes]]], list[Piece]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,16 +40,19 @@ class Rows:
 
   Attributes:
     directory: where they lie.
-    fingerprint: SHA-256 of tokenizer, corpus, length and way of packing.
+    fingerprint: SHA-256 of tokenizers, corpus, length and way of packing.
+    sides: 1, or 2 when each row holds the same text for student and teacher (`paired_packing`).
     seq_len: targets a row can hold; a row has one more token.
     num_rows: rows of each split, keyed "train" and "held_out".
-    num_targets: tokens to predict of each split.
-    lost_bytes: bytes of text that no token stands for (see `Tokenizer.encode`), of each split.
+    num_targets: tokens to predict of each split, the student's.
+    lost_bytes: bytes of text that no token stands for (see `Tokenizer.encode`), or no pair of
+      chunks, of each split.
     files: paths of each split's shards.
   """
 
   directory: epath.Path
   fingerprint: str
+  sides: int
   seq_len: int
   num_rows: Mapping[str, int]
   num_targets: Mapping[str, int]
@@ -88,20 +96,40 @@ def prepare_rows(
   Raises:
     InputError: if `seq_len` is not positive, files are damaged, or the cache cannot be written.
   """
+  return publish_rows(
+    *(corpus, (tokenizer,), functools.partial(_pack_split, corpus, tokenizer, seq_len)),
+    seq_len=seq_len,
+    directory=directory,
+  )
+
+
+def publish_rows(
+  corpus: Corpus,
+  tokenizers: Sequence[Tokenizer],
+  pack: Callable[[str, epath.Path], dict[str, Any]],
+  *,
+  seq_len: int,
+  directory: epath.PathLike,
+) -> Rows:
+  """Publishes what `pack(split, directory)` writes (see `write_rows`), named by its fingerprint.
+
+  Raises:
+    InputError: see `prepare_rows`.
+  """
   if seq_len < 1:
     raise InputError(f"seq_len ({seq_len}) must be at least 1.")
+  fingerprints = [tokenizer.fingerprint for tokenizer in tokenizers]
   fingerprint = publishing.digest(
-    [_VERSION, _OPEN_ROWS, corpus.fingerprint, tokenizer.fingerprint, seq_len]
+    [_VERSION, _OPEN_ROWS, corpus.fingerprint, *fingerprints, seq_len]
   )
 
   def build(target: epath.Path) -> dict[str, Any]:
-    splits = {split: _pack_split(corpus, split, tokenizer, seq_len, target) for split in SPLITS}
     return {
       "fingerprint": fingerprint,
       "corpus": corpus.fingerprint,
-      "tokenizer": tokenizer.fingerprint,
+      "tokenizers": fingerprints,
       "seq_len": seq_len,
-      "splits": splits,
+      "splits": {split: pack(split, target) for split in SPLITS},
     }
 
   return open_rows(publishing.publish(epath.Path(directory), f"rows-{fingerprint[:16]}", build))
@@ -121,6 +149,7 @@ def open_rows(directory: epath.PathLike) -> Rows:
   return Rows(
     directory=directory,
     fingerprint=manifest["fingerprint"],
+    sides=len(manifest["tokenizers"]),
     seq_len=manifest["seq_len"],
     num_rows={split: splits[split]["rows"] for split in SPLITS},
     num_targets={split: splits[split]["targets"] for split in SPLITS},
@@ -143,13 +172,14 @@ def cut(ids: Sequence[int], seq_len: int) -> list[np.ndarray]:
   return [tokens[start : start + seq_len + 1] for start in range(0, len(tokens) - 1, seq_len)]
 
 
-def decode_record(record: bytes, seq_len: int) -> np.ndarray:
-  """Reads a record: int32 [4, seq_len + 1] of tokens, segment ids, positions and targets.
+def decode_record(record: bytes, *, sides: int, seq_len: int) -> np.ndarray:
+  """Reads a record: int32 [sides, 4, seq_len + 1], tokens, segment ids, positions and targets.
 
   Raises:
     ValueError: if it has another size.
   """
-  return np.frombuffer(record, RECORD_DTYPE).reshape(_FIELDS, seq_len + 1).astype(np.int32)
+  fields = np.frombuffer(record, RECORD_DTYPE).reshape(sides, _FIELDS, seq_len + 1)
+  return fields.astype(np.int32)
 
 
 class _LostBytes:
@@ -168,51 +198,69 @@ class _Flatten(grain.experimental.FlatMapTransform):
 
   max_fan_out = 2**31
 
-  def flat_map(self, element: list[_Piece]) -> list[_Piece]:
+  def flat_map(self, element: list[Piece]) -> list[Piece]:
     return element
 
 
 def _pack_split(
-  corpus: Corpus, split: str, tokenizer: Tokenizer, seq_len: int, target: epath.Path
+  corpus: Corpus, tokenizer: Tokenizer, seq_len: int, split: str, target: epath.Path
 ) -> dict[str, Any]:
   lost = _LostBytes(tokenizer)
-  totals = {"rows": 0, "targets": 0}
 
-  def pieces_of(examples: list[Mapping[str, bytes]]) -> list[_Piece]:
+  def pieces_of(examples: list[Mapping[str, bytes]]) -> list[Piece]:
     texts = [example["text"] for example in examples]
     pieces = []
     encoded = tokenizer.encode_batch([text.decode() for text in texts])
     for text, ids in zip(texts, encoded, strict=True):
       lost.add(text, ids)
       pieces += cut([*ids, tokenizer.document_end_id], seq_len)
-    return [{"tokens": piece, "targets": np.ones(len(piece), np.int32)} for piece in pieces]
+    ones = np.ones(seq_len + 1, np.int32)
+    return [{"student": piece, "student_targets": ones[: len(piece)]} for piece in pieces]
 
-  def records() -> Iterator[bytes]:
-    for row in _packed(corpus, split, pieces_of, seq_len):
-      fields = np.stack(
-        [row["tokens"], row["tokens_segment_ids"], row["tokens_positions"], row["targets"]]
-      )
-      segments = len(np.unique(fields[1][fields[1] > 0]))
-      totals["rows"] += 1
-      totals["targets"] += int(np.count_nonzero(fields[1])) - segments
-      yield fields.astype(RECORD_DTYPE).tobytes()
-
-  written = shards.write_shards(target, split, records())
+  written = write_rows(corpus, split, pieces_of, target, sides=1, seq_len=seq_len)
   if lost.total:
     logging.warning(
       "%s: the vocabulary has no token for %d bytes of the text; they are left out.",
       split,
       lost.total,
     )
-  return {"shards": written, "lost_bytes": lost.total, **totals}
+  return written | {"lost_bytes": lost.total}
+
+
+def write_rows(
+  corpus: Corpus, split: str, pieces_of: PiecesOf, target: epath.Path, *, sides: int, seq_len: int
+) -> dict[str, Any]:
+  """Packs the pieces of a split's documents and writes the rows; returns {shards, rows, targets}.
+
+  Args:
+    corpus: whose documents.
+    split: of the corpus.
+    pieces_of: documents -> pieces, each of at most seq_len + 1 tokens on every side. Called in one
+      thread, in order.
+    target: the directory.
+    sides: how many of `SIDES` the pieces have. A row takes a piece if all sides have room for it.
+    seq_len: targets a row can hold.
+  """
+  totals = {"rows": 0, "targets": 0}
+
+  def records() -> Iterator[bytes]:
+    for row in _packed(corpus, split, pieces_of, SIDES[:sides], seq_len):
+      fields = np.stack(
+        [
+          [row[side], row[f"{side}_segment_ids"], row[f"{side}_positions"], row[f"{side}_targets"]]
+          for side in SIDES[:sides]
+        ]
+      )
+      totals["rows"] += 1
+      totals["targets"] += int(np.count_nonzero(batches.shift(*fields[0]).mask))
+      yield fields.astype(RECORD_DTYPE).tobytes()
+
+  return {"shards": shards.write_shards(target, split, records()), **totals}
 
 
 def _packed(
-  corpus: Corpus,
-  split: str,
-  pieces_of: Callable[[list[Mapping[str, bytes]]], list[_Piece]],
-  seq_len: int,
-) -> Iterator[_Piece]:
+  corpus: Corpus, split: str, pieces_of: PiecesOf, sides: Sequence[str], seq_len: int
+) -> Iterator[Piece]:
   lists = (
     grain.MapDataset.source(corpus.data_source(split))
     .batch(_DOCUMENTS_AT_ONCE, batch_fn=list)
@@ -220,11 +268,12 @@ def _packed(
     # One thread, so that the sum of lost bytes needs no lock; tokenizing uses all cores itself.
     .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
   )
+  targets = tuple(f"{side}_targets" for side in sides)
   packed = grain.experimental.BestFitPackIterDataset(
     grain.experimental.FlatMapIterDataset(lists, _Flatten()),
-    length_struct={"tokens": seq_len + 1, "targets": seq_len + 1},
+    length_struct=dict.fromkeys((*sides, *targets), seq_len + 1),
     num_packing_bins=_OPEN_ROWS,
     shuffle_bins=False,
-    meta_features=("targets",),
+    meta_features=targets,
   )
   return iter(packed)

@@ -11,7 +11,7 @@ from absl import logging
 from array_record.python import array_record_data_source
 
 from egad_jax.data import batches
-from egad_jax.data.batches import Batch
+from egad_jax.data.batches import AnyBatch
 from egad_jax.data.corpus import HELD_OUT, TRAIN
 from egad_jax.data.packing import Rows, decode_record
 from egad_jax.errors import InputError
@@ -23,10 +23,10 @@ _BATCHES_AHEAD = 4
 
 
 class RowSource:
-  """Random access to the rows of one split, each a `Batch` of [seq_len] fields."""
+  """Random access to the rows of one split, each a `Batch` or `PairedBatch` of [seq_len] fields."""
 
   def __init__(self, rows: Rows, split: str) -> None:
-    self._seq_len = rows.seq_len
+    self._shape = {"sides": rows.sides, "seq_len": rows.seq_len}
     self._name = f"{rows.directory.name}/{split}"
     self._records = array_record_data_source.ArrayRecordDataSource(
       [str(path) for path in rows.files[split]]
@@ -38,17 +38,16 @@ class RowSource:
   def __repr__(self) -> str:
     return f"RowSource({self._name}, {len(self)} rows)"
 
-  def __getitem__(self, index: int) -> Batch:
+  def __getitem__(self, index: int) -> AnyBatch:
     """Reads a row; one that cannot be read is empty, so that no other row moves."""
     try:
-      row = decode_record(self._records[index], self._seq_len)
+      return batches.make_row(decode_record(self._records[index], **self._shape))
     # RuntimeError is ArrayRecord's for a damaged chunk, ValueError a record of the wrong size.
     except (RuntimeError, ValueError) as error:
       logging.error(
         "%s: row %d cannot be read, its place stays empty: %s", self._name, index, error
       )
-      return batches.empty_row(self._seq_len)
-    return batches.shift(*row)
+      return batches.empty_row(**self._shape)
 
 
 class TrainData:
@@ -79,12 +78,12 @@ class TrainData:
     source = grain.MapDataset.source(RowSource(rows, TRAIN))
     self._rows = source.shuffle(seed=seed).repeat(None, reseed_each_epoch=True)
 
-  def batch(self, index: int) -> Batch:
+  def batch(self, index: int) -> AnyBatch:
     """This process's rows of global batch `index`: fields of [batch_size / process_count, seq]."""
     start = index * self._batch_size
     return batches.stack([self._rows[start + row] for row in self._slice])
 
-  def iterate(self, start_step: int = 0) -> Iterator[Batch]:
+  def iterate(self, start_step: int = 0) -> Iterator[AnyBatch]:
     """Yields batches `start_step`, `start_step + 1`, … without end, read ahead by threads."""
     numbers = grain.MapDataset.range(start_step, sys.maxsize)
     options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
@@ -99,7 +98,7 @@ def train_batches(
   start_step: int = 0,
   process_index: int = 0,
   process_count: int = 1,
-) -> Iterator[Batch]:
+) -> Iterator[AnyBatch]:
   """Yields this process's part of train batches `start_step`, …; see `TrainData`.
 
   Raises:
@@ -123,7 +122,7 @@ def train_batch(
   seed: int,
   process_index: int = 0,
   process_count: int = 1,
-) -> Batch:
+) -> AnyBatch:
   """One train batch by its number; equal to what `train_batches` yields at that step.
 
   Raises:
@@ -145,7 +144,7 @@ def held_out_batches(
   max_tokens: int | None = None,
   process_index: int = 0,
   process_count: int = 1,
-) -> list[Batch]:
+) -> list[AnyBatch]:
   """The held-out rows, the same for every run and seed; the last batch is filled with empty rows.
 
   Args:
@@ -166,7 +165,7 @@ def held_out_batches(
   size = len(source)
   if max_tokens is not None:
     size = min(size, max(1, max_tokens // rows.seq_len))
-  empty = functools.partial(batches.empty_row, rows.seq_len)
+  empty = functools.partial(batches.empty_row, rows.seq_len, sides=rows.sides)
   return [
     batches.stack([source[start + i] if start + i < size else empty() for i in part])
     for start in range(0, size, batch_size)

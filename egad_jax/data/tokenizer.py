@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -215,15 +216,31 @@ class Tokenizer:
 
   def token_bytes(self) -> np.ndarray:
     """How many bytes of text each id stands for: int32 [vocab_size]; special tokens 0."""
-    counts = np.zeros(self.vocab_size, np.int32)
+    return np.array([len(piece) for piece in self.token_pieces()], np.int32)
+
+  def token_pieces(self) -> list[bytes]:
+    """The bytes of text that each id stands for, [vocab_size]; empty for special tokens.
+
+    >>> tokenizer = Tokenizer.train(["naïve"], vocab_size=270)
+    >>> pieces = tokenizer.token_pieces()
+    >>> b"".join(pieces[i] for i in tokenizer.encode("naïve 🙂")).decode()
+    'naïve 🙂'
+    """
+    pieces = [b""] * self.vocab_size
     byte_level = "ByteLevel" in json.dumps(self._specification.get("decoder"))
     added = {entry["id"]: entry for entry in self._specification["added_tokens"]}
     for index, token in self._token_of.items():
       if index in added:
-        counts[index] = 0 if added[index]["special"] else len(token.encode())
+        pieces[index] = b"" if added[index]["special"] else token.encode()
       else:
-        counts[index] = len(token) if byte_level else _sentencepiece_bytes(token)
-    return counts
+        pieces[index] = _byte_level_piece(token) if byte_level else _sentencepiece_piece(token)
+    return pieces
+
+  @property
+  def special_tokens(self) -> dict[int, str]:
+    """The special tokens, id -> spelling."""
+    added = self._specification["added_tokens"]
+    return {entry["id"]: entry["content"] for entry in added if entry["special"]}
 
   def apply_chat(
     self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
@@ -282,10 +299,26 @@ def _fingerprint(vocabulary: Mapping[str, int], specification: Mapping[str, Any]
   return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()
 
 
-def _sentencepiece_bytes(token: str) -> int:
-  if len(token) == len("<0x00>") and token.startswith("<0x") and token.endswith(">"):
-    return 1
-  return len(token.replace("▁", " ").encode())
+def _byte_alphabet() -> dict[str, int]:
+  """GPT-2's spelling of bytes: the printable ones are themselves, the others follow from 256."""
+  printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+  others = [byte for byte in range(256) if byte not in printable]
+  spelled = {chr(byte): byte for byte in printable}
+  return spelled | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
+
+
+def _byte_level_piece(token: str) -> bytes:
+  # A token with a character of no byte can only be an added one that lost its mark.
+  return b"".join(bytes([_BYTE_OF[c]]) if c in _BYTE_OF else c.encode() for c in token)
+
+
+def _sentencepiece_piece(token: str) -> bytes:
+  if re.fullmatch("<0x[0-9A-F]{2}>", token):
+    return bytes([int(token[3:5], 16)])
+  return token.replace("▁", " ").encode()
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:

@@ -1,13 +1,22 @@
 """Distillation losses as pure functions on arrays; imports jax alone.
 
 Arrays first, student before teacher, hyper-parameters keyword-only. Per-token results have the
-logits' leading axes and are not reduced; only `egad_loss`, the reductions and the in-batch forms
-take a mask. Gradient flows to the student only.
+logits' leading axes and are not reduced; the in-batch forms of whole methods (`egad_loss`,
+`adakd_loss`, ...) and the reductions take a mask. Gradient flows to the student only.
 """
 
 from __future__ import annotations
 
+from egad_jax.losses.adakd import AdaKDState, adakd_loss, make_adakd
 from egad_jax.losses.branch import Branch
+from egad_jax.losses.chunks import chunk_mask
+from egad_jax.losses.cross_tokenizer import (
+  CrossTokenizer,
+  ProjectionArrays,
+  common_tokens,
+  cross_tokenizer_loss,
+  universal_logit_distance,
+)
 from egad_jax.losses.curriculum import Curriculum, curriculum_weights
 from egad_jax.losses.distribution import EntropyDistribution
 from egad_jax.losses.divergences import (
@@ -26,48 +35,90 @@ from egad_jax.losses.divergences import (
 )
 from egad_jax.losses.egad import egad_loss, make_egad, make_vanilla_kd
 from egad_jax.losses.entropy import entropy_position, token_entropy
-from egad_jax.losses.features import FEATURE_DISTANCES, cosine_distance, normalized_mse
+from egad_jax.losses.entropy_weighting import ea_kd_loss, make_ea_kd, make_se_kd, se_kd_loss
+from egad_jax.losses.explicit_knowledge import (
+  ExplicitKnowledge,
+  explicit_knowledge_loss,
+  make_aekt,
+)
+from egad_jax.losses.features import (
+  FEATURE_DISTANCES,
+  cosine_distance,
+  normalized_mse,
+  pair_distances,
+)
+from egad_jax.losses.focus import Focus, FocusState
 from egad_jax.losses.method import Context, Method, SerialHead, State
 from egad_jax.losses.methods import METHODS, make_method
 from egad_jax.losses.reductions import masked_mean, masked_sum
+from egad_jax.losses.relation_graph import RelationGraph, make_trg, relation_graph_loss
 from egad_jax.losses.routing import hard_tokens
+from egad_jax.losses.taid import Interpolation, InterpolationState, make_taid, taid_loss
 from egad_jax.losses.temperature import Temperature, adaptive_temperature, compensation_factor
+from egad_jax.losses.x_token import make_x_token
 
 __all__ = [
   "DIVERGENCES",
   "FEATURE_DISTANCES",
   "METHODS",
+  "AdaKDState",
   "Branch",
   "Context",
+  "CrossTokenizer",
   "Curriculum",
   "EntropyDistribution",
+  "ExplicitKnowledge",
+  "Focus",
+  "FocusState",
+  "Interpolation",
+  "InterpolationState",
   "Method",
+  "ProjectionArrays",
+  "RelationGraph",
   "SerialHead",
   "State",
   "Temperature",
+  "adakd_loss",
   "adaptive_kl",
   "adaptive_temperature",
   "alpha_beta",
+  "chunk_mask",
+  "common_tokens",
   "compensation_factor",
   "cosine_distance",
+  "cross_tokenizer_loss",
   "curriculum_weights",
+  "ea_kd_loss",
   "egad_loss",
   "entropy_position",
+  "explicit_knowledge_loss",
   "forward_kl",
   "hard_tokens",
   "jensen_shannon",
+  "make_adakd",
+  "make_aekt",
+  "make_ea_kd",
   "make_egad",
   "make_method",
+  "make_se_kd",
+  "make_taid",
+  "make_trg",
   "make_vanilla_kd",
+  "make_x_token",
   "masked_mean",
   "masked_sum",
   "non_target_class_kl",
   "normalized_mse",
+  "pair_distances",
+  "relation_graph_loss",
   "reverse_kl",
+  "se_kd_loss",
   "skew_forward_kl",
   "skew_reverse_kl",
+  "taid_loss",
   "target_class_kl",
   "token_entropy",
   "token_wise_kl",
   "total_variation",
+  "universal_logit_distance",
 ]

@@ -4,7 +4,8 @@ p is the teacher's and q the student's softmax at `temperature`. Everywhere belo
 
 Args:
   student_logits: float, shape [..., vocab].
-  teacher_logits: float, same shape. Detached: gradient flows to the student only.
+  teacher_logits: float, same shape, or a `TopK`: the divergence is then that of its categories,
+    see `top_k`. Detached: gradient flows to the student only.
   temperature: positive; one number, or one per token, shape [...]. Detached. There is no factor
     T^2 inside: see `compensation_factor`.
   where: optional bool [vocab], true at real vocabulary entries; what the others hold is ignored.
@@ -13,7 +14,8 @@ Returns:
   Shape [...], unreduced, at least float32 (float64 stays).
 
 Raises:
-  TypeError: logits that are not floating point, labels that are not integers.
+  TypeError: logits that are not floating point, labels that are not integers, a `TopK` where the
+    label's probability is needed.
   ValueError: shapes that do not match, a hyper-parameter out of range.
 
 Logits may be -inf on either side: a probability of zero counts as exp(-100), so values and
@@ -29,11 +31,12 @@ from jax.typing import ArrayLike
 
 from egad_jax.losses import log_divergences
 from egad_jax.losses.probabilities import check_labels, check_pair, log_probabilities
+from egad_jax.losses.top_k import Teacher, TopK, check_dense, coarse_pair
 
 
 def forward_kl(
   student_logits: ArrayLike,
-  teacher_logits: ArrayLike,
+  teacher_logits: Teacher,
   *,
   temperature: ArrayLike = 1.0,
   where: ArrayLike | None = None,
@@ -52,7 +55,7 @@ def forward_kl(
 
 def reverse_kl(
   student_logits: ArrayLike,
-  teacher_logits: ArrayLike,
+  teacher_logits: Teacher,
   *,
   temperature: ArrayLike = 1.0,
   where: ArrayLike | None = None,
@@ -71,7 +74,7 @@ def reverse_kl(
 
 def jensen_shannon(
   student_logits: ArrayLike,
-  teacher_logits: ArrayLike,
+  teacher_logits: Teacher,
   *,
   beta: float = 0.5,
   temperature: ArrayLike = 1.0,
@@ -96,7 +99,7 @@ def jensen_shannon(
 
 def skew_forward_kl(
   student_logits: ArrayLike,
-  teacher_logits: ArrayLike,
+  teacher_logits: Teacher,
   *,
   alpha: float = 0.1,
   temperature: ArrayLike = 1.0,
@@ -117,7 +120,7 @@ def skew_forward_kl(
 
 def skew_reverse_kl(
   student_logits: ArrayLike,
-  teacher_logits: ArrayLike,
+  teacher_logits: Teacher,
   *,
   alpha: float = 0.1,
   temperature: ArrayLike = 1.0,
@@ -139,7 +142,7 @@ def skew_reverse_kl(
 
 def total_variation(
   student_logits: ArrayLike,
-  teacher_logits: ArrayLike,
+  teacher_logits: Teacher,
   *,
   temperature: ArrayLike = 1.0,
   where: ArrayLike | None = None,
@@ -158,9 +161,30 @@ def total_variation(
   )
 
 
+def hellinger(
+  student_logits: ArrayLike,
+  teacher_logits: Teacher,
+  *,
+  temperature: ArrayLike = 1.0,
+  where: ArrayLike | None = None,
+) -> jax.Array:
+  """Hellinger distance sqrt(1/2 sum (sqrt q - sqrt p)^2), in [0, 1] (not nats).
+
+  AdaKD's measure of how hard a token is (arXiv 2510.11615). A distance: its gradient does not
+  fade as q nears p, so it measures rather than trains, and is not in `DIVERGENCES`; its square is
+  alpha_beta at (1/2, 1/2), over 4. At q = p the gradient is 0. Arguments: see the module.
+
+  >>> import jax.numpy as jnp
+  >>> z_s, z_t = jnp.array([1.0, 1.0, 1.0, 0.0]), jnp.array([2.0, 1.0, 0.0, -1.0])
+  >>> round(float(hellinger(z_s, z_t)),4)
+  0.2784
+  """
+  return log_divergences.hellinger(*_log_q_p(student_logits, teacher_logits, temperature, where))
+
+
 def alpha_beta(
   student_logits: ArrayLike,
-  teacher_logits: ArrayLike,
+  teacher_logits: Teacher,
   *,
   alpha: float = 0.2,
   beta: float = 0.7,
@@ -184,7 +208,7 @@ def alpha_beta(
 
 def adaptive_kl(
   student_logits: ArrayLike,
-  teacher_logits: ArrayLike,
+  teacher_logits: Teacher,
   *,
   head_mass: float = 0.5,
   temperature: ArrayLike = 1.0,
@@ -208,7 +232,7 @@ def adaptive_kl(
 
 def token_wise_kl(
   student_logits: ArrayLike,
-  teacher_logits: ArrayLike,
+  teacher_logits: Teacher,
   *,
   temperature: ArrayLike = 1.0,
   where: ArrayLike | None = None,
@@ -242,7 +266,7 @@ def target_class_kl(
 
   Args:
     student_logits: float, shape [..., vocab].
-    teacher_logits: float, same shape. Detached.
+    teacher_logits: float, same shape; not a `TopK`. Detached.
     labels: int, shape [...], in [0, vocab).
     temperature: see the module.
     where: see the module.
@@ -252,6 +276,7 @@ def target_class_kl(
   >>> round(float(target_class_kl(z_s, z_t, jnp.array(0))),4)
   0.2562
   """
+  check_dense("target_class_kl", teacher_logits)
   log_q, log_p = _log_q_p(student_logits, teacher_logits, temperature, where)
   return log_divergences.target_class_kl(log_q, log_p, check_labels(labels, log_q.shape[:-1]))
 
@@ -273,6 +298,7 @@ def non_target_class_kl(
   >>> round(float(non_target_class_kl(z_s, z_t, jnp.array(0))), 4)
   0.1196
   """
+  check_dense("non_target_class_kl", teacher_logits)
   log_q, log_p = _log_q_p(student_logits, teacher_logits, temperature, where)
   return log_divergences.non_target_class_kl(log_q, log_p, check_labels(labels, log_q.shape[:-1]))
 
@@ -293,11 +319,15 @@ DIVERGENCES: Mapping[str, Callable[..., jax.Array]] = {
 
 def _log_q_p(
   student_logits: ArrayLike,
-  teacher_logits: ArrayLike,
+  teacher_logits: Teacher,
   temperature: ArrayLike,
   where: ArrayLike | None,
 ) -> tuple[jax.Array, jax.Array]:
-  student_logits, teacher_logits = check_pair(student_logits, teacher_logits)
+  if isinstance(teacher_logits, TopK):
+    student_logits, teacher_logits = coarse_pair(student_logits, teacher_logits, where=where)
+    where = None
+  else:
+    student_logits, teacher_logits = check_pair(student_logits, teacher_logits)
   return (
     log_probabilities(student_logits, temperature=temperature, where=where),
     log_probabilities(teacher_logits, temperature=temperature, where=where),

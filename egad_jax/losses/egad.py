@@ -4,7 +4,9 @@ The method is from arXiv 2605.01732, of which only the abstract was available: i
 mechanisms that read the teacher's entropy and gives no formula. Every formula here is our choice,
 said at its place. Loss, with h the position of the teacher's entropy and n the target tokens:
 
-  sum w(h) T(h)^2 D(T) / n + weight sum_hard F / n_hard + ce_weight sum CE / n
+  sum w(h) T(h)^2 D(T) / n + weight sum g(h) F / sum g(h) + ce_weight sum CE / n
+
+with g the gate of the hard tokens, 1 or 0 unless it is soft.
 """
 
 from __future__ import annotations
@@ -19,11 +21,10 @@ from jax.typing import ArrayLike
 
 from egad_jax.losses.branch import Branch, in_batch_feature_loss, running_feature_loss
 from egad_jax.losses.curriculum import Curriculum
-from egad_jax.losses.features import init_projector
+from egad_jax.losses.in_batch import in_batch_inputs, in_batch_metrics
 from egad_jax.losses.log_divergences import LogDivergence, make_divergence
 from egad_jax.losses.method import Context, Method, Params, Stats, entropy_only
 from egad_jax.losses.placement import Placement, place_in_batch, place_running
-from egad_jax.losses.probabilities import check_labels, check_mask, check_pair, hide_columns
 from egad_jax.losses.reductions import masked_mean
 from egad_jax.losses.temperature import Temperature
 from egad_jax.losses.terms import at_temperature, check_ce_weight, log_pair, token_terms
@@ -77,14 +78,13 @@ def make_egad(
       hard_logits=branch is None or branch.hard_logits,
     )
 
-  def init_params(key: jax.Array, *, student_dim: int, teacher_dim: int, num_taps: int) -> Params:
-    if branch is None:
-      return {}
-    return init_projector(key, student_dim=student_dim, teacher_dim=teacher_dim, num_taps=num_taps)
+  def init_params(key: jax.Array, **sizes: int) -> Params:
+    return {} if branch is None else branch.init_params(key, **sizes)
 
   return Method(
     token_loss=token_loss,
     init_params=init_params,
+    reads_progress=curriculum is not None,
     feature_loss=None if branch is None else functools.partial(running_feature_loss, branch=branch),
     **entropy_only(half_life),
   )
@@ -146,7 +146,7 @@ def egad_loss(
     mask: bool, shape [...], true at tokens that count; logits and features may be NaN elsewhere.
     progress: of the curriculum, in [0, 1], a scalar.
     student_features: optional hidden states, already projected, [..., dim] or [taps, ..., dim].
-    teacher_features: same shape. Detached.
+    teacher_features: same shape; for branch.loss "pair_distances" the widths may differ. Detached.
     divergence: a key of `DIVERGENCES`.
     divergence_options: its hyper-parameters.
     ce_weight: of the cross-entropy.
@@ -175,8 +175,9 @@ def egad_loss(
   (0.2988, 0.9475)
   """
   check_ce_weight(ce_weight)
-  student_logits, teacher_logits = check_pair(student_logits, teacher_logits)
-  mask = check_mask(mask, student_logits.shape[:-1])
+  student_logits, teacher_logits, labels, mask = in_batch_inputs(
+    student_logits, teacher_logits, labels, mask, where
+  )
   place = functools.partial(
     place_in_batch,
     mask=mask,
@@ -186,16 +187,8 @@ def egad_loss(
     branch=branch,
     kind=position,
   )
-  # Zeroing the terms afterwards is not enough: 0 * NaN would come back through the gradient.
-  hidden = [
-    hide_columns(jnp.where(mask[..., None], logits, 0), where)
-    for logits in (student_logits, teacher_logits)
-  ]
   loss, stats = _egad_terms(
-    hidden[0],
-    hidden[1],
-    check_labels(labels, student_logits.shape[:-1]),
-    place,
+    *(student_logits, teacher_logits, labels, place),
     divergence=make_divergence(divergence, divergence_options),
     ce_weight=ce_weight,
     hard_logits=branch is None or branch.hard_logits,
@@ -203,14 +196,7 @@ def egad_loss(
   feature_loss = jnp.zeros((), loss.dtype)
   if student_features is not None or teacher_features is not None:
     feature_loss = in_batch_feature_loss(student_features, teacher_features, stats, mask, branch)
-  names = ("distillation_loss", "cross_entropy", "teacher_entropy", "student_entropy")
-  metrics = {name: masked_mean(stats[name], mask) for name in names}
-  metrics |= {
-    "feature_loss": jax.lax.stop_gradient(feature_loss),
-    "temperature_mean": masked_mean(stats["temperature"], mask),
-    "weight_mean": masked_mean(stats["weight"], mask),
-    "hard_fraction": masked_mean(stats["hard"], mask),
-  }
+  metrics = in_batch_metrics(stats, mask) | {"feature_loss": jax.lax.stop_gradient(feature_loss)}
   return masked_mean(loss, mask) + feature_loss, metrics
 
 
@@ -234,7 +220,7 @@ def _egad_terms(
   if placement.weight is not None:
     value = value * placement.weight
   if placement.hard is not None and not hard_logits:
-    value = jnp.where(placement.hard, 0, value)
+    value = value * (1 - placement.hard)
   return token_terms(
     *(pair, labels, value),
     ce_weight=ce_weight,

@@ -68,6 +68,53 @@ FEATURE_DISTANCES: Mapping[str, FeatureDistance] = {
   "cosine": cosine_distance,
   "normalized_mse": normalized_mse,
 }
+"""Those of one token, in one space: they take projected features."""
+
+
+def pair_distances(
+  student_features: ArrayLike, teacher_features: ArrayLike, weight: ArrayLike
+) -> jax.Array:
+  """How differently the two models see the distances from a token to the others of its row.
+
+    F_i = sum_{j != i} w_j (d_S(i, j) - d_T(i, j))^2 / max(1, sum_{j != i} w_j),
+
+  d the cosine distance inside each model's own space. Rotating or rescaling either space changes
+  nothing, so the widths may differ and no projector is needed. After the span-distance loss of MTA
+  (arXiv 2605.01374), which has spans and pairs weighted by importance; ours has tokens.
+
+  Args:
+    student_features: hidden states, float, shape [..., tokens, Ds].
+    teacher_features: hidden states, float, shape [..., tokens, Dt]. Detached.
+    weight: w >= 0 of a token as the other of a pair, shape [..., tokens]; leading axes may be 1.
+      Detached. What a token of weight 0 holds must be finite.
+
+  Returns:
+    F in [0, 4], at least float32, shape [..., tokens]. 0 for a token without others; others whose
+    weights sum to less than 1 count for less, so that weights may go to 0 continuously.
+
+  Raises:
+    TypeError: features not floating point.
+    ValueError: leading shapes differ.
+
+  >>> student = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
+  >>> teacher = jnp.array([[3.0, 0.0, 0.0], [3.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+  >>> pair_distances(student, teacher, jnp.ones(3)).tolist()
+  [0.5, 1.0, 0.5]
+  """
+  student = promote("student_features", student_features)
+  teacher = jax.lax.stop_gradient(promote("teacher_features", teacher_features))
+  if student.ndim < 2 or student.shape[:-1] != teacher.shape[:-1]:
+    raise ValueError(
+      "student_features and teacher_features must have shapes [..., tokens, dim] that differ in dim"
+      f" alone, got {student.shape} and {teacher.shape}."
+    )
+  weight = jax.lax.stop_gradient(promote("weight", weight))
+  difference = _similarities(student) - _similarities(teacher)
+  pairs = (*weight.shape, weight.shape[-1])
+  row, column = (jax.lax.broadcasted_iota(jnp.int32, pairs, weight.ndim - k) for k in (1, 0))
+  others = jnp.where(row == column, 0, weight[..., None, :])
+  total = jnp.sum(others * difference**2, axis=-1)
+  return total / jnp.maximum(jnp.sum(others, axis=-1), 1)
 
 
 def init_projector(
@@ -116,6 +163,13 @@ def take_tokens(features: jax.Array, indices: jax.Array, valid: jax.Array) -> ja
   """
   taken = jnp.take_along_axis(features, indices[None, :, :, None], axis=2)
   return jnp.where(valid[None, :, :, None], taken, 0)
+
+
+def _similarities(features: jax.Array) -> jax.Array:
+  """Cosine similarity of each pair of tokens, [..., tokens, tokens]."""
+  unit = _unit(features)
+  # Differences of similarities close to 1 have no digits to give away to fast matmuls.
+  return jnp.einsum("...id,...jd->...ij", unit, unit, precision="highest")
 
 
 def _unit(vector: jax.Array) -> jax.Array:

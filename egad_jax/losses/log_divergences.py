@@ -53,10 +53,18 @@ def skew_reverse_kl(log_q: jax.Array, log_p: jax.Array, *, alpha: float = 0.1) -
 
 def total_variation(log_q: jax.Array, log_p: jax.Array) -> jax.Array:
   """1/2 sum |q - p|."""
-  # |x| has a kink at 0, where rounding would choose the sign: differences that small count as none.
-  rounding = 8 * jnp.finfo(log_q.dtype).eps * (1 + jnp.abs(log_p))
-  differ = jnp.abs(log_q - log_p) > rounding
-  return 0.5 * jnp.sum(jnp.where(differ, jnp.abs(jnp.exp(log_q) - jnp.exp(log_p)), 0), axis=-1)
+  gap = jnp.abs(jnp.exp(log_q) - jnp.exp(log_p))
+  return 0.5 * jnp.sum(jnp.where(_apart(log_q, log_p), gap, 0), axis=-1)
+
+
+def hellinger(log_q: jax.Array, log_p: jax.Array) -> jax.Array:
+  """sqrt(1/2 sum (sqrt q - sqrt p)^2)."""
+  gap = jnp.exp(0.5 * log_q) - jnp.exp(0.5 * log_p)
+  square = 0.5 * jnp.sum(jnp.where(_apart(log_q, log_p), gap**2, 0), axis=-1)
+  # The root's slope at 0 is infinite, and infinity times the square's own slope of 0 is NaN: the
+  # root is taken of 1 there, and the gradient at equal distributions is 0.
+  same = square == 0
+  return jnp.where(same, 0, jnp.sqrt(jnp.where(same, 1, square)))
 
 
 def alpha_beta(
@@ -188,6 +196,15 @@ def _log_mixture(log_a: jax.Array, log_b: jax.Array, share: float) -> jax.Array:
   if share == 1:
     return log_a
   return jnp.logaddexp(math.log(share) + log_a, math.log1p(-share) + log_b)
+
+
+def _apart(log_q: jax.Array, log_p: jax.Array) -> jax.Array:
+  """True at entries that differ by more than rounding, [..., vocab].
+
+  A distance has a kink where the two are equal, and rounding would choose the side of it.
+  """
+  rounding = 8 * jnp.finfo(log_q.dtype).eps * (1 + jnp.abs(log_p))
+  return jnp.abs(log_q - log_p) > rounding
 
 
 def _target_and_rest(log_p: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:

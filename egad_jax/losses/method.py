@@ -51,6 +51,11 @@ FeatureLoss = Callable[
 ]
 
 
+ChunkLoss = Callable[
+  [jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, Context], tuple[jax.Array, Stats]
+]
+
+
 class SerialHead(NamedTuple):
   """Two heads in series: the labels act on the student's hidden states, the teacher behind a map.
 
@@ -71,7 +76,8 @@ class Method(NamedTuple):
     token_loss: (student_logits [n, vocab], teacher_logits [n, vocab], labels [n],
       extras {name: [n]}, context) -> (loss [n], stats {name: [n]}). Row-independent: a token's
       loss depends on no other token of the call, so chunks and shards change nothing. The stats
-      carry no gradient; those of `terms.token_terms` are always there.
+      carry no gradient; those of `terms.token_terms` are always there. A method with a
+      `chunk_loss` has none and raises a TypeError.
     init_state: () -> state.
     observe: (state, stats {name: [...]}, mask [...]) -> state. Adds the tokens of a global batch
       to the running distributions; also fills them before the first step.
@@ -84,7 +90,12 @@ class Method(NamedTuple):
       (sum, metrics). The sum is weighted and over the expected share of the tokens it takes, so
       that the caller divides by the number of target tokens alone. None when there is no such term.
     serial: the serial head, or None.
+    reads_progress: whether the curriculum's progress does anything; if not, it is not logged.
     metrics: (state) -> {name: scalar}, what of the state is worth a line in the log.
+    chunk_loss: for a teacher with another tokenizer, one row at a time: (student_logits [seq_s,
+      Vs], teacher_logits [seq_t, Vt], student_labels [seq_s], student_chunks [seq_s],
+      teacher_chunks [seq_t], context) -> (loss [C], stats {name: [C]}), see `chunks`; 0 where a
+      chunk is not valid, and `observe` and `update` then get chunks for tokens. None otherwise.
   """
 
   token_loss: TokenLoss
@@ -94,7 +105,9 @@ class Method(NamedTuple):
   init_params: Callable[..., Params] = lambda key, **sizes: {}
   feature_loss: FeatureLoss | None = None
   serial: SerialHead | None = None
+  reads_progress: bool = False
   metrics: Callable[[State], dict[str, jax.Array]] = lambda state: {}
+  chunk_loss: ChunkLoss | None = None
 
 
 def entropy_only(half_life: float) -> dict[str, Any]:

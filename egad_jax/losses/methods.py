@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from egad_jax.losses.adakd import make_adakd
 from egad_jax.losses.egad import make_egad, make_vanilla_kd
+from egad_jax.losses.entropy_weighting import make_ea_kd, make_se_kd
+from egad_jax.losses.explicit_knowledge import make_aekt
 from egad_jax.losses.method import Method
+from egad_jax.losses.relation_graph import make_trg
+from egad_jax.losses.taid import make_taid
+from egad_jax.losses.x_token import make_x_token
 
 METHODS: Mapping[str, Callable[..., Method]] = {
   "egad": make_egad,
   "vanilla_kd": make_vanilla_kd,
+  "adakd": make_adakd,
+  "aekt": make_aekt,
+  "ea_kd": make_ea_kd,
+  "se_kd": make_se_kd,
+  "taid": make_taid,
+  "trg": make_trg,
+  "x_token": make_x_token,
 }
+"""By the name that `--config.method` takes; docs/methods.md describes each."""
 
 
 def make_method(name: str, **options: object) -> Method:

@@ -20,12 +20,19 @@ from egad_jax.losses.temperature import Temperature, compensation_factor
 
 
 class Placement(NamedTuple):
-  """What the mechanisms make of a token's entropy; None where a mechanism is off."""
+  """What the mechanisms make of a token's entropy; None where a mechanism is off.
+
+  Attributes:
+    temperature: one number, or one per token.
+    factor: the compensation for it.
+    weight: the curriculum's, or None.
+    hard: the branch's gate, 0 (easy) to 1 (hard), or None.
+  """
 
   temperature: float | jax.Array
   factor: float | jax.Array
   weight: jax.Array | None
-  hard: jax.Array | bool | None
+  hard: jax.Array | None
 
 
 def place_running(
@@ -45,12 +52,12 @@ def place_running(
   if curriculum is not None:
     weight = curriculum_weights(position, context.progress, **dataclasses.asdict(curriculum))
   if branch is not None:
-    hard = position >= hard_from(distribution, branch)
+    hard = branch.gate(position, hard_from(distribution, branch))
 
   def adaptive(entropy: jax.Array) -> jax.Array:
     return temperature.of_position(distribution.position(entropy, temperature.position))
 
-  tokens_temperature, factor = _temperature_and_factor(
+  tokens_temperature, factor = temperature_and_factor(
     temperature,
     functools.partial(adaptive, entropy),
     lambda f: distribution.expectation(lambda bins: f(adaptive(bins))),
@@ -76,10 +83,8 @@ def place_in_batch(
   if curriculum is not None:
     options = dataclasses.asdict(curriculum)
     weight = curriculum_weights(position, progress, mask=mask, normalize=True, **options)
-  if branch is not None and branch.threshold is not None:
-    hard = entropy >= branch.threshold
-  elif branch is not None:
-    hard = position >= 1 - branch.hard_fraction
+  if branch is not None:
+    hard = _gate_in_batch(entropy, position, mask, branch)
 
   def adaptive() -> jax.Array:
     if temperature.position == "median_ratio":
@@ -91,11 +96,27 @@ def place_in_batch(
     of_base = function(jnp.asarray(temperature.base, entropy.dtype))
     return jnp.where(jnp.any(mask), masked_mean(function(adaptive()), mask), of_base)
 
-  tokens_temperature, factor = _temperature_and_factor(temperature, adaptive, mean)
+  tokens_temperature, factor = temperature_and_factor(temperature, adaptive, mean)
   return Placement(tokens_temperature, factor, weight, hard)
 
 
-def _temperature_and_factor(
+def _gate_in_batch(
+  entropy: jax.Array, position: jax.Array, mask: jax.Array, branch: Branch
+) -> jax.Array:
+  """Returns the gate of each token; a threshold in nats becomes a position for a soft one."""
+  if branch.threshold is None:
+    return branch.gate(position, 1 - branch.hard_fraction)
+  above = entropy >= branch.threshold
+  if branch.softness == 0:
+    # Not by position: those of two tokens either side of the threshold may round to one number.
+    return above.astype(position.dtype)
+  # In the middle between the tokens on either side of it, or well beyond a batch all on one side.
+  hardest_below = jnp.max(position, where=mask & ~above, initial=-1)
+  easiest_above = jnp.min(position, where=mask & above, initial=2)
+  return branch.gate(position, (hardest_below + easiest_above) / 2)
+
+
+def temperature_and_factor(
   temperature: Temperature,
   adaptive: Callable[[], jax.Array],
   mean: Callable[[Callable[[jax.Array], jax.Array]], jax.Array],

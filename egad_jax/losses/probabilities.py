@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 LOG_ZERO = -100.0
@@ -40,10 +41,15 @@ def check_pair(student_logits: ArrayLike, teacher_logits: ArrayLike) -> tuple[ja
   student_logits = check_logits("student_logits", student_logits)
   teacher_logits = check_logits("teacher_logits", teacher_logits)
   if student_logits.shape != teacher_logits.shape:
+    remedy = ""
+    if student_logits.shape[:-1] == teacher_logits.shape[:-1]:
+      remedy = (
+        "; cut both at the tokenizer's size when only the padding of the vocabulary differs, and"
+        " use a cross-tokenizer projection, cross_tokenizer_loss, when the tokenizers differ"
+      )
     raise ValueError(
       "student_logits and teacher_logits must have the same shape [..., vocab], got"
-      f" {student_logits.shape} and {teacher_logits.shape}; cut both at the tokenizer's size when"
-      " only the padding of the vocabulary differs."
+      f" {student_logits.shape} and {teacher_logits.shape}{remedy}."
     )
   return student_logits, jax.lax.stop_gradient(teacher_logits)
 
@@ -98,9 +104,9 @@ def log_probabilities(
       positive.
   """
   logits = hide_columns(check_logits("logits", logits), where)
+  if isinstance(temperature, int | float | np.ndarray) and not np.all(np.asarray(temperature) > 0):
+    raise ValueError(f"temperature must be positive, got {temperature}.")
   if isinstance(temperature, int | float):
-    if not temperature > 0:
-      raise ValueError(f"temperature must be positive, got {temperature}.")
     scaled = logits if temperature == 1 else logits / temperature
   else:
     temperature = jax.lax.stop_gradient(jnp.asarray(temperature)).astype(logits.dtype)

@@ -1,4 +1,7 @@
-"""Mechanism 3 of EGAD, first half: which tokens are hard, and gathering them with static shapes."""
+"""Which tokens of a row stand out, by entropy; gathering them with static shapes.
+
+For mechanism 3 of EGAD (its first half) and for methods that select tokens.
+"""
 
 from __future__ import annotations
 
@@ -34,16 +37,50 @@ def hard_tokens(
   >>> indices.tolist(), valid.tolist()
   ([[1, 2]], [[True, True]])
   """
-  if not 0 < fraction <= 1:
-    raise ValueError(f"fraction must be in (0, 1], got {fraction}.")
+  check_fraction(fraction)
   entropy = promote("entropy", entropy)
   if entropy.ndim != 2:
     raise ValueError(f"entropy must have shape [batch, seq], got {entropy.shape}.")
   mask = check_mask(mask, entropy.shape)
   capacity = _round_up(fraction * entropy.shape[1])
   indices, valid = gather_indices(entropy, mask, capacity=capacity)
-  wanted = jnp.ceil(fraction * jnp.sum(mask, axis=1) - 1e-4)
-  return indices, valid & (jnp.arange(capacity)[None, :] < wanted[:, None])
+  wanted = _share_of_row(fraction, mask)
+  return indices, valid & (jnp.arange(capacity)[None, :] < wanted)
+
+
+def top_tokens(entropy: ArrayLike, mask: ArrayLike, *, fraction: float) -> jax.Array:
+  """Marks the tokens that `hard_tokens` picks, for any leading axes.
+
+  Args:
+    entropy: float, shape [..., seq]. Outside the mask it may be anything.
+    mask: bool, shape [..., seq], true at tokens that count.
+    fraction: share of each row's masked tokens to mark, rounded up, in (0, 1].
+
+  Returns:
+    bool [..., seq].
+
+  Raises:
+    TypeError: `entropy` is not floating point.
+    ValueError: shapes differ, there is no axis, or `fraction` is out of range.
+
+  >>> top_tokens(jnp.array([0.1, 2.0, 1.0, 9.0]), jnp.array([1, 1, 1, 0]), fraction=0.5).tolist()
+  [False, True, True, False]
+  """
+  check_fraction(fraction)
+  entropy = promote("entropy", entropy)
+  if entropy.ndim < 1:
+    raise ValueError("entropy must have shape [..., seq], got ().")
+  mask = check_mask(mask, entropy.shape)
+  score = jnp.where(mask, jax.lax.stop_gradient(entropy), -jnp.inf)
+  order = jnp.argsort(score, axis=-1, stable=True, descending=True)
+  rank = jnp.argsort(order, axis=-1)
+  return mask & (rank < _share_of_row(fraction, mask))
+
+
+def check_fraction(fraction: float) -> None:
+  """Raises ValueError unless `fraction` is in (0, 1]."""
+  if not 0 < fraction <= 1:
+    raise ValueError(f"fraction must be in (0, 1], got {fraction}.")
 
 
 def gather_indices(
@@ -74,6 +111,11 @@ def row_capacity(fraction: float, seq: int) -> int:
   (5, 10)
   """
   return _round_up(min(1.0, 2 * fraction) * seq)
+
+
+def _share_of_row(fraction: float, mask: jax.Array) -> jax.Array:
+  """ceil(fraction n) for the n masked tokens of each row, shape [..., 1]."""
+  return jnp.ceil(fraction * jnp.sum(mask, axis=-1, keepdims=True) - 1e-4)
 
 
 def _round_up(count: float) -> int:

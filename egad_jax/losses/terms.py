@@ -1,4 +1,4 @@
-"""What all methods share in their pass over the vocabulary: log-probabilities in, loss and stats out.
+"""What all methods share in their pass over the vocabulary: from log-probabilities to the loss.
 
 A method decides about `value`, the weighted divergence of each token; everything around it is here.
 """
@@ -14,17 +14,22 @@ from jax.typing import ArrayLike
 from egad_jax.losses.entropy import entropy_of
 from egad_jax.losses.method import Stats
 from egad_jax.losses.probabilities import check_labels, check_pair, label_value, log_probabilities
+from egad_jax.losses.top_k import Teacher, TopK, coarse_pair, entropy_estimate
 
 
 class LogPair(NamedTuple):
   """Student and teacher on the same tokens.
 
+  Divergences read the first four, over `categories`: the vocabulary, or those of a `TopK`.
+
   Attributes:
-    student_logits: [..., vocab], at least float32.
+    student_logits: [..., categories], at least float32.
     teacher_logits: the same, detached.
     log_q: the student's log-probabilities at T = 1.
     log_p: the teacher's, detached.
-    teacher_entropy: [...], nats, at T = 1.
+    teacher_entropy: [...], nats, at T = 1; of the full distribution, or an estimate of it.
+    vocab_log_q: the student's log-probabilities at T = 1 over the vocabulary, [..., vocab]; what
+      is about the student alone reads it, and labels index it. `log_q` itself for a dense teacher.
   """
 
   student_logits: jax.Array
@@ -32,14 +37,21 @@ class LogPair(NamedTuple):
   log_q: jax.Array
   log_p: jax.Array
   teacher_entropy: jax.Array
+  vocab_log_q: jax.Array
 
 
-def log_pair(student_logits: ArrayLike, teacher_logits: ArrayLike) -> LogPair:
-  """Checks both and takes their log-probabilities once."""
+def log_pair(student_logits: ArrayLike, teacher_logits: Teacher) -> LogPair:
+  """Checks both and takes their log-probabilities once; see `top_k` for a teacher in that form."""
+  if isinstance(teacher_logits, TopK):
+    coarse_q, coarse_p = coarse_pair(student_logits, teacher_logits)
+    vocab_log_q = log_probabilities(jnp.asarray(student_logits))
+    entropy = entropy_estimate(teacher_logits, vocab_log_q.shape[-1])
+    log_q, log_p = log_probabilities(coarse_q), log_probabilities(coarse_p)
+    return LogPair(coarse_q, coarse_p, log_q, log_p, entropy, vocab_log_q)
   student_logits, teacher_logits = check_pair(student_logits, teacher_logits)
   log_p = log_probabilities(teacher_logits)
   log_q = log_probabilities(student_logits)
-  return LogPair(student_logits, teacher_logits, log_q, log_p, entropy_of(log_p))
+  return LogPair(student_logits, teacher_logits, log_q, log_p, entropy_of(log_p), log_q)
 
 
 def at_temperature(pair: LogPair, temperature: float | jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -80,11 +92,11 @@ def token_terms(
     cross_entropy (nats, T = 1), distillation_loss, temperature, weight, hard (0 to 1) and `others`.
   """
   labels = check_labels(labels, value.shape)
-  cross_entropy = -label_value(pair.log_q, labels)
+  cross_entropy = -label_value(pair.vocab_log_q, labels)
   loss = value + ce_weight * cross_entropy if ce_weight else value
   stats = {
     "teacher_entropy": pair.teacher_entropy,
-    "student_entropy": entropy_of(jax.lax.stop_gradient(pair.log_q)),
+    "student_entropy": entropy_of(jax.lax.stop_gradient(pair.vocab_log_q)),
     "temperature": temperature,
     "weight": weight,
     "hard": hard,

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egad_jax.data.batches import Batch
+from egad_jax.data.batches import AnyBatch, Batch, PairedBatch
+from egad_jax.losses.chunks import chunk_mask
 from egad_jax.losses.divergences import forward_kl
 from egad_jax.losses.entropy import token_entropy
-from egad_jax.losses.method import Context, Method
+from egad_jax.losses.method import ChunkLoss, Context, Method
 from egad_jax.models.model import Model
+from egad_jax.training.aligned import AlignedHead, RowLoss, row_loss
 from egad_jax.training.teachers import TeacherSource
 
 Params = Any
@@ -54,6 +56,27 @@ def evaluation_token_loss(method: Method) -> Callable[..., tuple[jax.Array, dict
   return token_loss
 
 
+def evaluation_row_loss(chunk_loss: ChunkLoss) -> RowLoss:
+  """`evaluation_token_loss` for the rows of student and teacher with different tokenizers.
+
+  Per chunk: the cross-entropies are sums over the tokens of the chunk, each model's own.
+  """
+  method_loss = row_loss(chunk_loss)
+
+  def loss(student_logits, teacher_logits, row: PairedBatch, context: Context):
+    value, stats = method_loss(student_logits, teacher_logits, row, context)
+    log_p = jax.nn.log_softmax(teacher_logits, axis=-1)
+    nats = -jnp.take_along_axis(log_p, row.teacher.labels[:, None], axis=-1)[:, 0]
+    by_chunk = jnp.zeros(1 + value.size).at[row.teacher_chunks].add(nats)
+    return value, stats | {
+      "cross_entropy": stats["student_nll"],
+      "teacher_cross_entropy": by_chunk[1:],
+      "position": context.state.entropy.position(stats["teacher_entropy"]),
+    }
+
+  return loss
+
+
 def make_token_statistics(
   *, student: Model, teacher: TeacherSource, head: Callable[..., Any]
 ) -> Callable[..., dict[str, jax.Array]]:
@@ -77,6 +100,29 @@ def make_token_statistics(
   return statistics
 
 
+def make_chunk_statistics(
+  *, student: Model, teacher: TeacherSource, head: AlignedHead
+) -> Callable[..., dict[str, jax.Array]]:
+  """`make_token_statistics` of paired rows: `{name: f32[batch, C]}`, of the chunks."""
+
+  def statistics(params: Params, teacher_params: Params, batch: PairedBatch, context: Context):
+    outputs = teacher(teacher_params, batch.teacher)
+    rows = batch.student
+    hidden, _ = student.apply(params, rows.tokens, rows.positions, rows.segment_ids)
+    unembedding = student.unembedding(params)
+    return head(hidden, unembedding, outputs.hidden, outputs.unembedding, batch, context)[1]
+
+  return statistics
+
+
+def places_of(batch: AnyBatch) -> tuple[Batch, Batch, jax.Array]:
+  """(student's side, teacher's side, mask of what the statistics are of: tokens or chunks)."""
+  if isinstance(batch, Batch):
+    return batch, batch, batch.mask
+  mask = chunk_mask(batch.student_chunks, batch.teacher_chunks)
+  return batch.student, batch.teacher, mask
+
+
 def entropy_edges(vocab_size: int) -> np.ndarray:
   """Edges [NUM_BINS + 1] of the bins of teacher entropy, in nats, from 0 to log(vocab_size).
 
@@ -88,12 +134,17 @@ def entropy_edges(vocab_size: int) -> np.ndarray:
 def make_sums(
   statistics: Callable[..., dict[str, jax.Array]], vocab_size: int
 ) -> Callable[..., dict[str, jax.Array]]:
-  """Returns `(params, teacher_params, batch, token_bytes, context) -> sums over its tokens`."""
+  """Returns `(params, teacher_params, batch, token_bytes, context) -> sums over its tokens`.
+
+  Args:
+    statistics: from `make_token_statistics` or `make_chunk_statistics`.
+    vocab_size: of the teacher.
+  """
   edges = jnp.asarray(entropy_edges(vocab_size)[1:-1])
 
-  def sums(params, teacher_params, batch: Batch, token_bytes: jax.Array, context: Context):
+  def sums(params, teacher_params, batch: AnyBatch, token_bytes: jax.Array, context: Context):
     stats = statistics(params, teacher_params, batch, context)
-    mask = batch.mask
+    student, teacher, mask = places_of(batch)
 
     def total(x):
       return jnp.sum(x, where=mask)
@@ -105,8 +156,10 @@ def make_sums(
       return jnp.zeros(NUM_BINS).at[by_bin].add(x.reshape(-1), mode="drop")
 
     return {
-      "tokens": total(jnp.ones(mask.shape)),
-      "bytes": total(token_bytes[batch.labels].astype(jnp.float32)),
+      "places": total(jnp.ones(mask.shape)),
+      "tokens": jnp.sum(student.mask, dtype=jnp.float32),
+      "teacher_tokens": jnp.sum(teacher.mask, dtype=jnp.float32),
+      "bytes": jnp.sum(token_bytes[student.labels].astype(jnp.float32), where=student.mask),
       **{name: total(stats[name]) for name in (*MEASURED, "student_entropy", "teacher_entropy")},
       "bin_count": binned(jnp.ones(mask.shape)),
       **{f"bin_{name}": binned(stats[name]) for name in BINNED},
@@ -117,16 +170,19 @@ def make_sums(
 
 def evaluate(
   sums: Callable[..., dict[str, jax.Array]],
-  batches: Iterable[Batch],
+  batches: Iterable[AnyBatch],
   *,
   vocab_size: int,
 ) -> dict[str, Any]:
   """Averages over all held-out tokens.
 
+  With two tokenizers cross-entropies are per token of each model's own, bits per byte are over the
+  same bytes, and all else is per chunk.
+
   Args:
     sums: `batch -> sums`, from `make_sums` with everything else bound.
     batches: the held-out batches, placed on the devices.
-    vocab_size: entries of the vocabulary.
+    vocab_size: entries of the teacher's vocabulary.
 
   Returns:
     {"tokens", "student": {...}, "teacher": {...}, "entropy_bins": {...}}, see docs/files.md.
@@ -136,27 +192,30 @@ def evaluate(
     # Summed in float64 on the host, batch by batch.
     part = {k: np.asarray(v, np.float64) for k, v in jax.device_get(sums(batch)).items()}
     total = {k: v + total.get(k, 0) for k, v in part.items()}
-  tokens = max(total["tokens"], 1)
+  places = max(total["places"], 1)
 
-  def report(cross_entropy, entropy, kl, agreement):
-    nats = cross_entropy / tokens
+  def report(cross_entropy, tokens, entropy, kl, agreement):
+    nats = cross_entropy / max(tokens, 1)
     return {
       "cross_entropy": nats,
       "perplexity": math.exp(min(nats, 700)),
       "bits_per_byte": cross_entropy / math.log(2) / max(total["bytes"], 1),
-      "forward_kl": kl / tokens,
-      "agreement": agreement / tokens,
-      "entropy": entropy / tokens,
+      "forward_kl": kl / places,
+      "agreement": agreement / places,
+      "entropy": entropy / places,
     }
 
   count = total["bin_count"]
   return {
     "tokens": int(total["tokens"]),
     "student": report(
-      *(total["cross_entropy"], total["student_entropy"]),
+      *(total["cross_entropy"], total["tokens"], total["student_entropy"]),
       *(total["forward_kl"], total["agreement"]),
     ),
-    "teacher": report(total["teacher_cross_entropy"], total["teacher_entropy"], 0.0, tokens),
+    "teacher": report(
+      *(total["teacher_cross_entropy"], total["teacher_tokens"], total["teacher_entropy"]),
+      *(0.0, places),
+    ),
     "entropy_bins": {
       "edges": [float(x) for x in entropy_edges(vocab_size)],
       "count": [int(n) for n in count],

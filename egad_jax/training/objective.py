@@ -26,7 +26,7 @@ class Outcome(NamedTuple):
     loss: the sum over the tokens in `mask`, scalar float32.
     stats: per token, {name: [batch, seq]}.
     metrics: of the method's own terms.
-    mask: bool [batch, seq], the tokens that the loss is a sum over.
+    mask: bool [batch, seq], the tokens (of paired rows: the chunks) that the loss is a sum over.
   """
 
   loss: jax.Array
@@ -35,7 +35,8 @@ class Outcome(NamedTuple):
   mask: jax.Array
 
 
-Objective = Callable[[Params, Params, Batch, Context], tuple[jax.Array, Outcome]]
+# The batch is a Batch, or a PairedBatch for the objective of `aligned`.
+Objective = Callable[[Params, Params, Any, Context], tuple[jax.Array, Outcome]]
 
 
 def make_objective(

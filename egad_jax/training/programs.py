@@ -11,7 +11,7 @@ import jax
 
 from egad_jax import sharding
 from egad_jax.data import pipeline
-from egad_jax.data.batches import Batch
+from egad_jax.data.batches import AnyBatch
 from egad_jax.models.generation import generate
 from egad_jax.training import evaluation
 from egad_jax.training.run import Run
@@ -33,13 +33,12 @@ class Programs:
     self.run = run
     self.teacher_params = run.place_teacher()
     self._options = run.compiler_options or None
-    token_loss = evaluation.evaluation_token_loss(run.method)
-    vocab = run.tokenizer.vocab_size
-    statistics = run.token_statistics(token_loss)
+    vocab = run.teacher_tokenizer.vocab_size
+    statistics = run.statistics()
     self._sums = jax.jit(evaluation.make_sums(statistics, vocab), compiler_options=self._options)
     self._statistics = jax.jit(statistics, compiler_options=self._options)
     self._token_bytes = sharding.place(run.tokenizer.token_bytes(), sharding.replicated(run.mesh))
-    self._held_out: list[Batch] | None = None
+    self._held_out: list[AnyBatch] | None = None
     self._objective = jax.jit(run.objective(), compiler_options=self._options)
 
   def compile_step(self) -> Any:
@@ -69,7 +68,7 @@ class Programs:
     )
     return (sharding.place_batch(batch, self.run.mesh) for batch in rows)
 
-  def held_out(self) -> list[Batch]:
+  def held_out(self) -> list[AnyBatch]:
     """The held-out batches, on the devices."""
     if self._held_out is None:
       rows = pipeline.held_out_batches(
@@ -87,7 +86,7 @@ class Programs:
     run = self.run
     objective = run.objective()
 
-    def fill(state: TrainState, teacher_params: Any, batch: Batch) -> TrainState:
+    def fill(state: TrainState, teacher_params: Any, batch: AnyBatch) -> TrainState:
       context = run.context(state.step, state.method_state)
       outcomes = jax.lax.map(
         lambda micro: objective(state.params, teacher_params, micro, context)[1],
@@ -110,11 +109,12 @@ class Programs:
     return evaluation.evaluate(
       lambda batch: self._sums(*arguments, batch, self._token_bytes, context),
       self.held_out(),
-      vocab_size=self.run.tokenizer.vocab_size,
+      vocab_size=self.run.teacher_tokenizer.vocab_size,
     )
 
   def objective(self, params: Any, state: TrainState) -> float:
-    """The method's own loss of `params`, averaged over the held-out tokens, at a state's context.
+    """The method's own loss of `params`, averaged over the held-out tokens (or chunks), at a
+    state's context.
 
     Students of different steps are compared at one context: the objective moves with it.
     """
@@ -125,8 +125,8 @@ class Programs:
       total, count = total + float(loss), count + float(outcome.mask.sum())
     return total / max(count, 1.0)
 
-  def statistics(self, state: TrainState, batch: Batch) -> dict[str, jax.Array]:
-    """Per-token statistics [batch, seq] of a batch."""
+  def statistics(self, state: TrainState, batch: AnyBatch) -> dict[str, jax.Array]:
+    """Statistics [batch, seq] of the tokens, or chunks, of a batch."""
     context = self.run.context(state.step, state.method_state)
     return self._statistics(state.params["student"], self.teacher_params, batch, context)
 
@@ -135,16 +135,17 @@ class Programs:
     run = self.run
     model = run.pair.teacher if state is None else run.pair.student
     params = self.teacher_params if state is None else state.params["student"]
+    tokenizer = run.teacher_tokenizer if state is None else run.tokenizer
     room = model.config.max_seq_len - run.sample_tokens
-    prompts = [run.tokenizer.encode(prompt)[:room] for prompt in run.prompts]
+    prompts = [tokenizer.encode(prompt)[:room] for prompt in run.prompts]
     ids = generate(
       *(model, params, prompts),
       max_new_tokens=run.sample_tokens,
       temperature=0.0,
-      eos_id=run.tokenizer.eos_id,
-      vocab_size=run.tokenizer.vocab_size,
+      eos_id=tokenizer.eos_id,
+      vocab_size=tokenizer.vocab_size,
     )
-    return [run.tokenizer.decode(continuation) for continuation in ids]
+    return [tokenizer.decode(continuation) for continuation in ids]
 
 
 def count_parameters(params: Any) -> int:

@@ -91,7 +91,7 @@ def render(records: Records) -> str:
     summary=records.summary,
     models=[records.summary.get(key) or {} for key in MODELS],
     cards=headline(records.summary),
-    held_out_tokens=sum((last.get("entropy_bins") or {}).get("count") or []) or None,
+    held_out_tokens=last.get("tokens"),
     training=report_plots.training_panels(records.metrics, records.evaluations),
     mechanisms=report_plots.entropy_panels(records.metrics, records.evaluations),
     samples=records.samples,

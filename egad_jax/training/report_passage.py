@@ -77,7 +77,8 @@ def _branch_view(hard: np.ndarray) -> PassageView:
   title = "Hard tokens"
   known = hard[np.isfinite(hard)]
   if not known.size or not known.any():
-    return PassageView(title, [], [], [], "No token is treated as hard: the method does not tell tokens apart.")
+    off = "No token is treated as hard: the method does not tell tokens apart."
+    return PassageView(title, [], [], [], off)
   share = 100.0 * float(known.mean())
   legend = [
     (_BRANCH[0][0], f"easy, {100.0 - share:.3g} %"),

@@ -12,8 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from egad_jax.data.batches import PairedBatch
 from egad_jax.models.export import export_student
 from egad_jax.training import workdir as files
+from egad_jax.training.evaluation import places_of
 from egad_jax.training.model_card import write_model_card
 from egad_jax.training.programs import Programs, count_parameters
 from egad_jax.training.report import write_report
@@ -59,17 +61,21 @@ def _write_passage(programs: Programs, workdir: Workdir, state: TrainState) -> N
   """Writes passage.json: how the method sees the beginning of the held-out text."""
   batch = programs.held_out()[0]
   stats = jax.device_get(programs.statistics(state, batch))
-  labels, mask = np.asarray(batch.labels), np.asarray(batch.mask)
+  student, _, mask = jax.device_get(places_of(batch))
   row = int(np.argmax(mask.sum(axis=1)))
+  # Which place of the statistics each label belongs to: its own, or its chunk's.
+  owner = np.arange(mask.shape[1])
+  if isinstance(batch, PairedBatch):
+    owner = np.asarray(batch.student_chunks)[row] - 1
   places = np.flatnonzero(mask[row])[:PASSAGE_TOKENS]
   tokens = [
     {
-      "text": programs.run.tokenizer.decode([int(labels[row, i])]),
+      "text": programs.run.tokenizer.decode(student.labels[row, owner == i].tolist()),
       "entropy": float(stats["teacher_entropy"][row, i]),
       "position": float(stats["position"][row, i]),
       "weight": float(stats["weight"][row, i]),
       "temperature": float(stats["temperature"][row, i]),
-      "hard": bool(stats["hard"][row, i]),
+      "hard": bool(stats["hard"][row, i] > 0.5),
     }
     for i in places
   ]

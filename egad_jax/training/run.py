@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from egad_jax import sharding
-from egad_jax.data.batches import Batch
+from egad_jax.data.batches import AnyBatch, Batch, PairedBatch
 from egad_jax.data.packing import Rows
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.head import distillation_head, sharded_head
@@ -18,6 +18,13 @@ from egad_jax.head.chunked import Head
 from egad_jax.losses.method import Context, Method, State
 from egad_jax.models.model import Model
 from egad_jax.training import checkpoints, evaluation
+from egad_jax.training.aligned import (
+  AlignedHead,
+  RowLoss,
+  aligned_head,
+  make_aligned_objective,
+  sharded_aligned_head,
+)
 from egad_jax.training.objective import Objective, make_objective
 from egad_jax.training.step import TrainState, TrainStep, make_train_step
 from egad_jax.training.teachers import colocated_teacher
@@ -70,7 +77,8 @@ class Run:
     method_name: of the method.
     method: its functions.
     pair: student and teacher.
-    tokenizer: of both.
+    tokenizer: of the student.
+    teacher_tokenizer: of the teacher; the same unless the rows are paired.
     rows: the packed data.
     mesh: the devices.
     tx: the optimizer.
@@ -96,6 +104,7 @@ class Run:
   method: Method
   pair: Pair
   tokenizer: Tokenizer
+  teacher_tokenizer: Tokenizer
   rows: Rows
   mesh: jax.sharding.Mesh
   tx: optax.GradientTransformation
@@ -132,11 +141,30 @@ class Run:
       sequence_axes=sharding.SEQUENCE_AXES,
     )
 
+  def aligned_head(self, loss: RowLoss) -> AlignedHead:
+    """The head of paired rows over this run's mesh and vocabularies."""
+    head = aligned_head(
+      loss,
+      student_vocab_size=self.tokenizer.vocab_size,
+      teacher_vocab_size=self.teacher_tokenizer.vocab_size,
+      student_soft_cap=self.pair.student.config.logit_soft_cap,
+      teacher_soft_cap=self.pair.teacher.config.logit_soft_cap,
+    )
+    return sharded_aligned_head(head, self.mesh, batch_axes=sharding.BATCH_AXES)
+
   def objective(self) -> Objective:
     """The summed loss of a batch."""
+    teacher = colocated_teacher(self.pair.teacher, taps=self.pair.teacher_taps)
+    if self.method.chunk_loss is not None:
+      return make_aligned_objective(
+        student=self.pair.student,
+        teacher=teacher,
+        chunk_loss=self.method.chunk_loss,
+        make_head=self.aligned_head,
+      )
     return make_objective(
       student=self.pair.student,
-      teacher=colocated_teacher(self.pair.teacher, taps=self.pair.teacher_taps),
+      teacher=teacher,
       method=self.method,
       make_head=self.head,
       student_taps=self.pair.student_taps,
@@ -153,13 +181,14 @@ class Run:
       accumulation=self.accumulation,
     )
 
-  def token_statistics(self, token_loss: Any) -> Any:
-    """`(params, teacher_params, batch, context) -> {name: [batch, seq]}` without gradient."""
-    return evaluation.make_token_statistics(
-      student=self.pair.student,
-      teacher=colocated_teacher(self.pair.teacher),
-      head=self.head(token_loss),
-    )
+  def statistics(self) -> Any:
+    """`(params, teacher_params, batch, context) -> {name: [batch, places]}` of an evaluation."""
+    student, teacher = self.pair.student, colocated_teacher(self.pair.teacher)
+    if self.method.chunk_loss is not None:
+      chunks = self.aligned_head(evaluation.evaluation_row_loss(self.method.chunk_loss))
+      return evaluation.make_chunk_statistics(student=student, teacher=teacher, head=chunks)
+    head = self.head(evaluation.evaluation_token_loss(self.method))
+    return evaluation.make_token_statistics(student=student, teacher=teacher, head=head)
 
   def init_state(self, student_params: Params | None = None) -> TrainState:
     """The state before step 0, traceable; `student_params` replaces random initial values."""
@@ -235,11 +264,12 @@ class Run:
     init = lambda: jax.tree.map(lambda x: x.astype(dtype), self.pair.teacher.init(key))
     return jax.jit(init, out_shardings=shardings)()
 
-  def abstract_batch(self) -> Batch:
+  def abstract_batch(self) -> AnyBatch:
     """Shapes, dtypes and shardings of a train batch."""
     shape, rows = (self.batch_size, self.rows.seq_len), sharding.batch_sharding(self.mesh)
     ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
-    return Batch(ids, ids, ids, ids, jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows))
+    batch = Batch(ids, ids, ids, ids, jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows))
+    return batch if self.rows.sides == 1 else PairedBatch(batch, batch, ids, ids)
 
   def disk_bytes(self) -> int:
     """Bytes of the checkpoints (those that stay and one being written) and the export, about."""

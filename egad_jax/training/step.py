@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from egad_jax.data.batches import Batch
+from egad_jax.data.batches import AnyBatch
 from egad_jax.losses.method import Context, Method, State, Stats
 from egad_jax.training.objective import Metrics, Objective
 
@@ -32,10 +32,10 @@ class TrainState(NamedTuple):
   method_state: State
 
 
-TrainStep = Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, Params, AnyBatch], tuple[TrainState, Metrics]]
 
 
-def micro_batches(batch: Batch, accumulation: int) -> Batch:
+def micro_batches(batch: AnyBatch, accumulation: int) -> AnyBatch:
   """Splits the rows of a batch: [batch, seq] -> [accumulation, batch / accumulation, seq].
 
   Micro-batch m takes rows m, m + accumulation, …: rows then stay on the device that holds them.
@@ -93,7 +93,7 @@ def make_train_step(
     accumulation: micro-batches per update; must divide the rows of the batch.
   """
 
-  def accumulated(params: Params, teacher_params: Params, batch: Batch, context: Context):
+  def accumulated(params: Params, teacher_params: Params, batch: AnyBatch, context: Context):
     gradient = jax.grad(objective, has_aux=True)
     if accumulation == 1:
       return gradient(params, teacher_params, batch, context)
@@ -107,7 +107,7 @@ def make_train_step(
     metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), outcome.metrics)
     return grads, outcome._replace(loss=jnp.sum(outcome.loss), metrics=metrics)
 
-  def train_step(state: TrainState, teacher_params: Params, batch: Batch):
+  def train_step(state: TrainState, teacher_params: Params, batch: AnyBatch):
     now = context(state.step, state.method_state)
     grads, (loss, stats, metrics, mask) = accumulated(state.params, teacher_params, batch, now)
     count = jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1)

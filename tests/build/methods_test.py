@@ -60,3 +60,54 @@ def test_options_of_the_divergence_reach_the_loss():
   expected = losses.make_vanilla_kd(divergence="jensen_shannon", divergence_options={"beta": 0.1})
   np.testing.assert_array_equal(values(build.make_method(config)), values(expected))
   assert not np.allclose(plain, values(expected))
+
+
+@pytest.mark.parametrize(
+  ("method", "own", "expected"),
+  [
+    ("adakd", "ratio_step=0.1", losses.make_adakd(focus=losses.Focus(ratio_step=0.1))),
+    (
+      "aekt",
+      "gamma=0.5",
+      losses.make_aekt(explicit_knowledge=losses.ExplicitKnowledge(gamma=0.5)),
+    ),
+    ("ea_kd", "entropy_temperature=2", losses.make_ea_kd(entropy_temperature=2.0)),
+    ("se_kd", "fraction=0.7", losses.make_se_kd(fraction=0.7)),
+    ("taid", "start=0.2", losses.make_taid(interpolation=losses.Interpolation(start=0.2))),
+    ("trg", "nodes=4", losses.make_trg(graph=losses.RelationGraph(nodes=4))),
+  ],
+)
+def test_options_of_the_method_reach_it(method, own, expected):
+  config = changed(method=method, method_options=own)
+  if method == "adakd":
+    config.loss.divergence = "reverse_kl"
+  np.testing.assert_array_equal(values(build.make_method(config)), values(expected))
+
+
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    ({"method_options": "a=1"}, r"config\.method_options: there is no option 'a'; .* are none"),
+    ({"method": "adakd", "method_options": "ratio=1"}, r"the options are ratio_step, tolerance"),
+    (
+      {"method": "adakd", "method_options": "ratio_step=2"},
+      r"config\.method=adakd: ratio_step must be in \[0, 1\), got 2\.0",
+    ),
+    ({"method": "se_kd", "method_options": "fraction=0"}, r"config\.method=se_kd: fraction must"),
+    (
+      {"method": "aekt", "method_options": "serial=true"},
+      r"config\.method=aekt: .*ce_weight",
+    ),
+    (
+      {"loss__divergence": "alpha_beta", "loss__divergence_options": "gamma=1"},
+      r"config\.loss\.divergence_options: there is no option 'gamma'; .* are alpha, beta",
+    ),
+    (
+      {"loss__divergence": "jensen_shannon", "loss__divergence_options": "beta=2"},
+      r"beta must be in \[0, 1\], got 2\.0",
+    ),
+  ],
+)
+def test_options_that_do_not_fit_the_method(values, message):
+  with pytest.raises(InputError, match=message):
+    build.validate(changed(**values))

@@ -38,7 +38,7 @@ def test_the_defaults_are_few_and_need_a_teacher():
 @pytest.mark.parametrize(
   ("values", "message"),
   [
-    ({"method": "egda"}, r"config\.method must be one of egad, vanilla_kd; got 'egda'"),
+    ({"method": "egda"}, r"config\.method must be one of egad, vanilla_kd, .*; got 'egda'"),
     ({"student__dtype": "f16"}, r"config\.student\.dtype must be one of bfloat16, float32"),
     ({"student__init": "zeros"}, r"config\.student\.init must be one of layers, random, source"),
     ({"student__init": "source"}, r"config\.student\.source is required with"),

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from egad_jax.data import corpus, packing
+from egad_jax.data import corpus, packing, paired_packing
 from egad_jax.data.tokenizer import Tokenizer
 
 _WORDS = ("the", "naïve", "café", "def", "return", "x1", "🙂", "\n  ", "teacher", "entropy")
@@ -49,3 +49,17 @@ def small_corpus(texts, tmp_path_factory) -> corpus.Corpus:
 def rows(small_corpus, tokenizer, tmp_path_factory) -> packing.Rows:
   directory = tmp_path_factory.mktemp("rows")
   return packing.prepare_rows(small_corpus, tokenizer, seq_len=32, directory=directory)
+
+
+@pytest.fixture(scope="session")
+def teacher_tokenizer(texts) -> Tokenizer:
+  # Other merges than the student's, not only more of them, so that tokens overlap.
+  return Tokenizer.train(["teacher entropy document", *(t[::-1] for t in texts)], vocab_size=420)
+
+
+@pytest.fixture(scope="session")
+def paired_rows(small_corpus, tokenizer, teacher_tokenizer, tmp_path_factory) -> packing.Rows:
+  directory = tmp_path_factory.mktemp("paired")
+  return paired_packing.prepare_paired_rows(
+    small_corpus, tokenizer, teacher_tokenizer, seq_len=32, directory=directory
+  )

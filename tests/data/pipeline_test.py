@@ -5,17 +5,18 @@ from __future__ import annotations
 import collections
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
 from egad_jax.data import packing, pipeline
-from egad_jax.data.batches import Batch
+from egad_jax.data.batches import AnyBatch, Batch, PairedBatch
 from egad_jax.errors import InputError
 
 _BATCH = 4
 
 
-def _take(rows: packing.Rows, count: int, **changes) -> list[Batch]:
+def _take(rows: packing.Rows, count: int, **changes) -> list[AnyBatch]:
   arguments = {"batch_size": _BATCH, "seed": 0} | changes
   return list(itertools.islice(pipeline.train_batches(rows, **arguments), count))
 
@@ -24,11 +25,9 @@ def _row_keys(found: list[Batch]) -> list[bytes]:
   return [row.tobytes() for batch in found for row in batch.tokens]
 
 
-def _assert_equal(one: list[Batch], two: list[Batch]) -> None:
+def _assert_equal(one: list[AnyBatch], two: list[AnyBatch]) -> None:
   assert len(one) == len(two)
-  for a, b in zip(one, two, strict=True):
-    for field, other in zip(a, b, strict=True):
-      np.testing.assert_array_equal(field, other)
+  jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
 def test_shapes_and_types(rows):
@@ -67,9 +66,7 @@ def test_a_batch_may_be_larger_than_the_corpus(rows):
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_processes_take_consecutive_slices_of_the_same_batches(rows, count):
   parts = [_take(rows, 3, process_index=i, process_count=count) for i in range(count)]
-  joined = [
-    Batch(*map(np.concatenate, zip(*same, strict=True))) for same in zip(*parts, strict=True)
-  ]
+  joined = [jax.tree.map(lambda *x: np.concatenate(x), *same) for same in zip(*parts, strict=True)]
   _assert_equal(joined, _take(rows, 3))
 
 
@@ -143,3 +140,51 @@ def test_a_damaged_record_is_an_empty_row_and_moves_nothing(
 def test_a_record_of_another_size_is_an_empty_row(rows, tmp_path):
   broken = packing.dataclasses.replace(rows, seq_len=rows.seq_len - 1)
   assert not pipeline.RowSource(broken, "train")[0].mask.any()
+
+
+def test_paired_batches_are_a_function_of_seed_and_number(paired_rows):
+  everything = _take(paired_rows, 2 * paired_rows.train_size // _BATCH)
+  for batch in everything:
+    assert isinstance(batch, PairedBatch)
+    assert {x.shape for x in jax.tree.leaves(batch)} == {(_BATCH, paired_rows.seq_len)}
+    dtypes = [x.dtype for x in jax.tree.leaves(batch)]
+    assert dtypes == [*([np.int32] * 4 + [np.bool_]) * 2, np.int32, np.int32]
+  _assert_equal(_take(paired_rows, 5, start_step=3), everything[3:8])
+  for index in (0, len(everything) - 1):
+    one = pipeline.train_batch(paired_rows, index, batch_size=_BATCH, seed=0)
+    _assert_equal([one], [everything[index]])
+  assert _row_keys([b.teacher for b in _take(paired_rows, 3, seed=1)]) != _row_keys(
+    [b.teacher for b in everything[:3]]
+  )
+
+
+def test_paired_epochs_keep_the_sides_of_a_row_together(paired_rows):
+  size = paired_rows.train_size
+  batches = _take(paired_rows, 2 * size // _BATCH + 1)
+  keys = list(zip(*(_row_keys([b[i] for b in batches]) for i in (0, 1)), strict=True))
+  source = pipeline.RowSource(paired_rows, "train")
+  wanted = collections.Counter(
+    (source[i].student.tokens.tobytes(), source[i].teacher.tokens.tobytes()) for i in range(size)
+  )
+  assert collections.Counter(keys[:size]) == collections.Counter(keys[size : 2 * size]) == wanted
+
+
+def test_paired_held_out_rows_are_padded_with_empty_rows(paired_rows):
+  found = pipeline.held_out_batches(paired_rows, batch_size=paired_rows.held_out_size - 1)
+  assert len(found) == 2
+  assert sum(b.student.mask.sum() for b in found) == paired_rows.num_targets["held_out"]
+  for leaf in jax.tree.leaves(found[1]):
+    assert not leaf[1:].any()
+  parts = [
+    pipeline.held_out_batches(paired_rows, batch_size=2, process_index=i, process_count=2)[0]
+    for i in (0, 1)
+  ]
+  joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+  _assert_equal([joined], pipeline.held_out_batches(paired_rows, batch_size=2)[:1])
+
+
+def test_a_paired_record_of_another_size_is_an_empty_row(paired_rows):
+  broken = packing.dataclasses.replace(paired_rows, seq_len=paired_rows.seq_len - 1)
+  row = pipeline.RowSource(broken, "train")[0]
+  assert isinstance(row, PairedBatch)
+  assert not any(leaf.any() for leaf in jax.tree.leaves(row))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from egad_jax.head import dense_head, distillation_head
+from egad_jax.head.chunked import logits_from, soft_capped
 from tests.head.problems import (
   extras_for,
   random_problem,
@@ -50,12 +51,20 @@ def test_cotangent_scales_the_gradient():
   problem = random_problem()
   head = distillation_head(token_loss, chunk_size=8)
 
-  def scaled(hidden):
+  def scaled(hidden, unembedding):
     rest = (extras_for(problem), {"base": jnp.float32(1.3)})
-    return -2.5 * head(hidden, *problem[1:], *rest)[0]
+    return -2.5 * head(hidden, unembedding, *problem[2:], *rest)[0]
 
-  _, (expected, _) = value_and_gradients(head, problem)
-  assert_same(jax.grad(scaled)(problem.student_hidden), -2.5 * expected, 1e-6)
+  _, expected = value_and_gradients(head, problem)
+  found = jax.grad(scaled, argnums=(0, 1))(*problem[:2])
+  assert_same(found, [-2.5 * gradient for gradient in expected], 1e-6)
+
+
+def test_evaluation_is_the_value_of_training():
+  problem = random_problem()
+  head = distillation_head(token_loss, chunk_size=7)
+  evaluated = head(*problem, extras_for(problem), {"base": jnp.float32(1.3)})
+  assert_same(evaluated, value_and_gradients(head, problem)[0], 1e-7)
 
 
 def test_tokens_outside_the_mask_change_nothing_nan_included():
@@ -171,3 +180,19 @@ def test_misuse_names_the_argument():
   for replaced, options, message in cases:
     with pytest.raises(ValueError, match=message):
       distillation_head(token_loss, **options)(*problem._replace(**replaced), *arguments)
+
+
+def test_soft_cap():
+  logits = jnp.array([-100.0, -1.0, 0.0, 2.0, 100.0])
+  np.testing.assert_array_equal(soft_capped(logits, None), logits)
+  np.testing.assert_allclose(soft_capped(logits, 3.0), 3 * np.tanh(logits / 3), rtol=1e-6)
+
+
+def test_logits_of_bfloat16_are_not_rounded_to_it():
+  hidden, unembedding = (
+    jnp.array([[1.0, 1.0]], jnp.bfloat16),
+    jnp.array([[256.0, 1.0]], jnp.bfloat16),
+  )
+  logits = logits_from(hidden, unembedding)
+  assert logits.dtype == jnp.float32
+  assert logits[0, 0] == 257  # bfloat16 has 256 and 258.

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from egad_jax.losses import Branch, cosine_distance, make_egad
-from egad_jax.losses.branch import hard_from, in_batch_feature_loss
-from egad_jax.losses.features import project
+from egad_jax.losses.branch import PAIR_TOKENS, hard_from, in_batch_feature_loss
+from egad_jax.losses.features import pair_distances, project
 
 TAPS, BATCH, SEQ, DS, DT = 2, 3, 8, 4, 5
 
@@ -95,8 +95,8 @@ def test_easy_gather_takes_the_easiest(taps, stats, mask, context):
 
 def test_threshold_divides_by_its_expected_share(taps, stats, mask, context):
   branch = Branch(threshold=0.5, weight=1.0)
-  share = 1 - context.state.position(jnp.float32(0.5))
-  assert hard_from(context.state, branch) == 1 - share
+  share = 1 - context.state.entropy.position(jnp.float32(0.5))
+  assert hard_from(context.state.entropy, branch) == 1 - share
   total, _ = feature_loss(branch, taps, stats, mask, context)
   chosen = np.array((stats["hard"] > 0) & mask)
   np.testing.assert_allclose(total, expected_sum(taps, chosen) / share, rtol=1e-5)
@@ -105,9 +105,16 @@ def test_threshold_divides_by_its_expected_share(taps, stats, mask, context):
   np.testing.assert_allclose(total, expected_sum(taps, chosen) / 1e-3, rtol=1e-5)
 
 
-def test_sum_adds_up_over_micro_batches(taps, stats, mask, context):
+@pytest.mark.parametrize(
+  "branch",
+  [
+    Branch(hard_fraction=0.25, weight=0.7),
+    Branch(hard_fraction=0.25, softness=0.1),
+    Branch(hard_fraction=0.25, loss="pair_distances"),
+  ],
+)
+def test_sum_adds_up_over_micro_batches(taps, stats, mask, context, branch):
   params, student, teacher = taps
-  branch = Branch(hard_fraction=0.25, weight=0.7)
   whole, whole_metrics = feature_loss(branch, taps, stats, mask, context)
   parts = [
     feature_loss(
@@ -126,7 +133,14 @@ def test_sum_adds_up_over_micro_batches(taps, stats, mask, context):
 
 
 @pytest.mark.parametrize(
-  "branch", [Branch(0.125), Branch(0.5), Branch(0.125, loss="normalized_mse")]
+  "branch",
+  [
+    Branch(0.125),
+    Branch(0.5),
+    Branch(0.125, loss="normalized_mse"),
+    Branch(0.375, loss="pair_distances"),
+    Branch(0.5, loss="pair_distances"),
+  ],
 )
 def test_masked_tokens_and_teacher_get_nothing(taps, stats, mask, context, branch):
   params, student, teacher = taps
@@ -136,7 +150,8 @@ def test_masked_tokens_and_teacher_get_nothing(taps, stats, mask, context, branc
   np.testing.assert_array_equal(to_teacher, 0)
   hard = (stats["hard"] > 0) & mask
   np.testing.assert_array_equal(to_student[:, ~hard], 0)
-  assert float(jnp.abs(to_params["kernel"]).max()) > 0
+  assert float(jnp.abs(to_student[:, hard]).max()) > 0
+  assert bool(jnp.any(to_params["kernel"] != 0)) == (branch.loss != "pair_distances")
   poison = lambda x: jnp.where(mask[None, :, :, None], x, jnp.nan)
   poisoned_stats = {name: jnp.where(mask, x, jnp.nan) for name, x in stats.items()}
   again, (p_params, p_student, _) = gradient(
@@ -176,13 +191,186 @@ def test_in_batch_mean_over_hard_tokens(taps, stats, mask):
   assert one == same
 
 
+@pytest.mark.parametrize("threshold", [None, 1e9])
+def test_no_hard_token_is_no_gradient_to_the_projector(taps, stats, mask, context, threshold):
+  easy = stats | {"hard": jnp.zeros((BATCH, SEQ))}
+  branch = Branch(threshold=threshold)
+  function = lambda p: feature_loss(branch, (p, *taps[1:]), easy, mask, context)[0]
+  value, gradient = jax.value_and_grad(function)(taps[0])
+  assert value == 0
+  np.testing.assert_array_equal(gradient["kernel"], 0)
+
+
+def test_projected_features_that_agree_get_no_gradient(taps, stats, mask, context):
+  params, student, _ = taps
+  teacher = 3 * project(params, student)
+  function = lambda p: feature_loss(Branch(), (p, student, teacher), stats, mask, context)[0]
+  value, gradient = jax.value_and_grad(function)(params)
+  np.testing.assert_allclose(value, 0, atol=1e-5)
+  np.testing.assert_allclose(gradient["kernel"], 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("start", [0.0, 0.3, 0.75, 1.0])
+@pytest.mark.parametrize("softness", [0.0, 1e-4, 0.05, 2.0])
+def test_gate_and_its_expectation(start, softness):
+  branch = Branch(softness=softness)
+  with jax.enable_x64(True):
+    h = (jnp.arange(200_000, dtype=jnp.float64) + 0.5) / 200_000
+    gate, h = np.array(branch.gate(h, start)), np.array(h)
+    assert gate.min() >= 0
+    assert gate.max() <= 1
+    assert np.all(np.diff(gate) >= 0)
+    if softness:
+      expected = 1 / (1 + np.exp(np.clip((start - h) / softness, None, 700)))
+      np.testing.assert_allclose(gate, expected, atol=1e-12)
+    np.testing.assert_allclose(gate.mean(), branch.expected_gate(start), atol=1e-6)
+  np.testing.assert_allclose(branch.expected_gate(start), gate.mean(), atol=2e-6)
+
+
+def soft_stats(stats, branch, context):
+  """Stats as `token_loss` makes them: entropies over the whole distribution, and their gates."""
+  entropy = jnp.exp(6 * stats["teacher_entropy"] - 4)
+  position = context.state.entropy.position(entropy)
+  gate = branch.gate(position, hard_from(context.state.entropy, branch))
+  return {"teacher_entropy": entropy, "hard": gate}
+
+
+@pytest.mark.parametrize("threshold", [None, 0.3])
+def test_soft_gate_multiplies_and_its_expectation_divides(taps, stats, mask, context, threshold):
+  branch = Branch(hard_fraction=0.5, threshold=threshold, softness=0.2, weight=0.3)
+  stats = soft_stats(stats, branch, context)
+  total, metrics = feature_loss(branch, taps, stats, mask, context)
+  distance = np.array(cosine_distance(project(*taps[:2]), taps[2]).mean(0))
+  gate = np.where(mask, stats["hard"], 0)
+  assert np.unique(gate).size > 10
+  start = float(hard_from(context.state.entropy, branch))
+  softplus = lambda x: np.log1p(np.exp(x))
+  share = 0.2 * (softplus((1 - start) / 0.2) - softplus(-start / 0.2))
+  np.testing.assert_allclose(total, 0.3 * (gate * distance).sum() / share, rtol=1e-5)
+  np.testing.assert_allclose(metrics["hard_overflow"], [0, gate.sum()], rtol=1e-6)
+
+
+def test_soft_easy_and_hard_make_up_all(taps, stats, mask, context):
+  part = lambda tokens: Branch(softness=0.2, weight=1.0, tokens=tokens)
+  stats = soft_stats(stats, part("hard"), context)
+  hard, easy, everything = (
+    feature_loss(part(tokens), taps, stats, mask, context)[0] for tokens in ("hard", "easy", "all")
+  )
+  share = part("hard").expected_gate(0.5)
+  np.testing.assert_allclose(share * hard + (1 - share) * easy, everything, rtol=1e-5)
+
+
+def test_soft_gather_counts_the_gates_it_drops(taps, stats, mask, context):
+  branch = Branch(hard_fraction=0.125, softness=0.2, weight=1.0)  # 2 places of 8.
+  stats = soft_stats(stats, branch, context)
+  total, metrics = feature_loss(branch, taps, stats, mask, context)
+  distance = np.array(cosine_distance(project(*taps[:2]), taps[2]).mean(0))
+  gate = np.where(mask, stats["hard"], 0)
+  taken = np.zeros_like(gate)
+  for row in range(BATCH):
+    order = np.argsort(-np.where(mask[row], stats["teacher_entropy"][row], -1))[:2]
+    taken[row, order] = gate[row, order]
+  share = branch.expected_gate(0.875)
+  np.testing.assert_allclose(total, (taken * distance).sum() / share, rtol=1e-5)
+  overflow = [gate.sum() - taken.sum(), gate.sum()]
+  np.testing.assert_allclose(metrics["hard_overflow"], overflow, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["cosine", "pair_distances"])
+@pytest.mark.parametrize("tokens", ["hard", "easy"])
+def test_softness_tends_to_the_hard_threshold(taps, stats, mask, context, loss, tokens):
+  def value(softness):
+    branch = Branch(hard_fraction=0.4, softness=softness, loss=loss, tokens=tokens)
+    return feature_loss(branch, taps, soft_stats(stats, branch, context), mask, context)[0]
+
+  errors = [abs(float(value(softness) - value(0.0))) for softness in (0.1, 0.01, 1e-3, 1e-5)]
+  assert errors[0] > errors[2]
+  np.testing.assert_allclose(value(1e-5), value(0.0), rtol=1e-4)
+
+
+def pair_sum(student, teacher, chosen):
+  """Sum over chosen tokens of the mean squared difference of distances to the row's others."""
+  unit = lambda x: np.array(x) / np.linalg.norm(np.array(x), axis=-1, keepdims=True)
+  total = 0.0
+  for k in range(TAPS):
+    for row in range(chosen.shape[0]):
+      index = np.flatnonzero(chosen[row])
+      s, t = (unit(x[k, row, index]) for x in (student, teacher))
+      squared = (s @ s.T - t @ t.T) ** 2
+      total += squared.sum() / max(1, len(index) - 1) / TAPS
+  return total
+
+
+def test_pair_distances_of_the_hard_tokens_of_a_row(taps, stats, mask, context):
+  _, student, teacher = taps
+  branch = Branch(hard_fraction=0.5, weight=0.3, loss="pair_distances")
+  total, metrics = feature_loss(branch, ({}, student, teacher), stats, mask, context)
+  chosen = np.array((stats["hard"] > 0) & mask)
+  np.testing.assert_allclose(total, 0.3 * pair_sum(student, teacher, chosen) / 0.5, rtol=1e-5)
+  np.testing.assert_array_equal(metrics["hard_overflow"], [0, chosen.sum()])
+  loss = in_batch_feature_loss(student, teacher, stats, mask, branch)
+  expected = 0.3 * pair_sum(student, teacher, chosen) / chosen.sum()
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  one_row = {name: stat[0] for name, stat in stats.items()}
+  loss = in_batch_feature_loss(student[:, 0], teacher[:, 0], one_row, mask[0], branch)
+  expected = 0.3 * pair_sum(student[:, :1], teacher[:, :1], chosen[:1]) / chosen[0].sum()
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  # A scalar mask is one token, which has no others.
+  alone = {name: stat[0, 0] for name, stat in stats.items()}
+  assert in_batch_feature_loss(student[0, 0, 0], teacher[0, 0, 0], alone, mask[0, 0], branch) == 0
+
+
+def test_pair_distances_do_not_care_for_order_rotation_and_scale(taps, stats, mask, context):
+  _, student, teacher = taps
+  branch = Branch(hard_fraction=0.25, loss="pair_distances")
+  value = lambda s, t, st, m: feature_loss(branch, ({}, s, t), st, m, context)[0]
+  expected = value(student, teacher, stats, mask)
+  order = jnp.array([5, 1, 7, 0, 2, 6, 4, 3])
+  shuffled = {name: stat[:, order] for name, stat in stats.items()}
+  again = value(student[:, :, order], teacher[:, :, order], shuffled, mask[:, order])
+  np.testing.assert_allclose(again, expected, rtol=1e-5)
+  rotation, _ = jnp.linalg.qr(jax.random.normal(jax.random.key(4), (DT, DT)))
+  again = value(7 * student, 0.1 * teacher @ rotation, stats, mask)
+  np.testing.assert_allclose(again, expected, rtol=1e-4)
+
+
+def test_pair_distances_have_no_projector():
+  sizes = {"student_dim": DS, "teacher_dim": DT, "num_taps": TAPS}
+  for branch, names in ((Branch(loss="pair_distances"), set()), (Branch(), {"kernel"})):
+    assert set(make_egad(branch=branch).init_params(jax.random.key(0), **sizes)) == names
+  assert make_egad(branch=None).init_params(jax.random.key(0), **sizes) == {}
+
+
+@pytest.mark.parametrize("form", ["running", "in_batch"])
+def test_pair_distances_take_a_bounded_number_of_tokens(context, form):
+  seq = PAIR_TOKENS + 40
+  keys = jax.random.split(jax.random.key(6), 3)
+  student, teacher = (jax.random.normal(key, (1, 1, seq, 3)) for key in keys[:2])
+  entropy = jax.random.uniform(keys[2], (1, seq))
+  stats = {"teacher_entropy": entropy, "hard": jnp.ones((1, seq))}
+  mask = jnp.ones((1, seq), bool).at[0, :5].set(False)
+  branch = Branch(hard_fraction=1.0, weight=1.0, loss="pair_distances")
+  hardest = jnp.argsort(jnp.where(mask[0], -entropy[0], 9))[:PAIR_TOKENS]
+  taken = (x[0, 0, hardest] for x in (student, teacher))
+  mean = float(pair_distances(*taken, jnp.ones(PAIR_TOKENS)).mean())
+  if form == "in_batch":
+    loss = in_batch_feature_loss(student, teacher, stats, mask, branch)
+    np.testing.assert_allclose(loss, mean, rtol=1e-5)
+  else:
+    total, metrics = feature_loss(branch, ({}, student, teacher), stats, mask, context)
+    np.testing.assert_allclose(total, mean * (seq - 5), rtol=1e-5)
+    np.testing.assert_array_equal(metrics["hard_overflow"], [35, seq - 5])
+
+
 @pytest.mark.parametrize(
   ("options", "message"),
   [
     ({"hard_fraction": 0.0}, r"hard_fraction must be in \(0, 1\], got 0.0"),
     ({"threshold": -1.0}, "threshold must be >= 0 nats or None, got -1.0"),
     ({"weight": -0.1}, "weight must be >= 0, got -0.1"),
-    ({"loss": "l1"}, "loss must be one of cosine, normalized_mse, got 'l1'"),
+    ({"softness": -0.1}, "softness must be >= 0 and finite, got -0.1"),
+    ({"softness": float("inf")}, "softness must be >= 0 and finite, got inf"),
+    ({"loss": "l1"}, "loss must be one of cosine, normalized_mse, pair_distances, got 'l1'"),
     ({"tokens": "some"}, "tokens must be one of hard, all, easy, got 'some'"),
   ],
 )

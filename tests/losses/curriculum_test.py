@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from egad_jax.losses import Curriculum, curriculum_weights
+from egad_jax.losses import Curriculum, curriculum_weights, entropy_position
 
 KINDS = ["linear", "window", "competence", "exponential"]
 H = jnp.array([0.0, 0.25, 0.5, 1.0])
@@ -49,10 +49,27 @@ def test_middle_is_uniform(kind):
   np.testing.assert_array_equal(curriculum_weights(H, 0.5, kind=kind), 1)
 
 
-@pytest.mark.parametrize("kind", ["linear", "exponential"])
-def test_mirror_symmetry(kind):
-  forward = curriculum_weights(H, 0.2, kind=kind)
-  np.testing.assert_allclose(curriculum_weights(1 - H, 0.8, kind=kind), forward, rtol=1e-5)
+@pytest.mark.parametrize("kind", ["linear", "window", "exponential"])
+@pytest.mark.parametrize("progress", [0.0, 0.2, 0.5])
+def test_mirror_symmetry(kind, progress):
+  forward = curriculum_weights(H, progress, kind=kind)
+  mirrored = curriculum_weights(1 - H, 1 - progress, kind=kind)
+  np.testing.assert_allclose(mirrored, forward, rtol=1e-5)
+
+
+def test_ends_are_monotone():
+  for kind in ("linear", "exponential"):
+    assert bool(jnp.all(jnp.diff(curriculum_weights(H, 0.0, kind=kind)) < 0))
+    assert bool(jnp.all(jnp.diff(curriculum_weights(H, 1.0, kind=kind)) > 0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("position", ["rank", "minmax", "median_ratio"])
+def test_equal_entropies_have_equal_weights(kind, position):
+  h = entropy_position(jnp.full((2, 3), 0.7), jnp.ones((2, 3), bool), kind=position)
+  for progress in (0.0, 0.3, 1.0):
+    weights = curriculum_weights(h, progress, kind=kind, normalize=True)
+    np.testing.assert_allclose(weights, 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -115,3 +132,7 @@ def test_misuse(options, message):
 def test_positions_must_be_floats():
   with pytest.raises(TypeError, match="position must be floating point"):
     curriculum_weights(jnp.arange(3), 0.5)
+
+
+def test_competence_ends_with_all_tokens():
+  np.testing.assert_array_equal(curriculum_weights(H, 1.0, kind="competence"), 1)

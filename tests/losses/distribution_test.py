@@ -168,3 +168,8 @@ def test_misuse():
     empty.position(jnp.arange(2))
   with pytest.raises(ValueError, match="one entry per token"):
     empty.update(jnp.ones((2, 3)), jnp.ones(2, bool), half_life=1.0)
+
+
+def test_one_token_counts():
+  distribution = filled(jnp.array([1.0])).update(jnp.array([2.0]), jnp.array([True]), half_life=1e9)
+  np.testing.assert_allclose(distribution.mass.sum(), 2.0, rtol=1e-6)

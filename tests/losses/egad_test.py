@@ -100,6 +100,8 @@ def test_neutral_values_agree_with_off(batch):
     {"temperature": Temperature(position="median_ratio"), "position": "minmax"},
     {"branch": Branch(threshold=0.5, hard_logits=False), "position": "median_ratio"},
     {"divergence": "alpha_beta", "ce_weight": 0.1},
+    {"branch": Branch(threshold=0.5, softness=0.1, hard_logits=False)},
+    {"branch": Branch(loss="pair_distances", softness=0.1)},
   ],
 )
 def test_masked_tokens_change_nothing(batch, options):
@@ -216,6 +218,45 @@ def test_threshold_routes_by_nats(batch):
   replaced, metrics = function(features, 0.0, hard_logits=False)
   assert metrics["distillation_loss"] == 0
   np.testing.assert_allclose(replaced, metrics["feature_loss"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("hard_logits", [True, False])
+def test_soft_routing(batch, hard_logits):
+  features = [jax.random.normal(jax.random.key(i), (3, 8, 6)) for i in range(2)]
+  branch = Branch(hard_fraction=0.3, softness=0.2, weight=0.7, hard_logits=hard_logits)
+  options = OFF | {"branch": branch}
+  names = {"student_features": features[0], "teacher_features": features[1]}
+  loss, metrics = egad_loss(*batch, progress=0.5, **names, **options)
+  position = losses.entropy_position(losses.token_entropy(batch.teacher), batch.mask)
+  gate = np.where(batch.mask, 1 / (1 + np.exp(-(np.array(position) - 0.7) / 0.2)), 0)
+  tokens = np.array(batch.mask).sum()
+  np.testing.assert_allclose(metrics["hard_fraction"], gate.sum() / tokens, rtol=1e-5)
+  distance = losses.cosine_distance(*features)
+  feature = 0.7 * (gate * distance).sum() / gate.sum()
+  np.testing.assert_allclose(metrics["feature_loss"], feature, rtol=1e-5)
+  kept = 1.0 if hard_logits else 1 - gate
+  logit = (kept * batch.mask * losses.forward_kl(*batch[:2])).sum() / tokens
+  np.testing.assert_allclose(loss, logit + feature, rtol=1e-5)
+
+
+def test_pair_distances_take_any_widths(batch):
+  student, teacher = jnp.ones((2, 3, 8, 6)), jax.random.normal(jax.random.key(1), (2, 3, 8, 9))
+  student = student + jax.random.normal(jax.random.key(0), student.shape)
+  options = OFF | {"branch": Branch(loss="pair_distances", tokens="all", weight=1.0)}
+  function = lambda s, t: egad_loss(
+    *batch, progress=0.5, student_features=s, teacher_features=t, **options
+  )[1]["feature_loss"]
+  value = function(student, teacher)
+  mask = np.array(batch.mask)
+  unit = lambda x: np.array(x) / np.linalg.norm(x, axis=-1, keepdims=True)
+  expected = 0.0
+  for tap in range(2):
+    for row in range(3):
+      s, t = (unit(x[tap, row])[mask[row]] for x in (student, teacher))
+      others = max(1, mask[row].sum() - 1)
+      expected += ((s @ s.T - t @ t.T) ** 2).sum() / others / 2 / mask.sum()
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  np.testing.assert_allclose(function(3 * student, -teacher), value, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

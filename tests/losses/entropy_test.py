@@ -49,6 +49,10 @@ def test_derivative_in_temperature_is_variance_over_t_cubed():
     variance = jnp.sum(p * logits**2) - jnp.sum(p * logits) ** 2
     slope = jax.grad(lambda t: token_entropy(logits / t))(t)
     np.testing.assert_allclose(slope, variance / t**3, rtol=1e-9)
+    difference = token_entropy(logits / (t + 1e-5)) - token_entropy(logits / (t - 1e-5))
+    np.testing.assert_allclose(difference / 2e-5, variance / t**3, rtol=1e-7)
+    warmer = [token_entropy(logits / t) for t in (0.1, 0.5, 1.0, 2.0, 10.0, 100.0)]
+    assert bool(jnp.all(jnp.diff(jnp.stack(warmer)) > 0))
 
 
 def test_hidden_columns_and_dtype():
@@ -117,3 +121,12 @@ def test_misuse():
     entropy_position(jnp.ones(2), jnp.ones(2, bool), kind="x")
   with pytest.raises(TypeError, match="entropy must be floating point"):
     entropy_position(jnp.arange(2), jnp.ones(2, bool))
+
+
+@pytest.mark.parametrize("kind", ["rank", "minmax", "median_ratio"])
+def test_lower_and_higher_entropies_outside_the_mask_do_not_matter(kind):
+  inside = jnp.array([1.0, 2.0, 5.0])
+  padded = jnp.concatenate([jnp.array([0.1, 0.2, 0.3, 9.0]), inside])
+  position = entropy_position(padded, jnp.arange(7) >= 4, kind=kind)
+  expected = entropy_position(inside, jnp.ones(3, bool), kind=kind)
+  np.testing.assert_array_equal(position[4:], expected)

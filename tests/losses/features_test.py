@@ -7,7 +7,7 @@ import pytest
 from jax.test_util import check_grads
 
 from egad_jax.losses import FEATURE_DISTANCES, cosine_distance, normalized_mse
-from egad_jax.losses.features import init_projector, project, take_tokens
+from egad_jax.losses.features import init_projector, pair_distances, project, take_tokens
 
 
 def pair(shape=(3, 6), dtype=jnp.float32):
@@ -83,6 +83,85 @@ def test_jit_vmap_and_dtype(name):
   assert distance(student.astype(jnp.bfloat16), teacher.astype(jnp.bfloat16)).dtype == jnp.float32
 
 
+def spaces(shape=(2, 5), dtype=jnp.float32):
+  keys = jax.random.split(jax.random.key(3), 3)
+  student = jax.random.normal(keys[0], (*shape, 4), dtype)
+  teacher = jax.random.normal(keys[1], (*shape, 6), dtype)
+  return student, teacher, jax.random.uniform(keys[2], shape, dtype)
+
+
+def test_pair_distances_pair_by_pair():
+  with jax.enable_x64(True):
+    student, teacher, weight = spaces(dtype=jnp.float64)
+    weight = 2 * weight
+    values = pair_distances(student, teacher, weight)
+    for row in range(2):
+      for i in range(5):
+        total = mass = 0.0
+        for j in set(range(5)) - {i}:
+          gap = cosine_distance(student[row, i], student[row, j]) - cosine_distance(
+            teacher[row, i], teacher[row, j]
+          )
+          total, mass = total + weight[row, j] * gap**2, mass + weight[row, j]
+        np.testing.assert_allclose(values[row, i], total / max(mass, 1.0), rtol=1e-10)
+
+
+def test_pair_distances_invariances():
+  student, teacher, weight = spaces()
+  values = pair_distances(student, teacher, weight)
+  for dim, side in ((4, 0), (6, 1)):
+    rotation, _ = jnp.linalg.qr(jax.random.normal(jax.random.key(dim), (dim, dim)))
+    moved = [student, teacher]
+    moved[side] = 7 * moved[side] @ rotation
+    np.testing.assert_allclose(pair_distances(*moved, weight), values, atol=1e-5)
+  order = jnp.array([3, 0, 4, 1, 2])
+  shuffled = pair_distances(student[:, order], teacher[:, order], weight[:, order])
+  np.testing.assert_allclose(shuffled, values[:, order], atol=1e-6)
+  # Scales may differ from token to token.
+  scale = jnp.exp(jax.random.normal(jax.random.key(5), (2, 5, 1)))
+  np.testing.assert_allclose(pair_distances(scale * student, teacher, weight), values, atol=1e-5)
+
+
+def test_pair_distances_vanish_for_the_same_geometry():
+  student, _, weight = spaces()
+  embedding, _ = jnp.linalg.qr(jax.random.normal(jax.random.key(6), (6, 6)))
+  teacher = student @ embedding[:4]
+  function = lambda s: pair_distances(s, teacher, weight).sum()
+  value, gradient = jax.value_and_grad(function)(student)
+  np.testing.assert_allclose(value, 0, atol=1e-10)
+  np.testing.assert_allclose(gradient, 0, atol=1e-5)
+
+
+def test_pair_distances_gradients():
+  with jax.enable_x64(True):
+    student, teacher, weight = spaces(dtype=jnp.float64)
+    check_grads(lambda s: pair_distances(s, teacher, weight), (student,), order=1, modes=["rev"])
+  student, teacher, weight = spaces()
+  function = lambda s, t, w: pair_distances(s, t, w).sum()
+  gradients = jax.grad(function, argnums=(0, 1, 2))(student, teacher, weight)
+  assert bool(jnp.any(gradients[0] != 0))
+  for gradient in gradients[1:]:
+    np.testing.assert_array_equal(gradient, 0)
+  zeros = jax.grad(lambda s: function(s, teacher, weight))(student.at[0, 1].set(0))
+  assert bool(jnp.all(jnp.isfinite(zeros)))
+
+
+def test_pair_distances_others():
+  student, teacher, weight = spaces()
+  np.testing.assert_array_equal(pair_distances(student[:, :1], teacher[:, :1], weight[:, :1]), 0)
+  few = pair_distances(student, teacher, 1e-4 * weight)
+  whole = pair_distances(student, teacher, 1e4 * weight)
+  assert float(few.max()) < 1e-3 < float(whole.min())
+  function = jax.jit(pair_distances)
+  np.testing.assert_allclose(function(student, teacher, 1e4 * weight), whole, rtol=1e-5)
+  each = jax.vmap(function)(student, teacher, 1e4 * weight)
+  np.testing.assert_allclose(each, whole, rtol=1e-5)
+  stacked = pair_distances(student[None], teacher[None], 1e4 * weight[None])
+  np.testing.assert_allclose(stacked[0], whole, rtol=1e-6)
+  half = pair_distances(student.astype(jnp.bfloat16), teacher.astype(jnp.bfloat16), weight)
+  assert half.dtype == jnp.float32
+
+
 def test_projector():
   key = jax.random.key(0)
   same = init_projector(key, student_dim=5, teacher_dim=5, num_taps=2)
@@ -115,5 +194,9 @@ def test_take_tokens():
 def test_misuse():
   with pytest.raises(ValueError, match="already projected"):
     cosine_distance(jnp.ones((2, 3)), jnp.ones((2, 4)))
+  with pytest.raises(ValueError, match="differ in dim alone, got"):
+    pair_distances(jnp.ones((2, 3)), jnp.ones((3, 3)), jnp.ones(2))
+  with pytest.raises(ValueError, match="differ in dim alone, got"):
+    pair_distances(jnp.ones(3), jnp.ones(3), jnp.ones(()))
   with pytest.raises(TypeError, match="student_features must be floating point"):
     normalized_mse(jnp.ones(3, int), jnp.ones(3))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from egad_jax.losses import DIVERGENCES
+from egad_jax.losses import DIVERGENCES, log_divergences
 from egad_jax.losses.log_divergences import LOG_DIVERGENCES, make_divergence
 from egad_jax.losses.probabilities import log_probabilities
 
@@ -57,3 +57,20 @@ def test_options_arrive():
 def test_misuse(name, options, message):
   with pytest.raises(ValueError, match=message):
     make_divergence(name, options)
+
+
+def test_head_that_has_the_mass_exactly_takes_no_further_entry():
+  log_p, log_q = jnp.log(jnp.array([0.25, 0.5, 0.25])), jnp.log(jnp.array([0.125, 0.25, 0.625]))
+  forward, reverse = (
+    log_divergences.forward_kl(log_q, log_p),
+    log_divergences.reverse_kl(log_q, log_p),
+  )
+  value = log_divergences.adaptive_kl(log_q, log_p, head_mass=0.5)
+  # Gaps: 0.25 in the head {1}, 0.5 in the tail.
+  np.testing.assert_allclose(value, (forward + 2 * reverse) / 3, rtol=1e-6)
+
+
+def test_hellinger_of_entries_too_small_to_square_has_a_finite_gradient():
+  log_q, log_p = jnp.array([0.0, -150.0]), jnp.array([0.0, -200.0])
+  assert log_divergences.hellinger(log_q, log_p) == 0
+  np.testing.assert_array_equal(jax.grad(log_divergences.hellinger)(log_q, log_p), 0)

@@ -28,8 +28,9 @@ STATS = {
   "distillation_loss",
   "cross_entropy",
 }
+# x_token has a chunk loss instead of a token loss: x_token_test.py.
 METHODS_UNDER_TEST = {
-  **METHODS,
+  **{name: make for name, make in METHODS.items() if name != "x_token"},
   "egad_with_ce": functools.partial(make_egad, ce_weight=0.3),
   "egad_reverse": functools.partial(make_egad, divergence="reverse_kl"),
   "egad_mean": functools.partial(make_egad, temperature=Temperature(kind="mean")),
@@ -75,7 +76,7 @@ def test_stats_are_complete_per_token_and_detached(name, rows, context):
   ce_weight = 0.3 if name == "egad_with_ce" else 0.0
   expected = stats["distillation_loss"] + ce_weight * stats["cross_entropy"]
   np.testing.assert_array_equal(loss, expected)
-  assert set(np.unique(stats["hard"])) <= {0.0, 1.0}
+  assert bool(jnp.all((stats["hard"] >= 0) & (stats["hard"] <= 1)))
   np.testing.assert_array_equal(stats["teacher_entropy"], losses.token_entropy(rows[1]))
   np.testing.assert_array_equal(stats["student_entropy"], losses.token_entropy(rows[0]))
   log_q = jax.nn.log_softmax(rows[0])
@@ -120,11 +121,16 @@ def test_rows_are_independent(name, rows, context):
   np.testing.assert_allclose(eager, alone, rtol=2e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", METHODS_UNDER_TEST)
+# The others' gradients are more than a constant times a divergence's: see their own tests.
+SCALED = sorted(METHODS_UNDER_TEST.keys() - {"aekt", "taid"})
+
+
+@pytest.mark.parametrize("name", SCALED)
 def test_gradient_is_that_of_constant_weights_and_temperatures(name, rows, context):
   method = METHODS_UNDER_TEST[name]()
+  context = own_context(method, context)
   _, stats = token_loss(method, rows, context)
-  divergence = losses.reverse_kl if name == "egad_reverse" else losses.forward_kl
+  divergence = losses.reverse_kl if name in ("adakd", "egad_reverse") else losses.forward_kl
 
   def with_constants(z):
     value = divergence(z, rows[1], temperature=stats["temperature"])

@@ -2,13 +2,20 @@ from __future__ import annotations
 
 import pytest
 
-from egad_jax.losses import METHODS, Branch, Method, make_egad, make_method, make_vanilla_kd
+from egad_jax import losses
+from egad_jax.losses import METHODS, Branch, Method, make_method
+
+IDENTITY = ([[0], [1]], [[1.0], [1.0]])
 
 
 def test_table():
-  assert {"egad": make_egad, "vanilla_kd": make_vanilla_kd} == METHODS
-  for name in METHODS:
-    assert isinstance(make_method(name), Method)
+  assert set(METHODS) == {
+    *("egad", "vanilla_kd", "adakd", "aekt", "ea_kd", "se_kd", "taid", "trg", "x_token")
+  }
+  for name, make in METHODS.items():
+    assert getattr(losses, f"make_{name}") is make
+    inputs = {"projection": IDENTITY} if name == "x_token" else {}
+    assert isinstance(make_method(name, **inputs), Method)
 
 
 def test_options_arrive():
@@ -17,7 +24,7 @@ def test_options_arrive():
 
 
 def test_unknown_name_lists_the_names():
-  with pytest.raises(ValueError, match="method must be one of egad, vanilla_kd, got 'edag'"):
+  with pytest.raises(ValueError, match=r"must be one of egad, vanilla_kd, .* x_token, got 'edag'"):
     make_method("edag")
 
 

@@ -14,6 +14,7 @@ from egad_jax.losses import (
   curriculum_weights,
   entropy_position,
 )
+from egad_jax.losses.branch import hard_from
 from egad_jax.losses.placement import place_in_batch, place_running
 
 ENTROPY = jnp.array([1e-8, 0.05, 0.3, 1.0, 2.5])
@@ -31,7 +32,7 @@ def in_batch(mask=None, **options):
 
 
 def test_running_reads_the_distribution(context):
-  position = context.state.position(ENTROPY)
+  position = context.state.entropy.position(ENTROPY)
   curriculum = Curriculum(kind="exponential", strength=1.0)
   placed = running(context, curriculum=curriculum, branch=Branch(hard_fraction=0.3))
   np.testing.assert_array_equal(placed.temperature, adaptive_temperature(position))
@@ -74,7 +75,7 @@ def test_mean_temperature_and_mean_norm(context, place, position):
     np.testing.assert_allclose(norm.mean(), 1.0, rtol=1e-6)
   else:
     entropy = jnp.exp(jax.random.uniform(jax.random.key(9), (500,), minval=-4.0, maxval=1.0))
-    drawn = adaptive_temperature(context.state.position(entropy, position), strength=1.0)
+    drawn = adaptive_temperature(context.state.entropy.position(entropy, position), strength=1.0)
     np.testing.assert_allclose(mean, drawn.mean(), rtol=1e-2)
     norm = placed(compensation="mean_norm").factor
     np.testing.assert_allclose(adaptive**2 / norm, (drawn**2).mean(), rtol=1e-2)
@@ -95,6 +96,47 @@ def test_in_batch_reads_the_batch():
   assert nats.tolist() == [False, False, False, True, True]
 
 
+def test_soft_gates(context):
+  sigmoid = lambda x: 1 / (1 + np.exp(-x))
+  position = np.array(context.state.entropy.position(ENTROPY))
+  gate = running(context, branch=Branch(hard_fraction=0.3, softness=0.1)).hard
+  np.testing.assert_allclose(gate, sigmoid((position - 0.7) / 0.1), rtol=1e-5)
+  gate = running(context, branch=Branch(threshold=0.3, softness=0.1)).hard
+  np.testing.assert_allclose(gate, sigmoid((position - position[2]) / 0.1), rtol=1e-5)
+  rank = np.arange(5) / 4
+  gate = in_batch(branch=Branch(hard_fraction=0.3, softness=0.1)).hard
+  np.testing.assert_allclose(gate, sigmoid((rank - 0.7) / 0.1), rtol=1e-5)
+  gate = in_batch(branch=Branch(threshold=0.9, softness=0.1)).hard
+  np.testing.assert_allclose(gate, sigmoid((rank - 0.625) / 0.1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["rank", "minmax", "median_ratio"])
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.04, 0.4, 2.5, 9.0])
+def test_softness_tends_to_the_hard_gate(context, kind, threshold):
+  hard, soft = (Branch(0.3, threshold=threshold, softness=s) for s in (0.0, 1e-6))
+  mask = jnp.array([1, 1, 0, 1, 1], bool)
+  gates = [in_batch(mask, branch=branch, kind=kind).hard for branch in (hard, soft)]
+  np.testing.assert_allclose(gates[1][mask], gates[0][mask], atol=1e-6)
+  if threshold is not None:
+    np.testing.assert_array_equal(gates[0], np.array(ENTROPY) >= threshold)
+    equal = lambda branch: (
+      place_in_batch(
+        jnp.ones(3),
+        mask=jnp.ones(3, bool),
+        progress=0.0,
+        curriculum=None,
+        kind=kind,
+        temperature=Temperature(),
+        branch=branch,
+      ).hard
+    )
+    np.testing.assert_allclose(equal(soft), equal(hard), atol=1e-6)
+  elsewhere = [running(context, branch=branch).hard for branch in (hard, soft)]
+  # A token just at the threshold keeps a gate of 1/2.
+  apart = context.state.entropy.position(ENTROPY) != hard_from(context.state.entropy, hard)
+  np.testing.assert_allclose(elsewhere[1][apart], elsewhere[0][apart], atol=1e-6)
+
+
 def test_in_batch_without_tokens_stays_positive():
   for temperature in (Temperature(kind="mean", base=1.5), Temperature(compensation="mean_norm")):
     placed = in_batch(jnp.zeros(5, bool), temperature=temperature)
@@ -103,7 +145,7 @@ def test_in_batch_without_tokens_stays_positive():
 
 
 def test_empty_distribution_is_neutral(context):
-  empty = context._replace(state=EntropyDistribution.init())
+  empty = context._replace(state=context.state._replace(entropy=EntropyDistribution.init()))
   placed = running(empty, curriculum=Curriculum(), branch=Branch(hard_fraction=0.25))
   np.testing.assert_allclose(placed.temperature, 1.0, rtol=1e-6)
   np.testing.assert_allclose(placed.weight, 1.0, rtol=1e-6)

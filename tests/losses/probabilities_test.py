@@ -79,12 +79,26 @@ def test_float64_stays():
     (lambda: log_probabilities(jnp.float32(1)), ValueError, r"shape \[\.\.\., vocab\]"),
     (lambda: log_probabilities(jnp.ones(3), temperature=0.0), ValueError, "must be positive"),
     (
+      lambda: log_probabilities(jnp.ones((2, 3)), temperature=np.array([1.0, -1.0])),
+      ValueError,
+      "must be positive",
+    ),
+    (
       lambda: log_probabilities(jnp.ones((2, 3)), temperature=jnp.ones(3)),
       ValueError,
       r"one per token, shape \(2,\), got \(3,\)",
     ),
     (lambda: log_probabilities(jnp.ones(3), where=jnp.ones(2)), ValueError, "one entry per voc"),
-    (lambda: probabilities.check_pair(jnp.ones(3), jnp.ones(4)), ValueError, "same shape"),
+    (
+      lambda: probabilities.check_pair(jnp.ones((2, 3)), jnp.ones((2, 4))),
+      ValueError,
+      r"same shape \[\.\.\., vocab\], got \(2, 3\) and \(2, 4\); cut both .*cross_tokenizer_loss",
+    ),
+    (
+      lambda: probabilities.check_pair(jnp.ones((2, 3)), jnp.ones((1, 3))),
+      ValueError,
+      r"got \(2, 3\) and \(1, 3\)\.$",
+    ),
     (lambda: probabilities.check_labels(jnp.ones(3), (3,)), TypeError, "must be integers"),
     (lambda: probabilities.check_labels(jnp.arange(3), (2,)), ValueError, "leading shape"),
     (lambda: probabilities.check_mask(jnp.ones((2, 3)), (2,)), ValueError, "one entry per token"),
@@ -101,3 +115,10 @@ def test_label_logit_equals_gather():
   picked = probabilities.label_value(values, labels)
   np.testing.assert_array_equal(picked[:3], values[jnp.arange(3), labels[:3]])
   assert picked[3] == 0
+
+
+def test_very_unlikely_entries_keep_their_value_and_gradient():
+  logits = jnp.array([0.0, -1e4])
+  np.testing.assert_array_equal(log_probabilities(logits), [0.0, -1e4])
+  gradient = jax.grad(lambda z: log_probabilities(z)[1])(logits)
+  np.testing.assert_array_equal(gradient, [-1.0, 1.0])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from egad_jax.losses import hard_tokens
-from egad_jax.losses.routing import gather_indices, row_capacity
+from egad_jax.losses.routing import gather_indices, row_capacity, top_tokens
 
 
 def test_hardest_first_among_the_masked():
@@ -50,6 +50,22 @@ def test_rows_do_not_depend_on_each_other_and_jit():
     np.testing.assert_array_equal(alone[1][0], together[1][row])
 
 
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 1.0])
+def test_top_tokens_are_the_hard_tokens(fraction):
+  entropy = jnp.round(4 * jax.random.uniform(jax.random.key(0), (5, 30)))  # Ties.
+  mask = jax.random.bernoulli(jax.random.key(1), 0.6, (5, 30)).at[1].set(False)
+  indices, valid = hard_tokens(entropy, mask, fraction=fraction)
+  expected = np.zeros((5, 30), bool)
+  for row in range(5):
+    expected[row, indices[row][valid[row]]] = True
+  entropy = jnp.where(mask, entropy, jnp.nan)
+  marked = jax.jit(lambda e, m: top_tokens(e, m, fraction=fraction))(entropy, mask)
+  np.testing.assert_array_equal(marked, expected)
+  np.testing.assert_array_equal(top_tokens(entropy[2], mask[2], fraction=fraction), expected[2])
+  stacked = top_tokens(entropy[None], mask[None], fraction=fraction)
+  np.testing.assert_array_equal(stacked[0], expected)
+
+
 def test_gather_leaves_places_empty():
   indices, valid = gather_indices(
     jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[True, False, False]]), capacity=2
@@ -69,5 +85,9 @@ def test_misuse():
     hard_tokens(jnp.ones(2), jnp.ones(2), fraction=0.5)
   with pytest.raises(ValueError, match="one entry per token"):
     hard_tokens(jnp.ones((1, 2)), jnp.ones((1, 3)), fraction=0.5)
+  with pytest.raises(ValueError, match=r"fraction must be in \(0, 1\], got 1.5"):
+    top_tokens(jnp.ones(2), jnp.ones(2), fraction=1.5)
+  with pytest.raises(ValueError, match=r"shape \[..., seq\], got \(\)"):
+    top_tokens(jnp.ones(()), jnp.ones(()), fraction=0.5)
   with pytest.raises(TypeError, match="entropy must be floating point"):
     hard_tokens(jnp.ones((1, 2), int), jnp.ones((1, 2)), fraction=0.5)

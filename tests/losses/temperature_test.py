@@ -31,6 +31,23 @@ def test_range_middle_and_direction():
   np.testing.assert_array_equal(adaptive_temperature(position, strength=0.0, base=1.5), 1.5)
 
 
+@pytest.mark.parametrize("kind", ["median_ratio", "rank", "minmax"])
+def test_temperatures_do_not_depend_on_the_unit_of_entropy(kind):
+  entropy, mask = jnp.array([0.1, 0.2, 0.4, 0.8, 0.05]), jnp.ones(5, bool)
+  expected = adaptive_temperature(entropy_position(entropy, mask, kind=kind))
+  for k in (0.03, 7.0):
+    scaled = adaptive_temperature(entropy_position(k * entropy, mask, kind=kind))
+    np.testing.assert_allclose(scaled, expected, rtol=1e-5)
+
+
+def test_confident_teachers_have_finite_temperatures():
+  entropy = jnp.array([0.0, 0.0, 0.0, 1e-9, 2.0])  # The median is 0.
+  position = entropy_position(entropy, jnp.ones(5, bool), kind="median_ratio")
+  temperatures = adaptive_temperature(position)
+  np.testing.assert_allclose(temperatures[:4], 1.0, rtol=1e-6)
+  np.testing.assert_allclose(temperatures[4], np.exp(-0.5), rtol=1e-6)
+
+
 def test_clipping():
   clipped = adaptive_temperature(jnp.array([0.0, 0.5, 1.0]), strength=3.0, minimum=0.5, maximum=4.0)
   np.testing.assert_array_equal(clipped, [4.0, 1.0, 0.5])
@@ -85,3 +102,14 @@ def test_misuse_of_functions():
     compensation_factor(1.0, kind="t2")
   with pytest.raises(ValueError, match="mean_norm needs mean_square"):
     compensation_factor(1.0, kind="mean_norm")
+
+
+def test_clips_the_temperature_not_its_ratio_to_the_base():
+  position = jnp.array([0.0, 0.5, 1.0])
+  clipped = adaptive_temperature(position, base=2.0, strength=1.0, minimum=1.0, maximum=3.0)
+  np.testing.assert_array_equal(clipped, [3.0, 2.0, 1.0])
+
+
+def test_no_gradient_passes_the_mean_square():
+  factor = lambda square: compensation_factor(2.0, kind="mean_norm", mean_square=square)
+  assert jax.grad(factor)(3.0) == 0

@@ -220,7 +220,8 @@ def test_uniform_weights_are_not_drawn():
     bins["weight"] = [None if value is None else 1.0 for value in bins["weight"]]
   panels = {panel.name: panel for panel in report_plots.entropy_panels(fake_run.metrics(3), lines)}
   assert panels["weight-along-entropy"].svg is None
-  assert "Every token has weight 1: nothing weights tokens." in panels["weight-along-entropy"].caption
+  caption = panels["weight-along-entropy"].caption
+  assert caption == "Every token has weight 1: nothing weights tokens."
   assert panels["temperature-along-entropy"].svg is not None
 
 

@@ -1,0 +1,64 @@
+"""From the keys of a config to the tokenizers of student and teacher."""
+
+from __future__ import annotations
+
+from egad_jax.build.values import RANDOM, TRAIN, Config
+from egad_jax.data import corpus as corpora
+from egad_jax.data.tokenizer import Tokenizer
+from egad_jax.errors import InputError
+
+# The method that learns across tokenizers.
+X_TOKEN = "x_token"
+
+
+def make_tokenizers(config: Config, corpus: corpora.Corpus) -> tuple[Tokenizer, Tokenizer]:
+  """The tokenizers of student and teacher; one object if they mean the same.
+
+  Raises:
+    InputError: a source is missing or unreadable, or the two differ where the method or
+      config.student.init does not allow it.
+  """
+  source = config.data.tokenizer or config.teacher.source
+  if source.startswith(RANDOM):
+    raise InputError(
+      f"config.teacher.source={source} brings no tokenizer; set config.data.tokenizer to a "
+      "directory, a .gguf file or train:N."
+    )
+  teacher = _read("data.tokenizer", source, corpus)
+  own = config.student.tokenizer or (
+    config.student.source if config.student.init == "source" else ""
+  )
+  if not own:
+    return teacher, teacher
+  key = "student.tokenizer" if config.student.tokenizer else "student.source"
+  student = _read(key, own, corpus)
+  if student.fingerprint == teacher.fingerprint:
+    return teacher, teacher
+  different = (
+    f"the tokenizer of config.{key} ({own}, {student.vocab_size} entries) is not the teacher's "
+    f"({teacher.vocab_size} entries)"
+  )
+  if config.method != X_TOKEN:
+    raise InputError(
+      f"{different}, but config.method={config.method} needs the same ids for the same text; use "
+      f"config.method={X_TOKEN}, or a student of the teacher's family."
+    )
+  if config.student.init == "layers":
+    raise InputError(
+      f"{different}, so that config.student.init=layers would give the student an embedding of "
+      "other tokens; use config.student.init=random or source."
+    )
+  return student, teacher
+
+
+def _read(key: str, source: str, corpus: corpora.Corpus) -> Tokenizer:
+  size = source.removeprefix(TRAIN)
+  if source.startswith(TRAIN) and not size.isdigit():
+    raise InputError(f"config.{key} must be train:N with a number N; got {source!r}.")
+  try:
+    if not source.startswith(TRAIN):
+      return Tokenizer.from_source(source)
+    texts = (record["text"].decode() for record in corpus.data_source(corpora.TRAIN))
+    return Tokenizer.train(texts, int(size))
+  except InputError as error:
+    raise InputError(f"config.{key}: {error}") from None

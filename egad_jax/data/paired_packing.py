@@ -1,0 +1,162 @@
+"""Packing the same text for two tokenizers: a row holds it in the student's and the teacher's."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from egad_jax.data.alignment import align
+from egad_jax.data.corpus import Corpus
+from egad_jax.data.packing import SIDES, Piece, Rows, publish_rows, write_rows
+from egad_jax.data.tokenizer import Tokenizer
+
+# What the ends of a document are aligned as; no byte of UTF-8.
+_DOCUMENT_END = b"\xff"
+
+
+def prepare_paired_rows(
+  corpus: Corpus,
+  student_tokenizer: Tokenizer,
+  teacher_tokenizer: Tokenizer,
+  *,
+  seq_len: int,
+  directory: epath.PathLike,
+) -> Rows:
+  """Packs a corpus into rows for two tokenizers, or finds them packed.
+
+  A document becomes the tokens and the `document_end_id` of each tokenizer, aligned into chunks
+  (see `align`) and cut between chunks into pieces of at most seq_len + 1 tokens on either side:
+  so each chunk but the document's first is a target exactly once. Tokens outside any chunk are
+  context, not targets.
+
+  Args:
+    corpus: what to pack.
+    student_tokenizer: of the student's side.
+    teacher_tokenizer: of the teacher's.
+    seq_len: targets a row can hold on either side, at least 1.
+    directory: the cache; the rows get a directory of their own there, named by the fingerprint.
+
+  Returns:
+    The rows, their files checked.
+
+  Raises:
+    InputError: if `seq_len` is not positive, files are damaged, or the cache cannot be written.
+  """
+  tokenizers = (student_tokenizer, teacher_tokenizer)
+  return publish_rows(
+    *(corpus, tokenizers, functools.partial(_pack_split, corpus, tokenizers, seq_len)),
+    seq_len=seq_len,
+    directory=directory,
+  )
+
+
+def cut_pair(
+  student_chunks: np.ndarray, teacher_chunks: np.ndarray, seq_len: int
+) -> tuple[list[tuple[slice, slice, int]], list[int]]:
+  """Cuts an aligned document into pieces that hold whole chunks.
+
+  Args:
+    student_chunks: int [student tokens], ids from 1, ascending, 0 outside any chunk.
+    teacher_chunks: int [teacher tokens], the same chunks.
+    seq_len: targets a piece can hold on either side.
+
+  Returns:
+    (pieces, dropped). A piece is the student's tokens, the teacher's tokens, at most seq_len + 1
+    each, and the first chunk that is a target in it: all that follow are too, and what is in front
+    is context (the last token of the piece before, or the document's first chunk). `dropped` are
+    chunks longer than seq_len tokens on one side.
+
+  >>> pieces, dropped = cut_pair(np.array([1, 2, 2, 3]), np.array([1, 2, 3, 3]), 2)
+  >>> [(student.stop, teacher.stop, first) for student, teacher, first in pieces]
+  [(3, 2, 2), (4, 4, 3)]
+  """
+  cuts = _cuts(student_chunks, teacher_chunks)
+  pieces, dropped = [], list[int]()
+  # Without a token in front of it on both sides nothing can be predicted.
+  at = int(np.argmax(cuts.min(axis=1) >= 1))
+  context = np.zeros(2, int)
+  while at < len(cuts) - 1:
+    ends = [np.searchsorted(cuts[:, i], context[i] + seq_len + 1, side="right") for i in (0, 1)]
+    end = int(min(ends)) - 1
+    start, stop = cuts[[at, max(end, at + 1)], 0]
+    chunks = student_chunks[start:stop][student_chunks[start:stop] > 0]
+    if end > at:
+      if len(chunks):
+        parts = [slice(int(i), int(j)) for i, j in zip(context, cuts[end], strict=True)]
+        pieces.append((parts[0], parts[1], int(chunks[0])))
+      at = end
+    elif (context == cuts[at] - 1).all():
+      dropped += set(chunks.tolist())
+      at += 1
+    context = cuts[at] - 1
+  return pieces, dropped
+
+
+def _cuts(*sides: np.ndarray) -> np.ndarray:
+  """Where a document may be cut, [n, 2] tokens in front on either side: around each chunk."""
+  columns = []
+  for chunks in sides:
+    places = np.flatnonzero(chunks)
+    starts = places[np.flatnonzero(np.diff(chunks[places], prepend=0))]
+    ends = places[np.flatnonzero(np.diff(chunks[places], append=-1))] + 1
+    columns.append(np.concatenate([[0], np.stack([starts, ends], 1).ravel(), [len(chunks)]]))
+  return np.unique(np.stack(columns, 1), axis=0)
+
+
+class _Documents:
+  """Turns documents into pieces and adds up the bytes that are targets on neither side."""
+
+  def __init__(self, tokenizers: Sequence[Tokenizer], seq_len: int) -> None:
+    self._tokenizers = tokenizers
+    self._pieces = [tokenizer.token_pieces() for tokenizer in tokenizers]
+    self._seq_len = seq_len
+    self.lost_bytes = self.dropped_chunks = 0
+
+  def __call__(self, examples: list[Mapping[str, bytes]]) -> list[Piece]:
+    texts = [example["text"] for example in examples]
+    encoded = [t.encode_batch([text.decode() for text in texts]) for t in self._tokenizers]
+    return [
+      piece
+      for text, *ids in zip(texts, *encoded, strict=True)
+      for piece in self._pieces_of(text, ids)
+    ]
+
+  def _pieces_of(self, text: bytes, ids: Sequence[Sequence[int]]) -> list[Piece]:
+    strings = [[table[i] for i in side] for table, side in zip(self._pieces, ids, strict=True)]
+    student, teacher = ([*side, _DOCUMENT_END] for side in strings)
+    chunks = align(student, teacher)
+    tokens = [
+      np.asarray([*side, tokenizer.document_end_id], np.int32)
+      for side, tokenizer in zip(ids, self._tokenizers, strict=True)
+    ]
+    pieces, dropped = cut_pair(chunks[0], chunks[1], self._seq_len)
+    used = (chunks[0] > 0) & ~np.isin(chunks[0], dropped)
+    # Without the document's end, which is no text.
+    kept = sum(len(string) for string, use in zip(strings[0], used[:-1], strict=True) if use)
+    self.lost_bytes += max(0, len(text) - kept)
+    self.dropped_chunks += len(dropped)
+
+    def side(i: int, part: slice, first: int) -> dict[str, np.ndarray]:
+      targets = np.maximum(chunks[i][part] - first + 1, 0)
+      return {SIDES[i]: tokens[i][part], f"{SIDES[i]}_targets": targets}
+
+    return [side(0, s, first) | side(1, t, first) for s, t, first in pieces]
+
+
+def _pack_split(
+  corpus: Corpus, tokenizers: Sequence[Tokenizer], seq_len: int, split: str, target: epath.Path
+) -> dict[str, Any]:
+  documents = _Documents(tokenizers, seq_len)
+  written = write_rows(corpus, split, documents, target, sides=2, seq_len=seq_len)
+  if documents.lost_bytes:
+    logging.warning(
+      "%s: %d bytes of the text are no targets: the tokenizers do not agree on them, or %d chunks "
+      "are longer than a row.",
+      *(split, documents.lost_bytes, documents.dropped_chunks),
+    )
+  return written | {"lost_bytes": documents.lost_bytes}

@@ -1,0 +1,279 @@
+"""AdaKD: token-adaptive distillation, in-batch (`adakd_loss`) and running (`make_adakd`).
+
+arXiv 2510.11615. The difficulty s of a token is the Hellinger distance between teacher and student
+at T = 1, detached. Hard tokens are selected (`focus`), and the easier a token is, the hotter it is
+compared: T = base exp(-strength tanh(log(s / median))). Loss, over the selected share r of the n
+target tokens:
+
+  sum_selected T^2 D(T) / n_selected + ce_weight sum CE / n
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from egad_jax.losses.distribution import EntropyDistribution
+from egad_jax.losses.entropy import entropy_position, median_ratio
+from egad_jax.losses.focus import Focus, FocusState, masked_median, select_hardest, update_focus
+from egad_jax.losses.in_batch import in_batch_inputs, in_batch_metrics
+from egad_jax.losses.log_divergences import LogDivergence, hellinger, make_divergence
+from egad_jax.losses.method import Context, Method, State, Stats, check_half_life
+from egad_jax.losses.placement import Placement, temperature_and_factor
+from egad_jax.losses.reductions import masked_mean, masked_sum
+from egad_jax.losses.temperature import Temperature
+from egad_jax.losses.terms import at_temperature, check_ce_weight, log_pair, token_terms
+
+
+class AdaKDState(NamedTuple):
+  """What AdaKD remembers between steps, beside the distribution of entropy.
+
+  Attributes:
+    difficulty: the running distribution of the difficulty s, which is in [0, 1].
+    focus: the controller of the selected share.
+  """
+
+  difficulty: EntropyDistribution
+  focus: FocusState
+
+
+def make_adakd(
+  *,
+  divergence: str = "reverse_kl",
+  divergence_options: Mapping[str, Any] | None = None,
+  ce_weight: float = 0.0,
+  temperature: Temperature = Temperature(position="median_ratio"),  # noqa: B008 (frozen)
+  focus: Focus = Focus(),  # noqa: B008
+  half_life: float = 1e6,
+) -> Method:
+  """AdaKD against the running distribution of difficulty; a `Method`.
+
+  A token is selected where its position in the distribution is at least 1 - r, and then weighs
+  1 / r: the sum is divided by the expected number of selected tokens, not by a batch's. The
+  controller reads the mean of the global batch once a step, so accumulation and sharding are
+  exact. All of this is ours; the paper ranks each batch, which `adakd_loss` does.
+
+  Args:
+    divergence: a key of `DIVERGENCES`; the paper's scripts take reverse KL.
+    divergence_options: its hyper-parameters.
+    ce_weight: of the cross-entropy with the labels, which all tokens get.
+    temperature: as for EGAD, with the difficulty in the place of entropy: "confident_hot" heats the
+      easy tokens. Kind "mean" and compensation "mean_norm" average over all tokens.
+    focus: which tokens are selected; `Focus(ratio_step=0.0)` is all of them.
+    half_life: of both distributions, in tokens; > 0.
+
+  Raises:
+    ValueError: an argument is out of range, or a name is unknown.
+
+  >>> float(make_adakd().init_state().own.focus.ratio)
+  1.0
+  """
+  check_ce_weight(ce_weight)
+  check_half_life(half_life)
+  log_divergence = make_divergence(divergence, divergence_options)
+
+  def token_loss(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    labels: jax.Array,
+    extras: Mapping[str, jax.Array],
+    context: Context,
+  ) -> tuple[jax.Array, Stats]:
+    del extras
+    own = context.state.own
+    place = functools.partial(_place_running, own=own, temperature=temperature, focus=focus)
+    return _adakd_terms(
+      *(student_logits, teacher_logits, labels, place),
+      divergence=log_divergence,
+      ce_weight=ce_weight,
+    )
+
+  def observe(state: State, stats: Stats, mask: jax.Array) -> State:
+    entropy = state.entropy.update(stats["teacher_entropy"], mask, half_life=half_life)
+    difficulty = state.own.difficulty.update(stats["difficulty"], mask, half_life=half_life)
+    return State(entropy, state.own._replace(difficulty=difficulty))
+
+  def update(state: State, stats: Stats, mask: jax.Array, elapsed: jax.Array) -> State:
+    controlled = _control(state.own.focus, stats, mask, elapsed, focus)
+    state = observe(state, stats, mask)
+    return state._replace(own=state.own._replace(focus=controlled))
+
+  empty = EntropyDistribution.init
+  return Method(
+    token_loss=token_loss,
+    init_state=lambda: State(empty(), AdaKDState(empty(), FocusState.init())),
+    observe=observe,
+    update=update,
+    metrics=lambda state: {"focus_ratio": state.own.focus.ratio},
+  )
+
+
+def adakd_loss(
+  student_logits: ArrayLike,
+  teacher_logits: ArrayLike,
+  labels: ArrayLike,
+  mask: ArrayLike,
+  *,
+  state: FocusState,
+  elapsed: ArrayLike,
+  divergence: str = "reverse_kl",
+  divergence_options: Mapping[str, Any] | None = None,
+  ce_weight: float = 0.0,
+  temperature: Temperature = Temperature(position="median_ratio"),  # noqa: B008
+  focus: Focus = Focus(),  # noqa: B008
+  where: ArrayLike | None = None,
+) -> tuple[jax.Array, tuple[dict[str, jax.Array], FocusState]]:
+  """AdaKD on whole logits, with the tokens of the batch ranked and selected exactly.
+
+  Args:
+    student_logits: float, shape [..., vocab]; leading axes are usually [batch, seq].
+    teacher_logits: float, same shape. Detached.
+    labels: int, shape [...], already aligned: the token that the logits at its place predict.
+    mask: bool, shape [...], true at tokens that count; logits may be NaN elsewhere.
+    state: of the controller: `FocusState.init()`, then what the last call returned.
+    elapsed: share of the training that is done, in [0, 1], a scalar.
+    divergence: a key of `DIVERGENCES`.
+    divergence_options: its hyper-parameters.
+    ce_weight: of the cross-entropy, averaged over all tokens.
+    temperature: of the difficulty; its position "cdf" is the rank in the batch, its kind "mean" and
+      its "mean_norm" use the mean over the masked tokens.
+    focus: which tokens are selected.
+    where: optional bool [vocab], true at real vocabulary entries.
+
+  Returns:
+    The loss, a scalar (0 when nothing is masked in); and metrics with the controller's next state.
+    The metrics are those of `in_batch_metrics`, hard_fraction being that of the selected tokens,
+    the mean difficulty, and focus_ratio, the r of this call. The state is the one given when
+    nothing is masked in.
+
+  Raises:
+    TypeError: wrong dtype.
+    ValueError: shapes that do not match, names or ranges.
+
+  >>> student = jnp.array([[1.0, 1.0, 1.0, 0.0]])
+  >>> teacher = jnp.array([[2.0, 1.0, 0.0, -1.0]])
+  >>> labels, mask = jnp.array([0]), jnp.array([True])
+  >>> loss, (metrics, state) = adakd_loss(
+  ...   student, teacher, labels, mask, state=FocusState.init(), elapsed=0.0
+  ... )
+  >>> round(float(loss), 4), round(float(metrics["difficulty"]), 4)
+  (0.3351, 0.2784)
+  """
+  check_ce_weight(ce_weight)
+  student_logits, teacher_logits, labels, mask = in_batch_inputs(
+    student_logits, teacher_logits, labels, mask, where
+  )
+  place = functools.partial(
+    _place_in_batch, mask=mask, ratio=state.ratio, temperature=temperature, focus=focus
+  )
+  loss, stats = _adakd_terms(
+    *(student_logits, teacher_logits, labels, place),
+    divergence=make_divergence(divergence, divergence_options),
+    ce_weight=ce_weight,
+  )
+  metrics = in_batch_metrics(stats, mask) | {
+    "difficulty": masked_mean(stats["difficulty"], mask),
+    "focus_ratio": jax.lax.stop_gradient(state.ratio),
+  }
+  return masked_mean(loss, mask), (metrics, _control(state, stats, mask, elapsed, focus))
+
+
+def _adakd_terms(
+  student_logits: jax.Array,
+  teacher_logits: jax.Array,
+  labels: jax.Array,
+  place: Callable[[jax.Array], Placement],
+  *,
+  divergence: LogDivergence,
+  ce_weight: float,
+) -> tuple[jax.Array, Stats]:
+  """Loss and stats of each token; the only pass over the vocabulary."""
+  pair = log_pair(student_logits, teacher_logits)
+  # A constant to the gradient, as in the paper.
+  difficulty = hellinger(jax.lax.stop_gradient(pair.log_q), pair.log_p)
+  placement = place(difficulty)
+  value = divergence(*at_temperature(pair, placement.temperature)) * placement.factor
+  if placement.weight is not None:
+    value = value * placement.weight
+  return token_terms(
+    *(pair, labels, value),
+    ce_weight=ce_weight,
+    temperature=placement.temperature,
+    weight=1.0 if placement.weight is None else placement.weight,
+    hard=True if placement.hard is None else placement.hard,
+    difficulty=difficulty,
+  )
+
+
+def _place_running(
+  difficulty: jax.Array, *, own: AdaKDState, temperature: Temperature, focus: Focus
+) -> Placement:
+  """Selects tokens and finds their temperatures against the running distribution."""
+  distribution, ratio = own.difficulty, jax.lax.stop_gradient(own.focus.ratio)
+  weight = hard = None
+  if focus.ratio_step:
+    hard = distribution.position(difficulty) >= 1 - ratio
+    weight = jnp.where(hard, 1 / ratio, 0)
+
+  def adaptive(difficulty: jax.Array) -> jax.Array:
+    if temperature.position == "median_ratio" and focus.median == "selected" and focus.ratio_step:
+      position = median_ratio(difficulty, distribution.quantile(1 - ratio / 2))
+    else:
+      position = distribution.position(difficulty, temperature.position)
+    return temperature.of_position(position)
+
+  tokens_temperature, factor = temperature_and_factor(
+    temperature,
+    functools.partial(adaptive, difficulty),
+    lambda f: distribution.expectation(lambda bins: f(adaptive(bins))),
+  )
+  return Placement(tokens_temperature, factor, weight, hard)
+
+
+def _place_in_batch(
+  difficulty: jax.Array,
+  *,
+  mask: jax.Array,
+  ratio: jax.Array,
+  temperature: Temperature,
+  focus: Focus,
+) -> Placement:
+  """Selects tokens and finds their temperatures among the masked tokens of their own batch."""
+  weight = hard = None
+  if focus.ratio_step:
+    hard = select_hardest(difficulty, mask, ratio)
+    weight = jnp.where(hard, jnp.sum(mask) / jnp.maximum(jnp.sum(hard), 1), 0)
+
+  def adaptive() -> jax.Array:
+    if temperature.position == "cdf":
+      return temperature.of_position(entropy_position(difficulty, mask))
+    lower = focus.median == "selected"
+    median = masked_median(difficulty, hard if lower and hard is not None else mask, lower=lower)
+    return temperature.of_position(median_ratio(difficulty, median))
+
+  def mean(function: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    # A mean over nothing would be a temperature of 0, and 0 / 0 in the gradient of masked tokens.
+    of_base = function(jnp.asarray(temperature.base, difficulty.dtype))
+    return jnp.where(jnp.any(mask), masked_mean(function(adaptive()), mask), of_base)
+
+  tokens_temperature, factor = temperature_and_factor(temperature, adaptive, mean)
+  return Placement(tokens_temperature, factor, weight, hard)
+
+
+def _control(
+  state: FocusState, stats: Stats, mask: jax.Array, elapsed: ArrayLike, focus: Focus
+) -> FocusState:
+  """The controller after a step; its loss is the selected tokens' mean of T^2 D(T), as in the code.
+
+  Weights are equal on the selected tokens and 0 elsewhere, so the weighted mean is that mean. A
+  step that selected no token leaves the controller as it was.
+  """
+  weight = masked_sum(stats["weight"], mask)
+  loss = masked_sum(stats["distillation_loss"], mask) / jnp.where(weight > 0, weight, 1)
+  updated = update_focus(state, loss, elapsed=elapsed, focus=focus)
+  return jax.tree.map(lambda new, old: jnp.where(weight > 0, new, old), updated, state)

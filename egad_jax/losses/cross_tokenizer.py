@@ -1,0 +1,369 @@
+"""Divergences between models with different tokenizers, chunk by chunk.
+
+P-KL and H-KL are X-Token's (arXiv 2605.21699), the sorted distance is ULD's (arXiv 2402.12030).
+Both models see the same text; where their tokens differ, the chunks of `chunks` are compared, each
+by one distribution per side. P-KL carries the student's distribution into the teacher's vocabulary
+by a projection that `egad_jax.data.projection` builds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from egad_jax.losses import log_divergences
+from egad_jax.losses.chunks import (
+  check_average,
+  check_chunks,
+  log_or_floor,
+  make_row,
+)
+from egad_jax.losses.entropy import entropy_of
+from egad_jax.losses.probabilities import check_logits, log_probabilities
+from egad_jax.losses.reductions import masked_mean, masked_sum
+
+ChunkDivergence = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""(log_q [C, Vs], log_p [C, Vt], valid [C]) -> divergence of each chunk [C]."""
+
+# The top-1 weight of a strict pair is 1 up to the rounding of a float32 row sum.
+_ROUNDING = 1e-6
+
+
+class ProjectionArrays(NamedTuple):
+  """A sparse matrix from the student's vocabulary to the teacher's; any pair like it will do.
+
+  Attributes:
+    ids: int32 [Vs, k], teacher ids.
+    weights: float32 [Vs, k], >= 0, 0 in empty places; a row sums to 1, or to 0 when the student's
+      token has no counterpart.
+  """
+
+  ids: ArrayLike
+  weights: ArrayLike
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossTokenizer:
+  """How chunks of two vocabularies are compared.
+
+  Attributes:
+    kind: "p_kl", "h_kl" or "uld"; see `cross_tokenizer_loss`.
+    chunk_average: "prob", "logprob" or "chain_rule", the same on both sides; see
+      `chunk_log_average`. The paper takes "prob" for the student and "logprob", not normalized, for
+      the teacher, and then equal models do not have divergence 0.
+    teacher_top_k: "p_kl" compares inside the row's likeliest teacher entries, so many of them, and
+      None in all; "h_kl" sorts at most so many uncommon entries. The paper's 8192, which it chooses
+      by logits, for a micro-batch, before averaging; we by the chunks' probabilities.
+    minimum_weight: of the first entry of a row, from which "h_kl" takes its pair as common, in
+      (0.5, 1]; 1 is GOLD's strict set, 0.6 the paper's relaxed one.
+  """
+
+  kind: str = "p_kl"
+  chunk_average: str = "prob"
+  teacher_top_k: int | None = 8192
+  minimum_weight: float = 0.6
+
+  def __post_init__(self) -> None:
+    if self.kind not in CROSS_TOKENIZER_KINDS:
+      raise ValueError(
+        f"kind must be one of {', '.join(CROSS_TOKENIZER_KINDS)}, got {self.kind!r}."
+      )
+    check_average(self.chunk_average)
+    if self.teacher_top_k is not None and not self.teacher_top_k >= 1:
+      raise ValueError(f"teacher_top_k must be at least 1 or None, got {self.teacher_top_k}.")
+    if not 0.5 < self.minimum_weight <= 1:
+      raise ValueError(f"minimum_weight must be in (0.5, 1], got {self.minimum_weight}.")
+
+
+def cross_tokenizer_loss(
+  student_logits: ArrayLike,
+  teacher_logits: ArrayLike,
+  student_chunks: ArrayLike,
+  teacher_chunks: ArrayLike,
+  *,
+  projection: tuple[ArrayLike, ArrayLike],
+  kind: str = "p_kl",
+  temperature: float = 1.0,
+  chunk_average: str = "prob",
+  teacher_top_k: int | None = None,
+  minimum_weight: float = 0.6,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Mean over the valid chunks of a divergence between two vocabularies; no factor T^2.
+
+  With q and p the chunk's distributions (`chunk_log_average`) and W the projection:
+
+  - p_kl: KL(p || W^T q) over the teacher entries that W reaches, both normalized there: mass
+    without a counterpart, on either side, is left out of the comparison.
+  - h_kl: sum over common pairs of p log(p/q), plus sum |sort q - sort p| over all other entries.
+    The first sum pulls every uncommon student entry down, see arXiv 2605.21699, proposition 1.
+  - uld: sum |sort q - sort p| over the whole vocabularies; does not use W.
+
+  Args:
+    student_logits: float, shape [..., seq_s, Vs].
+    teacher_logits: float, shape [..., seq_t, Vt]. Detached.
+    student_chunks: int, shape [..., seq_s]: the chunk of the token that each position predicts,
+      from 1; 0 for none. Logits may be NaN at positions of no valid chunk.
+    teacher_chunks: int, shape [..., seq_t].
+    projection: (ids, weights), see `ProjectionArrays`; "h_kl" needs NumPy arrays.
+    kind: one of the above.
+    temperature: positive, on both sides.
+    chunk_average: see `CrossTokenizer`.
+    teacher_top_k: see `CrossTokenizer`.
+    minimum_weight: see `CrossTokenizer`.
+
+  Returns:
+    The loss, a scalar, 0 without a valid chunk; and metrics, detached scalars: teacher_entropy and
+    student_entropy (nats, means over chunks, T = 1, each in its own vocabulary) and num_chunks.
+
+  Raises:
+    TypeError: wrong dtype.
+    ValueError: shapes that do not match, names or ranges.
+
+  >>> student = jnp.array([[1.0, 1.0, 1.0, 0.0]])
+  >>> teacher = jnp.array([[2.0, 1.0, 0.0, -1.0]])
+  >>> same = np.arange(4)[:, None], np.ones((4, 1), np.float32)
+  >>> one = jnp.array([1])
+  >>> round(float(cross_tokenizer_loss(student, teacher, one, one, projection=same)[0]), 4)
+  0.2988
+  """
+  options = CrossTokenizer(
+    kind=kind,
+    chunk_average=chunk_average,
+    teacher_top_k=teacher_top_k,
+    minimum_weight=minimum_weight,
+  )
+  divergence = make_chunk_divergence(projection, options)
+  student_logits, teacher_logits, student_chunks, teacher_chunks = check_rows(
+    student_logits, teacher_logits, student_chunks, teacher_chunks, projection
+  )
+
+  def row_terms(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    row = make_row(*arrays)
+    plain = row.log_averages(average=chunk_average)
+    warm = plain
+    if not (isinstance(temperature, int | float) and temperature == 1):
+      warm = row.log_averages(temperature=temperature, average=chunk_average)
+    return (divergence(*warm, row.valid), row.valid, *map(entropy_of, plain))
+
+  values, valid, student_entropy, teacher_entropy = jnp.vectorize(
+    row_terms, signature="(s,v),(t,w),(s),(t)->(c),(c),(c),(c)"
+  )(student_logits, teacher_logits, student_chunks, teacher_chunks)
+  metrics = {
+    "teacher_entropy": masked_mean(teacher_entropy, valid),
+    "student_entropy": masked_mean(student_entropy, valid),
+    "num_chunks": masked_sum(jnp.ones_like(values), valid),
+  }
+  return masked_mean(values, valid), jax.tree.map(jax.lax.stop_gradient, metrics)
+
+
+def universal_logit_distance(
+  student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: ArrayLike = 1.0
+) -> jax.Array:
+  """sum |sort q - sort p|, the vocabularies padded to the larger (ULD, arXiv 2402.12030).
+
+  Blind to which token is which: 0 between any two orders of one vocabulary. At most twice the
+  total variation, so in [0, 2]; not nats.
+
+  Args:
+    student_logits: float, shape [..., Vs].
+    teacher_logits: float, shape [..., Vt]. Detached.
+    temperature: positive; one number, or one per token, shape [...].
+
+  Returns:
+    Shape [...], unreduced, at least float32.
+
+  Raises:
+    TypeError: logits that are not floating point.
+    ValueError: leading axes that differ.
+
+  >>> z_s, z_t = jnp.array([1.0, 1.0, 1.0, 0.0]), jnp.array([2.0, 1.0, 0.0, -1.0])
+  >>> round(float(universal_logit_distance(z_s, z_t)), 4)
+  0.694
+  """
+  student_logits = check_logits("student_logits", student_logits)
+  teacher_logits = jax.lax.stop_gradient(check_logits("teacher_logits", teacher_logits))
+  if student_logits.shape[:-1] != teacher_logits.shape[:-1]:
+    raise ValueError(
+      "student_logits and teacher_logits must have the same leading axes, got"
+      f" {student_logits.shape} and {teacher_logits.shape}."
+    )
+  log_q, log_p = (
+    log_probabilities(logits, temperature=temperature)
+    for logits in (student_logits, teacher_logits)
+  )
+  return sorted_distance(jnp.exp(log_q), jnp.exp(log_p))
+
+
+def common_tokens(
+  projection: tuple[ArrayLike, ArrayLike], minimum_weight: float = 0.6
+) -> tuple[np.ndarray, np.ndarray]:
+  """The pairs of tokens that stand for one another, on the host.
+
+  A student token takes part when its largest weight is at least `minimum_weight`. Of several that
+  claim one teacher token the largest weight wins, at equal weights the lowest id.
+
+  Args:
+    projection: (ids, weights), NumPy arrays.
+    minimum_weight: in (0.5, 1]; 1 is the strict set.
+
+  Returns:
+    student ids and teacher ids, int32 [n] both, no id twice on either side, student ids ascending.
+
+  Raises:
+    TypeError: the projection is traced.
+
+  >>> ids, weights = np.array([[2, 0], [2, 1], [1, 0]]), np.array([[0.7, 0.3], [1, 0], [0.5, 0.5]])
+  >>> [pair.tolist() for pair in common_tokens((ids, weights))]
+  [[1], [2]]
+  """
+  if any(isinstance(array, jax.core.Tracer) for array in projection):
+    raise TypeError(
+      "projection must be NumPy arrays where common tokens are chosen, not traced: close over it"
+      " instead of passing it through jax.jit."
+    )
+  ids, weights = np.asarray(projection[0]), np.asarray(projection[1])
+  rows = np.arange(ids.shape[0])
+  best = np.argmax(weights, axis=1)
+  weight, teacher = weights[rows, best], ids[rows, best]
+  candidates = rows[weight >= minimum_weight - _ROUNDING]
+  candidates = candidates[np.lexsort((candidates, -weight[candidates]))]
+  _, winners = np.unique(teacher[candidates], return_index=True)
+  student = np.sort(candidates[winners])
+  return student.astype(np.int32), teacher[student].astype(np.int32)
+
+
+def project(
+  probabilities: jax.Array, projection: tuple[ArrayLike, ArrayLike], size: int
+) -> jax.Array:
+  """W^T q: [C, Vs] -> [C, size]. Mass without a counterpart is lost, ids >= size are dropped."""
+  ids, weights = jnp.asarray(projection[0]), projection[1]
+  if not isinstance(weights, np.ndarray):
+    weights = jnp.asarray(weights)
+  columns = probabilities.T
+  projected = jnp.zeros((size, columns.shape[1]), columns.dtype)
+  # One pass per place of a row: all at once would hold k copies of the student's distribution.
+  for place in range(ids.shape[1]):
+    weight, rows = weights[:, place], slice(None)
+    if isinstance(weight, np.ndarray):
+      # Most rows have one entry, and scattering is what costs.
+      rows = np.flatnonzero(weight)
+    weight = jnp.asarray(weight, columns.dtype)[rows, None]
+    projected = projected.at[ids[rows, place]].add(columns[rows] * weight, mode="drop")
+  return projected.T
+
+
+def sorted_distance(q: jax.Array, p: jax.Array, *, largest: int | None = None) -> jax.Array:
+  """sum |sort q - sort p|, [..., Vs] and [..., Vt] -> [...], over the `largest` of each only."""
+  q, p = (_descending(x, largest) for x in (q, p))
+  size = max(q.shape[-1], p.shape[-1])
+  q, p = (jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size - x.shape[-1])]) for x in (q, p))
+  # |x| has a kink at 0, where rounding would choose the sign: differences that small count as none.
+  # A log-probability is exact to a few eps of itself.
+  differ = jnp.abs(q - p) > 8 * jnp.finfo(q.dtype).eps * (p + jax.scipy.special.entr(p))
+  return jnp.sum(jnp.where(differ, jnp.abs(q - p), 0), axis=-1)
+
+
+def reachable(projection: tuple[ArrayLike, ArrayLike], size: int) -> jax.Array:
+  """bool [size], true at the teacher entries that some student entry projects onto."""
+  ids, weights = jnp.asarray(projection[0]), jnp.asarray(projection[1])
+  return jnp.zeros(size, bool).at[ids].max(weights > 0, mode="drop")
+
+
+def projected_kl(log_p: jax.Array, projected: jax.Array, reached: jax.Array) -> jax.Array:
+  """KL(p || q~) over the entries `reached` [Vt], both normalized there; [C, Vt] both -> [C].
+
+  An entry that no student entry projects onto is one that the student cannot express: its q~ is 0
+  whatever the student does, so it would add a constant of up to 100 nats and no gradient.
+  """
+  total = jnp.sum(projected, axis=-1, keepdims=True)
+  # Without any mass there is nothing to normalize; every entry then counts as exp(-100).
+  log_total = jnp.log(jnp.where(total > 0, total, 1))
+  log_p = log_probabilities(log_p, where=reached)
+  log_q = jnp.where(reached, log_or_floor(projected) - log_total, log_p)
+  return log_divergences.forward_kl(log_q, log_p)
+
+
+def make_chunk_divergence(
+  projection: tuple[ArrayLike, ArrayLike], options: CrossTokenizer
+) -> ChunkDivergence:
+  """Returns the divergence of a row's chunks as a function of their log-probabilities."""
+
+  def p_kl(log_q: jax.Array, log_p: jax.Array, valid: jax.Array) -> jax.Array:
+    ids, size = jnp.asarray(projection[0]), log_p.shape[1]
+    reached = reachable(projection, size)
+    if options.teacher_top_k is not None and options.teacher_top_k < size:
+      best = jnp.max(log_p, axis=0, where=valid[:, None], initial=-jnp.inf)
+      kept = jax.lax.top_k(best, options.teacher_top_k)[1]
+      # The place of every teacher id among those kept; the others fall off the end.
+      places = jnp.arange(options.teacher_top_k, dtype=ids.dtype)
+      ids = jnp.full(size, options.teacher_top_k, ids.dtype).at[kept].set(places)[ids]
+      log_p, reached, size = log_p[:, kept], reached[kept], options.teacher_top_k
+    return projected_kl(log_p, project(jnp.exp(log_q), (ids, projection[1]), size), reached)
+
+  def uld(log_q: jax.Array, log_p: jax.Array, valid: jax.Array) -> jax.Array:
+    del valid
+    return sorted_distance(jnp.exp(log_q), jnp.exp(log_p))
+
+  if options.kind != "h_kl":
+    return {"p_kl": p_kl, "uld": uld}[options.kind]
+  student_ids, teacher_ids = common_tokens(projection, options.minimum_weight)
+
+  def h_kl(log_q: jax.Array, log_p: jax.Array, valid: jax.Array) -> jax.Array:
+    del valid
+    common = log_divergences.forward_kl(log_q[:, student_ids], log_p[:, teacher_ids])
+    q, p = (
+      jnp.exp(log)[:, np.setdiff1d(np.arange(log.shape[1]), ids)]
+      for log, ids in ((log_q, student_ids), (log_p, teacher_ids))
+    )
+    return common + sorted_distance(q, p, largest=options.teacher_top_k)
+
+  return h_kl
+
+
+CROSS_TOKENIZER_KINDS = ("p_kl", "h_kl", "uld")
+
+
+def check_rows(
+  student_logits: ArrayLike,
+  teacher_logits: ArrayLike,
+  student_chunks: ArrayLike,
+  teacher_chunks: ArrayLike,
+  projection: tuple[ArrayLike, ArrayLike],
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  """Returns logits [..., seq, vocab] promoted and chunks [..., seq], or raises."""
+  student_logits = check_logits("student_logits", student_logits)
+  teacher_logits = check_logits("teacher_logits", teacher_logits)
+  student_chunks, teacher_chunks = check_chunks(student_chunks, teacher_chunks)
+  for side, logits, chunks in (
+    ("student", student_logits, student_chunks),
+    ("teacher", teacher_logits, teacher_chunks),
+  ):
+    if chunks.shape != logits.shape[:-1]:
+      raise ValueError(
+        f"{side}_chunks must have the shape of {side}_logits without the vocabulary,"
+        f" {logits.shape[:-1]}, got {chunks.shape}."
+      )
+  ids, weights = np.shape(projection[0]), np.shape(projection[1])
+  if len(ids) != 2 or ids != weights or ids[0] != student_logits.shape[-1]:
+    raise ValueError(
+      f"projection must be ids and weights of shape [{student_logits.shape[-1]}, k], a row for each"
+      f" entry of the student's vocabulary, got {ids} and {weights}."
+    )
+  if isinstance(projection[0], np.ndarray) and projection[0].max() >= teacher_logits.shape[-1]:
+    raise ValueError(
+      f"projection leads to teacher id {projection[0].max()}, beyond the {teacher_logits.shape[-1]}"
+      " entries of teacher_logits; it was made for another teacher."
+    )
+  return student_logits, teacher_logits, student_chunks, teacher_chunks
+
+
+def _descending(values: jax.Array, largest: int | None) -> jax.Array:
+  if largest is not None and largest < values.shape[-1]:
+    return jax.lax.top_k(values, largest)[0]
+  return jnp.sort(values, axis=-1, descending=True)

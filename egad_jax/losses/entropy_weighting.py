@@ -1,0 +1,385 @@
+"""SE-KD and EA-KD: methods that select or weight tokens by entropy, the student's included.
+
+Neighbours of EGAD's curriculum with a fixed rule: SE-KD (arXiv 2602.01395) keeps the tokens of
+which the student is least sure, EA-KD (arXiv 2311.13621) weights tokens by both models' entropies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from egad_jax.losses.distribution import EDGES, EntropyDistribution
+from egad_jax.losses.entropy import entropy_of
+from egad_jax.losses.in_batch import in_batch_inputs, in_batch_metrics
+from egad_jax.losses.log_divergences import LogDivergence, make_divergence
+from egad_jax.losses.method import Context, Method, State, Stats, entropy_only
+from egad_jax.losses.probabilities import promote
+from egad_jax.losses.reductions import masked_mean
+from egad_jax.losses.routing import check_fraction, top_tokens
+from egad_jax.losses.terms import LogPair, at_temperature, check_ce_weight, log_pair, token_terms
+from egad_jax.losses.top_k import check_dense
+
+
+def make_se_kd(
+  *,
+  fraction: float = 0.2,
+  divergence: str = "forward_kl",
+  divergence_options: Mapping[str, Any] | None = None,
+  temperature: float = 1.0,
+  ce_weight: float = 0.0,
+  half_life: float = 1e6,
+) -> Method:
+  """SE-KD (arXiv 2602.01395): T^2 D / fraction on the tokens of highest student entropy.
+
+  The paper keeps the top fraction of each sequence (`se_kd_loss`); here the running distribution of
+  student entropy (the method's own state) says who is kept, see `kept_share`. A token then depends
+  on no other of its batch, and a kept one weighs the same in every batch: the stat `hard` is the
+  kept share, almost always 0 or 1, and `weight` is that over `fraction`.
+
+  Args:
+    fraction: share of the tokens to keep, in (0, 1]; 0.2 is the paper's.
+    divergence: a key of `DIVERGENCES`; forward KL is the paper's.
+    divergence_options: its hyper-parameters.
+    temperature: T of the divergence; 1 is the paper's. Entropies are at T = 1.
+    ce_weight: of the cross-entropy, over all tokens; 0 is the paper's.
+    half_life: of both distributions, in tokens; > 0.
+
+  Raises:
+    ValueError: an argument is out of range, or a name is unknown.
+
+  >>> method = make_se_kd(fraction=0.5)
+  >>> entropy, mask = jnp.array([0.1, 0.5, 1.0, 1.3]), jnp.ones(4, bool)
+  >>> stats = {"teacher_entropy": entropy, "student_entropy": entropy}
+  >>> state = method.observe(method.init_state(), stats, mask)
+  >>> logits = jnp.array([[1.0, 1.0, 1.0], [9.0, 0.0, 0.0]])  # Entropies 1.1 and 0.
+  >>> context = Context(state, jnp.float32(0), jnp.float32(0))
+  >>> _, stats = method.token_loss(logits, logits, jnp.array([0, 0]), {}, context)
+  >>> stats["weight"].tolist()
+  [2.0, 0.0]
+  """
+  check_fraction(fraction)
+  check_ce_weight(ce_weight)
+  check_temperature("temperature", temperature)
+  log_divergence = make_divergence(divergence, divergence_options)
+  teacher_only = entropy_only(half_life)
+
+  def token_loss(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    labels: jax.Array,
+    extras: Mapping[str, jax.Array],
+    context: Context,
+  ) -> tuple[jax.Array, Stats]:
+    del extras
+    pair = log_pair(student_logits, teacher_logits)
+    kept = kept_share(context.state.own, _student_entropy(pair), fraction=fraction)
+    return _weighted_terms(
+      *(pair, labels, kept / fraction),
+      hard=kept,
+      divergence=log_divergence,
+      temperature=temperature,
+      ce_weight=ce_weight,
+    )
+
+  def observe(state: State, stats: Stats, mask: jax.Array) -> State:
+    own = state.own.update(stats["student_entropy"], mask, half_life=half_life)
+    return teacher_only["observe"](state, stats, mask)._replace(own=own)
+
+  def update(state: State, stats: Stats, mask: jax.Array, elapsed: jax.Array) -> State:
+    del elapsed
+    return observe(state, stats, mask)
+
+  return Method(
+    token_loss=token_loss,
+    init_state=lambda: State(EntropyDistribution.init(), EntropyDistribution.init()),
+    observe=observe,
+    update=update,
+    metrics=lambda state: {"kept_from_student_entropy": state.own.quantile(1 - fraction)},
+  )
+
+
+def se_kd_loss(
+  student_logits: ArrayLike,
+  teacher_logits: ArrayLike,
+  labels: ArrayLike,
+  mask: ArrayLike,
+  *,
+  fraction: float = 0.2,
+  divergence: str = "forward_kl",
+  divergence_options: Mapping[str, Any] | None = None,
+  temperature: float = 1.0,
+  ce_weight: float = 0.0,
+  where: ArrayLike | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """SE-KD (arXiv 2602.01395) as published: mean of T^2 D over the top tokens of each sequence.
+
+  Args:
+    student_logits: float, shape [..., seq, vocab].
+    teacher_logits: float, same shape. Detached.
+    labels: int, shape [..., seq], already aligned.
+    mask: bool, shape [..., seq], true at tokens that count; logits may be NaN elsewhere.
+    fraction: of the n tokens of a sequence, the ceil(fraction n) of highest student entropy are
+      kept (the earlier one at ties), in (0, 1].
+    divergence: a key of `DIVERGENCES`.
+    divergence_options: its hyper-parameters.
+    temperature: T of the divergence; the entropies are at T = 1.
+    ce_weight: of the cross-entropy, a mean over all tokens in the mask.
+    where: optional bool [vocab], true at real vocabulary entries.
+
+  Returns:
+    The loss, a scalar (0 when nothing is masked in), and the metrics of `in_batch_metrics`.
+
+  Raises:
+    TypeError: wrong dtype.
+    ValueError: shapes that do not match, names or ranges.
+
+  >>> student = jnp.array([[1.0, 1.0, 1.0, 0.0], [9.0, 0.0, 0.0, 0.0]])
+  >>> teacher = jnp.array([[2.0, 1.0, 0.0, -1.0], [0.0, 9.0, 0.0, 0.0]])
+  >>> loss, metrics = se_kd_loss(
+  ...   student, teacher, jnp.array([0, 0]), jnp.array([True, True]), fraction=0.5)
+  >>> round(float(loss), 4), float(metrics["hard_fraction"])
+  (0.2988, 0.5)
+  """
+  check_ce_weight(ce_weight)
+  check_temperature("temperature", temperature)
+  *logits, labels, mask = in_batch_inputs(student_logits, teacher_logits, labels, mask, where)
+  pair = log_pair(*logits)
+  kept = top_tokens(_student_entropy(pair), mask, fraction=fraction)
+  # The mean over all tokens of what is weighted so is the mean over the kept ones.
+  weight = kept * jnp.sum(mask) / jnp.maximum(jnp.sum(kept), 1)
+  loss, stats = _weighted_terms(
+    *(pair, labels, weight.astype(pair.log_q.dtype)),
+    hard=kept,
+    divergence=make_divergence(divergence, divergence_options),
+    temperature=temperature,
+    ce_weight=ce_weight,
+  )
+  return masked_mean(loss, mask), in_batch_metrics(stats, mask)
+
+
+def kept_share(
+  distribution: EntropyDistribution, entropy: ArrayLike, *, fraction: float
+) -> jax.Array:
+  """What share of a token to keep such that the top `fraction` of a distribution is kept.
+
+  1 in the bins that lie in the top fraction and 0 below; the tokens of the bin between, which the
+  distribution cannot tell apart, all keep the share that is missing. So the expected share is met
+  even where all entropies are nearly the same, as they are for an untrained student: all or none of
+  its tokens would pass a threshold, and without any it would never be trained.
+
+  Args:
+    distribution: of the quantity.
+    entropy: float, shape [...].
+    fraction: in (0, 1].
+
+  Returns:
+    Shares in [0, 1], at least float32, shape [...], nondecreasing in entropy, detached; `fraction`
+    for all while the distribution is empty.
+
+  Raises:
+    TypeError: `entropy` is not floating point.
+    ValueError: `fraction` is out of range.
+
+  >>> entropy, mask = jnp.array([0.1, 2.0, 2.0, 2.0, 3.0]), jnp.ones(5, bool)
+  >>> distribution = EntropyDistribution.init().update(entropy, mask, half_life=1e9)
+  >>> [round(float(share), 4) for share in kept_share(distribution, entropy, fraction=0.4)]
+  [0.0, 0.3333, 0.3333, 0.3333, 1.0]
+  """
+  check_fraction(fraction)
+  entropy = jax.lax.stop_gradient(promote("entropy", entropy))
+  total = jnp.sum(distribution.mass)
+  mass = distribution.mass / jnp.where(total > 0, total, 1)
+  missing = fraction - (1 - jnp.cumsum(mass))
+  share = jnp.where(mass > 0, missing / jnp.where(mass > 0, mass, 1), missing > 0)
+  inner = jnp.asarray(EDGES[1:-1])
+  index = jnp.searchsorted(inner, entropy, side="right", method="compare_all")
+  kept = jnp.clip(share, 0, 1)[index].astype(entropy.dtype)
+  return jnp.where(total > 0, kept, fraction)
+
+
+def make_ea_kd(
+  *,
+  entropy_temperature: float = 3.0,
+  entropy_bound: float | None = None,
+  divergence: str = "forward_kl",
+  divergence_options: Mapping[str, Any] | None = None,
+  temperature: float = 1.0,
+  ce_weight: float = 0.0,
+  half_life: float = 1e6,
+) -> Method:
+  """EA-KD (arXiv 2311.13621): w T^2 D with the weights of `entropy_weights`, for every token.
+
+  The weights are not normalized, as in the paper: their mean, the stat `weight`, is the scale of
+  the loss.
+
+  Args:
+    entropy_temperature: at which both entropies of the weight are taken; 3 is the paper's.
+    entropy_bound: H_ub in nats; None for log vocab, as in the paper's text.
+    divergence: a key of `DIVERGENCES`; forward KL is the paper's.
+    divergence_options: its hyper-parameters.
+    temperature: T of the divergence.
+    ce_weight: of the cross-entropy.
+    half_life: of the entropy distribution that reports read, in tokens; > 0.
+
+  Raises:
+    ValueError: an argument is out of range, or a name is unknown.
+
+  >>> make_ea_kd(entropy_temperature=0.0)
+  Traceback (most recent call last):
+    ...
+  ValueError: entropy_temperature must be a positive temperature, got 0.0.
+  """
+  _check_ea_kd(entropy_temperature, entropy_bound, temperature, ce_weight)
+  log_divergence = make_divergence(divergence, divergence_options)
+
+  def token_loss(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    labels: jax.Array,
+    extras: Mapping[str, jax.Array],
+    context: Context,
+  ) -> tuple[jax.Array, Stats]:
+    del extras, context
+    check_dense("ea_kd", teacher_logits)
+    pair = log_pair(student_logits, teacher_logits)
+    bound = math.log(pair.log_q.shape[-1]) if entropy_bound is None else entropy_bound
+    return _weighted_terms(
+      *(pair, labels, _pair_weights(pair, entropy_temperature, bound)),
+      divergence=log_divergence,
+      temperature=temperature,
+      ce_weight=ce_weight,
+    )
+
+  return Method(token_loss=token_loss, **entropy_only(half_life))
+
+
+def ea_kd_loss(
+  student_logits: ArrayLike,
+  teacher_logits: ArrayLike,
+  labels: ArrayLike,
+  mask: ArrayLike,
+  *,
+  entropy_temperature: float = 3.0,
+  entropy_bound: float | None = None,
+  divergence: str = "forward_kl",
+  divergence_options: Mapping[str, Any] | None = None,
+  temperature: float = 1.0,
+  ce_weight: float = 0.0,
+  where: ArrayLike | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """EA-KD (arXiv 2311.13621) on whole logits: the mean of w T^2 D + ce_weight CE.
+
+  Args:
+    student_logits: float, shape [..., vocab].
+    teacher_logits: float, same shape. Detached.
+    labels: int, shape [...], already aligned.
+    mask: bool, shape [...], true at tokens that count; logits may be NaN elsewhere.
+    entropy_temperature: see `make_ea_kd`.
+    entropy_bound: see `make_ea_kd`; None for the log of the number of real vocabulary entries.
+    divergence: a key of `DIVERGENCES`.
+    divergence_options: its hyper-parameters.
+    temperature: T of the divergence.
+    ce_weight: of the cross-entropy.
+    where: optional bool [vocab], true at real vocabulary entries.
+
+  Returns:
+    The loss, a scalar (0 when nothing is masked in), and the metrics of `in_batch_metrics`.
+
+  Raises:
+    TypeError: wrong dtype.
+    ValueError: shapes that do not match, names or ranges.
+
+  >>> student, teacher = jnp.array([[1.0, 1.0, 1.0, 0.0]]), jnp.array([[2.0, 1.0, 0.0, -1.0]])
+  >>> loss, metrics = ea_kd_loss(student, teacher, jnp.array([0]), jnp.array([True]))
+  >>> round(float(metrics["weight_mean"]), 4), round(float(loss), 4)
+  (1.3156, 0.3931)
+  """
+  _check_ea_kd(entropy_temperature, entropy_bound, temperature, ce_weight)
+  *logits, labels, mask = in_batch_inputs(student_logits, teacher_logits, labels, mask, where)
+  pair = log_pair(*logits)
+  entries = pair.log_q.shape[-1] if where is None else jnp.sum(jnp.asarray(where).astype(bool))
+  bound = jnp.log(jnp.asarray(entries, pair.log_q.dtype))
+  loss, stats = _weighted_terms(
+    pair,
+    labels,
+    _pair_weights(pair, entropy_temperature, bound if entropy_bound is None else entropy_bound),
+    divergence=make_divergence(divergence, divergence_options),
+    temperature=temperature,
+    ce_weight=ce_weight,
+  )
+  return masked_mean(loss, mask), in_batch_metrics(stats, mask)
+
+
+def entropy_weights(
+  student_entropy: ArrayLike, teacher_entropy: ArrayLike, *, bound: ArrayLike
+) -> jax.Array:
+  """w = (H_T + H_T H_S / bound) / 2: EA-KD's weights (arXiv 2311.13621), not of mean 1.
+
+  Args:
+    student_entropy: H_S in nats, float, shape [...].
+    teacher_entropy: H_T in nats, same shape.
+    bound: H_ub, the largest entropy there can be, log vocab in the paper's text (its code for
+      CIFAR-100 has 100). A scalar; 0, the bound of a single class, leaves H_T / 2.
+
+  Returns:
+    Weights >= 0, shape [...], detached; at most log vocab.
+
+  Raises:
+    TypeError: not floating point.
+
+  >>> entropy_weights(jnp.array([0.0, 1.0]), jnp.array([2.0, 2.0]), bound=4.0).tolist()
+  [1.0, 1.25]
+  """
+  student = jax.lax.stop_gradient(promote("student_entropy", student_entropy))
+  teacher = jax.lax.stop_gradient(promote("teacher_entropy", teacher_entropy))
+  bound = jax.lax.stop_gradient(jnp.asarray(bound, student.dtype))
+  share = jnp.where(bound > 0, student / jnp.where(bound > 0, bound, 1), 0)
+  return 0.5 * (teacher + teacher * share)
+
+
+def _pair_weights(pair: LogPair, temperature: float, bound: float | jax.Array) -> jax.Array:
+  log_q, log_p = at_temperature(pair, temperature)
+  return entropy_weights(entropy_of(log_q), entropy_of(log_p), bound=bound)
+
+
+def _student_entropy(pair: LogPair) -> jax.Array:
+  return entropy_of(jax.lax.stop_gradient(pair.vocab_log_q))
+
+
+def _weighted_terms(
+  pair: LogPair,
+  labels: jax.Array,
+  weight: jax.Array,
+  *,
+  hard: bool | jax.Array = False,
+  divergence: LogDivergence,
+  temperature: float,
+  ce_weight: float,
+) -> tuple[jax.Array, Stats]:
+  """(loss, stats) [...] of w T^2 D + ce_weight CE; see `terms.token_terms`."""
+  value = divergence(*at_temperature(pair, temperature)) * (temperature**2 * weight)
+  return token_terms(
+    *(pair, labels, value), ce_weight=ce_weight, temperature=temperature, weight=weight, hard=hard
+  )
+
+
+def check_temperature(name: str, temperature: float) -> None:
+  """Raises ValueError unless `temperature` is positive and finite."""
+  if not (math.isfinite(temperature) and temperature > 0):
+    raise ValueError(f"{name} must be a positive temperature, got {temperature}.")
+
+
+def _check_ea_kd(
+  entropy_temperature: float, entropy_bound: float | None, temperature: float, ce_weight: float
+) -> None:
+  check_ce_weight(ce_weight)
+  check_temperature("temperature", temperature)
+  check_temperature("entropy_temperature", entropy_temperature)
+  if entropy_bound is not None and not entropy_bound > 0:
+    raise ValueError(f"entropy_bound must be a positive entropy or None, got {entropy_bound}.")

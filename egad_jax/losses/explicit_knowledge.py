@@ -1,0 +1,259 @@
+"""AEKT: how much of the teacher's confidence in one class the student is made to learn.
+
+Adaptive explicit knowledge transfer (arXiv 2409.01679) was available as a description only: an
+implicit term on the other classes as in DKD, an explicit one on the target class that adapts to the
+ratio of the models' confidences, and separate heads in series for labels and teacher. The formulas
+are OUR RECONSTRUCTION, not the paper's:
+
+  T^2 (I + weight sg(clip((p_y / q_y)^gamma, 1/bound, bound)) TCKD),   y the target class,
+
+with TCKD = KL of (p_y, 1 - p_y) from (q_y, 1 - q_y), and I = NCKD, the KL over all but y, both
+renormalized there, or (1 - p_y) NCKD. At gamma = 0 and weight = 1 these are DKD(1, 1)
+(arXiv 2203.08679) and plain KD.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from egad_jax.losses.entropy import entropy_of
+from egad_jax.losses.entropy_weighting import check_temperature
+from egad_jax.losses.in_batch import in_batch_inputs, in_batch_metrics
+from egad_jax.losses.log_divergences import non_target_class_kl, target_class_kl
+from egad_jax.losses.method import Context, Method, Params, SerialHead, Stats, entropy_only
+from egad_jax.losses.probabilities import (
+  check_labels,
+  check_logits,
+  is_label,
+  label_value,
+  log_probabilities,
+)
+from egad_jax.losses.reductions import masked_mean
+from egad_jax.losses.terms import LogPair, at_temperature, check_ce_weight, log_pair, token_terms
+from egad_jax.losses.top_k import check_dense
+
+IMPLICIT = ("decoupled", "coupled")
+TARGETS = ("label", "teacher")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExplicitKnowledge:
+  """What AEKT makes of the target class; ours throughout, see the module.
+
+  Attributes:
+    weight: of the explicit term, lambda >= 0.
+    gamma: exponent of the confidence ratio p_y / q_y, >= 0; 0 is no adaptation.
+    bound: the ratio's power is clipped to [1/bound, bound]; >= 1.
+    implicit: "decoupled", the other classes' term as it is; "coupled", times 1 - p_y, as in KD.
+    target: y is the "label", or the "teacher"'s most probable token.
+    serial: whether the teacher acts behind a linear map of the student's hidden states (the
+      paper's second head in series, there on logits; vocab^2 is too large here) and the labels
+      before it. The map starts as the identity, is trained and never exported.
+  """
+
+  weight: float = 1.0
+  gamma: float = 1.0
+  bound: float = 10.0
+  implicit: str = "decoupled"
+  target: str = "label"
+  serial: bool = False
+
+  def __post_init__(self) -> None:
+    for name in ("weight", "gamma"):
+      if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+        raise ValueError(f"{name} must be >= 0 and finite, got {getattr(self, name)}.")
+    if not (math.isfinite(self.bound) and self.bound >= 1):
+      raise ValueError(f"bound must be >= 1 and finite, got {self.bound}.")
+    for name, allowed in {"implicit": IMPLICIT, "target": TARGETS}.items():
+      if getattr(self, name) not in allowed:
+        raise ValueError(
+          f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}."
+        )
+
+
+def make_aekt(
+  *,
+  explicit_knowledge: ExplicitKnowledge = ExplicitKnowledge(),
+  temperature: float = 1.0,
+  ce_weight: float = 0.0,
+  half_life: float = 1e6,
+) -> Method:
+  """AEKT (arXiv 2409.01679; our reconstruction, see the module) + ce_weight CE, for every token.
+
+  The stat `weight` is that of the explicit term, lambda times the clipped ratio.
+
+  Args:
+    explicit_knowledge: the options.
+    temperature: T of both terms and of the ratio, with T^2 compensation; > 0.
+    ce_weight: of the cross-entropy; with a serial head it acts before the map, alone.
+    half_life: of the entropy distribution that reports read, in tokens; > 0.
+
+  Raises:
+    ValueError: an argument is out of range; or a serial head without cross-entropy.
+
+  >>> method = make_aekt(explicit_knowledge=ExplicitKnowledge(serial=True), ce_weight=0.5)
+  >>> method.init_params(jax.random.key(0), student_dim=2, teacher_dim=3, num_taps=0)["serial"]
+  Array([[1., 0.],
+         [0., 1.]], dtype=float32)
+  """
+  _check(explicit_knowledge.serial, temperature, ce_weight)
+
+  def token_loss(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    labels: jax.Array,
+    extras: Mapping[str, jax.Array],
+    context: Context,
+  ) -> tuple[jax.Array, Stats]:
+    del extras, context
+    check_dense("aekt", teacher_logits)
+    pair = log_pair(student_logits, teacher_logits)
+    value, weight = explicit_knowledge_value(pair, labels, explicit_knowledge, temperature)
+    return token_terms(
+      *(pair, labels, value),
+      ce_weight=0.0 if explicit_knowledge.serial else ce_weight,
+      temperature=temperature,
+      weight=weight,
+    )
+
+  if not explicit_knowledge.serial:
+    return Method(token_loss=token_loss, **entropy_only(half_life))
+
+  def label_loss(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    labels: jax.Array,
+    extras: Mapping[str, jax.Array],
+    context: Context,
+  ) -> tuple[jax.Array, Stats]:
+    del teacher_logits, extras, context
+    stats = _label_stats(student_logits, labels)
+    return ce_weight * stats["cross_entropy"], jax.lax.stop_gradient(stats)
+
+  return Method(
+    token_loss=token_loss,
+    init_params=init_serial,
+    serial=SerialHead(apply_serial, label_loss),
+    **entropy_only(half_life),
+  )
+
+
+def explicit_knowledge_loss(
+  student_logits: ArrayLike,
+  teacher_logits: ArrayLike,
+  labels: ArrayLike,
+  mask: ArrayLike,
+  *,
+  explicit_knowledge: ExplicitKnowledge = ExplicitKnowledge(),
+  serial_logits: ArrayLike | None = None,
+  temperature: float = 1.0,
+  ce_weight: float = 0.0,
+  where: ArrayLike | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """AEKT (arXiv 2409.01679; our reconstruction, see the module) on whole logits.
+
+  Args:
+    student_logits: float, shape [..., vocab].
+    teacher_logits: float, same shape. Detached.
+    labels: int, shape [...], already aligned.
+    mask: bool, shape [...], true at tokens that count; logits may be NaN elsewhere.
+    explicit_knowledge: the options; `serial` requires `serial_logits`.
+    serial_logits: the student's logits behind the serial map, same shape. The teacher then acts on
+      these and the labels on `student_logits`, which needs a ce_weight > 0.
+    temperature: T of both terms and of the ratio, with T^2 compensation; > 0.
+    ce_weight: of the cross-entropy.
+    where: optional bool [vocab], true at real vocabulary entries.
+
+  Returns:
+    The loss, a scalar (0 when nothing is masked in), and the metrics of `in_batch_metrics`;
+    weight_mean is that of the explicit term, lambda times the clipped ratio.
+
+  Raises:
+    TypeError: wrong dtype.
+    ValueError: shapes that do not match, names or ranges.
+
+  >>> student, teacher = jnp.array([[1.0, 1.0, 1.0, 0.0]]), jnp.array([[2.0, 1.0, 0.0, -1.0]])
+  >>> labels, mask = jnp.array([0]), jnp.array([True])
+  >>> loss, metrics = explicit_knowledge_loss(student, teacher, labels, mask)
+  >>> round(float(loss), 4), round(float(metrics["weight_mean"]), 4)
+  (0.6752, 2.1686)
+  >>> kd = ExplicitKnowledge(gamma=0.0, implicit="coupled")
+  >>> loss, _ = explicit_knowledge_loss(student, teacher, labels, mask, explicit_knowledge=kd)
+  >>> round(float(loss), 4)
+  0.2988
+  """
+  if explicit_knowledge.serial and serial_logits is None:
+    raise ValueError("explicit_knowledge.serial needs serial_logits, got None.")
+  _check(serial_logits is not None, temperature, ce_weight)
+  inputs = (teacher_logits, labels, mask, where)
+  student_logits, *rest, mask = in_batch_inputs(student_logits, *inputs)
+  taught = student_logits if serial_logits is None else in_batch_inputs(serial_logits, *inputs)[0]
+  pair = log_pair(taught, rest[0])
+  value, weight = explicit_knowledge_value(pair, rest[1], explicit_knowledge, temperature)
+  loss, stats = token_terms(
+    *(pair, rest[1], value),
+    ce_weight=ce_weight if serial_logits is None else 0.0,
+    temperature=temperature,
+    weight=weight,
+  )
+  if serial_logits is not None:
+    label_stats = _label_stats(student_logits, rest[1])
+    loss = loss + ce_weight * label_stats["cross_entropy"]
+    stats = stats | jax.lax.stop_gradient(label_stats)
+  return masked_mean(loss, mask), in_batch_metrics(stats, mask)
+
+
+def explicit_knowledge_value(
+  pair: LogPair, labels: ArrayLike, options: ExplicitKnowledge, temperature: float
+) -> tuple[jax.Array, jax.Array]:
+  """The loss of each token and the weight of the explicit term in it, detached; both [...]."""
+  labels = check_labels(labels, pair.log_q.shape[:-1])
+  log_q, log_p = at_temperature(pair, temperature)
+  if options.target == "teacher":
+    labels = jnp.argmax(log_p, axis=-1)
+  implicit = non_target_class_kl(log_q, log_p, labels)
+  if options.implicit == "coupled":
+    # Summed from its own entries: 1 - p_y has no digits left for a sure teacher.
+    implicit = implicit * jnp.sum(jnp.exp(log_p), axis=-1, where=~is_label(log_p, labels))
+  # Clipped as a logarithm: the ratio itself overflows where the student rules the target out.
+  log_ratio = options.gamma * (label_value(log_p, labels) - label_value(log_q, labels))
+  limit = math.log(options.bound)
+  weight = options.weight * jax.lax.stop_gradient(jnp.exp(jnp.clip(log_ratio, -limit, limit)))
+  value = implicit + weight * target_class_kl(log_q, log_p, labels)
+  return temperature**2 * value, weight
+
+
+def init_serial(
+  key: jax.Array, *, student_dim: int, teacher_dim: int, num_taps: int
+) -> dict[str, jax.Array]:
+  """{"serial": the identity, float32 [student_dim, student_dim]}: no map at the start."""
+  del key, teacher_dim, num_taps
+  return {"serial": jnp.eye(student_dim, dtype=jnp.float32)}
+
+
+def apply_serial(params: Params, student_hidden: jax.Array) -> jax.Array:
+  """Maps student hidden states [..., student_dim], in and to their own dtype."""
+  return student_hidden @ params["serial"].astype(student_hidden.dtype)
+
+
+def _label_stats(student_logits: jax.Array, labels: jax.Array) -> Stats:
+  """What the labels' head says of each token; the cross-entropy with its gradient."""
+  log_q = log_probabilities(check_logits("student_logits", student_logits))
+  labels = check_labels(labels, log_q.shape[:-1])
+  return {"cross_entropy": -label_value(log_q, labels), "student_entropy": entropy_of(log_q)}
+
+
+def _check(serial: bool, temperature: float, ce_weight: float) -> None:
+  check_ce_weight(ce_weight)
+  check_temperature("temperature", temperature)
+  if serial and ce_weight == 0:
+    raise ValueError(
+      "a serial head needs ce_weight > 0, got 0: without labels nothing trains the head that is"
+      " exported."
+    )

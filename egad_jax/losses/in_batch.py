@@ -1,0 +1,62 @@
+"""What the in-batch forms of the methods share: inputs behind a mask, and metrics of the tokens."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from egad_jax.losses.method import Stats
+from egad_jax.losses.probabilities import check_labels, check_mask, check_pair, hide_columns
+from egad_jax.losses.reductions import masked_mean
+from egad_jax.losses.top_k import check_dense
+
+
+def in_batch_inputs(
+  student_logits: ArrayLike,
+  teacher_logits: ArrayLike,
+  labels: ArrayLike,
+  mask: ArrayLike,
+  where: ArrayLike | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  """Checks the four and makes the logits safe for any maths, whatever the mask hides.
+
+  Args:
+    student_logits: float, shape [..., vocab].
+    teacher_logits: float, same shape.
+    labels: int, shape [...].
+    mask: bool, shape [...], true at tokens that count.
+    where: optional bool [vocab], true at real vocabulary entries.
+
+  Returns:
+    The same four: logits 0 outside the mask and -inf in hidden columns, the teacher's detached.
+
+  Raises:
+    TypeError: wrong dtype.
+    ValueError: shapes that do not match.
+  """
+  check_dense("an in-batch loss", teacher_logits)
+  student_logits, teacher_logits = check_pair(student_logits, teacher_logits)
+  mask = check_mask(mask, student_logits.shape[:-1])
+  # Zeroing the terms afterwards is not enough: 0 * NaN would come back through the gradient.
+  student_logits, teacher_logits = (
+    hide_columns(jnp.where(mask[..., None], logits, 0), where)
+    for logits in (student_logits, teacher_logits)
+  )
+  return student_logits, teacher_logits, check_labels(labels, mask.shape), mask
+
+
+def in_batch_metrics(stats: Stats, mask: jax.Array) -> dict[str, jax.Array]:
+  """Means over the masked tokens, detached scalars.
+
+  Args:
+    stats: as from `terms.token_terms`.
+    mask: bool, the shape of the stats.
+
+  Returns:
+    distillation_loss, cross_entropy, teacher_entropy, student_entropy (nats), temperature_mean,
+    weight_mean and hard_fraction.
+  """
+  renamed = {"temperature": "temperature_mean", "weight": "weight_mean", "hard": "hard_fraction"}
+  names = ("distillation_loss", "cross_entropy", "teacher_entropy", "student_entropy", *renamed)
+  return {renamed.get(name, name): masked_mean(stats[name], mask) for name in names}

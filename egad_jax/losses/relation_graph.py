@@ -1,0 +1,282 @@
+"""TRG: the relations between hard tokens of a row, distilled (arXiv 2306.12442).
+
+Only the abstract and third-party notes were available. Noted: logit distillation plus three terms
+on a graph of image tokens sampled over the batch, local, contextual (the notes' "global") and inner
+(the abstract's "contextual loss"), and a contrastive temperature that falls from high to low.
+Ours: hard tokens of a language model as nodes, a graph per row, every value of `RelationGraph`, the
+form of the annealing, and what `token_graph` says.
+
+Loss, with n the target tokens and per node the terms of `token_graph`:
+
+  sum T^2 D(T) / n + sum over nodes (w_l local + w_c contextual + w_i inner) / n_nodes
+    + ce_weight sum CE / n
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from egad_jax.losses.branch import Branch
+from egad_jax.losses.egad import make_egad
+from egad_jax.losses.features import init_projector, project, take_tokens
+from egad_jax.losses.method import Context, Method, Metrics, Params, Stats
+from egad_jax.losses.probabilities import check_mask, promote
+from egad_jax.losses.reductions import masked_mean, masked_sum
+from egad_jax.losses.routing import gather_indices
+from egad_jax.losses.temperature import Temperature
+from egad_jax.losses.token_graph import (
+  DIRECTIONS,
+  contextual_relation,
+  inner_relation,
+  local_relation,
+)
+
+TERMS = ("local", "contextual", "inner")
+
+
+@dataclasses.dataclass(frozen=True)
+class RelationGraph:
+  """The graph of tokens and the weights of its terms; all numbers are ours, none were noted.
+
+  Attributes:
+    nodes: hard tokens that a row of a batch keeps as nodes, at most; >= 1. Bounds the cost: pairs
+      grow with its square, per row. `relation_graph_loss` takes the nodes it is given instead.
+    neighbours: k >= 1, edges of a node.
+    sigma: of the Gaussian edges, in squared distance of unit vectors (0 to 4); None: the median
+      over the teacher's edges of the graph.
+    direction: of the local KL: "student_to_teacher" (as noted) or "teacher_to_student".
+    local_weight: >= 0; a term of weight 0 is absent from the program and its metric is 0.
+    contextual_weight: >= 0; with 0 there is no projector.
+    inner_weight: >= 0.
+    contextual_start: tau at the start of training, > 0.
+    contextual_end: tau at its end, > 0; noted is only that tau falls.
+    inner_temperature: of the similarity maps, > 0; see `token_graph.inner_relation`.
+  """
+
+  nodes: int = 64
+  neighbours: int = 8
+  sigma: float | None = None
+  direction: str = "student_to_teacher"
+  local_weight: float = 1.0
+  contextual_weight: float = 1.0
+  inner_weight: float = 1.0
+  contextual_start: float = 1.0
+  contextual_end: float = 0.1
+  inner_temperature: float = 0.25
+
+  def __post_init__(self) -> None:
+    for name in ("nodes", "neighbours"):
+      value = getattr(self, name)
+      if not (isinstance(value, int) and value >= 1):
+        raise ValueError(f"{name} must be an integer >= 1, got {value!r}.")
+    if self.sigma is not None and not self.sigma > 0:
+      raise ValueError(f"sigma must be > 0 or None, got {self.sigma}.")
+    for name in (f"{term}_weight" for term in TERMS):
+      if not getattr(self, name) >= 0:
+        raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}.")
+    for name in ("contextual_start", "contextual_end", "inner_temperature"):
+      if not getattr(self, name) > 0:
+        raise ValueError(f"{name} must be > 0, got {getattr(self, name)}.")
+    if self.direction not in DIRECTIONS:
+      raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, got {self.direction!r}.")
+
+  def weights(self) -> dict[str, float]:
+    """Returns the weight of each term that has one."""
+    weights = {term: getattr(self, f"{term}_weight") for term in TERMS}
+    return {term: weight for term, weight in weights.items() if weight}
+
+  def temperature(self, elapsed: ArrayLike) -> jax.Array:
+    """Returns tau = start (end / start)^elapsed, detached: sharper by the same factor each step.
+
+    >>> [round(float(RelationGraph().temperature(e)), 4) for e in (0.0, 0.5, 1.0)]
+    [1.0, 0.3162, 0.1]
+    """
+    elapsed = jnp.clip(jax.lax.stop_gradient(jnp.asarray(elapsed, jnp.float32)), 0, 1)
+    return self.contextual_start * (self.contextual_end / self.contextual_start) ** elapsed
+
+
+def relation_graph_loss(
+  student_features: ArrayLike,
+  teacher_features: ArrayLike,
+  mask: ArrayLike,
+  *,
+  elapsed: ArrayLike,
+  projected_student_features: ArrayLike | None = None,
+  options: RelationGraph = RelationGraph(),
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The graph terms of TRG, averaged over the valid nodes of all graphs.
+
+  Each leading index is one graph; to relate tokens across a batch (as noted for images), gather
+  them into one. The inner term is noted within an instance: give it a graph per instance.
+
+  Args:
+    student_features: hidden states, float, shape [..., nodes, Ds].
+    teacher_features: hidden states, float, shape [..., nodes, Dt]. Detached.
+    mask: bool, shape [..., nodes], true at valid nodes; features may be NaN elsewhere.
+    elapsed: share of the training that is done, in [0, 1], a scalar; sets the contextual tau.
+    projected_student_features: float, shape [..., nodes, Dt], for the contextual term; may be left
+      out when Ds = Dt (the features themselves then) or the term has weight 0.
+    options: the graph and its weights; its `nodes` is not read.
+
+  Returns:
+    The loss, a scalar, at least float32 (0 when nothing is masked in), and metrics, detached
+    scalars: local, contextual and inner, unweighted means over the valid nodes.
+
+  Raises:
+    TypeError: features are not floating point.
+    ValueError: shapes that do not match.
+
+  >>> features = jax.random.normal(jax.random.key(0), (2, 6, 4))
+  >>> loss, metrics = relation_graph_loss(features, features, jnp.ones((2, 6), bool), elapsed=0.0)
+  >>> round(float(metrics["local"]), 6), round(float(metrics["inner"]), 6)
+  (0.0, 0.0)
+  """
+  student, teacher = (
+    promote("student_features", student_features),
+    promote("teacher_features", teacher_features),
+  )
+  mask = check_mask(mask, jnp.shape(mask))
+  for name, features in (("student_features", student), ("teacher_features", teacher)):
+    if features.shape[:-1] != mask.shape or not mask.ndim:
+      raise ValueError(
+        f"{name} must have shape [..., nodes, dim] around the mask's [..., nodes] {mask.shape},"
+        f" got {features.shape}."
+      )
+  if jnp.ndim(elapsed):
+    raise ValueError(f"elapsed must be a scalar, got shape {jnp.shape(elapsed)}.")
+  projected = student
+  if projected_student_features is not None:
+    projected = promote("projected_student_features", projected_student_features)
+  if options.contextual_weight and projected.shape != teacher.shape:
+    raise ValueError(
+      "projected_student_features must have the shape of teacher_features,"
+      f" {teacher.shape}, got {projected.shape}; project the student's features, or set"
+      " contextual_weight to 0."
+    )
+  # Before the maths: 0 * NaN would come back through the gradient.
+  hidden = [jnp.where(mask[..., None], x, 0) for x in (student, teacher, projected)]
+  terms = _terms(hidden[0], hidden[1], hidden[2], mask, elapsed, options)
+  means = {name: masked_mean(term, mask) for name, term in terms.items()}
+  weights = options.weights()
+  zero = jnp.zeros((), jnp.result_type(student, teacher))
+  loss = sum((weight * means[name] for name, weight in weights.items()), zero)
+  return loss, {name: jax.lax.stop_gradient(means.get(name, zero)) for name in TERMS}
+
+
+def make_trg(
+  *,
+  divergence: str = "forward_kl",
+  divergence_options: Mapping[str, Any] | None = None,
+  temperature: float = 1.0,
+  ce_weight: float = 0.0,
+  half_life: float = 1e6,
+  hard_fraction: float = 0.5,
+  graph: RelationGraph = RelationGraph(),
+) -> Method:
+  """Vanilla KD on all tokens and the graph terms on the hard ones; a `Method` without own state.
+
+  The loss per token is that of `make_vanilla_kd`, bit for bit, and a token is hard as in
+  `make_egad`. Each row is one graph of its hardest tokens, at most `graph.nodes` of them, so rows
+  read no other row: shards, micro-batches and chunks change nothing. Documents packed into one
+  row share its graph, as the notes' graph spans the instances of a batch. Taps are averaged.
+
+  Args:
+    divergence: a key of `DIVERGENCES`.
+    divergence_options: its hyper-parameters.
+    temperature: T of the logit loss, > 0.
+    ce_weight: of the cross-entropy with the labels; 0 leaves it out of the loss.
+    half_life: of the distribution of entropy, in tokens; > 0.
+    hard_fraction: a token is hard when the position of its teacher entropy is at least
+      1 - hard_fraction, in (0, 1].
+    graph: the graph and the weights of its terms; all three 0 is vanilla KD without taps.
+
+  Raises:
+    ValueError: an argument is out of range, or a name is unknown.
+
+  >>> method = make_trg(graph=RelationGraph(nodes=16))
+  >>> params = method.init_params(jax.random.key(0), student_dim=4, teacher_dim=8, num_taps=2)
+  >>> params["kernel"].shape
+  (2, 4, 8)
+  """
+
+  def init_params(key: jax.Array, *, student_dim: int, teacher_dim: int, num_taps: int) -> Params:
+    if not graph.contextual_weight:
+      return {}
+    return init_projector(key, student_dim=student_dim, teacher_dim=teacher_dim, num_taps=num_taps)
+
+  def feature_loss(
+    params: Params,
+    student_taps: jax.Array,
+    teacher_taps: jax.Array,
+    stats: Stats,
+    mask: jax.Array,
+    context: Context,
+  ) -> tuple[jax.Array, Metrics]:
+    mask = check_mask(mask, stats["hard"].shape)
+    eligible = mask & (stats["hard"] > 0)
+    capacity = min(graph.nodes, mask.shape[1])
+    indices, valid = gather_indices(stats["teacher_entropy"], eligible, capacity=capacity)
+    student, teacher = (
+      promote(name, take_tokens(taps, indices, valid))
+      for name, taps in (("student_taps", student_taps), ("teacher_taps", teacher_taps))
+    )
+    projected = project(params, student) if graph.contextual_weight else student
+    in_taps = jnp.broadcast_to(valid, student.shape[:-1])
+    terms = _terms(student, teacher, projected, in_taps, context.elapsed, graph)
+    row_tokens = jnp.sum(mask, axis=1, dtype=jnp.float32)
+    # A row's nodes stand for its tokens: over the share of them that are expected to be nodes,
+    # which the mask alone tells, so that sums over rows add up whatever the micro-batch.
+    share = jnp.minimum(hard_fraction, graph.nodes / jnp.maximum(row_tokens, 1))
+    sums = {
+      name: masked_sum(jnp.mean(term, axis=0) / share[:, None], valid)
+      for name, term in terms.items()
+    }
+    total = sum((weight * sums[name] for name, weight in graph.weights().items()), jnp.float32(0))
+    count, hard = jnp.sum(row_tokens), jnp.sum(eligible, dtype=jnp.float32)
+    metrics = {
+      name: (jax.lax.stop_gradient(sums.get(name, jnp.float32(0))), count) for name in TERMS
+    }
+    return total, metrics | {"hard_overflow": (hard - jnp.sum(valid, dtype=jnp.float32), hard)}
+
+  method = make_egad(
+    divergence=divergence,
+    divergence_options=divergence_options,
+    ce_weight=ce_weight,
+    curriculum=None,
+    temperature=Temperature(kind="fixed", base=temperature),
+    branch=Branch(hard_fraction=hard_fraction),
+    half_life=half_life,
+  )
+  return method._replace(
+    init_params=init_params, feature_loss=feature_loss if graph.weights() else None
+  )
+
+
+def _terms(
+  student: jax.Array,
+  teacher: jax.Array,
+  projected: jax.Array,
+  mask: jax.Array,
+  elapsed: ArrayLike,
+  options: RelationGraph,
+) -> dict[str, jax.Array]:
+  """Returns {term: [..., nodes]}, those with a weight; features are zero outside the mask."""
+  make = {
+    "local": lambda: local_relation(
+      *(student, teacher, mask),
+      neighbours=options.neighbours,
+      sigma=options.sigma,
+      direction=options.direction,
+    ),
+    "contextual": lambda: contextual_relation(
+      projected, teacher, mask, temperature=options.temperature(elapsed)
+    ),
+    "inner": lambda: inner_relation(student, teacher, mask, temperature=options.inner_temperature),
+  }
+  return {name: make[name]() for name in options.weights()}

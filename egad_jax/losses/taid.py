@@ -1,0 +1,266 @@
+"""TAID: distillation towards a target on the way from student to teacher.
+
+Temporally adaptive interpolated distillation, arXiv 2501.16937. The target is
+u = softmax((1 - t) z_student + t z_teacher), detached, the loss KL(u || q): gradient q - u. The
+share t of the teacher rises over the training, faster while the loss falls.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from egad_jax.losses.distribution import EntropyDistribution
+from egad_jax.losses.in_batch import in_batch_inputs, in_batch_metrics
+from egad_jax.losses.log_divergences import check_share, forward_kl
+from egad_jax.losses.method import Context, Method, State, Stats, entropy_only
+from egad_jax.losses.probabilities import LOG_ZERO
+from egad_jax.losses.reductions import masked_mean
+from egad_jax.losses.terms import LogPair, at_temperature, check_ce_weight, log_pair, token_terms
+
+
+@dataclasses.dataclass(frozen=True)
+class Interpolation:
+  """How the teacher's share t of the target rises. The defaults are the official code's.
+
+  Attributes:
+    start: t at the beginning, in [0, 1]; 0 would be the student itself, without loss or gradient.
+    end: what t does not exceed, in [start, 1]; 1 is forward KL to the teacher.
+    rate: of the adaptive rise, in [0, 1]; 0 leaves the linear schedule.
+    momentum: of the loss's relative change, per step, in [0, 1).
+  """
+
+  start: float = 0.4
+  end: float = 1.0
+  rate: float = 5e-4
+  momentum: float = 0.99
+
+  def __post_init__(self) -> None:
+    if not 0 <= self.start <= self.end <= 1:
+      raise ValueError(f"0 <= start <= end <= 1 must hold, got start {self.start}, end {self.end}.")
+    check_share("rate", self.rate)
+    if not 0 <= self.momentum < 1:
+      raise ValueError(f"momentum must be in [0, 1), got {self.momentum}.")
+
+
+class InterpolationState(NamedTuple):
+  """The schedule's memory; a pytree of float32 scalars.
+
+  Attributes:
+    share: t, the teacher's share of the next step's target.
+    momentum: running mean of the loss's relative decrease.
+    previous_loss: of the last step; infinite before the first.
+  """
+
+  share: jax.Array
+  momentum: jax.Array
+  previous_loss: jax.Array
+
+  @classmethod
+  def init(cls, interpolation: Interpolation = Interpolation()) -> InterpolationState:
+    """Returns the state before the first step: t at its start, no loss seen."""
+    return cls(jnp.float32(interpolation.start), jnp.float32(0), jnp.float32(jnp.inf))
+
+
+def update_interpolation(
+  state: InterpolationState, loss: ArrayLike, *, elapsed: ArrayLike, interpolation: Interpolation
+) -> InterpolationState:
+  """One step: m <- momentum m + (1 - momentum) (L_prev - L) / L_prev, then t from m.
+
+  t <- min(end, max(start + (end - start) elapsed, t + rate sigmoid(m) (1 - t))), so t never falls.
+  The first loss moves neither m nor, but for the linear schedule, t.
+
+  Args:
+    state: before the step.
+    loss: the step's mean distillation loss, a scalar. Detached.
+    elapsed: share of the training that was done before this step, in [0, 1], a scalar.
+    interpolation: the options.
+
+  Returns:
+    The state after the step.
+
+  >>> state, options = InterpolationState.init(), Interpolation(rate=0.1)
+  >>> for loss in (1.0, 0.9, 0.8):
+  ...   state = update_interpolation(state, loss, elapsed=0.0, interpolation=options)
+  >>> round(float(state.share), 4), round(float(state.momentum), 4)
+  (0.4585, 0.0021)
+  """
+  loss = jax.lax.stop_gradient(jnp.asarray(loss, jnp.float32))
+  first = jnp.isinf(state.previous_loss)
+  previous = jnp.where(first, loss, state.previous_loss)
+  decrease = (previous - loss) / (previous + 1e-15)
+  momentum = interpolation.momentum * state.momentum + (1 - interpolation.momentum) * decrease
+  rise = interpolation.rate * jax.nn.sigmoid(momentum) * (1 - state.share)
+  linear = interpolation.start + (interpolation.end - interpolation.start) * jnp.asarray(elapsed)
+  share = jnp.maximum(linear, state.share + jnp.where(first, 0, rise))
+  share = jnp.minimum(share, interpolation.end).astype(jnp.float32)
+  return InterpolationState(share, momentum, loss)
+
+
+def make_taid(
+  *,
+  ce_weight: float = 0.0,
+  temperature: float = 1.0,
+  interpolation: Interpolation = Interpolation(),
+  half_life: float = 1e6,
+) -> Method:
+  """T^2 KL(u || q) at T + ce_weight CE; a `Method` whose own state is an `InterpolationState`.
+
+  The schedule reads the mean of the global batch once a step, so accumulation and sharding are
+  exact. Keeps the entropy distribution too, so that reports compare like with like.
+
+  Args:
+    ce_weight: of the cross-entropy with the labels; 0 leaves it out of the loss.
+    temperature: of target and student, > 0; the paper's is 1.
+    interpolation: how t rises.
+    half_life: of the entropy distribution, in tokens; > 0.
+
+  Raises:
+    ValueError: an argument is out of range.
+
+  >>> round(float(make_taid().init_state().own.share), 4)
+  0.4
+  """
+  check_ce_weight(ce_weight)
+  _check_temperature(temperature)
+  entropy = entropy_only(half_life)
+
+  def token_loss(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    labels: jax.Array,
+    extras: Mapping[str, jax.Array],
+    context: Context,
+  ) -> tuple[jax.Array, Stats]:
+    del extras
+    return _taid_terms(
+      *(student_logits, teacher_logits, labels, context.state.own.share),
+      temperature=temperature,
+      ce_weight=ce_weight,
+    )
+
+  def update(state: State, stats: Stats, mask: jax.Array, elapsed: jax.Array) -> State:
+    own = _control(state.own, stats, mask, elapsed, interpolation)
+    return entropy["observe"](state, stats, mask)._replace(own=own)
+
+  return Method(
+    token_loss=token_loss,
+    init_state=lambda: State(EntropyDistribution.init(), InterpolationState.init(interpolation)),
+    observe=entropy["observe"],
+    update=update,
+    metrics=lambda state: {"interpolation": state.own.share},
+  )
+
+
+def taid_loss(
+  student_logits: ArrayLike,
+  teacher_logits: ArrayLike,
+  labels: ArrayLike,
+  mask: ArrayLike,
+  *,
+  state: InterpolationState,
+  elapsed: ArrayLike,
+  temperature: float = 1.0,
+  ce_weight: float = 0.0,
+  interpolation: Interpolation = Interpolation(),
+  where: ArrayLike | None = None,
+) -> tuple[jax.Array, tuple[dict[str, jax.Array], InterpolationState]]:
+  """TAID on whole logits: T^2 KL(u || q) at T + ce_weight CE, averaged over the masked tokens.
+
+  Args:
+    student_logits: float, shape [..., vocab]; leading axes are usually [batch, seq].
+    teacher_logits: float, same shape. Detached.
+    labels: int, shape [...], already aligned: the token that the logits at its place predict.
+    mask: bool, shape [...], true at tokens that count; logits may be NaN elsewhere.
+    state: of the schedule: `InterpolationState.init(interpolation)`, then what the last call
+      returned.
+    elapsed: share of the training that is done, in [0, 1], a scalar.
+    temperature: of target and student, > 0.
+    ce_weight: of the cross-entropy.
+    interpolation: how t rises.
+    where: optional bool [vocab], true at real vocabulary entries.
+
+  Returns:
+    The loss, a scalar (0 when nothing is masked in); and metrics with the schedule's next state.
+    The metrics are those of `in_batch_metrics` and interpolation, the t of this call. The state is
+    the one given when nothing is masked in.
+
+  Raises:
+    TypeError: wrong dtype.
+    ValueError: shapes that do not match, or ranges.
+
+  >>> student = jnp.array([[1.0, 1.0, 1.0, 0.0]])
+  >>> teacher = jnp.array([[2.0, 1.0, 0.0, -1.0]])
+  >>> labels, mask = jnp.array([0]), jnp.array([True])
+  >>> loss, (metrics, state) = taid_loss(
+  ...   student, teacher, labels, mask, state=InterpolationState.init(), elapsed=0.0
+  ... )
+  >>> round(float(loss), 4)
+  0.0554
+  """
+  check_ce_weight(ce_weight)
+  _check_temperature(temperature)
+  student_logits, teacher_logits, labels, mask = in_batch_inputs(
+    student_logits, teacher_logits, labels, mask, where
+  )
+  loss, stats = _taid_terms(
+    *(student_logits, teacher_logits, labels, state.share),
+    temperature=temperature,
+    ce_weight=ce_weight,
+  )
+  metrics = in_batch_metrics(stats, mask)
+  metrics["interpolation"] = jax.lax.stop_gradient(state.share)
+  return masked_mean(loss, mask), (metrics, _control(state, stats, mask, elapsed, interpolation))
+
+
+def _taid_terms(
+  student_logits: jax.Array,
+  teacher_logits: jax.Array,
+  labels: jax.Array,
+  share: jax.Array,
+  *,
+  temperature: float,
+  ce_weight: float,
+) -> tuple[jax.Array, Stats]:
+  """Loss and stats of each token; the only pass over the vocabulary."""
+  pair = log_pair(student_logits, teacher_logits)
+  log_q, log_p = at_temperature(pair, float(temperature))
+  value = temperature**2 * forward_kl(log_q, _log_target(pair, log_q, log_p, share))
+  return token_terms(pair, labels, value, ce_weight=ce_weight, temperature=temperature)
+
+
+def _log_target(pair: LogPair, log_q: jax.Array, log_p: jax.Array, share: jax.Array) -> jax.Array:
+  """log u, [..., vocab], detached.
+
+  The mixture of log-probabilities differs from that of the logits by a constant of the row. They
+  are finite, so no share makes 0 * -inf; an entry that one model rules out counts as exp(-100).
+  """
+  share = share.astype(log_q.dtype)
+  log_u = (1 - share) * log_q + share * log_p
+  # Entries that both rule out would come back where the models agree on nothing else.
+  ruled_out = (pair.student_logits == -jnp.inf) & (pair.teacher_logits == -jnp.inf)
+  log_u = jax.nn.log_softmax(jnp.where(ruled_out, -jnp.inf, log_u), axis=-1)
+  return jax.lax.stop_gradient(jnp.where(ruled_out, LOG_ZERO, log_u))
+
+
+def _control(
+  state: InterpolationState,
+  stats: Stats,
+  mask: jax.Array,
+  elapsed: ArrayLike,
+  interpolation: Interpolation,
+) -> InterpolationState:
+  """The schedule after a step with these stats; as it was when no token counts."""
+  loss = masked_mean(stats["distillation_loss"], mask)
+  updated = update_interpolation(state, loss, elapsed=elapsed, interpolation=interpolation)
+  return jax.tree.map(lambda new, old: jnp.where(jnp.any(mask), new, old), updated, state)
+
+
+def _check_temperature(temperature: float) -> None:
+  if not temperature > 0:
+    raise ValueError(f"temperature must be positive, got {temperature}.")

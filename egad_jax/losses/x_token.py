@@ -1,0 +1,152 @@
+"""X-Token: distillation from a teacher with another tokenizer, as a method to train with.
+
+Projection, chunks and divergences are those of arXiv 2605.21699. A chunk takes the place of a
+token: its entropy is that of the teacher's distribution in the teacher's own vocabulary, and EGAD's
+curriculum and temperature apply to it as they do to tokens.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from egad_jax.losses.chunks import make_row
+from egad_jax.losses.cross_tokenizer import (
+  CrossTokenizer,
+  check_rows,
+  make_chunk_divergence,
+  project,
+  projected_kl,
+  reachable,
+)
+from egad_jax.losses.curriculum import Curriculum
+from egad_jax.losses.entropy import entropy_of
+from egad_jax.losses.method import Context, Method, Stats, entropy_only
+from egad_jax.losses.placement import place_running
+from egad_jax.losses.probabilities import check_labels, label_value, log_probabilities
+from egad_jax.losses.temperature import Temperature
+from egad_jax.losses.terms import check_ce_weight
+
+
+def make_x_token(
+  *,
+  projection: tuple[ArrayLike, ArrayLike],
+  kind: str = "p_kl",
+  temperature: Temperature = Temperature(kind="fixed"),  # noqa: B008 (frozen)
+  curriculum: Curriculum | None = None,
+  chunk_average: str = "prob",
+  teacher_top_k: int | None = 8192,
+  minimum_weight: float = 0.6,
+  ce_weight: float = 0.1,
+  half_life: float = 1e6,
+) -> Method:
+  """Distillation across tokenizers; a `Method` with `chunk_loss` in the place of `token_loss`.
+
+  Loss of a chunk: w(h) T(h)^2 D(T) - ce_weight log q(chunk), where h places the entropy of the
+  teacher's chunk distribution and log q(chunk) sums the label's log-probabilities over the chunk's
+  student tokens. The defaults are the paper's P-KL; `curriculum` and an adaptive `temperature` add
+  mechanisms 1 and 2 of EGAD, every position of a chunk at the chunk's temperature.
+
+  Args:
+    projection: (ids, weights), see `ProjectionArrays`; NumPy arrays for "h_kl".
+    kind: "p_kl", "h_kl" or "uld"; see `cross_tokenizer_loss`.
+    temperature: mechanism 2; kind "fixed" is plain KD.
+    curriculum: mechanism 1, or None.
+    chunk_average: see `CrossTokenizer`.
+    teacher_top_k: see `CrossTokenizer`; with it the chunks of a row share one choice of entries,
+      otherwise no chunk's loss depends on another chunk.
+    minimum_weight: see `CrossTokenizer`.
+    ce_weight: of the labels' negative log-likelihood, >= 0; the paper's 0.1.
+    half_life: of the entropy distribution, in chunks; > 0.
+
+  Raises:
+    ValueError: an argument is out of range, or a name is unknown.
+
+  >>> import numpy as np
+  >>> same = np.arange(5)[:, None], np.ones((5, 1), np.float32)
+  >>> method = make_x_token(projection=same)
+  >>> method.chunk_loss is None
+  False
+  """
+  check_ce_weight(ce_weight)
+  divergence = make_chunk_divergence(
+    projection,
+    CrossTokenizer(
+      kind=kind,
+      chunk_average=chunk_average,
+      teacher_top_k=teacher_top_k,
+      minimum_weight=minimum_weight,
+    ),
+  )
+
+  def chunk_loss(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    student_labels: jax.Array,
+    student_chunks: jax.Array,
+    teacher_chunks: jax.Array,
+    context: Context,
+  ) -> tuple[jax.Array, Stats]:
+    arrays = check_rows(student_logits, teacher_logits, student_chunks, teacher_chunks, projection)
+    if arrays[0].ndim != 2:
+      raise ValueError(
+        f"student_logits must be those of one row, [seq, vocab], got {arrays[0].shape}; use"
+        " jax.vmap or jax.lax.map over rows."
+      )
+    labels = check_labels(student_labels, arrays[0].shape[:-1])
+    row = make_row(*arrays)
+    log_q, log_p = row.log_averages(average=chunk_average)
+    entropy = entropy_of(log_p)
+    placement = place_running(
+      entropy, context=context, curriculum=curriculum, temperature=temperature, branch=None
+    )
+    warm = log_q, log_p
+    if not (isinstance(placement.temperature, float) and placement.temperature == 1):
+      warm = row.log_averages(temperature=placement.temperature, average=chunk_average)
+    value = divergence(*warm, row.valid)
+    # A factor of 1 is left out, so that what is off costs nothing and changes no bit.
+    if not (isinstance(placement.factor, float) and placement.factor == 1):
+      value = value * placement.factor
+    if placement.weight is not None:
+      value = value * placement.weight
+    nll = row.student.total(-label_value(log_probabilities(row.student.logits), labels))
+    loss = value + ce_weight * nll if ce_weight else value
+
+    log_q = jax.lax.stop_gradient(log_q)
+    projected = project(jnp.exp(log_q), projection, log_p.shape[1])
+    reached = reachable(projection, log_p.shape[1])
+    stats = {
+      "teacher_entropy": entropy,
+      "student_entropy": entropy_of(log_q),
+      "temperature": placement.temperature,
+      "weight": 1.0 if placement.weight is None else placement.weight,
+      "hard": False,
+      "distillation_loss": value,
+      "cross_entropy": nll,
+      "student_nll": nll,
+      "student_tokens": row.student.counts,
+      "teacher_tokens": row.teacher.counts,
+      "forward_kl": projected_kl(log_p, projected, reached),
+      "uncovered": jnp.sum(jnp.exp(log_p), axis=-1, where=~reached),
+      "agreement": jnp.argmax(projected, axis=-1) == jnp.argmax(log_p, axis=-1),
+    }
+    return jnp.where(row.valid, loss, 0), {
+      name: jax.lax.stop_gradient(
+        jnp.where(row.valid, jnp.broadcast_to(jnp.asarray(stat, loss.dtype), loss.shape), 0)
+      )
+      for name, stat in stats.items()
+    }
+
+  return Method(
+    token_loss=_no_token_loss,
+    chunk_loss=chunk_loss,
+    reads_progress=curriculum is not None,
+    **entropy_only(half_life),
+  )
+
+
+def _no_token_loss(*arguments: object) -> NoReturn:
+  raise TypeError("x_token compares chunks of two tokenizations, not tokens; call its chunk_loss.")

@@ -1,0 +1,179 @@
+"""The objective of paired rows: logits of both models, each over its own vocabulary, row by row.
+
+A chunk joins several positions of a row, so the unit here is the row, where `head` has the token.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from egad_jax.data.batches import PairedBatch
+from egad_jax.head.chunked import logits_from, soft_capped
+from egad_jax.losses.chunks import chunk_mask
+from egad_jax.losses.method import ChunkLoss, Context, Stats
+from egad_jax.models.model import Model
+from egad_jax.training.objective import Objective, Outcome
+from egad_jax.training.teachers import TeacherSource
+
+Params = Any
+# (student_logits [seq, Vs], teacher_logits [seq, Vt], one row of a PairedBatch, context) ->
+# (loss [C], stats {name: [C]}), C = seq.
+RowLoss = Callable[[jax.Array, jax.Array, PairedBatch, Context], tuple[jax.Array, Stats]]
+AlignedHead = Callable[..., tuple[jax.Array, Stats]]
+
+
+def row_loss(chunk_loss: ChunkLoss) -> RowLoss:
+  """A method's chunk loss as a function of a row."""
+
+  def loss(student_logits, teacher_logits, row: PairedBatch, context: Context):
+    chunks = (row.student_chunks, row.teacher_chunks)
+    return chunk_loss(student_logits, teacher_logits, row.student.labels, *chunks, context)
+
+  return loss
+
+
+def aligned_head(
+  loss: RowLoss,
+  *,
+  student_vocab_size: int,
+  teacher_vocab_size: int,
+  student_soft_cap: float | None = None,
+  teacher_soft_cap: float | None = None,
+) -> AlignedHead:
+  """Makes the head that turns hidden states of paired rows into a summed loss.
+
+  Args:
+    loss: of one row.
+    student_vocab_size: real entries of the student's vocabulary; further rows of its unembedding
+      are padding and are never multiplied.
+    teacher_vocab_size: the teacher's.
+    student_soft_cap: logits become `cap * tanh(logits / cap)`; None for no cap.
+    teacher_soft_cap: the same for the teacher.
+
+  Returns:
+    `head(student_hidden [batch, seq, Ds], student_unembedding [>= Vs, Ds], teacher_hidden
+    [batch, seq, Dt], teacher_unembedding [>= Vt, Dt], batch, context) -> (loss, stats)`, where
+    `loss` is the SUM over the valid chunks (float32 scalar) and stats are `{name: [batch, C]}`,
+    zero at other chunks. The logits of one row exist at a time, in float32; the backward pass
+    takes them again. Gradient flows to the student alone. Hidden states at places that predict
+    nothing change nothing, NaN included.
+  """
+
+  def head(
+    student_hidden: jax.Array,
+    student_unembedding: jax.Array,
+    teacher_hidden: jax.Array,
+    teacher_unembedding: jax.Array,
+    batch: PairedBatch,
+    context: Context,
+  ) -> tuple[jax.Array, Stats]:
+    teacher = jax.lax.stop_gradient((teacher_hidden, teacher_unembedding))
+
+    def logits(hidden, unembedding, chunks, vocab_size, soft_cap):
+      # 0 * NaN is NaN: what predicts nothing must be gone before the matmuls of the gradient.
+      hidden = jnp.where((chunks > 0)[:, None], hidden, 0)
+      # The cast is inside, so that the gradient adds up in the type of the unembedding.
+      weight = unembedding[:vocab_size].astype(hidden.dtype)
+      return soft_capped(logits_from(hidden, weight), soft_cap)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def of_row(arguments):
+      student_row, teacher_row, row = arguments
+      value, stats = loss(
+        logits(
+          *(student_row, student_unembedding, row.student_chunks),
+          *(student_vocab_size, student_soft_cap),
+        ),
+        logits(
+          *(teacher_row, teacher[1], row.teacher_chunks), *(teacher_vocab_size, teacher_soft_cap)
+        ),
+        *(row, context),
+      )
+      valid = chunk_mask(row.student_chunks, row.teacher_chunks)
+      stats = {k: jax.lax.stop_gradient(jnp.where(valid, v, 0)) for k, v in stats.items()}
+      return jnp.sum(jnp.where(valid, value, 0)), stats
+
+    losses, stats = jax.lax.map(of_row, (student_hidden, teacher[0], batch))
+    return jnp.sum(losses), stats
+
+  return head
+
+
+def sharded_aligned_head(
+  head: AlignedHead, mesh: jax.sharding.Mesh, *, batch_axes: tuple[str, ...]
+) -> AlignedHead:
+  """Runs `head` on each device's rows; same arguments, value and gradient as `head`.
+
+  Devices along the other axes of the mesh repeat the work: a chunk must not be cut.
+
+  Args:
+    head: from `aligned_head`.
+    mesh: the mesh that the caller's arrays live on.
+    batch_axes: mesh axes that divide the rows.
+  """
+  rows, whole = PartitionSpec(batch_axes), PartitionSpec()
+
+  def on_device(*args):
+    loss, stats = head(*args)
+    return loss[None], stats
+
+  def sharded(*args) -> tuple[jax.Array, Stats]:
+    # The sum over devices stays outside: inside, its transpose would be a second sum.
+    losses, stats = jax.shard_map(
+      on_device,
+      mesh=mesh,
+      in_specs=(rows, whole, rows, whole, rows, whole),
+      out_specs=(rows, rows),
+      check_vma=False,
+    )(*args)
+    return jnp.sum(losses), stats
+
+  return sharded
+
+
+def make_aligned_objective(
+  *,
+  student: Model,
+  teacher: TeacherSource,
+  chunk_loss: ChunkLoss,
+  make_head: Callable[[RowLoss], AlignedHead],
+) -> Objective:
+  """Returns `(params, teacher_params, batch, context) -> (summed loss, Outcome)` on paired rows.
+
+  The loss is a sum over chunks and so are the statistics, [batch, C]; but the metrics "tokens" and
+  "cross_entropy" are of the student's target tokens, as with every other method. "uncovered" is the
+  teacher's probability that the projection cannot reach.
+
+  Args:
+    student: the model trained; reads `batch.student`.
+    teacher: where the teacher's outputs come from; reads `batch.teacher`.
+    chunk_loss: the method's.
+    make_head: row loss -> head, sharded or not.
+  """
+  head = make_head(row_loss(chunk_loss))
+
+  def objective(params: Params, teacher_params: Params, batch: PairedBatch, context: Context):
+    outputs = teacher(teacher_params, batch.teacher)
+    rows = batch.student
+    hidden, _ = student.apply(params["student"], rows.tokens, rows.positions, rows.segment_ids)
+    loss, stats = head(
+      *(hidden, student.unembedding(params["student"]), outputs.hidden, outputs.unembedding),
+      *(batch, context),
+    )
+    mask = chunk_mask(batch.student_chunks, batch.teacher_chunks)
+    tokens = jnp.sum(rows.mask, dtype=jnp.float32)
+    # A count of 0 stands for 1: a number of tokens is a total, also over micro-batches.
+    metrics = {
+      "tokens": (tokens, jnp.float32(0)),
+      "cross_entropy": (jnp.sum(stats["student_nll"]), tokens),
+      "uncovered": (jnp.sum(stats["uncovered"]), jnp.sum(mask, dtype=jnp.float32)),
+    }
+    return loss, Outcome(loss, stats, metrics, mask)
+
+  return objective

@@ -1,0 +1,196 @@
+"""The running form of AdaKD: against the in-batch form, and what its state does."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from egad_jax import losses
+from egad_jax.losses.adakd import make_adakd
+from egad_jax.losses.focus import Focus, update_focus
+from tests.losses.adakd_cases import CODE, FIXED, OFF, OPTIONS, at, compiled, filled_context
+
+
+@pytest.fixture
+def rows(batch):
+  return batch.student.reshape(24, 11), batch.teacher.reshape(24, 11), batch.labels.reshape(24)
+
+
+def test_golden_temperatures_of_the_running_form(rows):
+  method = make_adakd()
+  context = losses.Context(method.init_state(), jnp.float32(0), jnp.float32(0))
+  step = jax.jit(lambda c: method.token_loss(*rows, {}, c)[1])
+  np.testing.assert_array_equal(step(context)["temperature"], 1)  # Nothing to compare with yet.
+  state = method.observe(
+    context.state,
+    {"teacher_entropy": jnp.ones(9), "difficulty": jnp.full(9, 0.2)},
+    jnp.ones(9, bool),
+  )
+  stats = step(context._replace(state=state))
+  median = float(state.own.difficulty.quantile(0.5))
+  np.testing.assert_allclose(median, 0.2, rtol=0.07)  # A bin is 6.7 % wide.
+  expected = np.exp(-0.5 * np.tanh(np.log(np.array(stats["difficulty"]) / median)))
+  np.testing.assert_allclose(stats["temperature"], expected, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def many():
+  """2,000 tokens whose difficulties spread over [0, 1], all of them valid."""
+  keys = jax.random.split(jax.random.key(3), 4)
+  teacher = 3 * jax.random.normal(keys[0], (2000, 11))
+  distance = jnp.exp(jax.random.uniform(keys[1], (2000, 1), minval=-4.0, maxval=1.5))
+  student = teacher + distance * jax.random.normal(keys[2], (2000, 11))
+  return student, teacher, jax.random.randint(keys[3], (2000,), 0, 11), jnp.ones(2000, bool)
+
+
+@pytest.mark.parametrize("name", ["code", "everything"])
+def test_running_form_is_the_in_batch_form(many, name):
+  options = dict(OPTIONS[name])
+  options["divergence_options"] = dict(options.get("divergence_options", ()))
+  method = make_adakd(**options)
+  context, _ = filled_context(method, many, 0.4)
+  running = jax.jit(lambda c: method.token_loss(*many[:3], {}, c))
+  for ratio in (0.15, 0.4, 1.0):
+    own = context.state.own._replace(focus=at(ratio))
+    now = context._replace(state=context.state._replace(own=own))
+    loss, stats = running(now)
+    (expected, (metrics, state)), _ = compiled(**OPTIONS[name])(many, at(ratio))
+    # Inside a bin of 6.7 % tokens count as evenly spread, so selection errs by part of a bin's
+    # tokens, and so does the median.
+    tolerance = 0.01
+    np.testing.assert_allclose(loss.mean(), expected, rtol=tolerance)
+    np.testing.assert_allclose(stats["hard"].mean(), metrics["hard_fraction"], atol=tolerance)
+    np.testing.assert_allclose(stats["weight"].mean(), 1, rtol=0.05)
+    np.testing.assert_allclose(
+      stats["temperature"].mean(), metrics["temperature_mean"], rtol=tolerance
+    )
+    new = method.update(now.state, stats, many[3], jnp.float32(0.3))
+    np.testing.assert_allclose(new.own.focus, state, rtol=tolerance)
+    assert method.metrics(new)["focus_ratio"] == new.own.focus.ratio
+
+
+def test_selection_follows_the_position_and_is_nested(many):
+  method = make_adakd(temperature=FIXED)
+  context, stats = filled_context(method, many, 1.0)
+  position = context.state.own.difficulty.position(stats["difficulty"])
+  step = jax.jit(lambda c: method.token_loss(*many[:3], {}, c))
+  previous = jnp.zeros(2000)
+  for ratio in (0.1, 0.3, 0.7, 1.0):
+    own = context.state.own._replace(focus=at(ratio))
+    loss, stats = step(context._replace(state=context.state._replace(own=own)))
+    hard = stats["hard"]
+    np.testing.assert_array_equal(hard, position >= 1 - jnp.float32(ratio))
+    np.testing.assert_allclose(stats["weight"], jnp.where(hard > 0, 1 / ratio, 0), rtol=1e-6)
+    np.testing.assert_array_equal(loss[hard == 0], 0)
+    assert bool(jnp.all(hard >= previous))
+    previous = hard
+  np.testing.assert_array_equal(previous, 1)
+
+
+def test_rows_are_independent(rows, batch):
+  method = make_adakd(ce_weight=0.1, **CODE)
+  context, _ = filled_context(method, (*rows, batch.mask.reshape(24)), 0.6)
+  token_loss = lambda s, t, y: method.token_loss(s, t, y, {}, context)[0]
+  scalar = lambda *row: token_loss(*(x[None] for x in row))[0]
+  alone, alone_gradient = jax.jit(jax.vmap(jax.value_and_grad(scalar)))(*rows)
+
+  def total(*rows):
+    loss = token_loss(*rows)
+    return loss.sum(), loss
+
+  together = jax.jit(jax.value_and_grad(total, has_aux=True))
+  order = jax.random.permutation(jax.random.key(0), 24)
+  (_, loss), gradient = together(*(row[order] for row in rows))
+  np.testing.assert_allclose(loss, alone[order], rtol=2e-6, atol=1e-6)
+  np.testing.assert_allclose(gradient, alone_gradient[order], rtol=2e-5, atol=1e-6)
+  poisoned = (rows[0].at[5].set(jnp.nan), rows[1].at[5].set(jnp.nan), rows[2])
+  (_, others), _ = together(*poisoned)
+  kept = np.arange(24) != 5
+  np.testing.assert_allclose(others[kept], alone[kept], rtol=2e-6, atol=1e-6)
+
+
+def test_state_of_the_running_form(rows, batch):
+  method = make_adakd(half_life=100.0, **CODE)
+  mask, elapsed = batch.mask.reshape(24), jnp.float32(0.3)
+  context, stats = filled_context(method, (*rows, mask), 0.6)
+  state = context.state
+  loss, stats = method.token_loss(*rows, {}, context)
+  jitted, _ = jax.jit(lambda c: method.token_loss(*rows, {}, c))(context)
+  np.testing.assert_allclose(jitted, loss, rtol=1e-5, atol=1e-7)
+  new = method.update(state, stats, mask, elapsed)
+  for name, ours in (("entropy", new.entropy), ("difficulty", new.own.difficulty)):
+    before = state.entropy if name == "entropy" else state.own.difficulty
+    key = {"entropy": "teacher_entropy"}.get(name, name)
+    np.testing.assert_array_equal(ours.mass, before.update(stats[key], mask, half_life=100.0).mass)
+  selected = np.array(mask) & (np.array(stats["hard"]) > 0)
+  assert 0 < selected.sum() < mask.sum()
+  mean = 0.6 * np.array(stats["distillation_loss"])[selected].mean()  # Without the weight 1 / r.
+  by_hand = update_focus(state.own.focus, mean, elapsed=elapsed, focus=CODE["focus"])
+  np.testing.assert_allclose(new.own.focus, by_hand, rtol=1e-6)
+  np.testing.assert_array_equal(loss, stats["distillation_loss"])
+
+  observed = method.observe(state, stats, mask)
+  jax.tree.map(np.testing.assert_array_equal, observed.own.difficulty, new.own.difficulty)
+  assert observed.own.focus is state.own.focus
+  empty = method.update(new, stats, jnp.zeros_like(mask), elapsed)
+  jax.tree.map(np.testing.assert_array_equal, empty, new)
+  poisoned = {name: jnp.where(mask, stat, jnp.nan) for name, stat in stats.items()}
+  jax.tree.map(np.testing.assert_array_equal, method.update(state, poisoned, mask, elapsed), new)
+  # Tokens without one that is selected leave the controller, and only it, as it was.
+  easy = method.update(state, stats, mask & (stats["hard"] == 0), elapsed)
+  jax.tree.map(np.testing.assert_array_equal, easy.own.focus, state.own.focus)
+  assert not np.array_equal(easy.own.difficulty.mass, state.own.difficulty.mass)
+
+
+def test_micro_batches_are_nothing_to_the_controller(rows, batch):
+  """The train step gathers the stats of all micro-batches, in their order, and updates once."""
+  method, accumulation = make_adakd(), 4
+  mask, elapsed = batch.mask.reshape(24), jnp.float32(0.3)
+  context, _ = filled_context(method, (*rows, mask), 0.6)
+  stats = jax.jit(lambda c: method.token_loss(*rows, {}, c)[1])(context)
+  whole = method.update(context.state, stats, mask, elapsed)
+  step = jax.jit(lambda *r: method.token_loss(*r, {}, context)[1])
+  parts = [step(*(row[i::accumulation] for row in rows)) for i in range(accumulation)]
+  gathered = {name: jnp.stack([part[name] for part in parts]) for name in stats}
+  masks = jnp.stack([mask[i::accumulation] for i in range(accumulation)])
+  split = method.update(context.state, gathered, masks, elapsed)
+  np.testing.assert_array_equal(split.own.difficulty.mass, whole.own.difficulty.mass)
+  np.testing.assert_allclose(split.own.focus, whole.own.focus, rtol=1e-6)
+
+
+def test_controller_over_a_training():
+  """A loss that falls and then rises: the share shrinks after the warm-up, and grows again."""
+  method = make_adakd(focus=Focus(decay=0.0))
+  state = method.init_state()
+  teacher = 3 * jax.random.normal(jax.random.key(0), (64, 11))
+  away = jax.random.normal(jax.random.key(1), (64, 11))
+  labels, mask = jnp.zeros(64, jnp.int32), jnp.ones(64, bool)
+
+  @jax.jit
+  def step(state, distance, elapsed):
+    context = losses.Context(state, jnp.float32(0), elapsed)
+    _, stats = method.token_loss(teacher + distance * away, teacher, labels, {}, context)
+    return method.update(state, stats, mask, elapsed)
+
+  ratios = []
+  for i, distance in enumerate([1.0] * 3 + list(np.linspace(1, 0.2, 18)) + [1.5] * 19):
+    state = step(state, jnp.float32(distance), jnp.float32(i / 40))
+    ratios.append(float(method.metrics(state)["focus_ratio"]))
+  assert set(ratios[:3]) == {1.0}
+  assert min(ratios) < 0.7
+  assert ratios.index(min(ratios)) > 12
+  assert ratios[-1] > min(ratios)
+
+
+def test_what_is_off_is_not_in_the_program(rows):
+  def names(**options):
+    method = make_adakd(**options)
+    context = losses.Context(method.init_state(), jnp.float32(0), jnp.float32(0))
+    return str(jax.make_jaxpr(lambda c, *r: method.token_loss(*r, {}, c))(context, *rows))
+
+  for name in ("cumsum", "gather", "sort", "clamp"):
+    assert name not in names(**OFF)
+  assert "cumsum" in names(temperature=FIXED)
+  assert "cumsum" in names(focus=Focus(ratio_step=0.0))

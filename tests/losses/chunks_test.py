@@ -1,0 +1,76 @@
+"""Which chunks count, and the distribution that stands for one."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from egad_jax.losses.chunks import chunk_log_average, chunk_mask, log_or_floor, make_row
+
+
+def test_chunks_that_both_sides_have():
+  student = jnp.array([[1, 1, 3, 0, 9], [0, 0, 0, 0, 0], [-1, 5, 2, 2, 2]])
+  teacher = jnp.array([[3, 3, 1, 2], [1, 2, 3, 4], [2, 5, 0, -1]])
+  mask = chunk_mask(student, teacher)
+  # Number 5 and 9 have no place among min(5, 4) chunks.
+  expected = [[True, False, True, False], [False] * 4, [False, True, False, False]]
+  np.testing.assert_array_equal(mask, expected)
+  np.testing.assert_array_equal(jax.jit(chunk_mask)(student, teacher), expected)
+  np.testing.assert_array_equal(chunk_mask(student[0], teacher[0]), expected[0])
+
+
+def test_a_row():
+  student, teacher = jnp.full((5, 3), jnp.nan), jnp.ones((4, 2))
+  row = make_row(student, teacher, jnp.array([1, 2, 2, 0, 3]), jnp.array([2, 1, 4, 4]))
+  np.testing.assert_array_equal(row.student.chunk, [0, 1, 1, 4, 4])
+  np.testing.assert_array_equal(row.student.counts, [1, 2, 0, 0])
+  np.testing.assert_array_equal(row.teacher.chunk, [1, 0, 4, 4])
+  np.testing.assert_array_equal(row.valid, [True, True, False, False])
+  np.testing.assert_array_equal(
+    jnp.isnan(row.student.logits[:, 0]), [True, True, True, False, False]
+  )
+  temperatures = jnp.array([2.0, 3.0, 5.0, 5.0])
+  np.testing.assert_array_equal(row.student.of_chunk(temperatures), [2, 3, 3, 1, 1])
+  np.testing.assert_array_equal(row.student.total(jnp.arange(5.0)), [0, 3, 0, 0])
+
+
+@pytest.mark.parametrize("average", ["prob", "logprob", "chain_rule"])
+def test_averages_are_distributions(average):
+  logits = 2 * jax.random.normal(jax.random.key(0), (2, 6, 7))
+  chunks = jnp.array([[1, 1, 2, 3, 3, 3], [0, 1, 2, 2, 0, 3]])
+  log_p = chunk_log_average(logits, chunks, average=average, temperature=1.5)
+  assert log_p.shape == logits.shape
+  np.testing.assert_allclose(jnp.exp(log_p)[:, :3].sum(-1), 1, rtol=1e-6)
+  alone = jax.nn.log_softmax(logits / 1.5)
+  np.testing.assert_allclose(log_p[0, 1], alone[0, 2], rtol=1e-5, atol=1e-6)
+  expected = {
+    "prob": jnp.log(jnp.exp(alone[0, 3:]).mean(0)),
+    "logprob": jax.nn.log_softmax(alone[0, 3:].mean(0)),
+    "chain_rule": alone[0, 3],
+  }[average]
+  np.testing.assert_allclose(log_p[0, 2], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_probabilities_of_zero():
+  smallest = np.finfo(np.float32).tiny
+  values = jnp.array([1.0, 0.0, smallest / 2, 1e-30])
+  logs = log_or_floor(values)
+  np.testing.assert_allclose(logs, [0, -100, -100, np.log(1e-30)], rtol=1e-6)
+  gradient = jax.grad(lambda p: log_or_floor(p).sum())(values)
+  np.testing.assert_allclose(gradient, [1, 0, 0, 1e30], rtol=1e-5)
+  with jax.enable_x64(True):
+    np.testing.assert_allclose(log_or_floor(jnp.array([1e-40, 1e-44])), [-92.1034037198, -100])
+
+
+def test_misuse():
+  logits, chunks = jnp.ones((4, 3)), jnp.ones(4, jnp.int32)
+  with pytest.raises(ValueError, match="chunk_average must be one of prob, logprob, chain_rule"):
+    chunk_log_average(logits, chunks, average="mean")
+  with pytest.raises(ValueError, match=r"chunks must have shape \(4,\), got \(3,\)"):
+    chunk_log_average(logits, chunks[:3])
+  with pytest.raises(TypeError, match="student_chunks must be integers, got float32"):
+    chunk_mask(jnp.ones(3), chunks)
+  with pytest.raises(ValueError, match="same leading axes"):
+    chunk_mask(jnp.ones((2, 3), int), chunks)

@@ -1,0 +1,405 @@
+"""Divergences between vocabularies: a NumPy account of them, identities, and what is ignored."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from egad_jax import losses
+from egad_jax.losses.chunks import CHUNK_AVERAGES
+from egad_jax.losses.cross_tokenizer import (
+  CROSS_TOKENIZER_KINDS,
+  CrossTokenizer,
+  common_tokens,
+  cross_tokenizer_loss,
+  project,
+  sorted_distance,
+  universal_logit_distance,
+)
+
+GOLDEN = jnp.array([1.0, 1.0, 1.0, 0.0]), jnp.array([2.0, 1.0, 0.0, -1.0])
+# Chunk 3 is the teacher's alone and chunk 5 the student's: neither counts.
+STUDENT_CHUNKS = jnp.array([[1, 1, 2, 4, 4, 4, 5, 0], [0, 1, 2, 2, 0, 0, 0, 0]])
+TEACHER_CHUNKS = jnp.array([[1, 2, 2, 3, 4, 4], [1, 1, 2, 0, 0, 0]])
+INSIDE = (
+  jnp.array([[1, 1, 1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 0, 0, 0, 0]], bool),
+  jnp.array([[1, 1, 1, 0, 1, 1], [1, 1, 1, 0, 0, 0]], bool),
+)
+VS, VT = 13, 11
+# Averaging comes before the divergence, so not every combination has to be compiled.
+CASES = [
+  *(("p_kl", average) for average in CHUNK_AVERAGES),
+  *(("h_kl", "logprob"), ("h_kl", "prob"), ("uld", "prob")),
+]
+
+
+def make_projection() -> tuple[np.ndarray, np.ndarray]:
+  """[13, 3]: exact rows, a collision, spread rows and the unmapped row 12."""
+  generator = np.random.default_rng(3)
+  ids = ((np.arange(VS)[:, None] + np.array([0, 4, 7])) % VT).astype(np.int32)
+  weights = generator.dirichlet(np.ones(3), VS).astype(np.float32)
+  weights = -np.sort(-weights, axis=1)
+  for row, index in enumerate((4, 7, 0, 9)):
+    ids[row], weights[row] = (index, 0, 0), (1, 0, 0)
+  ids[4], weights[4] = (7, 1, 2), (0.7, 0.2, 0.1)  # Loses 7 to row 1.
+  ids[5], weights[5] = (3, 1, 2), (0.8, 0.1, 0.1)
+  weights[12] = 0
+  return ids, weights
+
+
+PROJECTION = make_projection()
+eager_loss = functools.partial(cross_tokenizer_loss, projection=PROJECTION)
+OPTIONS = ("kind", "temperature", "chunk_average", "teacher_top_k", "minimum_weight")
+loss_of = jax.jit(eager_loss, static_argnames=OPTIONS)
+
+
+@pytest.fixture
+def rows():
+  keys = jax.random.split(jax.random.key(5), 2)
+  return (
+    2 * jax.random.normal(keys[0], (2, 8, VS)),
+    2 * jax.random.normal(keys[1], (2, 6, VT)),
+    STUDENT_CHUNKS,
+    TEACHER_CHUNKS,
+  )
+
+
+def dense(projection, size=VT):
+  matrix = np.zeros((len(projection[0]), size))
+  for row, (ids, weights) in enumerate(zip(*projection, strict=True)):
+    for index, weight in zip(ids, weights, strict=True):
+      matrix[row, index] += weight
+  return matrix
+
+
+def numpy_loss(rows, kind, average, temperature, top_k):
+  """Chunk by chunk in float64, from the formulas of the documentation."""
+  softmax = lambda z: (
+    np.exp(z - z.max(-1, keepdims=True))
+    / np.exp(z - z.max(-1, keepdims=True)).sum(-1, keepdims=True)
+  )
+  averages = {
+    "prob": lambda z: softmax(z).mean(0),
+    "logprob": lambda z: softmax(np.log(softmax(z)).mean(0)),
+    "chain_rule": lambda z: softmax(z)[0],
+  }
+
+  def l1(q, p, cut=None):
+    q, p = (np.sort(np.pad(x, (0, 20 - len(x))))[::-1][:cut] for x in (q, p))
+    return np.abs(q - p).sum()
+
+  values = []
+  for z_s, z_t, c_s, c_t in zip(*(np.asarray(x, np.float64) for x in rows), strict=True):
+    valid = sorted(set(c_s) & set(c_t) - {0})
+    all_p = {c: averages[average](z_t[c_t == c] / temperature) for c in valid}
+    kept = np.argsort(-np.max(list(all_p.values()), axis=0))[:top_k]
+    for chunk, p in all_p.items():
+      q = averages[average](z_s[c_s == chunk] / temperature)
+      if kind == "p_kl":
+        q, p = (q @ dense(PROJECTION))[kept], p[kept]
+        q, p = q / q.sum(), p / p.sum()
+        values.append((p * np.log(p / q)).sum())
+      elif kind == "uld":
+        values.append(l1(q, p))
+      else:
+        s, t = [0, 1, 2, 3, 5], [4, 7, 0, 9, 3]
+        uncommon = np.delete(q, s), np.delete(p, t)
+        values.append((p[t] * np.log(p[t] / q[s])).sum() + l1(*uncommon, top_k))
+  return np.mean(values)
+
+
+@pytest.mark.parametrize(("kind", "average"), CASES)
+def test_value(rows, kind, average):
+  # Of the rows that follow the first six none is heavy: the reference spells the common pairs out.
+  assert PROJECTION[1][6:, 0].max() < 0.8
+  options = {"teacher_top_k": 5, "temperature": 1.7, "minimum_weight": 0.8}
+  loss, metrics = loss_of(*rows, kind=kind, chunk_average=average, **options)
+  np.testing.assert_allclose(loss, numpy_loss(rows, kind, average, 1.7, 5), rtol=2e-5)
+  assert metrics["num_chunks"] == 5
+
+
+def test_a_top_k_of_everything_is_none(rows):
+  expected = loss_of(*rows)[0]
+  np.testing.assert_array_equal(loss_of(*rows, teacher_top_k=VT)[0], expected)
+  assert abs(loss_of(*rows, teacher_top_k=3)[0] - expected) > 1e-3
+  shift = jnp.arange(6.0)[None, :, None]
+  shifted = loss_of(rows[0], rows[1] + shift, *rows[2:], teacher_top_k=3)[0]
+  np.testing.assert_allclose(shifted, loss_of(*rows, teacher_top_k=3)[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("kind", "average", "order"),
+  [
+    ("p_kl", "prob", np.arange(11)),
+    ("p_kl", "logprob", np.random.default_rng(0).permutation(11)),
+    ("h_kl", "chain_rule", np.arange(11)),
+    ("h_kl", "prob", np.random.default_rng(1).permutation(11)),
+  ],
+)
+def test_one_vocabulary_token_by_token_is_forward_kl(batch, kind, average, order):
+  """W = I: forward KL; W a permutation: forward KL against the permuted teacher."""
+  chunks = jnp.broadcast_to(jnp.arange(1, 9), (3, 8))
+  projection = order[:, None].astype(np.int32), np.ones((11, 1), np.float32)
+
+  def ours(student):
+    arguments = (student, batch.teacher, chunks, chunks)
+    return cross_tokenizer_loss(
+      *arguments, projection=projection, kind=kind, chunk_average=average, temperature=1.3
+    )[0]
+
+  def expected(student):
+    return losses.forward_kl(student, batch.teacher[..., order], temperature=1.3).mean()
+
+  values = [jax.jit(jax.value_and_grad(f))(batch.student) for f in (ours, expected)]
+  np.testing.assert_allclose(values[0][0], values[1][0], rtol=1e-5)
+  np.testing.assert_allclose(values[0][1], values[1][1], atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "average"), CASES)
+def test_identical_models_agree_on_long_chunks(rows, kind, average):
+  identity = np.arange(VS)[:, None].astype(np.int32), np.ones((VS, 1), np.float32)
+
+  @jax.jit
+  @jax.value_and_grad
+  def function(student):
+    arguments = (student, rows[0], STUDENT_CHUNKS, STUDENT_CHUNKS)
+    return cross_tokenizer_loss(
+      *arguments, projection=identity, kind=kind, chunk_average=average, teacher_top_k=6
+    )[0]
+
+  value, gradient = function(rows[0])
+  np.testing.assert_allclose(value, 0, atol=1e-6)
+  np.testing.assert_allclose(gradient, 0, atol=1e-6)
+
+
+def test_gradient_of_p_kl_in_closed_form():
+  with jax.enable_x64(True):
+    generator = np.random.default_rng(1)
+    z_s, z_t = generator.normal(size=(3, VS)), generator.normal(size=(2, VT))
+    chunks = jnp.array([1, 1, 1]), jnp.array([1, 1])
+    function = lambda z: loss_of(z, z_t, *chunks)[0]
+    gradient = jax.grad(function)(jnp.asarray(z_s))
+    q = np.exp(z_s) / np.exp(z_s).sum(1, keepdims=True)
+    p = (np.exp(z_t) / np.exp(z_t).sum(1, keepdims=True)).mean(0)
+    matrix = dense(PROJECTION)
+    projected = q.mean(0) @ matrix
+    slope = matrix @ (1 / projected.sum() - p / projected) / 3
+    expected = q * (slope - (q * slope).sum(1, keepdims=True))
+    assert gradient.dtype == jnp.float64
+    np.testing.assert_allclose(gradient, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_h_kl_pulls_every_uncommon_logit_down():
+  """Proposition 1: the KL on common tokens has gradient q_j M_C at the student's others."""
+  with jax.enable_x64(True):
+    generator = np.random.default_rng(2)
+    z_s, z_t = jnp.array(generator.normal(size=(1, VS))), jnp.array(generator.normal(size=(1, VT)))
+    one = jnp.array([1])
+    student, teacher = common_tokens(PROJECTION)
+    others = np.setdiff1d(np.arange(VS), student)
+    p = jax.nn.softmax(z_t)[0]
+    rest = p[np.setdiff1d(np.arange(VT), teacher)]
+
+    def common_part(z):
+      sorted_part = sorted_distance(jax.nn.softmax(z)[0, others], rest)
+      return loss_of(z, z_t, one, one, kind="h_kl")[0] - sorted_part
+
+    gradient = jax.grad(common_part)(z_s)[0, others]
+    expected = jax.nn.softmax(z_s)[0, others] * p[teacher].sum()
+    np.testing.assert_allclose(gradient, expected, rtol=1e-9)
+    assert bool((gradient >= 0).all())
+
+
+def test_mass_without_a_counterpart():
+  q = jax.nn.softmax(jax.random.normal(jax.random.key(0), (4, VS)))
+  np.testing.assert_allclose(project(q, PROJECTION, VT).sum(1), 1 - q[:, 12], rtol=1e-6)
+  np.testing.assert_allclose(project(q, PROJECTION, VT), q @ dense(PROJECTION), atol=1e-6)
+  traced = jax.jit(lambda q, w: project(q, w, VT))(q, PROJECTION)
+  np.testing.assert_allclose(traced, q @ dense(PROJECTION), atol=1e-6)
+  # P-KL is normalized: such mass changes nothing.
+  z_s, z_t = jnp.log(q), jax.random.normal(jax.random.key(1), (4, VT))
+  chunks = jnp.arange(1, 5)
+  plain = loss_of(z_s, z_t, chunks, chunks)[0]
+  np.testing.assert_allclose(
+    loss_of(z_s.at[:, 12].add(2.0), z_t, chunks, chunks)[0], plain, rtol=1e-5
+  )
+  nothing = PROJECTION[0], np.zeros_like(PROJECTION[1])
+  function = lambda z: cross_tokenizer_loss(z, z_t, chunks, chunks, projection=nothing)[0]
+  value, gradient = jax.jit(jax.value_and_grad(function))(z_s)
+  assert value == 0
+  np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"teacher_top_k": VT + 2}])
+def test_teacher_entries_out_of_reach_change_nothing(options):
+  z_s = jax.random.normal(jax.random.key(0), (4, VS))
+  z_t = jax.random.normal(jax.random.key(1), (4, VT + 3))
+  chunks, lost = jnp.arange(1, 5), slice(VT, None)
+  function = lambda z, t: loss_of(z, t, chunks, chunks, **options)[0]
+  value, gradient = jax.value_and_grad(function)(z_s, z_t)
+  q = jax.nn.softmax(z_s) @ dense(PROJECTION)
+  p = jax.nn.softmax(z_t[:, :VT])
+  if options:  # What is left out is the entry that no chunk finds likely, of all of them.
+    likely = jnp.max(jax.nn.softmax(z_t), axis=0)
+    keep = jnp.arange(VT) != jnp.argmin(likely)
+    p, q = (jnp.where(keep, x, 0) for x in (p, q))
+    p = p / p.sum(1, keepdims=True)
+  log_ratio = jnp.log(jnp.where(p > 0, p / (q / q.sum(1, keepdims=True)), 1))
+  np.testing.assert_allclose(value, jnp.sum(p * log_ratio, axis=1).mean(), rtol=1e-5)
+  again = jax.value_and_grad(function)(z_s, z_t.at[:, lost].add(3.0))
+  np.testing.assert_allclose(again[0], value, rtol=1e-5)
+  np.testing.assert_allclose(again[1], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_common_tokens():
+  strict, relaxed = (common_tokens(PROJECTION, weight) for weight in (1.0, 0.6))
+  assert list(zip(*map(np.ndarray.tolist, strict), strict=True)) == [(0, 4), (1, 7), (2, 0), (3, 9)]
+  assert set(zip(*strict, strict=True)) < set(zip(*relaxed, strict=True))
+  assert 4 not in relaxed[0]
+  assert (5, 3) in set(zip(*map(np.ndarray.tolist, relaxed), strict=True))
+  for ids in relaxed:
+    assert len(np.unique(ids)) == len(ids)
+  # The heavier claim wins although its id is higher.
+  claims = np.array([[2], [2]], np.int32), np.array([[0.7], [0.9]], np.float32)
+  assert [x.tolist() for x in common_tokens(claims)] == [[1], [2]]
+  # Equal claims: the lowest id. A rounded sum still counts as 1.
+  ids = np.array([[2], [2], [1]], np.int32)
+  weights = np.array([[1.0], [1.0], [1 - 1e-7]], np.float32)
+  assert [x.tolist() for x in common_tokens((ids, weights), 1.0)] == [[0, 2], [2, 1]]
+  with pytest.raises(TypeError, match="close over it"):
+    jax.jit(lambda p: common_tokens(p)[0])(PROJECTION)
+
+
+@pytest.mark.parametrize(("temperature", "expected"), [(1.0, 0.693983), (2.0, 0.355559)])
+def test_golden_universal_logit_distance(temperature, expected):
+  value = universal_logit_distance(*GOLDEN, temperature=temperature)
+  np.testing.assert_allclose(value, expected, atol=1e-6)
+
+
+def test_universal_logit_distance_is_blind_to_order(batch):
+  distance = jax.jit(universal_logit_distance)
+  value = distance(batch.student, batch.teacher)
+  assert value.shape == (3, 8)
+  assert bool((value <= 2 * losses.total_variation(batch.student, batch.teacher) + 1e-6).all())
+  order = np.random.default_rng(0).permutation(11)
+  shuffled = distance(batch.student[..., order], batch.teacher)
+  np.testing.assert_allclose(shuffled, value, atol=1e-6)
+  itself = lambda z: universal_logit_distance(z[..., order], batch.teacher).sum()
+  value_at_itself, gradient = jax.jit(jax.value_and_grad(itself))(batch.teacher)
+  np.testing.assert_allclose(value_at_itself, 0, atol=1e-5)
+  np.testing.assert_array_equal(gradient, 0)
+  padded = jnp.pad(batch.teacher, ((0, 0), (0, 0), (0, 4)), constant_values=-jnp.inf)
+  np.testing.assert_allclose(distance(batch.student, padded), value, atol=1e-6)
+  with jax.enable_x64(True):
+    q = jax.nn.softmax(jnp.array(GOLDEN[0], jnp.float64))
+    signs = jnp.array([-1.0, 1.0, 1.0, 1.0])  # Sorted, .644 against .278 and so on.
+    gradient = jax.grad(distance)(
+      jnp.array(GOLDEN[0], jnp.float64) - jnp.array([0.0, 1e-9, 2e-9, 0.0]),
+      jnp.array(GOLDEN[1], jnp.float64),
+    )
+    np.testing.assert_allclose(gradient, q * (signs - (q * signs).sum()), atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", CROSS_TOKENIZER_KINDS)
+def test_positions_outside_valid_chunks_change_nothing(rows, kind):
+  step = jax.jit(
+    jax.value_and_grad(
+      lambda *arguments: loss_of(*arguments, kind=kind, teacher_top_k=5)[0], argnums=(0, 1)
+    )
+  )
+  value, gradients = step(*rows)
+  assert bool(jnp.isfinite(value))
+  poisoned = [
+    jnp.where(inside[..., None], logits, jnp.nan)
+    for inside, logits in zip(INSIDE, rows[:2], strict=True)
+  ]
+  again = step(*poisoned, *rows[2:])
+  np.testing.assert_array_equal(again[0], value)
+  for one, other in zip(again[1], gradients, strict=True):
+    np.testing.assert_array_equal(one, other)
+  np.testing.assert_array_equal(jnp.where(INSIDE[0][..., None], 0, gradients[0]), 0)
+  assert bool((jnp.abs(gradients[0]).sum(-1) > 0)[INSIDE[0]].all())
+  np.testing.assert_array_equal(gradients[1], 0)
+  value, gradients = step(*poisoned, jnp.zeros_like(rows[2]), rows[3])
+  assert value == 0
+  np.testing.assert_array_equal(gradients[0], 0)
+
+
+@pytest.mark.parametrize("kind", CROSS_TOKENIZER_KINDS)
+def test_extreme_logits_stay_finite(rows, kind):
+  step = jax.jit(
+    jax.value_and_grad(lambda *arguments: loss_of(*arguments, kind=kind, teacher_top_k=5)[0])
+  )
+  hide = lambda z: z.at[..., 2:5].set(-jnp.inf)
+  student, teacher, *chunks = rows
+  for logits in (
+    (1e4 * student, 1e4 * teacher),
+    (1e4 * student, teacher),
+    (hide(student), teacher),
+    (student, hide(teacher)),
+    (hide(student), hide(teacher)),
+  ):
+    value, gradient = step(*logits, *chunks)
+    assert bool(jnp.isfinite(value))
+    assert bool(jnp.isfinite(gradient).all())
+
+
+def test_program(rows):
+  """jit = eager, vmap = loop, any leading axes, bfloat16 in."""
+  function = functools.partial(loss_of, teacher_top_k=5)
+  more = [x.reshape(1, 2, 1, *x.shape[1:]) for x in rows]
+  loss, metrics = eager_loss(*more, teacher_top_k=5)
+  np.testing.assert_allclose(function(*rows)[0], loss, rtol=1e-6)
+  one_by_one = [function(*(x[i] for x in rows)) for i in range(2)]
+  counts = [metrics["num_chunks"] for _, metrics in one_by_one]
+  assert counts == [3, 2]
+  expected = sum(n * loss for n, (loss, _) in zip(counts, one_by_one, strict=True)) / 5
+  np.testing.assert_allclose(loss, expected, rtol=1e-6)
+  entropies = [losses.token_entropy(z).mean() for z in rows[:2]]
+  for name, entropy in zip(("student_entropy", "teacher_entropy"), entropies, strict=True):
+    assert 0.5 * entropy < metrics[name] < 2 * entropy
+  mapped = jax.vmap(function)(*rows)[0]
+  np.testing.assert_allclose(mapped, [loss for loss, _ in one_by_one], rtol=1e-6)
+  half = function(*(z.astype(jnp.bfloat16) for z in rows[:2]), *rows[2:])[0]
+  assert half.dtype == jnp.float32
+  np.testing.assert_allclose(half, loss, rtol=0.03)
+  gradient = jax.grad(lambda z: sum(function(z, *rows[1:])[1].values()))(rows[0])
+  np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"kind": "kl"}, "kind must be one of p_kl, h_kl, uld, got 'kl'"),
+    ({"chunk_average": "mean"}, "chunk_average must be one of prob, logprob, chain_rule"),
+    ({"teacher_top_k": 0}, "teacher_top_k must be at least 1 or None, got 0"),
+    ({"minimum_weight": 0.5}, r"minimum_weight must be in \(0.5, 1\], got 0.5"),
+  ],
+)
+def test_options_out_of_range(rows, options, message):
+  with pytest.raises(ValueError, match=message):
+    CrossTokenizer(**options)
+  with pytest.raises(ValueError, match=message):
+    loss_of(*rows, **options)
+
+
+def test_misuse(rows):
+  student, teacher, student_chunks, teacher_chunks = rows
+  with pytest.raises(ValueError, match="student_chunks must have the shape of student_logits"):
+    loss_of(student, teacher, student_chunks[:, :5], teacher_chunks)
+  with pytest.raises(ValueError, match="same leading axes"):
+    loss_of(student, teacher, student_chunks[:1], teacher_chunks)
+  with pytest.raises(TypeError, match="teacher_chunks must be integers"):
+    loss_of(student, teacher, student_chunks, teacher_chunks.astype(float))
+  with pytest.raises(TypeError, match="student_logits must be floating point"):
+    loss_of(student.astype(int), teacher, student_chunks, teacher_chunks)
+  with pytest.raises(ValueError, match=r"shape \[9, k\], a row for each entry"):
+    loss_of(student[..., :9], teacher, student_chunks, teacher_chunks)
+  with pytest.raises(ValueError, match="teacher id 10, beyond the 9 entries"):
+    loss_of(student, teacher[..., :9], student_chunks, teacher_chunks)
+  with pytest.raises(ValueError, match="same leading axes"):
+    universal_logit_distance(student, teacher)

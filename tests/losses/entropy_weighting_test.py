@@ -1,0 +1,339 @@
+"""SE-KD and EA-KD against NumPy accounts of them, in-batch and running."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from egad_jax import losses
+from egad_jax.losses.distribution import EDGES, EntropyDistribution
+from egad_jax.losses.entropy_weighting import (
+  ea_kd_loss,
+  entropy_weights,
+  kept_share,
+  make_ea_kd,
+  make_se_kd,
+  se_kd_loss,
+)
+from egad_jax.losses.explicit_knowledge import make_aekt
+from egad_jax.losses.top_k import top_k_teacher
+
+LOSSES = {
+  "se_kd": functools.partial(se_kd_loss, fraction=0.4, temperature=2.0, ce_weight=0.3),
+  "ea_kd": functools.partial(ea_kd_loss, temperature=2.0, ce_weight=0.3),
+  "ea_kd_reverse": functools.partial(ea_kd_loss, divergence="reverse_kl", entropy_bound=100.0),
+}
+MAKERS = {
+  "se_kd": functools.partial(make_se_kd, fraction=0.4, temperature=2.0, ce_weight=0.3),
+  "ea_kd": functools.partial(make_ea_kd, temperature=2.0, ce_weight=0.3),
+}
+
+
+def softmax(z):
+  e = np.exp(np.asarray(z, np.float64) - np.max(z, axis=-1, keepdims=True))
+  return e / e.sum(-1, keepdims=True)
+
+
+def entropy(z):
+  return -(softmax(z) * np.log(softmax(z))).sum(-1)
+
+
+def divergence(batch, temperature):
+  p, q = softmax(batch.teacher / temperature), softmax(batch.student / temperature)
+  return temperature**2 * (p * np.log(p / q)).sum(-1)
+
+
+def cross_entropy(batch):
+  q = softmax(batch.student)
+  return -np.log(np.take_along_axis(q, np.array(batch.labels)[..., None], -1))[..., 0]
+
+
+def student_stats(batch):
+  """Stats as of a step, of all tokens of the batch."""
+  entropies = (losses.token_entropy(z) for z in (batch.student, batch.teacher))
+  return dict(zip(("student_entropy", "teacher_entropy"), entropies, strict=True))
+
+
+@pytest.fixture
+def contexts(batch, context):
+  """For each method a context whose own state has seen the batch."""
+
+  def seen(method):
+    state = method.observe(method.init_state(), student_stats(batch), batch.mask)
+    return context._replace(state=context.state._replace(own=state.own))
+
+  return seen
+
+
+def test_se_kd_keeps_the_top_share_of_each_sequence(batch):
+  loss, metrics = LOSSES["se_kd"](*batch)
+  mask = np.array(batch.mask)
+  h, d = entropy(batch.student), divergence(batch, 2.0)
+  kept = np.zeros_like(mask)
+  for row in range(3):
+    wanted = int(np.ceil(0.4 * mask[row].sum() - 1e-6))
+    kept[row, np.argsort(-np.where(mask[row], h[row], -1))[:wanted]] = True
+  ce = cross_entropy(batch)[mask].mean()
+  np.testing.assert_allclose(loss, d[kept].mean() + 0.3 * ce, rtol=1e-5)
+  np.testing.assert_allclose(metrics["distillation_loss"], d[kept].mean(), rtol=1e-5)
+  np.testing.assert_allclose(metrics["hard_fraction"], kept.sum() / mask.sum(), rtol=1e-6)
+  np.testing.assert_allclose(metrics["weight_mean"], 1.0, rtol=1e-6)
+
+
+def test_se_kd_with_every_token_is_kd(batch):
+  loss, _ = se_kd_loss(*batch, fraction=1.0)
+  np.testing.assert_allclose(loss, divergence(batch, 1.0)[np.array(batch.mask)].mean(), rtol=1e-5)
+
+
+def test_se_kd_running_weighs_by_position(batch, contexts):
+  method = MAKERS["se_kd"]()
+  context = contexts(method)
+  loss, stats = method.token_loss(*batch[:3], {}, context)
+  kept = np.array(kept_share(context.state.own, losses.token_entropy(batch.student), fraction=0.4))
+  assert set(np.unique(kept[(kept != 0) & (kept != 1)])).issubset({kept[kept < 1].max()})
+  np.testing.assert_allclose(kept[np.array(batch.mask)].mean(), 0.4, rtol=1e-5)
+  np.testing.assert_array_equal(stats["hard"], kept)
+  np.testing.assert_allclose(stats["weight"], kept / 0.4, rtol=1e-6)
+  expected = kept / 0.4 * divergence(batch, 2.0) + 0.3 * cross_entropy(batch)
+  np.testing.assert_allclose(loss, expected, rtol=1e-4)
+  np.testing.assert_allclose(
+    method.metrics(context.state)["kept_from_student_entropy"], context.state.own.quantile(0.6)
+  )
+
+
+@pytest.mark.parametrize("spread", [3.0, 1e-3, 0.0])
+def test_the_kept_share_is_exact_however_concentrated(spread):
+  entropy = 2.0 * jnp.exp(-spread * jax.random.uniform(jax.random.key(0), (2000,)))
+  own = losses.EntropyDistribution.init().update(entropy, jnp.ones(2000, bool), half_life=1e6)
+  higher = jnp.sort(entropy)
+  for fraction in (0.01, 0.2, 0.7, 1.0):
+    kept = kept_share(own, higher, fraction=fraction)
+    np.testing.assert_allclose(kept.mean(), fraction, rtol=1e-4)
+    assert bool(jnp.all(jnp.diff(kept) >= 0))
+    np.testing.assert_array_less(-1e-9, kept)
+    np.testing.assert_array_less(kept, 1 + 1e-9)
+    if spread == 3.0:  # Only one bin is in between.
+      between = higher[(kept > 0) & (kept < 1)]
+      assert between.size == 0 or float(between.max() / between.min()) < 1.07
+  np.testing.assert_array_equal(kept_share(own, jnp.array([1e-9, 15.0]), fraction=0.2), [0, 1])
+
+
+def test_kept_share_without_opinion_and_detached():
+  empty = losses.EntropyDistribution.init()
+  np.testing.assert_allclose(kept_share(empty, jnp.array([0.0, 3.0]), fraction=0.2), 0.2)
+  gradient = jax.grad(lambda h: kept_share(empty, h, fraction=0.2).sum())(jnp.ones(2))
+  np.testing.assert_array_equal(gradient, 0)
+  with pytest.raises(TypeError, match="entropy must be floating point"):
+    kept_share(empty, jnp.ones(2, int), fraction=0.2)
+  with pytest.raises(ValueError, match=r"fraction must be in \(0, 1\], got 2"):
+    kept_share(empty, jnp.ones(2), fraction=2)
+
+
+def test_se_kd_state_is_of_the_student(batch):
+  method = make_se_kd(half_life=100.0)
+  stats = student_stats(batch)
+  updated = method.update(method.init_state(), stats, batch.mask, jnp.float32(0.5))
+  for distribution, name in ((updated.own, "student"), (updated.entropy, "teacher")):
+    expected = losses.EntropyDistribution.init().update(
+      stats[f"{name}_entropy"], batch.mask, half_life=100.0
+    )
+    np.testing.assert_array_equal(distribution.mass, expected.mass)
+  nothing = method.update(updated, stats, jnp.zeros_like(batch.mask), jnp.float32(0.5))
+  for before, after in zip(jax.tree.leaves(updated), jax.tree.leaves(nothing), strict=True):
+    np.testing.assert_array_equal(after, before)
+  order = jax.random.permutation(jax.random.key(0), 24)
+  flat = {name: stat.reshape(24)[order] for name, stat in stats.items()}
+  again = method.observe(method.init_state(), flat, batch.mask.reshape(24)[order])
+  np.testing.assert_array_equal(again.own.mass, updated.own.mass)
+
+
+def test_ea_kd_golden_values():
+  # H at T = 2, from the golden values of the divergences, and log 4.
+  weight = entropy_weights(jnp.float32(1.366834), jnp.float32(1.245050), bound=np.log(4))
+  np.testing.assert_allclose(weight, 1.236311, atol=1e-6)
+  student, teacher = jnp.array([[1.0, 1.0, 1.0, 0.0]]), jnp.array([[2.0, 1.0, 0.0, -1.0]])
+  loss, metrics = ea_kd_loss(
+    student, teacher, jnp.array([0]), jnp.array([True]), entropy_temperature=2.0
+  )
+  np.testing.assert_allclose(metrics["weight_mean"], 1.236311, atol=1e-6)
+  np.testing.assert_allclose(loss, 1.236311 * 0.298805, atol=1e-6)
+
+
+@pytest.mark.parametrize("bound", [None, 100.0])
+def test_ea_kd_formula_in_batch_and_running(batch, contexts, bound):
+  options = {"entropy_bound": bound, "temperature": 2.0, "ce_weight": 0.3}
+  h_t, h_s = (entropy(np.array(z) / 3) for z in (batch.teacher, batch.student))
+  weight = 0.5 * (h_t + h_t * h_s / (bound or np.log(11)))
+  expected = weight * divergence(batch, 2.0) + 0.3 * cross_entropy(batch)
+  method = make_ea_kd(**options)
+  loss, stats = method.token_loss(*batch[:3], {}, contexts(method))
+  np.testing.assert_allclose(stats["weight"], weight, rtol=1e-5)
+  np.testing.assert_allclose(loss, expected, rtol=1e-4)
+  loss, metrics = ea_kd_loss(*batch, **options)
+  np.testing.assert_allclose(loss, expected[np.array(batch.mask)].mean(), rtol=1e-5)
+  np.testing.assert_allclose(metrics["weight_mean"], weight[np.array(batch.mask)].mean(), rtol=1e-5)
+
+
+def test_ea_kd_weights_are_bounded_and_grow():
+  h = jnp.linspace(0.0, np.log(11), 7)
+  student, teacher = jnp.meshgrid(h, h)
+  weights = entropy_weights(student, teacher, bound=np.log(11))
+  assert float(weights.min()) == 0
+  np.testing.assert_allclose(weights.max(), np.log(11), rtol=1e-6)
+  assert bool(jnp.all(jnp.diff(weights, axis=0) > 0))  # With the teacher's entropy.
+  assert bool(jnp.all(jnp.diff(weights[1:], axis=1) > 0))  # With the student's.
+  gradients = jax.grad(lambda *a: entropy_weights(a[0], a[1], bound=a[2]).sum(), argnums=(0, 1, 2))(
+    student, teacher, 3.0
+  )
+  for gradient in gradients:
+    np.testing.assert_array_equal(gradient, 0)
+  np.testing.assert_array_equal(entropy_weights(h, h, bound=0.0), h / 2)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_masked_tokens_change_nothing(batch, name):
+  step = jax.jit(jax.value_and_grad(lambda *b: LOSSES[name](*b)[0]))
+  value, gradient = step(*batch)
+  assert bool(jnp.isfinite(value))
+  assert bool(jnp.any(gradient != 0))
+  poison = lambda z: jnp.where(batch.mask[..., None], z, jnp.nan)
+  labels = jnp.where(batch.mask, batch.labels, -100)
+  again, poisoned = step(poison(batch.student), poison(batch.teacher), labels, batch.mask)
+  assert again == value
+  np.testing.assert_array_equal(poisoned, gradient)
+  np.testing.assert_array_equal(gradient[~batch.mask], 0)
+  nothing = jnp.zeros_like(batch.mask)
+  zero, gradient = step(poison(batch.student), poison(batch.teacher), labels, nothing)
+  assert zero == 0
+  np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_jit_axes_columns_and_dtype(batch, name):
+  function = jax.jit(LOSSES[name])
+  loss, metrics = LOSSES[name](*batch)
+  jitted, jitted_metrics = function(*batch)
+  np.testing.assert_allclose(jitted, loss, rtol=1e-6)
+  for metric, value in metrics.items():
+    np.testing.assert_allclose(jitted_metrics[metric], value, rtol=1e-6, atol=1e-7)
+  stacked = [jnp.stack([x, x[::-1]]) for x in batch]
+  np.testing.assert_allclose(jax.vmap(function)(*stacked)[0], [loss, loss], rtol=1e-6)
+  np.testing.assert_allclose(LOSSES[name](*(x[None] for x in batch))[0], loss, rtol=1e-6)
+  wide = [jnp.pad(z, ((0, 0), (0, 0), (0, 5)), constant_values=3.0) for z in batch[:2]]
+  hidden, _ = LOSSES[name](*wide, *batch[2:], where=jnp.arange(16) < 11)
+  np.testing.assert_allclose(hidden, loss, rtol=1e-6)
+  half, _ = LOSSES[name](*(z.astype(jnp.bfloat16) for z in batch[:2]), *batch[2:])
+  assert half.dtype == jnp.float32
+  np.testing.assert_allclose(half, loss, rtol=0.1)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_extreme_logits_and_ruled_out_entries_are_finite(batch, name):
+  step = jax.value_and_grad(lambda s, t: LOSSES[name](s, t, *batch[2:])[0])
+  for student, teacher in (
+    (1e4 * jnp.sign(batch.student), 1e4 * jnp.sign(batch.teacher)),
+    (batch.student.at[..., 0].set(-jnp.inf), batch.teacher),
+    (batch.student, batch.teacher.at[..., 0].set(-jnp.inf)),
+    (batch.student.at[..., 0].set(-jnp.inf), batch.teacher.at[..., 0].set(-jnp.inf)),
+  ):
+    value, gradient = step(student, teacher)
+    assert bool(jnp.isfinite(value))
+    assert bool(jnp.all(jnp.isfinite(gradient)))
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_gradient_is_that_of_constant_weights(batch, contexts, name):
+  with jax.enable_x64(True):
+    student, teacher = (np.asarray(z, np.float64) for z in batch[:2])
+    method = MAKERS[name](ce_weight=0.0)
+    context = contexts(method)
+
+    def total(student, teacher):
+      loss, stats = method.token_loss(student, teacher, batch.labels, {}, context)
+      return loss.sum(), stats["weight"]
+
+    (to_student, to_teacher), weight = jax.grad(total, argnums=(0, 1), has_aux=True)(
+      student, teacher
+    )
+    expected = np.array(weight)[..., None] * 2 * (softmax(student / 2) - softmax(teacher / 2))
+    np.testing.assert_allclose(to_student, expected, atol=1e-12)
+    np.testing.assert_array_equal(to_teacher, 0)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_models_that_agree_have_nothing_to_learn(batch, contexts, name):
+  method = MAKERS[name](ce_weight=0.0)
+  context = contexts(method)
+  function = lambda z: method.token_loss(z, batch.student, batch.labels, {}, context)[0].sum()
+  value, gradient = jax.value_and_grad(function)(batch.student)
+  np.testing.assert_allclose(value, 0, atol=1e-5)
+  np.testing.assert_allclose(gradient, 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_tokens_do_not_read_each_other(batch, contexts, name):
+  method = MAKERS[name]()
+  context = contexts(method)
+  whole, stats = method.token_loss(*batch[:3], {}, context)
+  part, part_stats = jax.jit(method.token_loss)(*(x[1, 2:5] for x in batch[:3]), {}, context)
+  np.testing.assert_allclose(part, whole[1, 2:5], rtol=1e-5, atol=1e-6)
+  assert set(part_stats) == set(stats)
+
+
+@pytest.mark.parametrize(
+  ("maker", "options", "message"),
+  [
+    (make_se_kd, {"fraction": 0.0}, r"fraction must be in \(0, 1\], got 0.0"),
+    (make_se_kd, {"temperature": 0.0}, "temperature must be a positive temperature, got 0.0"),
+    (make_se_kd, {"ce_weight": -1.0}, "ce_weight must be >= 0, got -1.0"),
+    (make_se_kd, {"half_life": 0.0}, "half_life must be a positive number of tokens, got 0.0"),
+    (make_se_kd, {"divergence": "kl"}, "divergence must be one of forward_kl"),
+    (make_ea_kd, {"entropy_temperature": -1.0}, "entropy_temperature must be a positive temp"),
+    (make_ea_kd, {"entropy_bound": 0.0}, "entropy_bound must be a positive entropy or None, got 0"),
+    (make_ea_kd, {"temperature": float("inf")}, "temperature must be a positive temperature"),
+    (make_ea_kd, {"ce_weight": -1.0}, "ce_weight must be >= 0, got -1.0"),
+    (make_ea_kd, {"half_life": 0.0}, "half_life must be a positive number of tokens, got 0.0"),
+  ],
+)
+def test_misuse(batch, maker, options, message):
+  with pytest.raises(ValueError, match=message):
+    maker(**options)
+  if "half_life" not in options:
+    function = se_kd_loss if maker is make_se_kd else ea_kd_loss
+    with pytest.raises(ValueError, match=message):
+      function(*batch, **options)
+
+
+def test_teachers_in_top_k_form(batch, contexts):
+  top = top_k_teacher(batch.teacher, 11)
+  method = MAKERS["se_kd"]()
+  context = contexts(method)
+  dense, _ = method.token_loss(*batch[:3], {}, context)
+  sparse, _ = method.token_loss(batch.student, top, batch.labels, {}, context)
+  np.testing.assert_allclose(sparse, dense, rtol=1e-4, atol=1e-5)
+  for method in (make_ea_kd(), make_aekt()):
+    with pytest.raises(TypeError, match="needs teacher_logits over the whole vocabulary"):
+      method.token_loss(batch.student, top, batch.labels, {}, context)
+
+
+def test_wrong_types_and_shapes(batch):
+  with pytest.raises(TypeError, match="teacher_entropy must be floating point"):
+    entropy_weights(jnp.ones(2), jnp.ones(2, int), bound=1.0)
+  with pytest.raises(ValueError, match=r"must have shape \[..., seq\]"):
+    se_kd_loss(*(x[0, 0] for x in batch))
+
+
+def test_kept_share_between_the_bins_and_at_an_edge():
+  def shares(tokens, entropy):
+    mask = jnp.ones(len(tokens), bool)
+    distribution = EntropyDistribution.init().update(jnp.array(tokens), mask, half_life=1e9)
+    return kept_share(distribution, jnp.array(entropy), fraction=0.5)
+
+  # In the empty bin at 1.0 nothing is missing and nothing is there: 0 / 0.
+  np.testing.assert_array_equal(shares([0.1, 3.0], [0.1, 1.0, 3.0]), [0.0, 0.0, 1.0])
+  edge = float(EDGES[200])
+  np.testing.assert_array_equal(shares([0.1, edge], [0.1, edge]), [0.0, 1.0])

@@ -1,0 +1,223 @@
+"""X-Token as a method: EGAD's mechanisms chunk by chunk, statistics, and what is ignored."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from egad_jax import losses
+from egad_jax.losses import Curriculum, Temperature, curriculum_weights, make_vanilla_kd
+from egad_jax.losses.chunks import chunk_log_average
+from egad_jax.losses.cross_tokenizer import cross_tokenizer_loss, project
+from egad_jax.losses.x_token import make_x_token
+
+VS, VT = 13, 11
+PROJECTION = (
+  ((np.arange(VS)[:, None] + np.array([0, 4])) % VT).astype(np.int32),
+  np.array([[1.0, 0.0]] * 6 + [[0.7, 0.3]] * 6 + [[0.0, 0.0]], np.float32),
+)
+IDENTITY = np.arange(11)[:, None].astype(np.int32), np.ones((11, 1), np.float32)
+# Chunk 3 is the teacher's alone and chunk 5 the student's.
+STUDENT_CHUNKS, TEACHER_CHUNKS = jnp.array([1, 1, 2, 4, 4, 4, 5, 0]), jnp.array([1, 2, 2, 3, 4, 4])
+VALID = np.array([True, True, False, True, False, False])
+make = functools.partial(make_x_token, projection=PROJECTION)
+EGAD = {"curriculum": Curriculum(), "temperature": Temperature(base=1.5)}
+STATS = {
+  *("teacher_entropy", "student_entropy", "temperature", "weight", "hard", "distillation_loss"),
+  *("cross_entropy", "student_nll", "student_tokens", "teacher_tokens", "forward_kl", "agreement"),
+  "uncovered",
+}
+
+
+@pytest.fixture
+def row():
+  keys = jax.random.split(jax.random.key(5), 3)
+  return (
+    2 * jax.random.normal(keys[0], (8, VS)),
+    jnp.array([4.0, 0.3, 0.3, 1.0, 1.5, 1.5])[:, None] * jax.random.normal(keys[1], (6, VT)),
+    jax.random.randint(keys[2], (8,), 0, VS),
+    STUDENT_CHUNKS,
+    TEACHER_CHUNKS,
+  )
+
+
+def chunk_by_chunk(row, **options):
+  """`cross_tokenizer_loss` of each valid chunk alone."""
+  student, teacher, _, *chunks = row
+  values = []
+  for i in (1, 2, 4):
+    alone = [jnp.where(c == i, 1, 0) for c in chunks]
+    own = {k: v[i - 1] if isinstance(v, list) else v for k, v in options.items()}
+    values.append(cross_tokenizer_loss(student, teacher, *alone, projection=PROJECTION, **own)[0])
+  return np.array(values)
+
+
+def test_stats(row, context):
+  loss, stats = make(**EGAD).chunk_loss(*row, context)
+  assert set(stats) == STATS
+  for stat in (loss, *stats.values()):
+    assert stat.shape == (6,)
+    assert stat.dtype == jnp.float32
+    np.testing.assert_array_equal(stat[~VALID], 0)
+  expected = stats["distillation_loss"] + 0.1 * stats["cross_entropy"]
+  np.testing.assert_array_equal(loss, expected)
+  np.testing.assert_array_equal(stats["student_tokens"], [2, 1, 0, 3, 0, 0])
+  np.testing.assert_array_equal(stats["teacher_tokens"], [1, 2, 0, 2, 0, 0])
+  np.testing.assert_array_equal(stats["hard"], 0)
+  log_q, log_p = (
+    np.asarray(chunk_log_average(z, c)) for z, c in zip(row[:2], row[3:], strict=True)
+  )
+  for name, log in (("student_entropy", log_q), ("teacher_entropy", log_p)):
+    entropy = -(np.exp(log) * log).sum(-1)
+    np.testing.assert_allclose(stats[name][VALID], entropy[:6][VALID], rtol=1e-5)
+  token_nll = -jax.nn.log_softmax(row[0])[jnp.arange(8), row[2]]
+  sums = [token_nll[:2].sum(), token_nll[2], token_nll[3:6].sum()]
+  np.testing.assert_allclose(stats["student_nll"][VALID], sums, rtol=1e-5)
+  np.testing.assert_array_equal(stats["student_nll"], stats["cross_entropy"])
+  np.testing.assert_allclose(stats["forward_kl"][VALID], chunk_by_chunk(row), rtol=1e-5)
+  projected = project(jnp.exp(log_q), PROJECTION, VT)
+  agree = projected.argmax(-1)[:6] == log_p.argmax(-1)[:6]
+  np.testing.assert_array_equal(stats["agreement"][VALID], agree[VALID])
+
+
+def test_agreement_of_equal_models(batch, context):
+  method = make_x_token(projection=IDENTITY)
+  chunks = jnp.arange(8) // 2 + 1
+  row = (batch.teacher[0], batch.teacher[0], batch.labels[0], chunks, chunks)
+  _, stats = method.chunk_loss(*row, context)
+  np.testing.assert_array_equal(stats["agreement"], [1, 1, 1, 1, 0, 0, 0, 0])
+  np.testing.assert_allclose(stats["forward_kl"], 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["p_kl", "h_kl", "uld"])
+def test_mechanisms_apply_to_chunks(row, context, kind):
+  """Weight, temperature and compensation are those of the chunk's teacher entropy."""
+  method = make(kind=kind, **EGAD)
+  _, stats = method.chunk_loss(*row, context)
+  entropy = stats["teacher_entropy"][VALID]
+  position = context.state.entropy.position(entropy)
+  temperature = EGAD["temperature"].of_position(position)
+  assert np.ptp(temperature) > 0.1
+  np.testing.assert_allclose(stats["temperature"][VALID], temperature, rtol=1e-6)
+  weight = curriculum_weights(position, context.progress)
+  np.testing.assert_allclose(stats["weight"][VALID], weight, rtol=1e-6)
+  per_chunk = np.zeros(6)
+  per_chunk[VALID] = temperature
+  values = chunk_by_chunk(row, kind=kind, temperature=[float(t) for t in per_chunk])
+  expected = weight * temperature**2 * values
+  np.testing.assert_allclose(stats["distillation_loss"][VALID], expected, rtol=2e-5)
+
+  options = {"projection": PROJECTION, "kind": kind, "temperature": float(temperature[2])}
+
+  def with_constants(student):
+    chunks = [jnp.where(c == 4, 1, 0) for c in row[3:]]
+    value, _ = cross_tokenizer_loss(student, row[1], *chunks, **options)
+    log_q = jax.nn.log_softmax(student)
+    nll = -(log_q[3, row[2][3]] + log_q[4, row[2][4]] + log_q[5, row[2][5]])
+    return weight[2] * temperature[2] ** 2 * value + 0.1 * nll
+
+  ours = jax.jit(jax.grad(lambda z: method.chunk_loss(z, *row[1:], context)[0][3]))(row[0])
+  expected = jax.jit(jax.grad(with_constants))(row[0])
+  np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=1e-6)
+
+
+def test_one_vocabulary_token_by_token_is_vanilla_kd(batch, context):
+  chunks = jnp.arange(1, 9)
+  row = (batch.student[0], batch.teacher[0], batch.labels[0])
+  for t in (1.0, 2.5):
+    fixed = Temperature(kind="fixed", base=t)
+    method = make_x_token(projection=IDENTITY, temperature=fixed, ce_weight=0.2)
+    loss, stats = method.chunk_loss(*row, chunks, chunks, context)
+    vanilla = make_vanilla_kd(temperature=t, ce_weight=0.2)
+    expected, expected_stats = vanilla.token_loss(*row, {}, context)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    for name, stat in expected_stats.items():
+      np.testing.assert_allclose(stats[name], stat, rtol=1e-5, atol=1e-6)
+    kl = losses.forward_kl(*row[:2])
+    np.testing.assert_allclose(stats["forward_kl"], kl, rtol=1e-5)
+
+
+def test_no_gradient_but_the_students_through_the_loss(row, context):
+  method = make(**EGAD)
+
+  @jax.jit
+  def gradients(student, teacher):
+    function = lambda z_s, z_t: method.chunk_loss(z_s, z_t, *row[2:], context)
+    of_stats = jax.grad(lambda *z: sum(s.sum() for s in function(*z)[1].values()), (0, 1))
+    of_loss = jax.grad(lambda *z: function(*z)[0].sum(), (0, 1))
+    return of_stats(student, teacher), of_loss(student, teacher)
+
+  (stats_student, stats_teacher), (student, teacher) = gradients(*row[:2])
+  for zero in (stats_student, stats_teacher, teacher):
+    np.testing.assert_array_equal(zero, 0)
+  assert bool((jnp.abs(student[:6]).sum(1) > 0).all())
+
+
+@pytest.mark.parametrize("options", [{}, {**EGAD, "kind": "h_kl", "chunk_average": "logprob"}])
+def test_what_is_in_no_valid_chunk_changes_nothing(row, context, options):
+  method = make(**options)
+
+  @jax.jit
+  @functools.partial(jax.value_and_grad, has_aux=True)
+  def step(student, *rest):
+    loss, stats = method.chunk_loss(student, *rest, context)
+    return loss.sum(), stats
+
+  student, teacher, labels, *chunks = row
+  expected = step(*row)
+  outside = np.array([False] * 6 + [True] * 2), np.arange(6) == 3
+  poisoned = [
+    jnp.where(out[:, None], jnp.nan, z) for out, z in zip(outside, (student, teacher), strict=True)
+  ]
+  labels = jnp.where(outside[0], -100, labels)
+  jax.tree.map(np.testing.assert_array_equal, step(*poisoned, labels, *chunks), expected)
+  (value, stats), gradient = step(*poisoned, labels, jnp.zeros(8, int), chunks[1])
+  assert value == 0
+  for zero in (*stats.values(), gradient):
+    np.testing.assert_array_equal(zero, 0)
+
+
+def test_chunks_are_independent_and_rows_can_be_mapped(row, context):
+  loss_of = jax.jit(make(teacher_top_k=None, **EGAD).chunk_loss)
+  loss, _ = loss_of(*row, context)
+  other = (row[0].at[3:].multiply(3.0), row[1].at[4:].multiply(3.0), *row[2:])
+  changed, _ = loss_of(*other, context)
+  np.testing.assert_array_equal(changed[:2], loss[:2])
+  assert abs(changed[3] - loss[3]) > 1e-3
+  both = [jnp.stack([a, b]) for a, b in zip(row, other, strict=True)]
+  mapped, _ = jax.vmap(loss_of, (0,) * 5 + (None,))(*both, context)
+  np.testing.assert_allclose(mapped, [loss, changed], rtol=1e-6)
+  one_by_one, _ = jax.lax.map(lambda r: loss_of(*r, context), tuple(both))
+  np.testing.assert_allclose(one_by_one, mapped, rtol=1e-6)
+  eager, _ = make(teacher_top_k=None, **EGAD).chunk_loss(*row, context)
+  np.testing.assert_allclose(eager, loss, rtol=1e-6)
+
+
+def test_state_follows_the_chunks_that_count(row, context):
+  method = make(half_life=100.0)
+  stats = {"teacher_entropy": jnp.array([0.5, 1.0, jnp.nan, 2.0, jnp.nan, jnp.nan])}
+  state = method.init_state()
+  new = method.update(state, stats, jnp.asarray(VALID), jnp.float32(0.5))
+  expected = state.entropy.update(jnp.array([0.5, 1.0, 2.0]), jnp.ones(3, bool), half_life=100.0)
+  np.testing.assert_array_equal(new.entropy.mass, expected.mass)
+  nothing = method.update(new, stats, jnp.zeros(6, bool), jnp.float32(0.5))
+  jax.tree.map(np.testing.assert_array_equal, nothing, new)
+
+
+def test_misuse(row, context):
+  for options, message in (
+    ({"kind": "kl"}, "kind must be one of p_kl, h_kl, uld"),
+    ({"ce_weight": -1.0}, "ce_weight must be >= 0, got -1.0"),
+    ({"half_life": 0.0}, "half_life must be a positive number"),
+    ({"teacher_top_k": 0}, "teacher_top_k must be at least 1 or None"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      make(**options)
+  with pytest.raises(ValueError, match="those of one row"):
+    make().chunk_loss(*(x[None] for x in row), context)
+  with pytest.raises(ValueError, match="labels must have the logits' leading shape"):
+    make().chunk_loss(*row[:2], row[2][:3], *row[3:], context)
