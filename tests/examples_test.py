@@ -32,3 +32,12 @@ def test_losses_from_plain_jax():
 def test_example_needs_jax_alone():
   imports = re.findall(r"^(?:import|from) (\w+)", EXAMPLE.read_text(), re.MULTILINE)
   assert set(imports) == {"__future__", "functools", "jax", "egad_jax"}
+
+
+def test_snippets_of_the_readme_run(capsys):
+  blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.S | re.M)
+  ours = [block for block in blocks if "egad_jax" in block]
+  assert len(ours) == 2
+  for block in ours:
+    exec(compile(block, "README.md", "exec"), {})
+    assert all("nan" not in word for word in capsys.readouterr().out.split())

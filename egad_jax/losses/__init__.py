@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from egad_jax.losses.adakd import AdaKDState, adakd_loss, make_adakd
 from egad_jax.losses.branch import Branch
-from egad_jax.losses.chunks import chunk_mask
+from egad_jax.losses.chunks import chunk_log_average, chunk_mask
 from egad_jax.losses.cross_tokenizer import (
   CrossTokenizer,
   ProjectionArrays,
@@ -24,6 +24,7 @@ from egad_jax.losses.divergences import (
   adaptive_kl,
   alpha_beta,
   forward_kl,
+  hellinger,
   jensen_shannon,
   non_target_class_kl,
   reverse_kl,
@@ -55,6 +56,7 @@ from egad_jax.losses.relation_graph import RelationGraph, make_trg, relation_gra
 from egad_jax.losses.routing import hard_tokens
 from egad_jax.losses.taid import Interpolation, InterpolationState, make_taid, taid_loss
 from egad_jax.losses.temperature import Temperature, adaptive_temperature, compensation_factor
+from egad_jax.losses.top_k import TopK, coarse_pair, entropy_bracket, mask_top_k, top_k_teacher
 from egad_jax.losses.x_token import make_x_token
 
 __all__ = [
@@ -78,11 +80,14 @@ __all__ = [
   "SerialHead",
   "State",
   "Temperature",
+  "TopK",
   "adakd_loss",
   "adaptive_kl",
   "adaptive_temperature",
   "alpha_beta",
+  "chunk_log_average",
   "chunk_mask",
+  "coarse_pair",
   "common_tokens",
   "compensation_factor",
   "cosine_distance",
@@ -90,10 +95,12 @@ __all__ = [
   "curriculum_weights",
   "ea_kd_loss",
   "egad_loss",
+  "entropy_bracket",
   "entropy_position",
   "explicit_knowledge_loss",
   "forward_kl",
   "hard_tokens",
+  "hellinger",
   "jensen_shannon",
   "make_adakd",
   "make_aekt",
@@ -105,6 +112,7 @@ __all__ = [
   "make_trg",
   "make_vanilla_kd",
   "make_x_token",
+  "mask_top_k",
   "masked_mean",
   "masked_sum",
   "non_target_class_kl",
@@ -119,6 +127,7 @@ __all__ = [
   "target_class_kl",
   "token_entropy",
   "token_wise_kl",
+  "top_k_teacher",
   "total_variation",
   "universal_logit_distance",
 ]

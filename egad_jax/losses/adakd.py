@@ -28,6 +28,7 @@ from egad_jax.losses.placement import Placement, temperature_and_factor
 from egad_jax.losses.reductions import masked_mean, masked_sum
 from egad_jax.losses.temperature import Temperature
 from egad_jax.losses.terms import at_temperature, check_ce_weight, log_pair, token_terms
+from egad_jax.losses.top_k import Teacher
 
 
 class AdaKDState(NamedTuple):
@@ -115,7 +116,7 @@ def make_adakd(
 
 def adakd_loss(
   student_logits: ArrayLike,
-  teacher_logits: ArrayLike,
+  teacher_logits: Teacher,
   labels: ArrayLike,
   mask: ArrayLike,
   *,
@@ -132,7 +133,7 @@ def adakd_loss(
 
   Args:
     student_logits: float, shape [..., vocab]; leading axes are usually [batch, seq].
-    teacher_logits: float, same shape. Detached.
+    teacher_logits: float, same shape, or a `TopK` of them. Detached.
     labels: int, shape [...], already aligned: the token that the logits at its place predict.
     mask: bool, shape [...], true at tokens that count; logits may be NaN elsewhere.
     state: of the controller: `FocusState.init()`, then what the last call returned.

@@ -28,6 +28,7 @@ from egad_jax.losses.placement import Placement, place_in_batch, place_running
 from egad_jax.losses.reductions import masked_mean
 from egad_jax.losses.temperature import Temperature
 from egad_jax.losses.terms import at_temperature, check_ce_weight, log_pair, token_terms
+from egad_jax.losses.top_k import Teacher
 
 
 def make_egad(
@@ -118,7 +119,7 @@ def make_vanilla_kd(
 
 def egad_loss(
   student_logits: ArrayLike,
-  teacher_logits: ArrayLike,
+  teacher_logits: Teacher,
   labels: ArrayLike,
   mask: ArrayLike,
   *,
@@ -141,7 +142,7 @@ def egad_loss(
 
   Args:
     student_logits: float, shape [..., vocab]; leading axes are usually [batch, seq].
-    teacher_logits: float, same shape. Detached.
+    teacher_logits: float, same shape, or a `TopK` of them. Detached.
     labels: int, shape [...], already aligned: the token that the logits at its place predict.
     mask: bool, shape [...], true at tokens that count; logits and features may be NaN elsewhere.
     progress: of the curriculum, in [0, 1], a scalar.

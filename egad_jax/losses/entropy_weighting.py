@@ -23,7 +23,7 @@ from egad_jax.losses.probabilities import promote
 from egad_jax.losses.reductions import masked_mean
 from egad_jax.losses.routing import check_fraction, top_tokens
 from egad_jax.losses.terms import LogPair, at_temperature, check_ce_weight, log_pair, token_terms
-from egad_jax.losses.top_k import check_dense
+from egad_jax.losses.top_k import Teacher, check_dense
 
 
 def make_se_kd(
@@ -106,7 +106,7 @@ def make_se_kd(
 
 def se_kd_loss(
   student_logits: ArrayLike,
-  teacher_logits: ArrayLike,
+  teacher_logits: Teacher,
   labels: ArrayLike,
   mask: ArrayLike,
   *,
@@ -121,7 +121,7 @@ def se_kd_loss(
 
   Args:
     student_logits: float, shape [..., seq, vocab].
-    teacher_logits: float, same shape. Detached.
+    teacher_logits: float, same shape, or a `TopK` of them. Detached.
     labels: int, shape [..., seq], already aligned.
     mask: bool, shape [..., seq], true at tokens that count; logits may be NaN elsewhere.
     fraction: of the n tokens of a sequence, the ceil(fraction n) of highest student entropy are
@@ -301,6 +301,7 @@ def ea_kd_loss(
   (1.3156, 0.3931)
   """
   _check_ea_kd(entropy_temperature, entropy_bound, temperature, ce_weight)
+  check_dense("ea_kd_loss", teacher_logits)
   *logits, labels, mask = in_batch_inputs(student_logits, teacher_logits, labels, mask, where)
   pair = log_pair(*logits)
   entries = pair.log_q.shape[-1] if where is None else jnp.sum(jnp.asarray(where).astype(bool))

@@ -191,6 +191,7 @@ def explicit_knowledge_loss(
   if explicit_knowledge.serial and serial_logits is None:
     raise ValueError("explicit_knowledge.serial needs serial_logits, got None.")
   _check(serial_logits is not None, temperature, ce_weight)
+  check_dense("explicit_knowledge_loss", teacher_logits)
   inputs = (teacher_logits, labels, mask, where)
   student_logits, *rest, mask = in_batch_inputs(student_logits, *inputs)
   taught = student_logits if serial_logits is None else in_batch_inputs(serial_logits, *inputs)[0]

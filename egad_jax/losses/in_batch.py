@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from egad_jax.losses.method import Stats
-from egad_jax.losses.probabilities import check_labels, check_mask, check_pair, hide_columns
+from egad_jax.losses.probabilities import (
+  check_labels,
+  check_logits,
+  check_mask,
+  check_pair,
+  hide_columns,
+)
 from egad_jax.losses.reductions import masked_mean
-from egad_jax.losses.top_k import check_dense
+from egad_jax.losses.top_k import Teacher, TopK, check_top_k, mask_top_k
 
 
 def in_batch_inputs(
   student_logits: ArrayLike,
-  teacher_logits: ArrayLike,
+  teacher_logits: Teacher,
   labels: ArrayLike,
   mask: ArrayLike,
   where: ArrayLike | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, Any, jax.Array, jax.Array]:
   """Checks the four and makes the logits safe for any maths, whatever the mask hides.
 
   Args:
     student_logits: float, shape [..., vocab].
-    teacher_logits: float, same shape.
+    teacher_logits: float, same shape; or a `TopK` of them, made with the same `where`.
     labels: int, shape [...].
     mask: bool, shape [...], true at tokens that count.
     where: optional bool [vocab], true at real vocabulary entries.
@@ -35,15 +43,21 @@ def in_batch_inputs(
     TypeError: wrong dtype.
     ValueError: shapes that do not match.
   """
-  check_dense("an in-batch loss", teacher_logits)
-  student_logits, teacher_logits = check_pair(student_logits, teacher_logits)
+  teacher: Any
+  if isinstance(teacher_logits, TopK):
+    student_logits = check_logits("student_logits", student_logits)
+    teacher = check_top_k(teacher_logits, student_logits.shape)
+  else:
+    student_logits, teacher = check_pair(student_logits, teacher_logits)
   mask = check_mask(mask, student_logits.shape[:-1])
+  labels = check_labels(labels, mask.shape)
+
   # Zeroing the terms afterwards is not enough: 0 * NaN would come back through the gradient.
-  student_logits, teacher_logits = (
-    hide_columns(jnp.where(mask[..., None], logits, 0), where)
-    for logits in (student_logits, teacher_logits)
-  )
-  return student_logits, teacher_logits, check_labels(labels, mask.shape), mask
+  def safe(logits: jax.Array) -> jax.Array:
+    return hide_columns(jnp.where(mask[..., None], logits, 0), where)
+
+  teacher = mask_top_k(teacher, mask) if isinstance(teacher, TopK) else safe(teacher)
+  return safe(student_logits), teacher, labels, mask
 
 
 def in_batch_metrics(stats: Stats, mask: jax.Array) -> dict[str, jax.Array]:

@@ -22,6 +22,7 @@ from egad_jax.losses.method import Context, Method, State, Stats, entropy_only
 from egad_jax.losses.probabilities import LOG_ZERO
 from egad_jax.losses.reductions import masked_mean
 from egad_jax.losses.terms import LogPair, at_temperature, check_ce_weight, log_pair, token_terms
+from egad_jax.losses.top_k import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +160,7 @@ def make_taid(
 
 def taid_loss(
   student_logits: ArrayLike,
-  teacher_logits: ArrayLike,
+  teacher_logits: Teacher,
   labels: ArrayLike,
   mask: ArrayLike,
   *,
@@ -174,7 +175,7 @@ def taid_loss(
 
   Args:
     student_logits: float, shape [..., vocab]; leading axes are usually [batch, seq].
-    teacher_logits: float, same shape. Detached.
+    teacher_logits: float, same shape, or a `TopK` of them. Detached.
     labels: int, shape [...], already aligned: the token that the logits at its place predict.
     mask: bool, shape [...], true at tokens that count; logits may be NaN elsewhere.
     state: of the schedule: `InterpolationState.init(interpolation)`, then what the last call

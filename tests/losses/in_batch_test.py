@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from egad_jax import losses
 from egad_jax.losses.in_batch import in_batch_inputs, in_batch_metrics
-from egad_jax.losses.top_k import top_k_teacher
 
 
 def test_what_the_mask_hides_is_gone(batch):
@@ -59,5 +61,36 @@ def test_misuse(batch):
     in_batch_inputs(student, teacher, labels.astype(float), mask)
   with pytest.raises(ValueError, match="one entry per vocabulary id"):
     in_batch_inputs(student, teacher, labels, mask, jnp.ones(3))
-  with pytest.raises(TypeError, match="an in-batch loss needs teacher_logits over the whole vocab"):
-    in_batch_inputs(student, top_k_teacher(teacher, 3), labels, mask)
+
+
+# Those that read the teacher through the whole vocabulary or its tail, nothing else.
+SPARSE = {
+  "egad": functools.partial(losses.egad_loss, progress=0.3),
+  "se_kd": losses.se_kd_loss,
+  "adakd": lambda *b: losses.adakd_loss(*b, state=losses.FocusState.init(), elapsed=0.5),
+  "taid": lambda *b: losses.taid_loss(*b, state=losses.InterpolationState.init(), elapsed=0.5),
+}
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_a_sparse_teacher_of_all_entries_is_the_dense_one(name, batch):
+  student, teacher, labels, mask = batch
+  function = jax.jit(jax.value_and_grad(lambda z, t: SPARSE[name](z, t, labels, mask)[0]))
+  expected, expected_gradient = function(student, teacher)
+  whole = losses.top_k_teacher(teacher, teacher.shape[-1])
+  loss, gradient = function(student, whole)
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
+  poison = lambda x: jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, jnp.nan)
+  values = {field: poison(x) for field, x in whole._asdict().items() if field != "ids"}
+  poisoned = whole._replace(ids=jnp.where(mask[..., None], whole.ids, -7), **values)
+  again = function(poison(student), poisoned)
+  assert again[0] == loss
+  np.testing.assert_array_equal(again[1], gradient)
+
+
+@pytest.mark.parametrize("loss", [losses.ea_kd_loss, losses.explicit_knowledge_loss])
+def test_methods_that_need_the_whole_vocabulary_say_so(loss, batch):
+  sparse = losses.top_k_teacher(batch.teacher, 3)
+  with pytest.raises(TypeError, match="needs teacher_logits over the whole vocabulary, got a TopK"):
+    loss(batch.student, sparse, batch.labels, batch.mask)
