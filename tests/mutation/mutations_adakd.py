@@ -1,0 +1,221 @@
+"""Mutations of AdaKD and its controller."""
+
+from __future__ import annotations
+
+from tests.mutation.mutant import Equivalent, of_file
+
+_ADAKD = [
+  (
+    "temperature",
+    "the compensation is left out",
+    "divergence(*at_temperature(pair, placement.temperature)) * placement.factor",
+    "divergence(*at_temperature(pair, placement.temperature))",
+  ),
+  (
+    "comparison",
+    "the easy tokens are selected",
+    "hard = distribution.position(difficulty) >= 1 - ratio",
+    "hard = distribution.position(difficulty) <= 1 - ratio",
+  ),
+  (
+    "off by one",
+    "selects from position r on",
+    "hard = distribution.position(difficulty) >= 1 - ratio",
+    "hard = distribution.position(difficulty) >= ratio",
+  ),
+  (
+    "normaliser",
+    "selected tokens weigh 1, not 1 / r",
+    "weight = jnp.where(hard, 1 / ratio, 0)",
+    "weight = jnp.where(hard, ratio / ratio, 0)",
+  ),
+  (
+    "mask",
+    "tokens that are not selected weigh as much",
+    "weight = jnp.where(hard, 1 / ratio, 0)",
+    "weight = jnp.where(hard, 1 / ratio, 1 / ratio)",
+  ),
+  (
+    "off by one",
+    "the selected tokens' median is at 1 - r",
+    "distribution.quantile(1 - ratio / 2)",
+    "distribution.quantile(1 - ratio)",
+  ),
+  (
+    "normaliser",
+    "in-batch: over all tokens instead of the selected",
+    "weight = jnp.where(hard, jnp.sum(mask) / jnp.maximum(jnp.sum(hard), 1), 0)",
+    "weight = jnp.where(hard, jnp.float32(1), 0)",
+  ),
+  (
+    "mask",
+    "in-batch: the median of the selected tokens where that of all is wanted",
+    "hard if lower and hard is not None else mask, lower=lower)",
+    "hard if hard is not None else mask, lower=lower)",
+  ),
+  (
+    "normaliser",
+    "the controller reads the sum of the losses",
+    'loss = masked_sum(stats["distillation_loss"], mask) / jnp.where(weight > 0, weight, 1)',
+    'loss = masked_sum(stats["distillation_loss"], mask)',
+  ),
+  (
+    "mask",
+    "a step that selected nothing moves the controller",
+    "jnp.where(weight > 0, new, old), updated, state)",
+    "new, updated, state)",
+  ),
+  (
+    "swap",
+    "the running difficulty is the entropy",
+    'state.own.difficulty.update(stats["difficulty"], mask',
+    'state.own.difficulty.update(stats["teacher_entropy"], mask',
+  ),
+]
+
+_FOCUS = [
+  (
+    "swap",
+    "the running loss forgets at the rate of decay",
+    "ema_loss = previous + (1 - focus.decay) * (loss - previous)",
+    "ema_loss = previous + focus.decay * (loss - previous)",
+  ),
+  (
+    "off by one",
+    "the running loss starts at 0",
+    "previous = jnp.where(first, loss, state.ema_loss)",
+    "previous = jnp.where(first, 0, state.ema_loss)",
+  ),
+  (
+    "stop-gradient",
+    "gradient flows through the controller",
+    "loss = jax.lax.stop_gradient(jnp.asarray(loss, jnp.float32))",
+    "loss = jnp.asarray(loss, jnp.float32)",
+  ),
+  (
+    "comparison",
+    "the last step of the warm-up is none",
+    "(jnp.asarray(elapsed) <= focus.warmup)",
+    "(jnp.asarray(elapsed) < focus.warmup)",
+  ),
+  (
+    "sign",
+    "falls when the loss rises",
+    "fell = ema_loss < state.reference_loss * (1 - focus.tolerance)",
+    "fell = ema_loss > state.reference_loss * (1 + focus.tolerance)",
+  ),
+  (
+    "options",
+    "no tolerance below",
+    "fell = ema_loss < state.reference_loss * (1 - focus.tolerance)",
+    "fell = ema_loss < state.reference_loss",
+  ),
+  (
+    "options",
+    "no tolerance above",
+    "rose = ema_loss > state.reference_loss * (1 + focus.tolerance)",
+    "rose = ema_loss > state.reference_loss",
+  ),
+  (
+    "clip",
+    "no floor of the share",
+    "jnp.maximum(state.ratio * (1 - focus.ratio_step), focus.minimum_ratio)",
+    "state.ratio * (1 - focus.ratio_step)",
+  ),
+  (
+    "clip",
+    "the share exceeds 1",
+    "jnp.minimum(state.ratio * (1 + focus.ratio_step), 1)",
+    "(state.ratio * (1 + focus.ratio_step))",
+  ),
+  (
+    "sign",
+    "the share falls when the loss rises",
+    "jnp.minimum(state.ratio * (1 + focus.ratio_step), 1)",
+    "jnp.minimum(state.ratio * (1 - focus.ratio_step), 1)",
+  ),
+  (
+    "mask",
+    "the reference follows the loss at every step",
+    "jnp.where(warming | fell | rose, ema_loss, state.reference_loss)",
+    "ema_loss",
+  ),
+  (
+    "mask",
+    "the reference does not follow a rise",
+    "jnp.where(warming | fell | rose, ema_loss, state.reference_loss)",
+    "jnp.where(warming | fell, ema_loss, state.reference_loss)",
+  ),
+  (
+    "mask",
+    "the share moves during warm-up",
+    "ratio=jnp.where(warming, 1, ratio)",
+    "ratio=ratio",
+  ),
+  (
+    "sign",
+    "the easiest tokens are selected",
+    "easiness = jnp.where(mask, -hardness, jnp.inf).reshape(-1)",
+    "easiness = jnp.where(mask, hardness, jnp.inf).reshape(-1)",
+  ),
+  (
+    "mask",
+    "tokens outside the mask take ranks",
+    "easiness = jnp.where(mask, -hardness, jnp.inf).reshape(-1)",
+    "easiness = -hardness.reshape(-1)",
+  ),
+  (
+    "off by one",
+    "order for rank",
+    "rank = jnp.argsort(jnp.argsort(easiness, stable=True))",
+    "rank = jnp.argsort(easiness, stable=True)",
+  ),
+  (
+    "off by one",
+    "rounds the number of tokens up",
+    "jnp.maximum(jnp.floor(jnp.sum(mask) * jnp.asarray(ratio)), 1)",
+    "jnp.maximum(jnp.ceil(jnp.sum(mask) * jnp.asarray(ratio)), 1)",
+  ),
+  (
+    "clip",
+    "a small batch selects nothing",
+    "jnp.maximum(jnp.floor(jnp.sum(mask) * jnp.asarray(ratio)), 1)",
+    "jnp.floor(jnp.sum(mask) * jnp.asarray(ratio))",
+  ),
+  (
+    "comparison",
+    "one token too many",
+    "return mask & (rank < count)",
+    "return mask & (rank <= count)",
+  ),
+  (
+    "mask",
+    "the median is over all tokens",
+    "ordered = jnp.sort(jnp.where(mask, values, jnp.inf).reshape(-1))",
+    "ordered = jnp.sort(values.reshape(-1))",
+  ),
+  (
+    "swap",
+    "the mean of the middle two for the lower one",
+    "return low if lower else (low + ordered[count // 2]) / 2",
+    "return (low + ordered[count // 2]) / 2 if lower else low",
+  ),
+]
+
+MUTATIONS = (
+  *of_file("losses/adakd.py", ["losses/adakd_test.py", "losses/adakd_running_test.py"], _ADAKD),
+  *of_file("losses/focus.py", ["losses/focus_test.py"], _FOCUS),
+)
+
+EQUIVALENTS = (
+  Equivalent(
+    "losses/adakd.py",
+    "drop the stop-gradient of the difficulty",
+    "positions, selections and stats made from it are detached again, each at its place",
+  ),
+  Equivalent(
+    "losses/focus.py",
+    "drop the stop-gradient of `select_hardest`",
+    "what leaves are bools: no gradient passes them",
+  ),
+)

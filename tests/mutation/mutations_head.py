@@ -1,0 +1,221 @@
+"""Mutations of the chunked head's loss and gradient."""
+
+from __future__ import annotations
+
+from tests.mutation.mutant import Equivalent, of_file
+
+_CHUNKED = [
+  (
+    "temperature",
+    "a soft cap without the division",
+    "soft_cap * jnp.tanh(logits / soft_cap)",
+    "soft_cap * jnp.tanh(logits)",
+  ),
+  (
+    "normaliser",
+    "a soft cap of 1 whatever the cap",
+    "soft_cap * jnp.tanh(logits / soft_cap)",
+    "jnp.tanh(logits / soft_cap)",
+  ),
+  (
+    "promotion",
+    "logits in the dtype of the hidden states",
+    'return jnp.einsum("nd,vd->nv", hidden, unembedding, preferred_element_type=dtype)',
+    'return jnp.einsum("nd,vd->nv", hidden, unembedding).astype(dtype)',
+  ),
+  (
+    "options",
+    "the student's logits are not capped",
+    "soft_capped(student_logits, student_soft_cap), teacher_logits",
+    "student_logits, teacher_logits",
+  ),
+  (
+    "options",
+    "the teacher gets the student's cap",
+    "teacher_logits = soft_capped(teacher_logits, teacher_soft_cap)",
+    "teacher_logits = soft_capped(teacher_logits, student_soft_cap)",
+  ),
+  (
+    "mask",
+    "stats outside the mask",
+    "jnp.where(mask, jax.lax.stop_gradient(v), 0)",
+    "jax.lax.stop_gradient(v)",
+  ),
+  (
+    "mask",
+    "the loss ignores the mask",
+    "return jnp.sum(jnp.where(mask, loss, 0)), stats",
+    "return jnp.sum(loss), stats",
+  ),
+  (
+    "reduction",
+    "mean for sum in a chunk",
+    "return jnp.sum(jnp.where(mask, loss, 0)), stats",
+    "return jnp.mean(jnp.where(mask, loss, 0)), stats",
+  ),
+  (
+    "mask",
+    "a token outside the mask fills up the last chunk",
+    "filled = jnp.where(row_mask, indices, tokens[0])",
+    "filled = jnp.minimum(indices, num_tokens - 1)",
+  ),
+  (
+    "mask",
+    "the student's first rows are cut instead of its padding",
+    "split(student_unembedding[:vocab].astype",
+    "split(student_unembedding[-vocab:].astype",
+  ),
+  (
+    "mask",
+    "the teacher's first rows are cut instead of its padding",
+    "split(teacher_unembedding[:vocab].astype",
+    "split(teacher_unembedding[-vocab:].astype",
+  ),
+  (
+    "mask",
+    "tokens outside the mask come first",
+    "inside_first = jnp.argsort(~mask, stable=True)",
+    "inside_first = jnp.argsort(mask, stable=True)",
+  ),
+  (
+    "off by one",
+    "the last, uneven chunk is dropped",
+    "(count + chunk - 1) // chunk",
+    "count // chunk",
+  ),
+  (
+    "comparison",
+    "one token too many is in the mask",
+    "jnp.where(places < count, inside_first, num_tokens + places)",
+    "jnp.where(places <= count, inside_first, num_tokens + places)",
+  ),
+  (
+    "mask",
+    "what fills up the last chunk counts",
+    "row_mask = indices < num_tokens",
+    "row_mask = indices < 2 * num_tokens + indices",
+  ),
+  (
+    "reduction",
+    "evaluation counts the first chunk alone",
+    "return *per_chunk_loss(student_logits, teacher_logits, *per_token), None, None",
+    "loss, stats = per_chunk_loss(student_logits, teacher_logits, *per_token)\n        return loss * (indices[0] == tokens[0]), stats, None, None",
+  ),
+  (
+    "reduction",
+    "the last chunk's loss replaces the others",
+    "total + terms[0],",
+    "terms[0],",
+  ),
+  (
+    "sign",
+    "the pullback of -1",
+    "pullback(jnp.ones_like(loss))",
+    "pullback(-jnp.ones_like(loss))",
+  ),
+  (
+    "sign",
+    "the unembedding's gradient is subtracted",
+    "jax.tree.map(jnp.add, unembedding_gradient, terms[3])",
+    "jax.tree.map(jnp.subtract, unembedding_gradient, terms[3])",
+  ),
+  (
+    "reduction",
+    "the unembedding's gradient is that of the last chunk",
+    "jax.tree.map(jnp.add, unembedding_gradient, terms[3])",
+    "terms[3]",
+  ),
+  (
+    "promotion",
+    "the unembedding's gradient is summed in bfloat16",
+    '"nv,nd->vd", logits_gradient, student_rows, preferred_element_type=accumulator\n      )',
+    '"nv,nd->vd", logits_gradient, student_rows\n      ).astype(jnp.bfloat16).astype(accumulator)',
+  ),
+  (
+    "axis",
+    "the unembedding's gradient multiplies the teacher's rows",
+    '"nv,nd->vd", logits_gradient, student_rows, preferred',
+    '"nv,nd->vd", logits_gradient, teacher_rows[:, : student_rows.shape[1]], preferred',
+  ),
+  (
+    "off by one",
+    "chunks overlap",
+    "indices = jax.lax.dynamic_slice_in_dim(tokens, i * chunk, chunk)",
+    "indices = jax.lax.dynamic_slice_in_dim(tokens, i, chunk)",
+  ),
+  (
+    "mask",
+    "the gradient of padding rows comes first",
+    "padding = ((0, rows[0] - vocab), (0, 0))",
+    "padding = ((rows[0] - vocab, 0), (0, 0))",
+  ),
+  (
+    "sign",
+    "the cotangent is ignored by the hidden states",
+    "(scale * hidden_gradient).astype",
+    "hidden_gradient.astype",
+  ),
+  (
+    "sign",
+    "the cotangent is ignored by the unembedding",
+    "(scale * unembedding_gradient).astype",
+    "unembedding_gradient.astype",
+  ),
+  (
+    "promotion",
+    "a float32 unembedding gets a gradient in another dtype",
+    "unembedding_gradient).astype(like.dtype)",
+    "unembedding_gradient).astype(jnp.bfloat16)",
+  ),
+  (
+    "swap",
+    "the gradient of hidden states reads the vocabulary backwards",
+    "hidden_gradient = logits_gradient @ student_weight",
+    "hidden_gradient = logits_gradient @ student_weight[::-1]",
+  ),
+]
+
+_DENSE = [
+  (
+    "stop-gradient",
+    "gradient flows to the teacher",
+    "jax.lax.stop_gradient(teacher_logits)",
+    "teacher_logits",
+  ),
+  (
+    "mask",
+    "hidden states outside the mask are multiplied",
+    "hidden = jnp.where(flat[:, None], hidden.reshape(flat.size, -1), 0)",
+    "hidden = hidden.reshape(flat.size, -1)",
+  ),
+  ("mask", "the loss ignores the mask", "jnp.sum(jnp.where(flat, loss, 0))", "jnp.sum(loss)"),
+  ("mask", "stats outside the mask", "jnp.where(flat, v, 0)", "v"),
+]
+
+_SHARDED = [
+  (
+    "reduction",
+    "one device's loss for the sum",
+    "return jnp.sum(losses), stats",
+    "return losses[0], stats",
+  ),
+]
+
+MUTATIONS = (
+  *of_file("head/chunked.py", ["head/chunked_test.py"], _CHUNKED),
+  *of_file("head/dense.py", ["head/dense_test.py", "head/chunked_test.py"], _DENSE),
+  *of_file("head/sharded.py", ["head/sharded_test.py"], _SHARDED),
+)
+
+EQUIVALENTS = (
+  Equivalent(
+    "head/chunked.py",
+    "drop the stop-gradient of the teacher's arrays",
+    "the custom rule has no cotangent for them, so nothing flows there with or without it",
+  ),
+  Equivalent(
+    "head/chunked.py",
+    "drop the stop-gradient of the stats",
+    "they leave the differentiated function as auxiliary output, which carries no gradient",
+  ),
+)

@@ -1,0 +1,256 @@
+"""Mutations of distillation across tokenizers: chunks, projection, X-Token."""
+
+from __future__ import annotations
+
+from tests.mutation.mutant import Equivalent, of_file
+
+_CHUNKS = [
+  (
+    "off by one",
+    "chain rule: the last position of a chunk",
+    "first = jax.ops.segment_min(places, self.chunk",
+    "first = jax.ops.segment_max(places, self.chunk",
+  ),
+  (
+    "normaliser",
+    "a sum over the positions of a chunk",
+    "counts = jnp.maximum(self.counts, 1)[:, None]",
+    "counts = jnp.ones_like(self.counts)[:, None]",
+  ),
+  (
+    "normaliser",
+    "the mean of log-probabilities is not normalized",
+    "return jax.nn.log_softmax(self.total(log_p) / counts, axis=-1)",
+    "return self.total(log_p) / counts",
+  ),
+  (
+    "swap",
+    "the mean of log-probabilities for that of probabilities",
+    "return log_or_floor(self.total(jnp.exp(log_p)) / counts)",
+    "return self.total(log_p) / counts",
+  ),
+  (
+    "temperature",
+    "chunks are averaged at T = 1",
+    "log_p = log_probabilities(self.logits, temperature=temperature)",
+    "log_p = log_probabilities(self.logits)",
+  ),
+  (
+    "off by one",
+    "a position reads the next chunk's value",
+    "return jnp.append(values, jnp.ones((), values.dtype))[self.chunk]",
+    "return jnp.append(jnp.ones((), values.dtype), values)[self.chunk]",
+  ),
+  (
+    "mask",
+    "chunks of one side alone count",
+    "index = jnp.where(jnp.append(valid, jnp.zeros((), bool))[index], index, valid.shape[0])",
+    "index = jnp.asarray(index)",
+  ),
+  (
+    "mask",
+    "logits in no chunk reach the maths",
+    "logits = jnp.where((index < valid.shape[0])[:, None], logits, 0)",
+    "logits = jnp.asarray(logits)",
+  ),
+  (
+    "stop-gradient",
+    "gradient flows to the teacher",
+    "teacher = side(jax.lax.stop_gradient(teacher_logits), teacher_chunks)",
+    "teacher = side(teacher_logits, teacher_chunks)",
+  ),
+  (
+    "double where",
+    "the logarithm of 0",
+    "return jnp.where(positive, jnp.log(jnp.where(positive, probabilities, 1)), LOG_ZERO)",
+    "return jnp.where(positive, jnp.log(probabilities), LOG_ZERO)",
+  ),
+  (
+    "mask",
+    "a chunk of either side is valid",
+    "return jnp.logical_and(*(counts > 0 for counts in sides))",
+    "return jnp.logical_or(*(counts > 0 for counts in sides))",
+  ),
+  (
+    "off by one",
+    "chunks are numbered from 0",
+    "jnp.where((chunks >= 1) & (chunks <= size), chunks - 1, size)",
+    "jnp.where((chunks >= 0) & (chunks < size), chunks, size)",
+  ),
+  (
+    "comparison",
+    "the last chunk is dropped",
+    "(chunks >= 1) & (chunks <= size)",
+    "(chunks >= 1) & (chunks < size)",
+  ),
+]
+
+_CROSS = [
+  (
+    "swap",
+    "the teacher's entropy is the student's",
+    "values, valid, student_entropy, teacher_entropy = jnp",
+    "values, valid, teacher_entropy, student_entropy = jnp",
+  ),
+  (
+    "mask",
+    "the mean is over all chunks",
+    "return masked_mean(values, valid), jax.tree.map",
+    "return jnp.mean(values), jax.tree.map",
+  ),
+  (
+    "stop-gradient",
+    "sorted distance: gradient flows to the teacher",
+    'teacher_logits = jax.lax.stop_gradient(check_logits("teacher_logits", teacher_logits))',
+    'teacher_logits = check_logits("teacher_logits", teacher_logits)',
+  ),
+  (
+    "comparison",
+    "common tokens: rounding keeps a weight of 1 out",
+    "candidates = rows[weight >= minimum_weight - _ROUNDING]",
+    "candidates = rows[weight > minimum_weight + _ROUNDING]",
+  ),
+  (
+    "sign",
+    "common tokens: the smallest weight wins",
+    "np.lexsort((candidates, -weight[candidates]))",
+    "np.lexsort((candidates, weight[candidates]))",
+  ),
+  (
+    "normaliser",
+    "the projection ignores its weights",
+    ".add(columns[rows] * weight, mode",
+    ".add(columns[rows], mode",
+  ),
+  (
+    "reduction",
+    "the projection keeps one student token per teacher token",
+    ".add(columns[rows] * weight, mode",
+    ".set(columns[rows] * weight, mode",
+  ),
+  (
+    "axis",
+    "the projection reads its first place alone",
+    "for place in range(ids.shape[1]):",
+    "for place in range(1):",
+  ),
+  (
+    "sign",
+    "sorted distance: signed differences",
+    "return jnp.sum(jnp.where(differ, jnp.abs(q - p), 0), axis=-1)",
+    "return jnp.sum(jnp.where(differ, q - p, 0), axis=-1)",
+  ),
+  (
+    "mask",
+    "sorted distance: rounding chooses the sign at identical models",
+    "return jnp.sum(jnp.where(differ, jnp.abs(q - p), 0), axis=-1)",
+    "return jnp.sum(jnp.abs(q - p), axis=-1)",
+  ),
+  (
+    "sign",
+    "sorted upwards: padding is compared with the likeliest",
+    "return jnp.sort(values, axis=-1, descending=True)",
+    "return jnp.sort(values, axis=-1)",
+  ),
+  (
+    "normaliser",
+    "the projected student is not normalized",
+    "jnp.where(reached, log_or_floor(projected) - log_total, log_p)",
+    "jnp.where(reached, log_or_floor(projected) + 0 * log_total, log_p)",
+  ),
+  (
+    "double where",
+    "the logarithm of no mass",
+    "log_total = jnp.log(jnp.where(total > 0, total, 1))",
+    "log_total = jnp.log(total)",
+  ),
+  (
+    "off by one",
+    "entries that are not kept share the last place",
+    "jnp.full(size, options.teacher_top_k, ids.dtype)",
+    "jnp.full(size, options.teacher_top_k - 1, ids.dtype)",
+  ),
+  (
+    "sign",
+    "the projected student is multiplied by its mass",
+    "jnp.where(reached, log_or_floor(projected) - log_total, log_p)",
+    "jnp.where(reached, log_or_floor(projected) + log_total, log_p)",
+  ),
+  (
+    "normaliser",
+    "entries that the student cannot express count",
+    "log_p = log_probabilities(log_p, where=reached)",
+    "del reached\n  reached = jnp.ones(log_p.shape[-1], bool)",
+  ),
+  (
+    "swap",
+    "common pairs: forward KL of the student",
+    "common = log_divergences.forward_kl(log_q[:, student_ids], log_p[:, teacher_ids])",
+    "common = log_divergences.forward_kl(log_p[:, teacher_ids], log_q[:, student_ids])",
+  ),
+  (
+    "sign",
+    "uncommon entries are subtracted",
+    "return common + sorted_distance(q, p, largest",
+    "return common - sorted_distance(q, p, largest",
+  ),
+  (
+    "mask",
+    "chunks that do not count choose the entries",
+    "best = jnp.max(log_p, axis=0, where=valid[:, None], initial=-jnp.inf)",
+    "best = jnp.max(log_p, axis=0)",
+  ),
+]
+
+_X_TOKEN = [
+  (
+    "temperature",
+    "the compensation is left out",
+    "value = value * placement.factor",
+    "value = value * 1",
+  ),
+  (
+    "normaliser",
+    "the curriculum's weight is left out",
+    "value = value * placement.weight",
+    "value = value * 1",
+  ),
+  (
+    "sign",
+    "the labels' likelihood is punished",
+    "row.student.total(-label_value(",
+    "row.student.total(label_value(",
+  ),
+  (
+    "normaliser",
+    "cross-entropy without its weight",
+    "loss = value + ce_weight * nll",
+    "loss = value + nll",
+  ),
+  (
+    "mask",
+    "chunks that do not count have a loss",
+    "return jnp.where(row.valid, loss, 0), {",
+    "return loss, {",
+  ),
+  (
+    "swap",
+    "the entropy is the student's",
+    "entropy = entropy_of(log_p)",
+    "entropy = entropy_of(log_q)",
+  ),
+]
+
+MUTATIONS = (
+  *of_file(
+    "losses/chunks.py", ["losses/chunks_test.py", "losses/cross_tokenizer_test.py"], _CHUNKS
+  ),
+  *of_file(
+    "losses/cross_tokenizer.py",
+    ["losses/cross_tokenizer_test.py", "losses/universal_logit_distance_test.py"],
+    _CROSS,
+  ),
+  *of_file("losses/x_token.py", ["losses/x_token_test.py"], _X_TOKEN),
+)
+
+EQUIVALENTS: tuple[Equivalent, ...] = ()
