@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,60 +14,89 @@ import numpy as np
 from egad_jax import losses
 from egad_jax.build.values import Config
 from egad_jax.errors import InputError
-from egad_jax.losses.log_divergences import LOG_DIVERGENCES
+from egad_jax.losses.log_divergences import LOG_DIVERGENCES, make_divergence
 from egad_jax.losses.method import Method
+from egad_jax.losses.temperature import check_temperature
 
 
 def name_values(key: str, text: str) -> dict[str, str]:
   """Parses "name=value,name=value"; InputError naming the config's `key` if it cannot be."""
-  pairs = [entry.split("=", 1) for entry in text.split(",") if entry]
-  if bad := [pair[0] for pair in pairs if len(pair) != 2 or not pair[0]]:
-    raise InputError(f"config.{key} must be name=value,name=value; got {bad[0]!r}.")
-  return dict(pairs)
+  values: dict[str, str] = {}
+  for entry in text.split(",") if text.strip() else ():
+    name, separator, value = (part.strip() for part in entry.partition("="))
+    if not (name and separator):
+      raise InputError(f"config.{key} must be name=value,name=value; got {entry!r}.")
+    if name in values:
+      raise InputError(f"config.{key}: {name} is given twice.")
+    values[name] = value
+  return values
 
 
-def options(key: str, text: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-  """Parses "name=value,name=value" into values of the types of `defaults`.
+class Option(NamedTuple):
+  """One option of a method or divergence: its default, and whether it may be none."""
+
+  default: Any
+  optional: bool
+
+
+def options(key: str, text: str, known: Mapping[str, Option]) -> dict[str, Any]:
+  """Parses "name=value,name=value" into values of the types of the defaults.
 
   Args:
     key: of the config, for messages.
     text: the options.
-    defaults: every option there is and its default; None accepts a number.
+    known: every option there is; one whose default is None takes a number.
 
   Raises:
     InputError: an option is unknown, or of another type.
   """
   values = {}
   for name, word in name_values(key, text).items():
-    if name not in defaults:
-      known = ", ".join(defaults) or "none"
-      raise InputError(f"config.{key}: there is no option {name!r}; the options are {known}.")
-    default = defaults[name]
+    if name not in known:
+      raise InputError(
+        f"config.{key}: there is no option {name!r}; the options are {', '.join(known) or 'none'}."
+      )
+    default, optional = known[name]
+    kind = float if default is None else type(default)
     try:
-      value = word if isinstance(default, str) else ast.literal_eval(word.capitalize())
+      value = word if kind is str else ast.literal_eval(word.capitalize())
     except (SyntaxError, ValueError):
       value = word
-    if isinstance(value, int) and not isinstance(value, bool) and isinstance(default, float | None):
+    if kind is float and type(value) is int:
       value = float(value)
-    if type(value) is not type(default) and not (default is None and isinstance(value, float)):
-      kind = "a number" if default is None else f"{type(default).__name__}, as {default!r} is"
-      raise InputError(f"config.{key}: {name} must be {kind}; got {word!r}.")
+    if type(value) is not kind and not (optional and value is None):
+      expected = "true or false" if kind is bool else f"a value like {default!r}"
+      expected = "a number" if default is None else expected
+      raise InputError(f"config.{key}: {name} must be {expected}; got {word!r}.")
     values[name] = value
   return values
 
 
-def _keywords(function: Callable[..., Any]) -> dict[str, Any]:
+def _keywords(function: Callable[..., Any]) -> dict[str, Option]:
   parameters = inspect.signature(function).parameters.values()
-  return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+  return {
+    p.name: Option(p.default, "None" in str(p.annotation))
+    for p in parameters
+    if p.kind is inspect.Parameter.KEYWORD_ONLY
+  }
+
+
+@contextlib.contextmanager
+def _named(key: str) -> Iterator[None]:
+  """Turns a ValueError, whose message names an argument, into an InputError naming the key."""
+  try:
+    yield
+  except ValueError as error:
+    if isinstance(error, InputError):
+      raise
+    raise InputError(f"config.{key}: {error}") from None
 
 
 def _group(config: Config, group: str, make: Any, **fixed: Any) -> Any:
   """The dataclass `make` from the keys of a group that are its fields, but for the `fixed` ones."""
   names = [field.name for field in dataclasses.fields(make) if field.name not in fixed]
-  try:
+  with _named(group):
     return make(**{name: config[group][name] for name in names}, **fixed)
-  except ValueError as error:  # Its message names the field.
-    raise InputError(f"config.{group}: {error}") from None
 
 
 class _Recipe(NamedTuple):
@@ -82,6 +112,8 @@ class _Recipe(NamedTuple):
 
 
 def _temperature(config: Config) -> dict[str, Any]:
+  with _named("temperature"):
+    check_temperature("base", config.temperature.base)
   return {"temperature": config.temperature.base}
 
 
@@ -141,27 +173,27 @@ def make_method(config: Config, **inputs: Any) -> Method:
     InputError: a hyper-parameter is unknown or out of range.
   """
   make, recipe = losses.METHODS[config.method], _RECIPES[config.method]
-  divergence = {
-    "divergence": config.loss.divergence,
-    "divergence_options": options(
-      *("loss.divergence_options", config.loss.divergence_options),
-      _keywords(LOG_DIVERGENCES[config.loss.divergence]),
-    ),
-  }
-  shared = {"ce_weight": config.loss.ce_weight, "half_life": float(config.distribution.half_life)}
-  if "divergence" in _keywords(make):
-    shared |= divergence
-  key, text = "method_options", config.method_options
-  match recipe.options:
-    case (str(name), type() as kind):
-      defaults = {field.name: field.default for field in dataclasses.fields(kind)}
-      own = lambda: {name: kind(**options(key, text, defaults))}
-    case names:
-      defaults = {name: _keywords(make)[name] for name in names}
-      own = lambda: options(key, text, defaults)
-  try:
-    return make(**shared | recipe.arguments(config) | own() | inputs)
-  except InputError:
-    raise
-  except ValueError as error:
-    raise InputError(f"config.method={config.method}: {error}") from None
+  arguments = {"ce_weight": config.loss.ce_weight, **recipe.arguments(config)}
+  arguments["half_life"] = float(config.distribution.half_life)
+  keywords = _keywords(make)
+  if "divergence" in keywords:
+    arguments |= _divergence(config)
+  with _named("method_options"):
+    match recipe.options:
+      case (str(name), type() as kind):
+        fields = {
+          f.name: Option(f.default, "None" in str(f.type)) for f in dataclasses.fields(kind)
+        }
+        arguments[name] = kind(**options("method_options", config.method_options, fields))
+      case names:
+        known = {name: keywords[name] for name in names}
+        arguments |= options("method_options", config.method_options, known)
+    return make(**arguments | inputs)
+
+
+def _divergence(config: Config) -> dict[str, Any]:
+  name, key = config.loss.divergence, "loss.divergence_options"
+  with _named(key):
+    chosen = options(key, config.loss.divergence_options, _keywords(LOG_DIVERGENCES[name]))
+    make_divergence(name, chosen)
+  return {"divergence": name, "divergence_options": chosen}

@@ -20,13 +20,14 @@ from jax.typing import ArrayLike
 
 from egad_jax.losses.distribution import EntropyDistribution
 from egad_jax.losses.entropy import entropy_position, median_ratio
-from egad_jax.losses.focus import Focus, FocusState, masked_median, select_hardest, update_focus
+from egad_jax.losses.focus import Focus, FocusState, select_hardest, update_focus
 from egad_jax.losses.in_batch import in_batch_inputs, in_batch_metrics
 from egad_jax.losses.log_divergences import LogDivergence, hellinger, make_divergence
 from egad_jax.losses.method import Context, Method, State, Stats, check_half_life
 from egad_jax.losses.placement import Placement, temperature_and_factor
-from egad_jax.losses.reductions import masked_mean, masked_sum
-from egad_jax.losses.temperature import Temperature
+from egad_jax.losses.probabilities import check_type
+from egad_jax.losses.reductions import masked_mean, masked_median, masked_sum
+from egad_jax.losses.temperature import Temperature, as_temperature
 from egad_jax.losses.terms import at_temperature, check_ce_weight, log_pair, token_terms
 from egad_jax.losses.top_k import Teacher
 
@@ -48,14 +49,14 @@ def make_adakd(
   divergence: str = "reverse_kl",
   divergence_options: Mapping[str, Any] | None = None,
   ce_weight: float = 0.0,
-  temperature: Temperature = Temperature(position="median_ratio"),  # noqa: B008 (frozen)
+  temperature: Temperature | float = Temperature(position="median_ratio"),  # noqa: B008 (frozen)
   focus: Focus = Focus(),  # noqa: B008
   half_life: float = 1e6,
 ) -> Method:
   """AdaKD against the running distribution of difficulty; a `Method`.
 
-  A token is selected where its position in the distribution is at least 1 - r, and then weighs
-  1 / r: the sum is divided by the expected number of selected tokens, not by a batch's. The
+  Selected is the top share r of the distribution, `EntropyDistribution.top_share`, and a selected
+  token weighs 1 / r: the sum is divided by the expected number of them, not by a batch's. The
   controller reads the mean of the global batch once a step, so accumulation and sharding are
   exact. All of this is ours; the paper ranks each batch, which `adakd_loss` does.
 
@@ -75,6 +76,7 @@ def make_adakd(
   1.0
   """
   check_ce_weight(ce_weight)
+  temperature = as_temperature(temperature)
   check_half_life(half_life)
   log_divergence = make_divergence(divergence, divergence_options)
 
@@ -125,7 +127,7 @@ def adakd_loss(
   divergence: str = "reverse_kl",
   divergence_options: Mapping[str, Any] | None = None,
   ce_weight: float = 0.0,
-  temperature: Temperature = Temperature(position="median_ratio"),  # noqa: B008
+  temperature: Temperature | float = Temperature(position="median_ratio"),  # noqa: B008
   focus: Focus = Focus(),  # noqa: B008
   where: ArrayLike | None = None,
 ) -> tuple[jax.Array, tuple[dict[str, jax.Array], FocusState]]:
@@ -166,6 +168,8 @@ def adakd_loss(
   (0.3351, 0.2784)
   """
   check_ce_weight(ce_weight)
+  check_type("state", state, FocusState)
+  temperature = as_temperature(temperature)
   student_logits, teacher_logits, labels, mask = in_batch_inputs(
     student_logits, teacher_logits, labels, mask, where
   )
@@ -179,7 +183,7 @@ def adakd_loss(
   )
   metrics = in_batch_metrics(stats, mask) | {
     "difficulty": masked_mean(stats["difficulty"], mask),
-    "focus_ratio": jax.lax.stop_gradient(state.ratio),
+    "focus_ratio": jax.lax.stop_gradient(state.ratio).astype(loss.dtype),
   }
   return masked_mean(loss, mask), (metrics, _control(state, stats, mask, elapsed, focus))
 
@@ -218,8 +222,8 @@ def _place_running(
   distribution, ratio = own.difficulty, jax.lax.stop_gradient(own.focus.ratio)
   weight = hard = None
   if focus.ratio_step:
-    hard = distribution.position(difficulty) >= 1 - ratio
-    weight = jnp.where(hard, 1 / ratio, 0)
+    hard = distribution.top_share(difficulty, ratio)
+    weight = hard / ratio
 
   def adaptive(difficulty: jax.Array) -> jax.Array:
     if temperature.position == "median_ratio" and focus.median == "selected" and focus.ratio_step:
@@ -248,7 +252,8 @@ def _place_in_batch(
   weight = hard = None
   if focus.ratio_step:
     hard = select_hardest(difficulty, mask, ratio)
-    weight = jnp.where(hard, jnp.sum(mask) / jnp.maximum(jnp.sum(hard), 1), 0)
+    selected = jnp.maximum(jnp.sum(hard), 1).astype(difficulty.dtype)
+    weight = jnp.where(hard, jnp.sum(mask) / selected, 0)
 
   def adaptive() -> jax.Array:
     if temperature.position == "cdf":
@@ -271,10 +276,11 @@ def _control(
 ) -> FocusState:
   """The controller after a step; its loss is the selected tokens' mean of T^2 D(T), as in the code.
 
-  Weights are equal on the selected tokens and 0 elsewhere, so the weighted mean is that mean. A
-  step that selected no token leaves the controller as it was.
+  The mean is weighted, so that a token kept in part counts in part. A step that selected no token,
+  or whose loss is not finite, leaves the controller as it was.
   """
   weight = masked_sum(stats["weight"], mask)
   loss = masked_sum(stats["distillation_loss"], mask) / jnp.where(weight > 0, weight, 1)
   updated = update_focus(state, loss, elapsed=elapsed, focus=focus)
-  return jax.tree.map(lambda new, old: jnp.where(weight > 0, new, old), updated, state)
+  counts = (weight > 0) & jnp.isfinite(loss)
+  return jax.tree.map(lambda new, old: jnp.where(counts, new, old), updated, state)

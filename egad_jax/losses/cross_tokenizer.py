@@ -91,7 +91,7 @@ def cross_tokenizer_loss(
   kind: str = "p_kl",
   temperature: float = 1.0,
   chunk_average: str = "prob",
-  teacher_top_k: int | None = None,
+  teacher_top_k: int | None = 8192,
   minimum_weight: float = 0.6,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Mean over the valid chunks of a divergence between two vocabularies; no factor T^2.
@@ -355,9 +355,12 @@ def check_rows(
       f"projection must be ids and weights of shape [{student_logits.shape[-1]}, k], a row for each"
       f" entry of the student's vocabulary, got {ids} and {weights}."
     )
-  if isinstance(projection[0], np.ndarray) and projection[0].max() >= teacher_logits.shape[-1]:
+  known = projection[0] if isinstance(projection[0], np.ndarray) else np.zeros(1, np.int32)
+  if known.min() < 0:
+    raise ValueError(f"projection leads to teacher id {known.min()}; ids start at 0.")
+  if known.max() >= teacher_logits.shape[-1]:
     raise ValueError(
-      f"projection leads to teacher id {projection[0].max()}, beyond the {teacher_logits.shape[-1]}"
+      f"projection leads to teacher id {known.max()}, beyond the {teacher_logits.shape[-1]}"
       " entries of teacher_logits; it was made for another teacher."
     )
   return student_logits, teacher_logits, student_chunks, teacher_chunks

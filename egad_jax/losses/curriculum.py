@@ -8,12 +8,13 @@ from low- to high-entropy tokens and gives no formula; the forms here are ours, 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from egad_jax.losses.probabilities import check_mask, promote
+from egad_jax.losses.probabilities import check_mask, check_progress, promote
 from egad_jax.losses.reductions import masked_mean
 
 
@@ -39,8 +40,8 @@ class Curriculum:
     for name in ("width", "competence"):
       if not 0 < getattr(self, name) <= 1:
         raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}.")
-    if not self.strength >= 0:
-      raise ValueError(f"strength must be >= 0, got {self.strength}.")
+    if not (math.isfinite(self.strength) and self.strength >= 0):
+      raise ValueError(f"strength must be >= 0 and finite, got {self.strength}.")
 
 
 def curriculum_weights(
@@ -66,7 +67,7 @@ def curriculum_weights(
 
   Args:
     position: h in [0, 1], float, shape [...].
-    progress: phi in [0, 1], a scalar.
+    progress: phi in [0, 1], a scalar; clipped there when traced.
     kind: one of the above.
     width: of the window, in (0, 1].
     competence: c0, in (0, 1].
@@ -90,7 +91,7 @@ def curriculum_weights(
   """
   shape = Curriculum(kind=kind, width=width, competence=competence, strength=strength)
   position = jax.lax.stop_gradient(promote("position", position))
-  progress = jax.lax.stop_gradient(jnp.asarray(progress, position.dtype))
+  progress = check_progress("progress", progress).astype(position.dtype)
   weights = CURRICULUM_KINDS[kind](position, progress, shape)
   if mask is None:
     mask = jnp.ones(weights.shape, bool)
@@ -120,10 +121,11 @@ def _competence(position: jax.Array, progress: jax.Array, shape: Curriculum) -> 
 
 def _exponential(position: jax.Array, progress: jax.Array, shape: Curriculum) -> jax.Array:
   tilt = shape.strength * (2 * progress - 1)
-  # expm1(a) / a is 0 / 0 at the neutral point, where its limit is 1.
-  flat = tilt == 0
-  integral = jnp.where(flat, 1, jnp.expm1(tilt) / jnp.where(flat, 1, tilt))
-  return jnp.exp(tilt * position) / integral
+  # a / (1 - exp(-|a|)) is 0 / 0 at the neutral point, where its limit is 1. Measured from the end
+  # that weighs most, so that no strength overflows.
+  flat, steep = tilt == 0, jnp.abs(tilt)
+  largest = jnp.where(flat, 1, steep / jnp.where(flat, 1, -jnp.expm1(-steep)))
+  return largest * jnp.exp(tilt * position - jnp.maximum(tilt, 0))
 
 
 CURRICULUM_KINDS = {

@@ -124,6 +124,41 @@ class EntropyDistribution(NamedTuple):
     width = log_edges[index + 1] - log_edges[index]
     return jnp.exp(log_edges[index] + jnp.clip(part, 0.0, 1.0) * width)
 
+  def top_share(self, entropy: ArrayLike, fraction: ArrayLike) -> jax.Array:
+    """What share of a token to keep such that the top `fraction` of the distribution is kept.
+
+    1 in the bins that lie in the top fraction and 0 below; the tokens of the bin between, which the
+    distribution cannot tell apart, all keep the share that is missing. So the expected share is met
+    even where all tokens are nearly the same, as they are for an untrained student: all or none of
+    them would pass a threshold, and without any nothing would ever be trained.
+
+    Args:
+      entropy: float, shape [...].
+      fraction: in (0, 1], a scalar, which may be traced.
+
+    Returns:
+      Shares in [0, 1], at least float32, shape [...], nondecreasing in entropy, detached;
+      `fraction` for all while the distribution is empty.
+
+    Raises:
+      TypeError: `entropy` is not floating point.
+
+    >>> entropy, mask = jnp.array([0.1, 2.0, 2.0, 2.0, 3.0]), jnp.ones(5, bool)
+    >>> distribution = EntropyDistribution.init().update(entropy, mask, half_life=1e9)
+    >>> [round(float(share), 4) for share in distribution.top_share(entropy, 0.4)]
+    [0.0, 0.3333, 0.3333, 0.3333, 1.0]
+    """
+    entropy = jax.lax.stop_gradient(promote("entropy", entropy))
+    fraction = jax.lax.stop_gradient(jnp.asarray(fraction, jnp.float32))
+    total = jnp.sum(self.mass)
+    mass = self.mass / jnp.where(total > 0, total, 1)
+    missing = fraction - (1 - jnp.cumsum(mass))
+    share = jnp.where(mass > 0, missing / jnp.where(mass > 0, mass, 1), missing > 0)
+    # All of it is kept even where the sum of the masses rounds to more than 1.
+    share = jnp.where(fraction < 1, jnp.clip(share, 0, 1), 1)
+    kept = jnp.where(total > 0, share[_bin(entropy)], fraction)
+    return jax.lax.stop_gradient(kept).astype(entropy.dtype)
+
   def expectation(self, function: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """Returns the mean of `function(entropy)` over the distribution, a scalar.
 

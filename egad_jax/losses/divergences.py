@@ -193,9 +193,10 @@ def alpha_beta(
 ) -> jax.Array:
   """Alpha-beta divergence, between forward KL at (1, 0) and reverse KL at (0, 1).
 
-  -1/(ab) sum(p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b)) with a = alpha, b = beta, both >= 0 and
-  not both 0; the axes are its limits. (1/2, 1/2) is 4 squared Hellinger distances, (1, 1) half a
-  squared distance. ABKD, arXiv 2505.04560. Other arguments: see the module.
+  -1/(ab) sum(p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b)) with a = alpha, b = beta, each 0 or,
+  in float32, which loses what lies between, at least 0.01; and not both 0; the axes are its limits.
+  (1/2, 1/2) is 4 squared Hellinger distances, (1, 1) half a squared distance. ABKD, arXiv
+  2505.04560. Other arguments: see the module.
 
   >>> import jax.numpy as jnp
   >>> z_s, z_t = jnp.array([1.0, 1.0, 1.0, 0.0]), jnp.array([2.0, 1.0, 0.0, -1.0])

@@ -25,8 +25,9 @@ from egad_jax.losses.in_batch import in_batch_inputs, in_batch_metrics
 from egad_jax.losses.log_divergences import LogDivergence, make_divergence
 from egad_jax.losses.method import Context, Method, Params, Stats, entropy_only
 from egad_jax.losses.placement import Placement, place_in_batch, place_running
+from egad_jax.losses.probabilities import check_type
 from egad_jax.losses.reductions import masked_mean
-from egad_jax.losses.temperature import Temperature
+from egad_jax.losses.temperature import Temperature, as_temperature
 from egad_jax.losses.terms import at_temperature, check_ce_weight, log_pair, token_terms
 from egad_jax.losses.top_k import Teacher
 
@@ -37,7 +38,7 @@ def make_egad(
   divergence_options: Mapping[str, Any] | None = None,
   ce_weight: float = 0.0,
   curriculum: Curriculum | None = Curriculum(),  # noqa: B008 (frozen)
-  temperature: Temperature = Temperature(),  # noqa: B008
+  temperature: Temperature | float = Temperature(),  # noqa: B008
   branch: Branch | None = Branch(),  # noqa: B008
   half_life: float = 1e6,
 ) -> Method:
@@ -51,14 +52,14 @@ def make_egad(
     divergence_options: its hyper-parameters.
     ce_weight: of the cross-entropy with the labels; 0 leaves it out of the loss.
     curriculum: mechanism 1, or None.
-    temperature: mechanism 2; kind "fixed" is plain KD.
+    temperature: mechanism 2; a number, or kind "fixed", is plain KD.
     branch: mechanism 3, or None.
     half_life: of the distribution, in tokens; > 0.
 
   Raises:
     ValueError: an argument is out of range, or a name is unknown.
   """
-  check_ce_weight(ce_weight)
+  temperature = _check_options(ce_weight, curriculum, temperature, branch)
   log_divergence = make_divergence(divergence, divergence_options)
 
   def token_loss(
@@ -130,7 +131,7 @@ def egad_loss(
   divergence_options: Mapping[str, Any] | None = None,
   ce_weight: float = 0.0,
   curriculum: Curriculum | None = Curriculum(),  # noqa: B008
-  temperature: Temperature = Temperature(),  # noqa: B008
+  temperature: Temperature | float = Temperature(),  # noqa: B008
   branch: Branch | None = Branch(),  # noqa: B008
   position: str = "rank",
   where: ArrayLike | None = None,
@@ -175,7 +176,7 @@ def egad_loss(
   >>> round(float(loss), 4), round(float(metrics["teacher_entropy"]), 4)
   (0.2988, 0.9475)
   """
-  check_ce_weight(ce_weight)
+  temperature = _check_options(ce_weight, curriculum, temperature, branch)
   student_logits, teacher_logits, labels, mask = in_batch_inputs(
     student_logits, teacher_logits, labels, mask, where
   )
@@ -229,3 +230,17 @@ def _egad_terms(
     weight=1.0 if placement.weight is None else placement.weight,
     hard=False if placement.hard is None else placement.hard,
   )
+
+
+def _check_options(
+  ce_weight: float,
+  curriculum: Curriculum | None,
+  temperature: Temperature | float,
+  branch: Branch | None,
+) -> Temperature:
+  check_ce_weight(ce_weight)
+  if curriculum is not None:
+    check_type("curriculum", curriculum, Curriculum)
+  if branch is not None:
+    check_type("branch", branch, Branch)
+  return as_temperature(temperature)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from egad_jax.losses.probabilities import check_logits, check_mask, log_probabilities, promote
+from egad_jax.losses.reductions import masked_median
 
 ENTROPY_FLOOR = 1e-6
 """Entropies (nats) below this count as this: a certain teacher has H = 0, and log 0 is -inf."""
@@ -95,7 +96,4 @@ def _minmax(entropy: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _median_ratio(entropy: jax.Array, mask: jax.Array) -> jax.Array:
-  ordered = jnp.sort(jnp.where(mask, entropy, jnp.inf).reshape(-1))
-  count = jnp.sum(mask)
-  middle = ordered[jnp.maximum(count - 1, 0) // 2] + ordered[count // 2]
-  return jnp.where(count > 0, median_ratio(entropy, middle / 2), 0.5)
+  return jnp.where(jnp.any(mask), median_ratio(entropy, masked_median(entropy, mask)), 0.5)

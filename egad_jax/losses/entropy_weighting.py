@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from egad_jax.losses.distribution import EDGES, EntropyDistribution
+from egad_jax.losses.distribution import EntropyDistribution
 from egad_jax.losses.entropy import entropy_of
 from egad_jax.losses.in_batch import in_batch_inputs, in_batch_metrics
 from egad_jax.losses.log_divergences import LogDivergence, make_divergence
@@ -22,6 +22,7 @@ from egad_jax.losses.method import Context, Method, State, Stats, entropy_only
 from egad_jax.losses.probabilities import promote
 from egad_jax.losses.reductions import masked_mean
 from egad_jax.losses.routing import check_fraction, top_tokens
+from egad_jax.losses.temperature import check_temperature
 from egad_jax.losses.terms import LogPair, at_temperature, check_ce_weight, log_pair, token_terms
 from egad_jax.losses.top_k import Teacher, check_dense
 
@@ -38,9 +39,9 @@ def make_se_kd(
   """SE-KD (arXiv 2602.01395): T^2 D / fraction on the tokens of highest student entropy.
 
   The paper keeps the top fraction of each sequence (`se_kd_loss`); here the running distribution of
-  student entropy (the method's own state) says who is kept, see `kept_share`. A token then depends
-  on no other of its batch, and a kept one weighs the same in every batch: the stat `hard` is the
-  kept share, almost always 0 or 1, and `weight` is that over `fraction`.
+  student entropy (the method's own state) says who is kept, see `EntropyDistribution.top_share`. A
+  token then depends on no other of its batch, and a kept one weighs the same in every batch: the
+  stat `hard` is the kept share, almost always 0 or 1, and `weight` is that over `fraction`.
 
   Args:
     fraction: share of the tokens to keep, in (0, 1]; 0.2 is the paper's.
@@ -78,7 +79,7 @@ def make_se_kd(
   ) -> tuple[jax.Array, Stats]:
     del extras
     pair = log_pair(student_logits, teacher_logits)
-    kept = kept_share(context.state.own, _student_entropy(pair), fraction=fraction)
+    kept = context.state.own.top_share(_student_entropy(pair), fraction)
     return _weighted_terms(
       *(pair, labels, kept / fraction),
       hard=kept,
@@ -161,46 +162,6 @@ def se_kd_loss(
     ce_weight=ce_weight,
   )
   return masked_mean(loss, mask), in_batch_metrics(stats, mask)
-
-
-def kept_share(
-  distribution: EntropyDistribution, entropy: ArrayLike, *, fraction: float
-) -> jax.Array:
-  """What share of a token to keep such that the top `fraction` of a distribution is kept.
-
-  1 in the bins that lie in the top fraction and 0 below; the tokens of the bin between, which the
-  distribution cannot tell apart, all keep the share that is missing. So the expected share is met
-  even where all entropies are nearly the same, as they are for an untrained student: all or none of
-  its tokens would pass a threshold, and without any it would never be trained.
-
-  Args:
-    distribution: of the quantity.
-    entropy: float, shape [...].
-    fraction: in (0, 1].
-
-  Returns:
-    Shares in [0, 1], at least float32, shape [...], nondecreasing in entropy, detached; `fraction`
-    for all while the distribution is empty.
-
-  Raises:
-    TypeError: `entropy` is not floating point.
-    ValueError: `fraction` is out of range.
-
-  >>> entropy, mask = jnp.array([0.1, 2.0, 2.0, 2.0, 3.0]), jnp.ones(5, bool)
-  >>> distribution = EntropyDistribution.init().update(entropy, mask, half_life=1e9)
-  >>> [round(float(share), 4) for share in kept_share(distribution, entropy, fraction=0.4)]
-  [0.0, 0.3333, 0.3333, 0.3333, 1.0]
-  """
-  check_fraction(fraction)
-  entropy = jax.lax.stop_gradient(promote("entropy", entropy))
-  total = jnp.sum(distribution.mass)
-  mass = distribution.mass / jnp.where(total > 0, total, 1)
-  missing = fraction - (1 - jnp.cumsum(mass))
-  share = jnp.where(mass > 0, missing / jnp.where(mass > 0, mass, 1), missing > 0)
-  inner = jnp.asarray(EDGES[1:-1])
-  index = jnp.searchsorted(inner, entropy, side="right", method="compare_all")
-  kept = jnp.clip(share, 0, 1)[index].astype(entropy.dtype)
-  return jnp.where(total > 0, kept, fraction)
 
 
 def make_ea_kd(
@@ -368,12 +329,6 @@ def _weighted_terms(
   return token_terms(
     *(pair, labels, value), ce_weight=ce_weight, temperature=temperature, weight=weight, hard=hard
   )
-
-
-def check_temperature(name: str, temperature: float) -> None:
-  """Raises ValueError unless `temperature` is positive and finite."""
-  if not (math.isfinite(temperature) and temperature > 0):
-    raise ValueError(f"{name} must be a positive temperature, got {temperature}.")
 
 
 def _check_ea_kd(

@@ -23,7 +23,6 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from egad_jax.losses.entropy import entropy_of
-from egad_jax.losses.entropy_weighting import check_temperature
 from egad_jax.losses.in_batch import in_batch_inputs, in_batch_metrics
 from egad_jax.losses.log_divergences import non_target_class_kl, target_class_kl
 from egad_jax.losses.method import Context, Method, Params, SerialHead, Stats, entropy_only
@@ -35,6 +34,7 @@ from egad_jax.losses.probabilities import (
   log_probabilities,
 )
 from egad_jax.losses.reductions import masked_mean
+from egad_jax.losses.temperature import check_temperature
 from egad_jax.losses.terms import LogPair, at_temperature, check_ce_weight, log_pair, token_terms
 from egad_jax.losses.top_k import check_dense
 

@@ -37,7 +37,7 @@ def cosine_distance(student_features: ArrayLike, teacher_features: ArrayLike) ->
   [0.0, 1.0]
   """
   student, teacher = _check_features(student_features, teacher_features)
-  return 1 - jnp.sum(_unit(student) * _unit(teacher), axis=-1)
+  return 1 - jnp.sum(unit(student) * unit(teacher), axis=-1)
 
 
 def normalized_mse(student_features: ArrayLike, teacher_features: ArrayLike) -> jax.Array:
@@ -60,7 +60,7 @@ def normalized_mse(student_features: ArrayLike, teacher_features: ArrayLike) -> 
   """
   student, teacher = _check_features(student_features, teacher_features)
   root_dim = student.shape[-1] ** 0.5
-  difference = _unit(_centred(student)) - _unit(_centred(teacher))
+  difference = unit(_centred(student)) - unit(_centred(teacher))
   return jnp.mean((root_dim * difference) ** 2, axis=-1)
 
 
@@ -167,15 +167,20 @@ def take_tokens(features: jax.Array, indices: jax.Array, valid: jax.Array) -> ja
 
 def _similarities(features: jax.Array) -> jax.Array:
   """Cosine similarity of each pair of tokens, [..., tokens, tokens]."""
-  unit = _unit(features)
+  vectors = unit(features)
   # Differences of similarities close to 1 have no digits to give away to fast matmuls.
-  return jnp.einsum("...id,...jd->...ij", unit, unit, precision="highest")
+  return jnp.einsum("...id,...jd->...ij", vectors, vectors, precision="highest")
 
 
-def _unit(vector: jax.Array) -> jax.Array:
-  squared = jnp.sum(vector**2, axis=-1, keepdims=True)
+def unit(features: jax.Array) -> jax.Array:
+  """Scales each vector of features [..., dim] to norm 1; a zero vector stays, gradient finite.
+
+  >>> unit(jnp.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+  [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+  """
+  squared = jnp.sum(features**2, axis=-1, keepdims=True)
   # The slope of sqrt is infinite at 0: the norm of a zero vector counts as 1, in the gradient too.
-  return vector / jnp.sqrt(jnp.where(squared > 0, squared, 1))
+  return features / jnp.sqrt(jnp.where(squared > 0, squared, 1))
 
 
 def _centred(vector: jax.Array) -> jax.Array:

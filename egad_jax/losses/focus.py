@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from egad_jax.losses.log_divergences import check_share
-from egad_jax.losses.probabilities import check_mask, promote
+from egad_jax.losses.probabilities import check_mask, check_progress, promote
 
 MEDIANS = ("all", "selected")
 
@@ -100,10 +100,11 @@ def update_focus(
   [1.0, 1.0, 0.95, 0.95, 0.9025, 0.947625]
   """
   loss = jax.lax.stop_gradient(jnp.asarray(loss, jnp.float32))
+  elapsed = check_progress("elapsed", elapsed)
   first = jnp.isinf(state.ema_loss)
   previous = jnp.where(first, loss, state.ema_loss)
   ema_loss = previous + (1 - focus.decay) * (loss - previous)
-  warming = first | (jnp.asarray(elapsed) <= focus.warmup)
+  warming = first | (elapsed <= focus.warmup)
   fell = ema_loss < state.reference_loss * (1 - focus.tolerance)
   rose = ema_loss > state.reference_loss * (1 + focus.tolerance)
   ratio = jnp.where(
@@ -148,30 +149,3 @@ def select_hardest(difficulty: ArrayLike, mask: ArrayLike, ratio: ArrayLike) -> 
   rank = jnp.argsort(jnp.argsort(easiness, stable=True))
   count = jnp.maximum(jnp.floor(jnp.sum(mask) * jnp.asarray(ratio)), 1)
   return mask & (rank < count).reshape(mask.shape)
-
-
-def masked_median(values: ArrayLike, mask: ArrayLike, *, lower: bool = False) -> jax.Array:
-  """The median of the masked values, over all axes.
-
-  Args:
-    values: float, shape [...]. What they hold outside the mask is ignored.
-    mask: bool, shape [...].
-    lower: of an even number, the lower of the middle two (as PyTorch) instead of their mean.
-
-  Returns:
-    A scalar, detached; infinite when nothing is masked in.
-
-  Raises:
-    TypeError: `values` are not floating point.
-    ValueError: shapes differ.
-
-  >>> values, mask = jnp.array([4.0, 1.0, 2.0, 3.0, 9.0]), jnp.array([1, 1, 1, 1, 0])
-  >>> float(masked_median(values, mask)), float(masked_median(values, mask, lower=True))
-  (2.5, 2.0)
-  """
-  values = jax.lax.stop_gradient(promote("values", values))
-  mask = check_mask(mask, values.shape)
-  ordered = jnp.sort(jnp.where(mask, values, jnp.inf).reshape(-1))
-  count = jnp.sum(mask)
-  low = ordered[jnp.maximum(count - 1, 0) // 2]
-  return low if lower else (low + ordered[count // 2]) / 2

@@ -19,6 +19,9 @@ import jax.numpy as jnp
 
 from egad_jax.losses.probabilities import LOG_ZERO, is_label, label_value
 
+SMALLEST_POWER = 0.01
+"""Of `alpha_beta`: its terms are differences of order alpha beta, lost to float32 below this."""
+
 LogDivergence = Callable[..., jax.Array]
 
 
@@ -71,10 +74,12 @@ def alpha_beta(
   log_q: jax.Array, log_p: jax.Array, *, alpha: float = 0.2, beta: float = 0.7
 ) -> jax.Array:
   """-1/(ab) sum(p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b)), and its limits at a = 0 or b = 0."""
-  if alpha < 0 or beta < 0 or alpha + beta == 0:
+  smallest = SMALLEST_POWER if log_q.dtype == jnp.float32 else 0
+  in_range = all(x == 0 or smallest <= x < math.inf for x in (alpha, beta))
+  if not in_range or alpha == beta == 0:
     raise ValueError(
-      f"alpha and beta must be >= 0 and not both 0, got alpha {alpha}, beta {beta};"
-      " (1, 0) is forward_kl and (0, 1) reverse_kl."
+      f"alpha and beta must each be 0 or at least {SMALLEST_POWER} (less needs float64), and not"
+      f" both 0, got alpha {alpha}, beta {beta}; (1, 0) is forward_kl and (0, 1) reverse_kl."
     )
   total = alpha + beta
   if beta == 0:

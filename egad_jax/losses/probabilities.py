@@ -65,11 +65,33 @@ def check_labels(labels: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
 
 
 def check_mask(mask: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
-  """Returns the mask as bool; ValueError unless it has exactly `shape`."""
+  """Returns the mask as bool; ValueError unless it has exactly `shape`, TypeError for floats."""
   mask = jnp.asarray(mask)
   if mask.shape != shape:
     raise ValueError(f"mask must have shape {shape}, one entry per token, got {mask.shape}.")
+  if jnp.issubdtype(mask.dtype, jnp.inexact):
+    raise TypeError(
+      f"mask must be bool (or 0 and 1 as integers), got {mask.dtype}; a mask is no weight."
+    )
   return mask.astype(bool)
+
+
+def check_type(name: str, value: object, kind: type) -> None:
+  """Raises TypeError unless `value` is of `kind`."""
+  if not isinstance(value, kind):
+    raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}.")
+
+
+def check_progress(name: str, value: ArrayLike) -> jax.Array:
+  """Returns a share of the training or of a curriculum, a detached float32 scalar in [0, 1].
+
+  A traced value out of range is clipped, since it cannot be refused; a known one raises ValueError.
+  """
+  if jnp.ndim(value):
+    raise ValueError(f"{name} must be a scalar, got shape {jnp.shape(value)}.")
+  if isinstance(value, int | float | np.generic) and not 0 <= value <= 1:
+    raise ValueError(f"{name} must be in [0, 1], got {value}; a step is divided by their number.")
+  return jnp.clip(jax.lax.stop_gradient(jnp.asarray(value, jnp.float32)), 0, 1)
 
 
 def hide_columns(logits: jax.Array, where: ArrayLike | None) -> jax.Array:
@@ -100,11 +122,12 @@ def log_probabilities(
 
   Raises:
     TypeError: `logits` are not floating point.
-    ValueError: `temperature` or `where` has the wrong shape, or a constant temperature is not
-      positive.
+    ValueError: `temperature` or `where` has the wrong shape, or a temperature that is a Python or
+      NumPy value is not positive (those on a device are not looked at).
   """
   logits = hide_columns(check_logits("logits", logits), where)
-  if isinstance(temperature, int | float | np.ndarray) and not np.all(np.asarray(temperature) > 0):
+  is_known = isinstance(temperature, int | float | np.ndarray | np.generic)
+  if is_known and not np.all(np.asarray(temperature) > 0):
     raise ValueError(f"temperature must be positive, got {temperature}.")
   if isinstance(temperature, int | float):
     scaled = logits if temperature == 1 else logits / temperature

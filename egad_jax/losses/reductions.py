@@ -1,4 +1,4 @@
-"""Masked sums and means. The only place where a mask divides."""
+"""Masked sums, means and medians. The only place where a mask divides."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from egad_jax.losses.probabilities import check_mask
+from egad_jax.losses.probabilities import check_mask, promote
 
 
 def masked_sum(values: ArrayLike, mask: ArrayLike) -> jax.Array:
@@ -40,3 +40,30 @@ def masked_mean(values: ArrayLike, mask: ArrayLike) -> jax.Array:
   values = jnp.asarray(values)
   count = jnp.sum(check_mask(mask, values.shape))
   return masked_sum(values, mask) / jnp.maximum(count, 1).astype(values.dtype)
+
+
+def masked_median(values: ArrayLike, mask: ArrayLike, *, lower: bool = False) -> jax.Array:
+  """The median of the masked values, over all axes.
+
+  Args:
+    values: float, shape [...]. What they hold outside the mask is ignored.
+    mask: bool, shape [...].
+    lower: of an even number, the lower of the middle two (as PyTorch) instead of their mean.
+
+  Returns:
+    A scalar, detached; infinite when nothing is masked in.
+
+  Raises:
+    TypeError: `values` are not floating point.
+    ValueError: shapes differ.
+
+  >>> values, mask = jnp.array([4.0, 1.0, 2.0, 3.0, 9.0]), jnp.array([1, 1, 1, 1, 0])
+  >>> float(masked_median(values, mask)), float(masked_median(values, mask, lower=True))
+  (2.5, 2.0)
+  """
+  values = jax.lax.stop_gradient(promote("values", values))
+  mask = check_mask(mask, values.shape)
+  ordered = jnp.sort(jnp.where(mask, values, jnp.inf).reshape(-1))
+  count = jnp.sum(mask)
+  low = ordered[jnp.maximum(count - 1, 0) // 2]
+  return low if lower else (low + ordered[count // 2]) / 2

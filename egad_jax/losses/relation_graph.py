@@ -20,13 +20,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from egad_jax.losses.branch import Branch
 from egad_jax.losses.egad import make_egad
 from egad_jax.losses.features import init_projector, project, take_tokens
 from egad_jax.losses.method import Context, Method, Metrics, Params, Stats
-from egad_jax.losses.probabilities import check_mask, promote
+from egad_jax.losses.probabilities import check_mask, check_progress, promote
 from egad_jax.losses.reductions import masked_mean, masked_sum
 from egad_jax.losses.routing import gather_indices
 from egad_jax.losses.temperature import Temperature
@@ -73,7 +74,7 @@ class RelationGraph:
   def __post_init__(self) -> None:
     for name in ("nodes", "neighbours"):
       value = getattr(self, name)
-      if not (isinstance(value, int) and value >= 1):
+      if not (isinstance(value, int | np.integer) and value >= 1):
         raise ValueError(f"{name} must be an integer >= 1, got {value!r}.")
     if self.sigma is not None and not self.sigma > 0:
       raise ValueError(f"sigma must be > 0 or None, got {self.sigma}.")
@@ -97,7 +98,7 @@ class RelationGraph:
     >>> [round(float(RelationGraph().temperature(e)), 4) for e in (0.0, 0.5, 1.0)]
     [1.0, 0.3162, 0.1]
     """
-    elapsed = jnp.clip(jax.lax.stop_gradient(jnp.asarray(elapsed, jnp.float32)), 0, 1)
+    elapsed = check_progress("elapsed", elapsed)
     return self.contextual_start * (self.contextual_end / self.contextual_start) ** elapsed
 
 
@@ -141,15 +142,13 @@ def relation_graph_loss(
     promote("student_features", student_features),
     promote("teacher_features", teacher_features),
   )
-  mask = check_mask(mask, jnp.shape(mask))
-  for name, features in (("student_features", student), ("teacher_features", teacher)):
-    if features.shape[:-1] != mask.shape or not mask.ndim:
-      raise ValueError(
-        f"{name} must have shape [..., nodes, dim] around the mask's [..., nodes] {mask.shape},"
-        f" got {features.shape}."
-      )
-  if jnp.ndim(elapsed):
-    raise ValueError(f"elapsed must be a scalar, got shape {jnp.shape(elapsed)}.")
+  if student.ndim < 2 or teacher.shape[:-1] != student.shape[:-1]:
+    raise ValueError(
+      "student_features and teacher_features must have shapes [..., nodes, dim] that differ in dim"
+      f" alone, got {student.shape} and {teacher.shape}."
+    )
+  mask = check_mask(mask, student.shape[:-1])
+  elapsed = check_progress("elapsed", elapsed)
   projected = student
   if projected_student_features is not None:
     projected = promote("projected_student_features", projected_student_features)

@@ -19,10 +19,14 @@ from egad_jax.losses.distribution import EntropyDistribution
 from egad_jax.losses.in_batch import in_batch_inputs, in_batch_metrics
 from egad_jax.losses.log_divergences import check_share, forward_kl
 from egad_jax.losses.method import Context, Method, State, Stats, entropy_only
-from egad_jax.losses.probabilities import LOG_ZERO
+from egad_jax.losses.probabilities import LOG_ZERO, check_progress, check_type
 from egad_jax.losses.reductions import masked_mean
+from egad_jax.losses.temperature import check_temperature
 from egad_jax.losses.terms import LogPair, at_temperature, check_ce_weight, log_pair, token_terms
 from egad_jax.losses.top_k import Teacher
+
+SMALLEST_LOSS = 1e-6
+"""Nats; a relative change is taken of at least this."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,12 +96,14 @@ def update_interpolation(
   (0.4585, 0.0021)
   """
   loss = jax.lax.stop_gradient(jnp.asarray(loss, jnp.float32))
+  elapsed = check_progress("elapsed", elapsed)
   first = jnp.isinf(state.previous_loss)
   previous = jnp.where(first, loss, state.previous_loss)
-  decrease = (previous - loss) / (previous + 1e-15)
+  # Not the code's 1e-15: with it a first loss of 0 (start = 0) would count as a rise by 1e15.
+  decrease = (previous - loss) / jnp.maximum(previous, SMALLEST_LOSS)
   momentum = interpolation.momentum * state.momentum + (1 - interpolation.momentum) * decrease
   rise = interpolation.rate * jax.nn.sigmoid(momentum) * (1 - state.share)
-  linear = interpolation.start + (interpolation.end - interpolation.start) * jnp.asarray(elapsed)
+  linear = interpolation.start + (interpolation.end - interpolation.start) * elapsed
   share = jnp.maximum(linear, state.share + jnp.where(first, 0, rise))
   share = jnp.minimum(share, interpolation.end).astype(jnp.float32)
   return InterpolationState(share, momentum, loss)
@@ -128,7 +134,7 @@ def make_taid(
   0.4
   """
   check_ce_weight(ce_weight)
-  _check_temperature(temperature)
+  check_temperature("temperature", temperature)
   entropy = entropy_only(half_life)
 
   def token_loss(
@@ -204,8 +210,9 @@ def taid_loss(
   >>> round(float(loss), 4)
   0.0554
   """
+  check_type("state", state, InterpolationState)
   check_ce_weight(ce_weight)
-  _check_temperature(temperature)
+  check_temperature("temperature", temperature)
   student_logits, teacher_logits, labels, mask = in_batch_inputs(
     student_logits, teacher_logits, labels, mask, where
   )
@@ -256,12 +263,8 @@ def _control(
   elapsed: ArrayLike,
   interpolation: Interpolation,
 ) -> InterpolationState:
-  """The schedule after a step with these stats; as it was when no token counts."""
+  """The schedule after a step; as it was when no token counts or the loss is not finite."""
   loss = masked_mean(stats["distillation_loss"], mask)
   updated = update_interpolation(state, loss, elapsed=elapsed, interpolation=interpolation)
-  return jax.tree.map(lambda new, old: jnp.where(jnp.any(mask), new, old), updated, state)
-
-
-def _check_temperature(temperature: float) -> None:
-  if not temperature > 0:
-    raise ValueError(f"temperature must be positive, got {temperature}.")
+  counts = jnp.any(mask) & jnp.isfinite(loss)
+  return jax.tree.map(lambda new, old: jnp.where(counts, new, old), updated, state)

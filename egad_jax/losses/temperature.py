@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from egad_jax.losses.probabilities import promote
+from egad_jax.losses.probabilities import check_type, promote
 
 DIRECTIONS = {"confident_hot": -1.0, "uncertain_hot": 1.0}
 COMPENSATIONS = ("per_token", "linear", "none", "mean_norm")
@@ -60,13 +60,19 @@ class Temperature:
         raise ValueError(
           f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}."
         )
-    if not (math.isfinite(self.base) and self.base > 0):
-      raise ValueError(f"base must be a positive temperature, got {self.base}.")
-    if not self.strength >= 0:
-      raise ValueError(f"strength must be >= 0, got {self.strength}; direction gives the sign.")
+    check_temperature("base", self.base)
+    if not (math.isfinite(self.strength) and self.strength >= 0):
+      raise ValueError(
+        f"strength must be >= 0 and finite, got {self.strength}; direction gives the sign."
+      )
     if not 0 < self.minimum <= self.maximum:
       raise ValueError(
         f"0 < minimum <= maximum must hold, got minimum {self.minimum}, maximum {self.maximum}."
+      )
+    if self.kind != "fixed" and not self.minimum <= self.base <= self.maximum:
+      raise ValueError(
+        f"base must lie between minimum {self.minimum} and maximum {self.maximum}, which clip it,"
+        f" got {self.base}."
       )
 
   def of_position(self, position: jax.Array) -> jax.Array:
@@ -152,3 +158,17 @@ def compensation_factor(
       raise ValueError("compensation mean_norm needs mean_square, the mean of temperature^2.")
     return temperature**2 / jax.lax.stop_gradient(jnp.asarray(mean_square))
   raise ValueError(f"kind must be one of {', '.join(COMPENSATIONS)}, got {kind!r}.")
+
+
+def check_temperature(name: str, temperature: float) -> None:
+  """Raises ValueError unless `temperature` is positive and finite."""
+  if not (math.isfinite(temperature) and temperature > 0):
+    raise ValueError(f"{name} must be a positive temperature, got {temperature}.")
+
+
+def as_temperature(temperature: Temperature | float) -> Temperature:
+  """A number becomes that temperature for all tokens; TypeError for anything else."""
+  if isinstance(temperature, int | float):
+    return Temperature(kind="fixed", base=temperature)
+  check_type("temperature", temperature, Temperature)
+  return temperature

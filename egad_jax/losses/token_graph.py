@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from egad_jax.losses.features import unit
+
 SMALLEST_SIGMA = 1e-5
 """Floor of the teacher's median distance, above the rounding of float32 distances."""
 DIRECTIONS = ("student_to_teacher", "teacher_to_student")
@@ -23,16 +25,6 @@ DIRECTIONS = ("student_to_teacher", "teacher_to_student")
 # Finite, so that a row without a valid entry is uniform instead of NaN; below any similarity over
 # any temperature, unlike LOG_ZERO.
 _EXCLUDED = -1e30
-
-
-def unit(features: jax.Array) -> jax.Array:
-  """Scales each vector of features [..., dim] to norm 1; a zero vector stays, gradient finite.
-
-  >>> unit(jnp.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
-  [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
-  """
-  squared = jnp.sum(features**2, axis=-1, keepdims=True)
-  return features / jnp.sqrt(jnp.where(squared > 0, squared, 1))
 
 
 def squared_distances(vectors: jax.Array) -> jax.Array:

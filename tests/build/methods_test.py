@@ -8,10 +8,19 @@ import numpy as np
 import pytest
 
 from egad_jax import build, losses
-from egad_jax.build.methods import options
+from egad_jax.build.methods import Option, options
 from egad_jax.errors import InputError
 from egad_jax.losses import Context
 from tests.build.configs import changed
+
+KNOWN = {
+  "ratio": Option(0.1, optional=False),
+  "nodes": Option(64, optional=False),
+  "serial": Option(False, optional=False),
+  "kind": Option("label", optional=False),
+  "sigma": Option(None, optional=True),
+  "top": Option(8192, optional=True),
+}
 
 
 def values(method):
@@ -23,34 +32,35 @@ def values(method):
 
 
 def test_options_take_the_types_of_their_defaults():
-  defaults = {"ratio": 0.1, "nodes": 64, "serial": False, "kind": "label", "sigma": None}
-  text = "ratio=2,nodes=8,serial=true,kind=teacher,sigma=3"
-  read = options("method_options", text, defaults)
+  text = "ratio=2, nodes = 8,serial=true,kind=teacher,sigma=3"
+  read = options("method_options", text, KNOWN)
   assert read == {"ratio": 2.0, "nodes": 8, "serial": True, "kind": "teacher", "sigma": 3.0}
   assert [type(value) for value in read.values()] == [float, int, bool, str, float]
-  assert options("method_options", "sigma=none,serial=False", defaults) == {
+  assert options("method_options", "sigma=none,top=None,serial=False", KNOWN) == {
     "sigma": None,
+    "top": None,
     "serial": False,
   }
-  assert options("method_options", "", defaults) == {}
+  assert options("method_options", " ", KNOWN) == {}
 
 
 @pytest.mark.parametrize(
   ("text", "message"),
   [
-    ("nods=3", "there is no option 'nods'; the options are ratio, nodes, serial, kind, sigma"),
-    ("nodes=2.5", "nodes must be int, as 64 is; got '2.5'"),
-    ("nodes=true", "nodes must be int, as 64 is; got 'true'"),
-    ("ratio=high", "ratio must be float, as 0.1 is; got 'high'"),
-    ("serial=1", "serial must be bool, as False is; got '1'"),
+    ("nods=3", "there is no option 'nods'; the options are ratio, nodes, serial, kind, sigma, top"),
+    ("nodes=2.5", "nodes must be a value like 64; got '2.5'"),
+    ("nodes=true", "nodes must be a value like 64; got 'true'"),
+    ("ratio=high", "ratio must be a value like 0.1; got 'high'"),
+    ("serial=1", "serial must be true or false; got '1'"),
     ("sigma=wide", "sigma must be a number; got 'wide'"),
     ("nodes", "must be name=value,name=value; got 'nodes'"),
+    ("nodes=none", "nodes must be a value like 64; got 'none'"),
+    ("nodes=3,nodes=4", "nodes is given twice"),
   ],
 )
 def test_options_that_cannot_be_read(text, message):
-  defaults = {"ratio": 0.1, "nodes": 64, "serial": False, "kind": "label", "sigma": None}
   with pytest.raises(InputError, match=f"config.method_options.*{message}"):
-    options("method_options", text, defaults)
+    options("method_options", text, KNOWN)
 
 
 def test_options_of_the_divergence_reach_the_loss():
@@ -91,20 +101,28 @@ def test_options_of_the_method_reach_it(method, own, expected):
     ({"method": "adakd", "method_options": "ratio=1"}, r"the options are ratio_step, tolerance"),
     (
       {"method": "adakd", "method_options": "ratio_step=2"},
-      r"config\.method=adakd: ratio_step must be in \[0, 1\), got 2\.0",
+      r"config\.method_options: ratio_step must be in \[0, 1\), got 2\.0",
     ),
-    ({"method": "se_kd", "method_options": "fraction=0"}, r"config\.method=se_kd: fraction must"),
+    ({"method": "se_kd", "method_options": "fraction=0"}, r"config\.method_options: fraction must"),
     (
       {"method": "aekt", "method_options": "serial=true"},
-      r"config\.method=aekt: .*ce_weight",
+      r"config\.method_options: .*ce_weight",
     ),
     (
       {"loss__divergence": "alpha_beta", "loss__divergence_options": "gamma=1"},
       r"config\.loss\.divergence_options: there is no option 'gamma'; .* are alpha, beta",
     ),
     (
+      {"loss__divergence": "alpha_beta", "loss__divergence_options": "alpha=1e999"},
+      r"config\.loss\.divergence_options: alpha and beta must each be 0 or at least 0\.01",
+    ),
+    (
+      {"method": "vanilla_kd", "temperature__base": 0.0},
+      r"config\.temperature: base must be a positive temperature, got 0\.0",
+    ),
+    (
       {"loss__divergence": "jensen_shannon", "loss__divergence_options": "beta=2"},
-      r"beta must be in \[0, 1\], got 2\.0",
+      r"config\.loss\.divergence_options: beta must be in \[0, 1\], got 2\.0",
     ),
   ],
 )

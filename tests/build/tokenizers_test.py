@@ -100,7 +100,7 @@ def test_a_student_source_of_x_token_brings_its_tokenizer(build_one, saved, monk
     ),
     (
       {"method": "x_token", "method_options": "kind=kl"},
-      r"config\.method=x_token: kind must be one of p_kl, h_kl, uld, got 'kl'",
+      r"config\.method_options: kind must be one of p_kl, h_kl, uld, got 'kl'",
     ),
     (
       {"method": "x_token", "method_options": "kid=uld"},

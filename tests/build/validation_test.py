@@ -59,7 +59,7 @@ def test_the_defaults_are_few_and_need_a_teacher():
     ({"data__held_out_fraction": 1.0}, r"held_out_fraction must lie between 0 and 1; got 1\.0"),
     ({"accumulation": 3}, r"config\.accumulation \(3\) must divide config\.batch_size \(8\)"),
     ({"compiler_options": "a=1,b"}, r"compiler_options must be name=value,.*; got 'b'"),
-    ({"compiler_options": "=1"}, r"compiler_options must be name=value,.*; got ''"),
+    ({"compiler_options": "=1"}, r"compiler_options must be name=value,.*; got '=1'"),
     (
       {"curriculum__kind": "linaer"},
       r"config\.curriculum\.kind must be one of uniform, linear, .*'linaer'",

@@ -256,3 +256,21 @@ def test_misuse_of_one_form(batch):
     call(*batch[:3], batch.mask[0])
   with pytest.raises(TypeError, match="student_logits must be floating point"):
     call(batch.labels[..., None], *batch[1:])
+
+
+def test_dtypes_where_float64_is_on(batch):
+  with jax.enable_x64(True):
+    for dtype in (jnp.float32, jnp.float64):
+      logits = [jnp.asarray(np.asarray(z), dtype) for z in batch[:2]]
+      loss, (metrics, state) = adakd_loss(*logits, *batch[2:], state=at(0.5), elapsed=0.5)
+      assert {x.dtype for x in (loss, *metrics.values())} == {jnp.dtype(dtype)}
+      assert {x.dtype for x in state} == {jnp.dtype(jnp.float32)}
+
+
+def test_a_number_is_a_fixed_temperature(batch):
+  loss = functools.partial(adakd_loss, *batch, state=at(0.5), elapsed=0.5)
+  assert loss(temperature=2.0)[0] == loss(temperature=Temperature(kind="fixed", base=2.0))[0]
+  with pytest.raises(TypeError, match="temperature must be a Temperature, got 'hot'"):
+    loss(temperature="hot")
+  with pytest.raises(TypeError, match="state must be a FocusState, got None"):
+    adakd_loss(*batch, state=None, elapsed=0.5)

@@ -379,3 +379,8 @@ def test_misuse(rows):
     loss_of(student[..., :9], teacher, student_chunks, teacher_chunks)
   with pytest.raises(ValueError, match="teacher id 10, beyond the 9 entries"):
     loss_of(student, teacher[..., :9], student_chunks, teacher_chunks)
+
+
+def test_ids_below_0_are_refused(rows):
+  with pytest.raises(ValueError, match="projection leads to teacher id -1; ids start at 0"):
+    cross_tokenizer_loss(*rows, projection=(PROJECTION[0] - 1, PROJECTION[1]))

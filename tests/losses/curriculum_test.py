@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from egad_jax.losses import Curriculum, curriculum_weights, entropy_position
+from egad_jax.losses.curriculum import CURRICULUM_KINDS
 
 KINDS = ["linear", "window", "competence", "exponential"]
 H = jnp.array([0.0, 0.25, 0.5, 1.0])
@@ -119,7 +120,7 @@ def test_detached_jits_and_vmaps(kind):
     ({"kind": "steps"}, "kind must be one of linear, window, competence, exponential, got 'steps'"),
     ({"width": 0.0}, r"width must be in \(0, 1\], got 0.0"),
     ({"competence": 1.5}, r"competence must be in \(0, 1\], got 1.5"),
-    ({"strength": -1.0}, "strength must be >= 0, got -1.0"),
+    ({"strength": -1.0}, "strength must be >= 0 and finite, got -1.0"),
   ],
 )
 def test_misuse(options, message):
@@ -136,3 +137,19 @@ def test_positions_must_be_floats():
 
 def test_competence_ends_with_all_tokens():
   np.testing.assert_array_equal(curriculum_weights(H, 1.0, kind="competence"), 1)
+
+
+@pytest.mark.parametrize("kind", CURRICULUM_KINDS)
+def test_a_traced_progress_out_of_range_is_clipped(kind):
+  h = jnp.linspace(0, 1, 9)
+  weights = jax.jit(lambda phi: curriculum_weights(h, phi, kind=kind))
+  for phi, end in ((1.5, 1.0), (-1.0, 0.0)):
+    np.testing.assert_array_equal(weights(phi), weights(end))
+
+
+@pytest.mark.parametrize("strength", [30.0, 200.0])
+def test_a_steep_exponential_is_finite_and_has_mean_1(strength):
+  h = (jnp.arange(20000) + 0.5) / 20000
+  for phi in (0.0, 1.0):
+    weights = curriculum_weights(h, phi, kind="exponential", strength=strength)
+    np.testing.assert_allclose(weights.mean(), 1, rtol=1e-3)

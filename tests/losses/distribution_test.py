@@ -173,3 +173,56 @@ def test_misuse():
 def test_one_token_counts():
   distribution = filled(jnp.array([1.0])).update(jnp.array([2.0]), jnp.array([True]), half_life=1e9)
   np.testing.assert_allclose(distribution.mass.sum(), 2.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("spread", [3.0, 1e-3, 0.0])
+def test_the_top_share_is_exact_however_concentrated(spread):
+  entropy = 2.0 * jnp.exp(-spread * jax.random.uniform(jax.random.key(0), (2000,)))
+  own = EntropyDistribution.init().update(entropy, jnp.ones(2000, bool), half_life=1e6)
+  higher = jnp.sort(entropy)
+  for fraction in (0.01, 0.2, 0.7, 1.0):
+    kept = own.top_share(higher, fraction)
+    np.testing.assert_allclose(kept.mean(), fraction, rtol=1e-4)
+    assert bool(jnp.all(jnp.diff(kept) >= 0))
+    np.testing.assert_array_less(-1e-9, kept)
+    np.testing.assert_array_less(kept, 1 + 1e-9)
+    if spread == 3.0:  # Only one bin is in between.
+      between = higher[(kept > 0) & (kept < 1)]
+      assert between.size == 0 or float(between.max() / between.min()) < 1.07
+  np.testing.assert_array_equal(own.top_share(jnp.array([1e-9, 15.0]), 0.2), [0, 1])
+
+
+def test_top_share_without_opinion_and_detached():
+  empty = EntropyDistribution.init()
+  np.testing.assert_allclose(empty.top_share(jnp.array([0.0, 3.0]), 0.2), 0.2)
+  gradient = jax.grad(lambda h: empty.top_share(h, 0.2).sum())(jnp.ones(2))
+  np.testing.assert_array_equal(gradient, 0)
+  with pytest.raises(TypeError, match="entropy must be floating point"):
+    empty.top_share(jnp.ones(2, int), 0.2)
+
+
+def test_top_share_between_the_bins_and_at_an_edge():
+  def shares(tokens, entropy):
+    mask = jnp.ones(len(tokens), bool)
+    distribution = EntropyDistribution.init().update(jnp.array(tokens), mask, half_life=1e9)
+    return distribution.top_share(jnp.array(entropy), 0.5)
+
+  # In the empty bin at 1.0 nothing is missing and nothing is there: 0 / 0.
+  np.testing.assert_array_equal(shares([0.1, 3.0], [0.1, 1.0, 3.0]), [0.0, 0.0, 1.0])
+  edge = float(EDGES[200])
+  np.testing.assert_array_equal(shares([0.1, edge], [0.1, edge]), [0.0, 1.0])
+
+
+def test_no_gradient_passes_the_top_share_and_float64_stays():
+  mass = filled(jnp.array([1.0, 2.0, 2.0, 3.0])).mass
+  share = lambda mass, fraction: EntropyDistribution(mass).top_share(jnp.float32(2), fraction)
+  for gradient in jax.grad(share, argnums=(0, 1))(mass, 0.5):
+    np.testing.assert_array_equal(gradient, 0)
+  with jax.enable_x64(True):
+    assert EntropyDistribution(mass).top_share(np.ones(2), 0.2).dtype == jnp.float64
+
+
+def test_all_of_a_distribution_is_kept_however_rare_a_bin():
+  mass = filled(jnp.array([0.01])).mass + 2e6 * filled(jnp.array([1.0, 2.0, 3.0])).mass
+  rare = jnp.array([0.01, 1.0, 3.0])
+  np.testing.assert_array_equal(EntropyDistribution(mass).top_share(rare, 1.0), 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -293,3 +295,25 @@ def test_makers_check_their_arguments():
     make_vanilla_kd(temperature=-1.0)
   with pytest.raises(ValueError, match="takes the options beta, got alpha"):
     make_egad(divergence="jensen_shannon", divergence_options={"alpha": 0.1})
+
+
+def test_a_number_is_a_fixed_temperature(batch):
+  loss = functools.partial(egad_loss, *batch, progress=0.3)
+  fixed = Temperature(kind="fixed", base=2.0)
+  assert loss(temperature=2.0)[0] == loss(temperature=fixed)[0]
+  for name, kind in (("curriculum", "Curriculum"), ("branch", "Branch")):
+    with pytest.raises(TypeError, match=f"{name} must be a {kind}, got 'linear'"):
+      loss(**{name: "linear"})
+
+
+@pytest.mark.parametrize(
+  ("progress", "message"),
+  [
+    (100, r"progress must be in \[0, 1\], got 100; a step is divided by their number"),
+    (-0.1, "got -0.1"),
+    (jnp.zeros(8), r"progress must be a scalar, got shape \(8,\)"),
+  ],
+)
+def test_progress_is_a_share(batch, progress, message):
+  with pytest.raises(ValueError, match=message):
+    egad_loss(*batch, progress=progress)

@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 
 from egad_jax import losses
-from egad_jax.losses.distribution import EDGES, EntropyDistribution
 from egad_jax.losses.entropy_weighting import (
   ea_kd_loss,
   entropy_weights,
-  kept_share,
   make_ea_kd,
   make_se_kd,
   se_kd_loss,
@@ -93,7 +91,7 @@ def test_se_kd_running_weighs_by_position(batch, contexts):
   method = MAKERS["se_kd"]()
   context = contexts(method)
   loss, stats = method.token_loss(*batch[:3], {}, context)
-  kept = np.array(kept_share(context.state.own, losses.token_entropy(batch.student), fraction=0.4))
+  kept = np.array(context.state.own.top_share(losses.token_entropy(batch.student), 0.4))
   assert set(np.unique(kept[(kept != 0) & (kept != 1)])).issubset({kept[kept < 1].max()})
   np.testing.assert_allclose(kept[np.array(batch.mask)].mean(), 0.4, rtol=1e-5)
   np.testing.assert_array_equal(stats["hard"], kept)
@@ -103,34 +101,6 @@ def test_se_kd_running_weighs_by_position(batch, contexts):
   np.testing.assert_allclose(
     method.metrics(context.state)["kept_from_student_entropy"], context.state.own.quantile(0.6)
   )
-
-
-@pytest.mark.parametrize("spread", [3.0, 1e-3, 0.0])
-def test_the_kept_share_is_exact_however_concentrated(spread):
-  entropy = 2.0 * jnp.exp(-spread * jax.random.uniform(jax.random.key(0), (2000,)))
-  own = losses.EntropyDistribution.init().update(entropy, jnp.ones(2000, bool), half_life=1e6)
-  higher = jnp.sort(entropy)
-  for fraction in (0.01, 0.2, 0.7, 1.0):
-    kept = kept_share(own, higher, fraction=fraction)
-    np.testing.assert_allclose(kept.mean(), fraction, rtol=1e-4)
-    assert bool(jnp.all(jnp.diff(kept) >= 0))
-    np.testing.assert_array_less(-1e-9, kept)
-    np.testing.assert_array_less(kept, 1 + 1e-9)
-    if spread == 3.0:  # Only one bin is in between.
-      between = higher[(kept > 0) & (kept < 1)]
-      assert between.size == 0 or float(between.max() / between.min()) < 1.07
-  np.testing.assert_array_equal(kept_share(own, jnp.array([1e-9, 15.0]), fraction=0.2), [0, 1])
-
-
-def test_kept_share_without_opinion_and_detached():
-  empty = losses.EntropyDistribution.init()
-  np.testing.assert_allclose(kept_share(empty, jnp.array([0.0, 3.0]), fraction=0.2), 0.2)
-  gradient = jax.grad(lambda h: kept_share(empty, h, fraction=0.2).sum())(jnp.ones(2))
-  np.testing.assert_array_equal(gradient, 0)
-  with pytest.raises(TypeError, match="entropy must be floating point"):
-    kept_share(empty, jnp.ones(2, int), fraction=0.2)
-  with pytest.raises(ValueError, match=r"fraction must be in \(0, 1\], got 2"):
-    kept_share(empty, jnp.ones(2), fraction=2)
 
 
 def test_se_kd_state_is_of_the_student(batch):
@@ -325,15 +295,3 @@ def test_wrong_types_and_shapes(batch):
     entropy_weights(jnp.ones(2), jnp.ones(2, int), bound=1.0)
   with pytest.raises(ValueError, match=r"must have shape \[..., seq\]"):
     se_kd_loss(*(x[0, 0] for x in batch))
-
-
-def test_kept_share_between_the_bins_and_at_an_edge():
-  def shares(tokens, entropy):
-    mask = jnp.ones(len(tokens), bool)
-    distribution = EntropyDistribution.init().update(jnp.array(tokens), mask, half_life=1e9)
-    return kept_share(distribution, jnp.array(entropy), fraction=0.5)
-
-  # In the empty bin at 1.0 nothing is missing and nothing is there: 0 / 0.
-  np.testing.assert_array_equal(shares([0.1, 3.0], [0.1, 1.0, 3.0]), [0.0, 0.0, 1.0])
-  edge = float(EDGES[200])
-  np.testing.assert_array_equal(shares([0.1, edge], [0.1, edge]), [0.0, 1.0])

@@ -10,7 +10,6 @@ import pytest
 from egad_jax.losses.focus import (
   Focus,
   FocusState,
-  masked_median,
   select_hardest,
   update_focus,
 )
@@ -146,25 +145,6 @@ def test_a_broken_token_is_selected():
   np.testing.assert_array_equal(selected, [False, True, False, False])
 
 
-@pytest.mark.parametrize("n", [1, 2, 5, 6])
-def test_median(n):
-  values = np.random.default_rng(n).random(9).astype(np.float32)
-  mask = np.arange(9) < n
-  shuffled = np.random.default_rng(0).permutation(9).reshape(3, 3)
-  hidden = np.where(mask, values, np.nan)
-  exact = masked_median(hidden[shuffled], mask[shuffled])
-  np.testing.assert_allclose(exact, np.median(values[:n]), rtol=1e-6)
-  lower = masked_median(hidden[shuffled], mask[shuffled], lower=True)
-  assert float(lower) == np.sort(values[:n])[(n - 1) // 2]
-
-
-def test_median_of_nothing_and_gradient():
-  values, nothing = jnp.array([1.0, 2.0]), jnp.zeros(2, bool)
-  assert float(masked_median(values, nothing)) == np.inf
-  gradient = jax.grad(lambda x: masked_median(x, jnp.ones(2, bool)))(values)
-  np.testing.assert_array_equal(gradient, 0)
-
-
 @pytest.mark.parametrize(
   ("options", "message"),
   [
@@ -184,8 +164,13 @@ def test_options_out_of_range(options, message):
 
 
 def test_misuse():
-  for function in (lambda x, m: select_hardest(x, m, 0.5), masked_median):
-    with pytest.raises(TypeError, match="floating point"):
-      function(jnp.arange(3), jnp.ones(3, bool))
-    with pytest.raises(ValueError, match="mask must have shape"):
-      function(jnp.ones(3), jnp.ones(2, bool))
+  with pytest.raises(TypeError, match="floating point"):
+    select_hardest(jnp.arange(3), jnp.ones(3, bool), 0.5)
+  with pytest.raises(ValueError, match="mask must have shape"):
+    select_hardest(jnp.ones(3), jnp.ones(2, bool), 0.5)
+  for elapsed, message in (
+    (jnp.zeros(3), "must be a scalar"),
+    (7.0, r"must be in \[0, 1\], got 7"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      update_focus(FocusState.init(), 1.0, elapsed=elapsed, focus=Focus())

@@ -54,8 +54,11 @@ def rows(batch):
 
 
 def own_context(method, context):
-  """The context with a first state of the method's own beside the distribution of entropy."""
-  return context._replace(state=context.state._replace(own=method.init_state().own))
+  """The context with the method's own state beside the distribution of entropy, filled."""
+  rows = 2 * jax.random.normal(jax.random.key(3), (2, 200, 11))
+  own = context._replace(state=context.state._replace(own=method.init_state().own))
+  _, stats = method.token_loss(*rows, jnp.zeros(200, jnp.int32), {}, own)
+  return own._replace(state=method.observe(own.state, stats, jnp.ones(200, bool)))
 
 
 def token_loss(method, rows, context):

@@ -264,28 +264,6 @@ def test_the_schedule_rises_faster_while_the_loss_falls():
   assert shares[0] > shares[1] > shares[2] > 0
 
 
-def test_rows_are_independent(rows, context):
-  method = make_taid(ce_weight=0.1, temperature=1.5)
-  context = with_own(context, at(0.6))
-  token_loss = lambda s, t, y: method.token_loss(s, t, y, {}, context)[0]
-  scalar = lambda *row: token_loss(*(x[None] for x in row))[0]
-  alone, alone_gradient = jax.jit(jax.vmap(jax.value_and_grad(scalar)))(*rows)
-
-  def total(*rows):
-    loss = token_loss(*rows)
-    return loss.sum(), loss
-
-  together = jax.jit(jax.value_and_grad(total, has_aux=True))
-  order = jax.random.permutation(jax.random.key(0), 24)
-  (_, loss), gradient = together(*(row[order] for row in rows))
-  np.testing.assert_allclose(loss, alone[order], rtol=2e-6, atol=1e-6)
-  np.testing.assert_allclose(gradient, alone_gradient[order], rtol=2e-5, atol=1e-6)
-  poisoned = (rows[0].at[5].set(jnp.nan), rows[1].at[5].set(jnp.nan), rows[2])
-  (_, others), _ = together(*poisoned)
-  kept = np.arange(24) != 5
-  np.testing.assert_allclose(others[kept], alone[kept], rtol=2e-6, atol=1e-6)
-
-
 def test_running_form_is_the_in_batch_form(batch, rows, context):
   method = make_taid(ce_weight=0.1, temperature=1.5)
   now = with_own(context, at(0.6))
@@ -349,7 +327,7 @@ def test_state_of_the_running_form(batch, rows, context):
     (lambda: Interpolation(end=1.1), "end 1.1"),
     (lambda: Interpolation(rate=-1.0), r"rate must be in \[0, 1\], got -1.0"),
     (lambda: Interpolation(momentum=1.0), r"momentum must be in \[0, 1\), got 1.0"),
-    (lambda: make_taid(temperature=0.0), "temperature must be positive, got 0.0"),
+    (lambda: make_taid(temperature=0.0), "temperature must be a positive temperature, got 0.0"),
     (lambda: make_taid(ce_weight=-1.0), "ce_weight must be >= 0"),
     (lambda: make_taid(half_life=0.0), "half_life must be a positive number"),
     (lambda: loss_at(0.4, Z_STUDENT, Z_TEACHER, ONE_LABEL, ONE, temperature=-1.0), "temperature"),
@@ -376,3 +354,19 @@ def test_no_gradient_passes_the_schedule():
     return update_interpolation(at(0.4), loss, elapsed=0.0, interpolation=Interpolation()).share
 
   assert jax.grad(share)(1.0) == 0
+
+
+def test_a_loss_that_is_not_finite_or_zero_moves_no_mountains(batch):
+  _, (_, state) = taid_loss(*batch, state=at(0.4), elapsed=0.0)
+  broken = batch.student.at[0].set(jnp.nan)
+  _, (_, after) = taid_loss(broken, *batch[1:], state=state, elapsed=0.5)
+  jax.tree.map(np.testing.assert_array_equal, after, state)
+  zero = state._replace(previous_loss=jnp.float32(0))
+  for _ in range(3):
+    zero = update_interpolation(zero, 1.0, elapsed=0.0, interpolation=Interpolation())
+  assert bool(jnp.isfinite(zero.momentum))
+  assert abs(float(zero.momentum)) <= 0.01 / 1e-6
+  with pytest.raises(TypeError, match=r"state must be a InterpolationState, got 0\.4"):
+    taid_loss(*batch, state=0.4, elapsed=0.0)
+  with pytest.raises(ValueError, match="elapsed must be a scalar"):
+    taid_loss(*batch, state=state, elapsed=jnp.zeros(3))

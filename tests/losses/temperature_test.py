@@ -83,7 +83,7 @@ def test_detached_and_jits():
     ({"compensation": "t2"}, "compensation must be one of per_token, linear, none, mean_norm"),
     ({"base": 0.0}, "base must be a positive temperature, got 0.0"),
     ({"base": float("inf")}, "base must be a positive temperature, got inf"),
-    ({"strength": -0.5}, "strength must be >= 0, got -0.5; direction gives the sign"),
+    ({"strength": -0.5}, "strength must be >= 0 and finite, got -0.5; direction gives the sign"),
     ({"minimum": 0.0}, "0 < minimum <= maximum must hold, got minimum 0.0, maximum 10.0"),
     ({"minimum": 3.0, "maximum": 2.0}, "0 < minimum <= maximum must hold"),
   ],
@@ -113,3 +113,11 @@ def test_clips_the_temperature_not_its_ratio_to_the_base():
 def test_no_gradient_passes_the_mean_square():
   factor = lambda square: compensation_factor(2.0, kind="mean_norm", mean_square=square)
   assert jax.grad(factor)(3.0) == 0
+
+
+def test_what_is_clipped_or_endless_is_refused():
+  with pytest.raises(ValueError, match=r"base must lie between minimum 0\.1 and maximum 10\.0"):
+    Temperature(base=100.0)
+  assert Temperature(kind="fixed", base=100.0).base == 100
+  with pytest.raises(ValueError, match="strength must be >= 0 and finite, got inf"):
+    Temperature(strength=float("inf"))

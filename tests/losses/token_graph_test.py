@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from egad_jax.losses.features import unit
 from egad_jax.losses.token_graph import (
   SMALLEST_SIGMA,
   contextual_relation,
@@ -19,7 +20,6 @@ from egad_jax.losses.token_graph import (
   median_distance,
   nearest_neighbours,
   squared_distances,
-  unit,
 )
 
 GRAPHS, NODES, DS, DT = 2, 7, 4, 5

@@ -12,28 +12,34 @@ _ADAKD = [
     "divergence(*at_temperature(pair, placement.temperature))",
   ),
   (
-    "comparison",
+    "sign",
     "the easy tokens are selected",
-    "hard = distribution.position(difficulty) >= 1 - ratio",
-    "hard = distribution.position(difficulty) <= 1 - ratio",
+    "hard = distribution.top_share(difficulty, ratio)",
+    "hard = 1 - distribution.top_share(difficulty, 1 - ratio)",
   ),
   (
     "off by one",
     "selects from position r on",
+    "hard = distribution.top_share(difficulty, ratio)",
+    "hard = distribution.top_share(difficulty, 1 - ratio)",
+  ),
+  (
+    "comparison",
+    "selects by a threshold: all or none of the tokens that are alike",
+    "hard = distribution.top_share(difficulty, ratio)",
     "hard = distribution.position(difficulty) >= 1 - ratio",
-    "hard = distribution.position(difficulty) >= ratio",
   ),
   (
     "normaliser",
     "selected tokens weigh 1, not 1 / r",
-    "weight = jnp.where(hard, 1 / ratio, 0)",
-    "weight = jnp.where(hard, ratio / ratio, 0)",
+    "weight = hard / ratio",
+    "weight = hard",
   ),
   (
     "mask",
     "tokens that are not selected weigh as much",
-    "weight = jnp.where(hard, 1 / ratio, 0)",
-    "weight = jnp.where(hard, 1 / ratio, 1 / ratio)",
+    "weight = hard / ratio",
+    "weight = jnp.ones_like(hard) / ratio",
   ),
   (
     "off by one",
@@ -44,8 +50,14 @@ _ADAKD = [
   (
     "normaliser",
     "in-batch: over all tokens instead of the selected",
-    "weight = jnp.where(hard, jnp.sum(mask) / jnp.maximum(jnp.sum(hard), 1), 0)",
+    "weight = jnp.where(hard, jnp.sum(mask) / selected, 0)",
     "weight = jnp.where(hard, jnp.float32(1), 0)",
+  ),
+  (
+    "promotion",
+    "in-batch: float32 becomes float64 where that is on",
+    "selected = jnp.maximum(jnp.sum(hard), 1).astype(difficulty.dtype)",
+    "selected = jnp.maximum(jnp.sum(hard), 1)",
   ),
   (
     "mask",
@@ -62,8 +74,14 @@ _ADAKD = [
   (
     "mask",
     "a step that selected nothing moves the controller",
-    "jnp.where(weight > 0, new, old), updated, state)",
-    "new, updated, state)",
+    "counts = (weight > 0) & jnp.isfinite(loss)",
+    "counts = jnp.isfinite(loss)",
+  ),
+  (
+    "mask",
+    "a loss that is not finite moves the controller",
+    "counts = (weight > 0) & jnp.isfinite(loss)",
+    "counts = weight > 0",
   ),
   (
     "swap",
@@ -95,8 +113,8 @@ _FOCUS = [
   (
     "comparison",
     "the last step of the warm-up is none",
-    "(jnp.asarray(elapsed) <= focus.warmup)",
-    "(jnp.asarray(elapsed) < focus.warmup)",
+    "(elapsed <= focus.warmup)",
+    "(elapsed < focus.warmup)",
   ),
   (
     "sign",
@@ -188,18 +206,6 @@ _FOCUS = [
     "return mask & (rank < count)",
     "return mask & (rank <= count)",
   ),
-  (
-    "mask",
-    "the median is over all tokens",
-    "ordered = jnp.sort(jnp.where(mask, values, jnp.inf).reshape(-1))",
-    "ordered = jnp.sort(values.reshape(-1))",
-  ),
-  (
-    "swap",
-    "the mean of the middle two for the lower one",
-    "return low if lower else (low + ordered[count // 2]) / 2",
-    "return (low + ordered[count // 2]) / 2 if lower else low",
-  ),
 ]
 
 MUTATIONS = (
@@ -212,6 +218,11 @@ EQUIVALENTS = (
     "losses/adakd.py",
     "drop the stop-gradient of the difficulty",
     "positions, selections and stats made from it are detached again, each at its place",
+  ),
+  Equivalent(
+    "losses/adakd.py",
+    "drop the floor of 1 of the in-batch number of selected tokens",
+    "without a selected token every weight is the 0 that is selected, and none has a gradient",
   ),
   Equivalent(
     "losses/focus.py",

@@ -35,6 +35,42 @@ _REDUCTIONS = [
     "return masked_sum(values, mask) / jnp.maximum(count, 1).astype(values.dtype)",
     "return masked_sum(values, mask)",
   ),
+  (
+    "stop-gradient",
+    "gradient flows through a median",
+    'values = jax.lax.stop_gradient(promote("values", values))',
+    'values = promote("values", values)',
+  ),
+  (
+    "mask",
+    "the median is over all tokens",
+    "ordered = jnp.sort(jnp.where(mask, values, jnp.inf).reshape(-1))",
+    "ordered = jnp.sort(values.reshape(-1))",
+  ),
+  (
+    "off by one",
+    "the lower of two middles is the one before",
+    "low = ordered[jnp.maximum(count - 1, 0) // 2]",
+    "low = ordered[jnp.maximum(count - 2, 0) // 2]",
+  ),
+  (
+    "off by one",
+    "the median of an even count is its upper middle",
+    "low = ordered[jnp.maximum(count - 1, 0) // 2]",
+    "low = ordered[count // 2]",
+  ),
+  (
+    "swap",
+    "the mean of the middle two for the lower one",
+    "return low if lower else (low + ordered[count // 2]) / 2",
+    "return (low + ordered[count // 2]) / 2 if lower else low",
+  ),
+  (
+    "normaliser",
+    "the sum of the middle two for their mean",
+    "return low if lower else (low + ordered[count // 2]) / 2",
+    "return low if lower else low + ordered[count // 2]",
+  ),
 ]
 
 _PROBABILITIES = [
@@ -151,6 +187,27 @@ _PROBABILITIES = [
     "counts ids along the tokens",
     "values.shape, values.ndim - 1)",
     "values.shape, 0)",
+  ),
+]
+
+_PROGRESS = [
+  (
+    "clip",
+    "a progress beyond [0, 1] goes on",
+    "return jnp.clip(jax.lax.stop_gradient(jnp.asarray(value, jnp.float32)), 0, 1)",
+    "return jax.lax.stop_gradient(jnp.asarray(value, jnp.float32))",
+  ),
+  (
+    "clip",
+    "a progress below 0 goes on",
+    "return jnp.clip(jax.lax.stop_gradient(jnp.asarray(value, jnp.float32)), 0, 1)",
+    "return jnp.minimum(jax.lax.stop_gradient(jnp.asarray(value, jnp.float32)), 1)",
+  ),
+  (
+    "stop-gradient",
+    "gradient flows through the progress",
+    "return jnp.clip(jax.lax.stop_gradient(jnp.asarray(value, jnp.float32)), 0, 1)",
+    "return jnp.clip(jnp.asarray(value, jnp.float32), 0, 1)",
   ),
 ]
 
@@ -280,26 +337,20 @@ _ENTROPY = [
   (
     "mask",
     "the median is over all tokens",
-    "ordered = jnp.sort(jnp.where(mask, entropy, jnp.inf).reshape(-1))",
-    "ordered = jnp.sort(entropy.reshape(-1))",
+    "median_ratio(entropy, masked_median(entropy, mask))",
+    "median_ratio(entropy, masked_median(entropy, mask | True))",
   ),
   (
-    "off by one",
-    "the lower of two middles is the one before",
-    "ordered[jnp.maximum(count - 1, 0) // 2]",
-    "ordered[jnp.maximum(count - 2, 0) // 2]",
-  ),
-  (
-    "off by one",
-    "the median of an even count is its upper middle",
-    "ordered[jnp.maximum(count - 1, 0) // 2]",
-    "ordered[count // 2]",
+    "options",
+    "the median of an even count is its lower middle",
+    "median_ratio(entropy, masked_median(entropy, mask))",
+    "median_ratio(entropy, masked_median(entropy, mask, lower=True))",
   ),
   (
     "normaliser",
     "twice the median",
-    "median_ratio(entropy, middle / 2)",
-    "median_ratio(entropy, middle)",
+    "median_ratio(entropy, masked_median(entropy, mask))",
+    "median_ratio(entropy, 2 * masked_median(entropy, mask))",
   ),
 ]
 
@@ -310,6 +361,7 @@ MUTATIONS = (
     ["losses/probabilities_test.py", "losses/divergences_test.py"],
     _PROBABILITIES,
   ),
+  *of_file("losses/probabilities.py", ["losses/curriculum_test.py"], _PROGRESS),
   *of_file("losses/entropy.py", ["losses/entropy_test.py"], _ENTROPY),
 )
 
@@ -327,7 +379,7 @@ EQUIVALENTS = (
   ),
   Equivalent(
     "losses/entropy.py",
-    "drop `count > 0` of median-ratio positions",
+    "drop `jnp.any(mask)` of median-ratio positions",
     "without masked tokens every position is outside the mask, where 1/2 is selected",
   ),
 )

@@ -105,6 +105,66 @@ _DISTRIBUTION = [
     "log_edges[index] + (part + 1) * width",
   ),
   (
+    "sign",
+    "top share: the bins of low entropy",
+    "missing = fraction - (1 - jnp.cumsum(mass))",
+    "missing = fraction - jnp.cumsum(mass) + mass",
+  ),
+  (
+    "off by one",
+    "top share: from position `fraction` on",
+    "missing = fraction - (1 - jnp.cumsum(mass))",
+    "missing = 1 - fraction - (1 - jnp.cumsum(mass))",
+  ),
+  (
+    "normaliser",
+    "top share: the bin in between is kept whole",
+    "jnp.clip(share, 0, 1), 1)",
+    "jnp.ceil(jnp.clip(share, 0, 1)), 1)",
+  ),
+  (
+    "clip",
+    "top share: shares beyond [0, 1]",
+    "jnp.clip(share, 0, 1), 1)",
+    "share, 1)",
+  ),
+  (
+    "off by one",
+    "top share: rounding drops a rare bin from the whole",
+    "share = jnp.where(fraction < 1, jnp.clip(share, 0, 1), 1)",
+    "share = jnp.clip(share, 0, 1)",
+  ),
+  (
+    "normaliser",
+    "top share: mass instead of its shares",
+    "mass = self.mass / jnp.where(total > 0, total, 1)\n",
+    "mass = self.mass\n",
+  ),
+  (
+    "double where",
+    "top share: 0 / 0 in a bin without mass",
+    "share = jnp.where(mass > 0, missing / jnp.where(mass > 0, mass, 1), missing > 0)",
+    "share = missing / mass",
+  ),
+  (
+    "mask",
+    "top share: an empty distribution keeps nothing",
+    "share[_bin(entropy)], fraction)",
+    "share[_bin(entropy)], 0)",
+  ),
+  (
+    "stop-gradient",
+    "top share: gradient flows through the mass",
+    "return jax.lax.stop_gradient(kept).astype(entropy.dtype)",
+    "return kept.astype(entropy.dtype)",
+  ),
+  (
+    "promotion",
+    "top share: float64 becomes float32",
+    "return jax.lax.stop_gradient(kept).astype(entropy.dtype)",
+    "return jax.lax.stop_gradient(kept)",
+  ),
+  (
     "axis",
     "an expectation over the wrong axis of the nodes",
     "self._shares()[:, None] * weights[None, :] * values",
@@ -169,6 +229,16 @@ _DISTRIBUTION = [
 MUTATIONS = of_file("losses/distribution.py", ["losses/distribution_test.py"], _DISTRIBUTION)
 
 EQUIVALENTS = (
+  Equivalent(
+    "losses/distribution.py",
+    "drop one of the first two stop-gradients of `top_share`",
+    "what it returns is detached again, and the entropies only choose a bin",
+  ),
+  Equivalent(
+    "losses/distribution.py",
+    "drop the guard of `top_share` against an empty distribution's 0 / 0",
+    "the result is detached, so the guard protects no gradient and the value is selected away",
+  ),
   Equivalent(
     "losses/distribution.py",
     "drop the stop-gradient of `update`",

@@ -89,14 +89,14 @@ _FEATURES = [
   (
     "sign",
     "1 + cosine",
-    "return 1 - jnp.sum(_unit(student) * _unit(teacher), axis=-1)",
-    "return 1 + jnp.sum(_unit(student) * _unit(teacher), axis=-1)",
+    "return 1 - jnp.sum(unit(student) * unit(teacher), axis=-1)",
+    "return 1 + jnp.sum(unit(student) * unit(teacher), axis=-1)",
   ),
   (
     "normaliser",
     "the teacher's features are not of norm 1",
-    "return 1 - jnp.sum(_unit(student) * _unit(teacher), axis=-1)",
-    "return 1 - jnp.sum(_unit(student) * teacher, axis=-1)",
+    "return 1 - jnp.sum(unit(student) * unit(teacher), axis=-1)",
+    "return 1 - jnp.sum(unit(student) * teacher, axis=-1)",
   ),
   (
     "normaliser",
@@ -119,8 +119,8 @@ _FEATURES = [
   (
     "normaliser",
     "the student's features are not centred",
-    "_unit(_centred(student)) - _unit(_centred(teacher))",
-    "_unit(student) - _unit(_centred(teacher))",
+    "unit(_centred(student)) - unit(_centred(teacher))",
+    "unit(student) - unit(_centred(teacher))",
   ),
   (
     "axis",
@@ -189,16 +189,22 @@ _FEATURES = [
     "return taken",
   ),
   (
+    "normaliser",
+    "pairs: the vectors are not of norm 1",
+    "vectors = unit(features)",
+    "vectors = features",
+  ),
+  (
     "double where",
     "0 / 0 at the zero vector",
-    "return vector / jnp.sqrt(jnp.where(squared > 0, squared, 1))",
-    "return vector / jnp.sqrt(squared)",
+    "return features / jnp.sqrt(jnp.where(squared > 0, squared, 1))",
+    "return features / jnp.sqrt(squared)",
   ),
   (
     "double where",
     "the slope of sqrt at the zero vector",
-    "return vector / jnp.sqrt(jnp.where(squared > 0, squared, 1))",
-    "return vector / jnp.where(squared > 0, jnp.sqrt(squared), 1)",
+    "return features / jnp.sqrt(jnp.where(squared > 0, squared, 1))",
+    "return features / jnp.where(squared > 0, jnp.sqrt(squared), 1)",
   ),
   (
     "axis",

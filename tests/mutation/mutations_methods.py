@@ -44,14 +44,20 @@ _TAID = [
   (
     "sign",
     "the relative increase",
-    "decrease = (previous - loss) / (previous + 1e-15)",
-    "decrease = (loss - previous) / (previous + 1e-15)",
+    "decrease = (previous - loss) / jnp.maximum(previous, SMALLEST_LOSS)",
+    "decrease = (loss - previous) / jnp.maximum(previous, SMALLEST_LOSS)",
   ),
   (
     "normaliser",
     "the absolute decrease",
-    "decrease = (previous - loss) / (previous + 1e-15)",
+    "decrease = (previous - loss) / jnp.maximum(previous, SMALLEST_LOSS)",
     "decrease = previous - loss",
+  ),
+  (
+    "clip",
+    "a first loss of 0 counts as a rise by 1e15",
+    "decrease = (previous - loss) / jnp.maximum(previous, SMALLEST_LOSS)",
+    "decrease = (previous - loss) / (previous + 1e-15)",
   ),
   (
     "swap",
@@ -74,8 +80,8 @@ _TAID = [
   (
     "off by one",
     "the linear schedule ends at start + end",
-    "linear = interpolation.start + (interpolation.end - interpolation.start) * jnp",
-    "linear = interpolation.start + interpolation.end * jnp",
+    "linear = interpolation.start + (interpolation.end - interpolation.start) * elapsed",
+    "linear = interpolation.start + interpolation.end * elapsed",
   ),
   (
     "clip",
@@ -104,8 +110,14 @@ _TAID = [
   (
     "mask",
     "an empty batch moves the schedule",
-    "jnp.where(jnp.any(mask), new, old), updated, state)",
-    "new, updated, state)",
+    "counts = jnp.any(mask) & jnp.isfinite(loss)",
+    "counts = jnp.isfinite(loss)",
+  ),
+  (
+    "mask",
+    "a loss that is not finite moves the schedule",
+    "counts = jnp.any(mask) & jnp.isfinite(loss)",
+    "counts = jnp.any(mask)",
   ),
   (
     "mask",
@@ -117,52 +129,10 @@ _TAID = [
 
 _ENTROPY_WEIGHTING = [
   (
-    "sign",
-    "SE-KD keeps the bins of low entropy",
-    "missing = fraction - (1 - jnp.cumsum(mass))",
-    "missing = fraction - jnp.cumsum(mass) + mass",
-  ),
-  (
-    "off by one",
-    "SE-KD keeps from position `fraction` on",
-    "missing = fraction - (1 - jnp.cumsum(mass))",
-    "missing = 1 - fraction - (1 - jnp.cumsum(mass))",
-  ),
-  (
-    "normaliser",
-    "SE-KD: the bin in between is kept whole",
-    "kept = jnp.clip(share, 0, 1)[index].astype(entropy.dtype)",
-    "kept = jnp.ceil(jnp.clip(share, 0, 1))[index].astype(entropy.dtype)",
-  ),
-  (
-    "clip",
-    "SE-KD: shares beyond [0, 1]",
-    "kept = jnp.clip(share, 0, 1)[index].astype(entropy.dtype)",
-    "kept = share[index].astype(entropy.dtype)",
-  ),
-  (
-    "normaliser",
-    "SE-KD: mass instead of its shares",
-    "mass = distribution.mass / jnp.where(total > 0, total, 1)",
-    "mass = distribution.mass",
-  ),
-  (
-    "double where",
-    "SE-KD: 0 / 0 in a bin without mass",
-    "share = jnp.where(mass > 0, missing / jnp.where(mass > 0, mass, 1), missing > 0)",
-    "share = missing / mass",
-  ),
-  (
-    "comparison",
-    "SE-KD: an entropy at an edge is in the bin below",
-    'index = jnp.searchsorted(inner, entropy, side="right"',
-    'index = jnp.searchsorted(inner, entropy, side="left"',
-  ),
-  (
-    "mask",
-    "SE-KD: an empty distribution keeps nothing",
-    "return jnp.where(total > 0, kept, fraction)",
-    "return jnp.where(total > 0, kept, 0)",
+    "swap",
+    "SE-KD: the teacher's entropy says who is kept",
+    "context.state.own.top_share(_student_entropy(pair), fraction)",
+    "context.state.own.top_share(pair.teacher_entropy, fraction)",
   ),
   (
     "normaliser",

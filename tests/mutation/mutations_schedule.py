@@ -12,10 +12,10 @@ _CURRICULUM = [
     'position = promote("position", position)',
   ),
   (
-    "stop-gradient",
-    "gradient flows through the progress",
+    "clip",
+    "a traced progress beyond 1 goes on",
+    'progress = check_progress("progress", progress).astype(position.dtype)',
     "progress = jax.lax.stop_gradient(jnp.asarray(progress, position.dtype))",
-    "progress = jnp.asarray(progress, position.dtype)",
   ),
   (
     "mask",
@@ -122,20 +122,38 @@ _CURRICULUM = [
   (
     "sign",
     "exponential: falls with the position",
-    "return jnp.exp(tilt * position) / integral",
-    "return jnp.exp(-tilt * position) / integral",
+    "return largest * jnp.exp(tilt * position - jnp.maximum(tilt, 0))",
+    "return largest * jnp.exp(-tilt * position - jnp.maximum(-tilt, 0))",
   ),
   (
     "normaliser",
     "exponential: not over its integral",
-    "return jnp.exp(tilt * position) / integral",
-    "return jnp.exp(tilt * position)",
+    "return largest * jnp.exp(tilt * position - jnp.maximum(tilt, 0))",
+    "return jnp.exp(tilt * position - jnp.maximum(tilt, 0))",
   ),
   (
     "double where",
     "exponential: 0 / 0 at the neutral point",
-    "integral = jnp.where(flat, 1, jnp.expm1(tilt) / jnp.where(flat, 1, tilt))",
-    "integral = jnp.expm1(tilt) / tilt",
+    "largest = jnp.where(flat, 1, steep / jnp.where(flat, 1, -jnp.expm1(-steep)))",
+    "largest = steep / -jnp.expm1(-steep)",
+  ),
+  (
+    "sign",
+    "exponential: a falling curriculum has the largest weight of a rising one",
+    "flat, steep = tilt == 0, jnp.abs(tilt)",
+    "flat, steep = tilt == 0, tilt",
+  ),
+  (
+    "clip",
+    "exponential: measured from position 1 also while it falls",
+    "return largest * jnp.exp(tilt * position - jnp.maximum(tilt, 0))",
+    "return largest * jnp.exp(tilt * position - tilt)",
+  ),
+  (
+    "clip",
+    "exponential: overflows when it is steep",
+    "return largest * jnp.exp(tilt * position - jnp.maximum(tilt, 0))",
+    "return largest * jnp.exp(-jnp.maximum(tilt, 0)) * jnp.exp(tilt * position)",
   ),
 ]
 
@@ -232,9 +250,19 @@ _TEMPERATURE = [
   ),
 ]
 
+_NUMBER = [
+  (
+    "options",
+    "a number is the base of an adaptive temperature",
+    'return Temperature(kind="fixed", base=temperature)',
+    "return Temperature(base=temperature)",
+  ),
+]
+
 MUTATIONS = (
   *of_file("losses/curriculum.py", ["losses/curriculum_test.py"], _CURRICULUM),
   *of_file("losses/temperature.py", ["losses/temperature_test.py"], _TEMPERATURE),
+  *of_file("losses/temperature.py", ["losses/egad_test.py"], _NUMBER),
 )
 
 EQUIVALENTS: tuple[Equivalent, ...] = ()
