@@ -223,6 +223,6 @@ def test_no_gradient_passes_the_top_share_and_float64_stays():
 
 
 def test_all_of_a_distribution_is_kept_however_rare_a_bin():
-  mass = filled(jnp.array([0.01])).mass + 2e6 * filled(jnp.array([1.0, 2.0, 3.0])).mass
+  mass = filled(jnp.array([0.01])).mass + 5e5 * filled(jnp.array([1.0, 2.0, 3.0])).mass
   rare = jnp.array([0.01, 1.0, 3.0])
   np.testing.assert_array_equal(EntropyDistribution(mass).top_share(rare, 1.0), 1)
