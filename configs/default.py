@@ -21,6 +21,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.steps = 1000  # Updates in the whole run.
   config.batch_size = 32  # Rows per update, over all devices and micro-batches.
   config.seq_len = 1024  # Tokens per row.
+  # Of packed rows: auto, splash (TPU kernel), cudnn (GPU kernel) or xla. auto: the kernel of the
+  # mesh's devices where it serves the model, else xla.
+  config.attention = "auto"
   config.accumulation = 1  # Micro-batches per update; divides batch_size.
   config.log_every = 10  # Steps between lines of metrics.jsonl.
   config.tensorboard = True  # Also write TensorBoard events.
@@ -31,6 +34,8 @@ def get_config() -> ml_collections.ConfigDict:
   # FILE.gguf, a Hugging Face directory, python:PACKAGE/FILE.gguf (a file inside an installed
   # package), or random:ARCHITECTURE (a name of models/architectures.py).
   teacher.source = ""  # Required.
+  # What the source must have, a name of models/architectures.py; plans read no files. "": any.
+  teacher.architecture = ""
   teacher.dtype = "bfloat16"  # Of its parameters and compute: bfloat16 or float32.
 
   config.student = student = ml_collections.ConfigDict()
@@ -38,7 +43,10 @@ def get_config() -> ml_collections.ConfigDict:
   student.layers = 0  # Number of layers; 0: as many as the teacher.
   student.layer_indices = ()  # init=layers: which of the teacher's, from 0; (): evenly spaced.
   student.source = ""  # init=source: like teacher.source, with the teacher's vocabulary.
-  # init=random: sizes; 0 takes the teacher's.
+  # init=random: whose sizes it takes, a name of models/architectures.py; "": the teacher's.
+  # init=source: what the source must have, as of the teacher.
+  student.architecture = ""
+  # init=random: sizes; 0 takes the architecture's.
   student.dim = 0
   student.num_heads = 0
   student.num_kv_heads = 0

@@ -20,8 +20,8 @@ from egad_jax.errors import InputError
 # layer by layer; tensor: one layer's matmuls split.
 AXES = ("replica", "data", "fsdp", "tensor")
 BATCH_AXES = ("replica", "data", "fsdp")
-# The head splits positions over what the batch leaves unused, so that no device repeats work.
-SEQUENCE_AXES = ("tensor",)
+# What the batch leaves unused: the head splits the vocabulary over it, or positions.
+TENSOR_AXIS = "tensor"
 
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
   ("batch", BATCH_AXES),
@@ -123,9 +123,9 @@ def batch_devices(mesh: Mesh) -> int:
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def sequence_devices(mesh: Mesh) -> int:
-  """The number of parts that the head splits the positions of a row into."""
-  return math.prod(mesh.shape[axis] for axis in SEQUENCE_AXES)
+def tensor_devices(mesh: Mesh) -> int:
+  """The number of parts that matmuls are split into, and the head's vocabulary or rows."""
+  return mesh.shape[TENSOR_AXIS]
 
 
 def constrain(mesh: Mesh | None) -> Callable[[jax.Array, LogicalAxes], jax.Array]:
@@ -138,6 +138,38 @@ def constrain(mesh: Mesh | None) -> Callable[[jax.Array, LogicalAxes], jax.Array
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
   return pin
+
+
+def split(
+  mesh: Mesh, function: Callable[..., jax.Array], axes: Sequence[LogicalAxes]
+) -> Callable[..., jax.Array]:
+  """Runs `function` on each device with its own parts of the arrays.
+
+  For kernels, which the compiler cannot split. An axis that its mesh axes do not divide stays
+  whole, and the devices along them repeat each other's work.
+
+  Args:
+    mesh: from `make_mesh`.
+    function: from arrays to one array with the axes of the first.
+    axes: the logical axes of each argument.
+  """
+
+  def on_parts(*arrays: jax.Array) -> jax.Array:
+    specs = tuple(
+      _dividing(partition_spec(names), x.shape, mesh) for names, x in zip(axes, arrays, strict=True)
+    )
+    # Kernels do not say over which axes their results vary, so that this cannot be checked.
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(
+      *arrays
+    )
+
+  return on_parts
+
+
+def head_devices(mesh: Mesh) -> int:
+  """The number of parts that attention heads are split into, if it divides their number."""
+  axis = dict(RULES)["heads"]
+  return math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis or ()))
 
 
 def place(tree: Any, shardings: Any) -> Any:

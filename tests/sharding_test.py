@@ -34,7 +34,7 @@ def test_a_mesh_uses_all_devices(given, sizes):
   assert mesh.devices.shape == sizes
   assert set(mesh.devices.flat) == set(jax.devices())
   assert sharding.batch_devices(mesh) == 8 // sizes[-1]
-  assert sharding.sequence_devices(mesh) == sizes[-1]
+  assert sharding.tensor_devices(mesh) == sizes[-1]
 
 
 def test_a_mesh_of_given_devices():

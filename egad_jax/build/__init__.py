@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from egad_jax.build.methods import make_method
 from egad_jax.build.models import layer_pairs
-from egad_jax.build.run import build
+from egad_jax.build.run import build, plan_run
 from egad_jax.build.validation import compiler_options, validate
 from egad_jax.build.values import Config, from_plain, plain
 
@@ -16,5 +16,6 @@ __all__ = [
   "layer_pairs",
   "make_method",
   "plain",
+  "plan_run",
   "validate",
 ]

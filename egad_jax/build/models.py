@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from egad_jax import sharding
-from egad_jax.build.values import DTYPES, RANDOM, Config
+from egad_jax.build.attention import make_attention
+from egad_jax.build.values import DTYPES, RANDOM, TRAIN, Config
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
 from egad_jax.losses.method import Method
@@ -14,7 +15,7 @@ from egad_jax.models.architectures import architecture
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.load import Pretrained, load_pretrained
 from egad_jax.models.model import make_model
-from egad_jax.models.student import evenly_spaced, student_from_layers
+from egad_jax.models.student import evenly_spaced, shape_from_layers, student_from_layers
 from egad_jax.training.run import Pair
 
 
@@ -55,13 +56,62 @@ def layer_pairs(layers: str, num_student: int, num_teacher: int) -> tuple[tuple[
   return tuple(zip(student, teacher, strict=True))
 
 
-def _load(source: str, tokenizer: Tokenizer) -> Pretrained:
-  """A model of the tokenizer's vocabulary; params None for random values."""
+class Vocabulary(NamedTuple):
+  """What a model must know of its tokenizer; a `Tokenizer` has it too."""
+
+  vocab_size: int
+
+
+def planned_vocabulary(config: Config) -> Vocabulary:
+  """A stand-in for the tokenizer: N of train:N, else the rows of the teacher's embedding.
+
+  Raises:
+    InputError: the teacher's architecture is not known from the config alone.
+  """
+  size = config.data.tokenizer.removeprefix(TRAIN)
+  if config.data.tokenizer.startswith(TRAIN) and size.isdigit():
+    return Vocabulary(int(size))
+  source, name = config.teacher.source, config.teacher.architecture
+  return Vocabulary(_shape("teacher", source, name).vocab_size)
+
+
+def _shape(who: str, source: str, name: str) -> DecoderConfig:
+  """The architecture that a source has by the config alone."""
+  if source.startswith(RANDOM):
+    return architecture(source.removeprefix(RANDOM))
+  if not name:
+    raise InputError(
+      f"a plan reads no files, so config.{who}.architecture must name what config.{who}.source="
+      f"{source} has, such as qwen3-8b; see egad_jax/models/architectures.py."
+    )
+  return architecture(name)
+
+
+def _load(
+  who: str, source: str, name: str, tokenizer: Tokenizer | Vocabulary, planned: bool
+) -> Pretrained:
+  """A model of the tokenizer's vocabulary; params None for random values, or if only `planned`."""
   size = tokenizer.vocab_size
-  if not source.startswith(RANDOM):
-    return load_pretrained(source, tokenizer_size=size)
-  shape = architecture(source.removeprefix(RANDOM))
-  return Pretrained(_replace(shape, vocab_size=size), None, None, source)
+  if source.startswith(RANDOM):
+    return Pretrained(_replace(_shape(who, source, name), vocab_size=size), None, None, source)
+  if planned:
+    return Pretrained(_shape(who, source, name), None, None, source)
+  read = load_pretrained(source, tokenizer_size=size)
+  if name:
+    _check_architecture(who, source, read.config, name)
+  return read
+
+
+def _check_architecture(who: str, source: str, found: DecoderConfig, name: str) -> None:
+  # How random values are drawn is no part of what a plan counts on.
+  wanted = dataclasses.replace(architecture(name), embedding_std=found.embedding_std)
+  for field in dataclasses.fields(wanted):
+    got, expected = getattr(found, field.name), getattr(wanted, field.name)
+    if got != expected:
+      raise InputError(
+        f"config.{who}.architecture is {name}, of {field.name} {expected}, but {source} has {got}; "
+        "name the architecture it has, or none."
+      )
 
 
 def _replace(shape: DecoderConfig, **sizes: int) -> DecoderConfig:
@@ -79,20 +129,26 @@ def _replace(shape: DecoderConfig, **sizes: int) -> DecoderConfig:
 
 
 def _student(
-  config: Config, teacher: Pretrained, tokenizer: Tokenizer, teacher_tokenizer: Tokenizer
+  config: Config,
+  teacher: Pretrained,
+  tokenizer: Tokenizer | Vocabulary,
+  teacher_tokenizer: Tokenizer | Vocabulary,
+  planned: bool,
 ) -> tuple[DecoderConfig, Any]:
   options = config.student
   if options.init == "source":
-    read = load_pretrained(options.source, tokenizer_size=tokenizer.vocab_size)
+    named = (options.source, options.architecture)
+    read = _load("student", *named, tokenizer, planned)
     return read.config, read.params
   if options.init == "random":
     names = ("dim", "num_heads", "num_kv_heads", "mlp_dim")
     sizes = {name: options[name] for name in names}
-    if tokenizer is not teacher_tokenizer:
+    if options.architecture or tokenizer is not teacher_tokenizer:
       sizes["vocab_size"] = tokenizer.vocab_size
-    shape = _replace(teacher.config, num_layers=options.layers, **sizes)
+    like = architecture(options.architecture) if options.architecture else teacher.config
+    shape = _replace(like, num_layers=options.layers, **sizes)
     return dataclasses.replace(shape, embedding_std=DecoderConfig.embedding_std), None
-  if teacher.params is None:
+  if teacher.params is None and (not planned or config.teacher.source.startswith(RANDOM)):
     raise InputError(
       f"config.student.init=layers takes layers of a trained teacher, but config.teacher.source="
       f"{config.teacher.source} has random values; use student.init=random."
@@ -104,20 +160,28 @@ def _student(
       f"config.student.layers ({options.layers}) and config.student.layer_indices "
       f"({len(indices)} of them) disagree; leave one at its default."
     )
+  if teacher.params is None:
+    return shape_from_layers(teacher.config, indices), None
   return student_from_layers(teacher.config, teacher.params, indices)
 
 
 def make_pair(
   config: Config,
-  tokenizer: Tokenizer,
-  teacher_tokenizer: Tokenizer,
+  tokenizer: Tokenizer | Vocabulary,
+  teacher_tokenizer: Tokenizer | Vocabulary,
   *,
   method: Method,
   mesh: Any,
+  planned: bool = False,
 ) -> Pair:
-  """Student and teacher; `tokenizer` is the student's, the same object if there is one for both."""
-  teacher = _load(config.teacher.source, teacher_tokenizer)
-  student_config, student_params = _student(config, teacher, tokenizer, teacher_tokenizer)
+  """Student and teacher; `tokenizer` is the student's, the same object if there is one for both.
+
+  No files are read if `planned`: the architectures are the config's, without parameters.
+  """
+  options = config.teacher
+  teacher = _load("teacher", options.source, options.architecture, teacher_tokenizer, planned)
+  tokenizers = (tokenizer, teacher_tokenizer)
+  student_config, student_params = _student(config, teacher, *tokenizers, planned)
   for who, shape in (("teacher", teacher.config), ("student", student_config)):
     if config.seq_len > shape.max_seq_len:
       raise InputError(
@@ -135,8 +199,14 @@ def make_pair(
       dtype=DTYPES[config.student.dtype],
       remat=config.student.remat,
       constrain=constrain,
+      attention=make_attention(config, "student", student_config, mesh),
     ),
-    teacher=make_model(teacher.config, dtype=DTYPES[config.teacher.dtype], constrain=constrain),
+    teacher=make_model(
+      teacher.config,
+      dtype=DTYPES[config.teacher.dtype],
+      constrain=constrain,
+      attention=make_attention(config, "teacher", teacher.config, mesh),
+    ),
     student_params=student_params,
     teacher_params=teacher.params,
     student_taps=tuple(s for s, _ in pairs),

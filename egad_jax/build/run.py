@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, cast
 
 import jax
 import optax
 from etils import epath
 
 from egad_jax import sharding
+from egad_jax.build.attention import check_attention
 from egad_jax.build.methods import make_method
-from egad_jax.build.models import make_pair
+from egad_jax.build.models import make_pair, planned_vocabulary
 from egad_jax.build.tokenizers import X_TOKEN, make_tokenizers
 from egad_jax.build.validation import compiler_options, validate
 from egad_jax.build.values import Config
 from egad_jax.data import corpus as corpora
-from egad_jax.data.packing import prepare_rows
+from egad_jax.data.packing import Rows, prepare_rows
 from egad_jax.data.paired_packing import prepare_paired_rows
 from egad_jax.data.projection import prepare_projection
+from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
+from egad_jax.losses.method import Method
+from egad_jax.models import llama
 from egad_jax.training.optimizers import OptimizerOptions, make_optimizer, make_schedule
-from egad_jax.training.run import Intervals, Run
+from egad_jax.training.run import Intervals, Pair, Run
 
 
 def _check_divides(config: Config, mesh: Any) -> None:
@@ -32,9 +36,9 @@ def _check_divides(config: Config, mesh: Any) -> None:
         f"the mesh splits rows over {devices} devices (replica * data * fsdp), which must divide "
         f"config.{key} ({rows}); use a multiple of {devices} or give devices to mesh.tensor."
       )
-  if config.seq_len % sharding.sequence_devices(mesh):
+  if config.seq_len % sharding.tensor_devices(mesh):
     raise InputError(
-      f"config.mesh.tensor ({sharding.sequence_devices(mesh)}) must divide config.seq_len "
+      f"config.mesh.tensor ({sharding.tensor_devices(mesh)}) must divide config.seq_len "
       f"({config.seq_len})."
     )
 
@@ -60,6 +64,7 @@ def build(config: Config, workdir: epath.PathLike, *, devices: Any = None) -> Ru
     jax.config.update("jax_compilation_cache_dir", cache)
   mesh = sharding.make_mesh(config.mesh, devices)
   _check_divides(config, mesh)
+  check_attention(config, mesh)
   data = config.data
   cache = epath.Path(data.cache or epath.Path(workdir) / "data")
   corpus = corpora.prepare_corpus(
@@ -79,6 +84,46 @@ def build(config: Config, workdir: epath.PathLike, *, devices: Any = None) -> Ru
     method = make_method(config)
     pair = make_pair(config, *tokenizers, method=method, mesh=mesh)
     rows = prepare_rows(corpus, tokenizers[0], **to_rows)
+  # What cannot be exported is refused before it is trained.
+  llama.config_to_hf(pair.student.config, bos_id=None, eos_id=None, pad_id=None, dtype="float32")
+  return _assemble(config, method, pair, tokenizers, rows, mesh)
+
+
+def plan_run(config: Config, devices: Any) -> Run:
+  """The run of a config for `devices` that may not exist: its train step can only be compiled.
+
+  Nothing is read, neither weights nor tokenizer nor data: tokenizer and rows are stand-ins that
+  know their sizes.
+
+  Raises:
+    InputError: the config is invalid, does not fit the devices, or needs files to be known.
+  """
+  validate(config)
+  if config.method == X_TOKEN:
+    raise InputError(
+      f"config.method={X_TOKEN} cannot be planned: its program depends on a projection between "
+      "two tokenizers, and a plan reads no files."
+    )
+  mesh = sharding.make_mesh(config.mesh, devices)
+  _check_divides(config, mesh)
+  check_attention(config, mesh)
+  vocabulary = planned_vocabulary(config)
+  method = make_method(config)
+  pair = make_pair(config, vocabulary, vocabulary, method=method, mesh=mesh, planned=True)
+  nothing: dict[str, Any] = {}
+  rows = Rows(epath.Path(), "", 1, config.seq_len, nothing, nothing, nothing, nothing)
+  tokenizer = cast(Tokenizer, vocabulary)
+  return _assemble(config, method, pair, (tokenizer, tokenizer), rows, mesh)
+
+
+def _assemble(
+  config: Config,
+  method: Method,
+  pair: Pair,
+  tokenizers: tuple[Tokenizer, Tokenizer],
+  rows: Rows,
+  mesh: Any,
+) -> Run:
   options = OptimizerOptions(**config.optimizer.to_dict())
   learning_rate = make_schedule(options, config.steps)
   c = config.curriculum

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from egad_jax import losses
+from egad_jax.build.attention import ATTENTIONS
 from egad_jax.build.methods import make_method, name_values
 from egad_jax.build.values import DTYPES, Config
 from egad_jax.errors import InputError
@@ -13,6 +14,7 @@ from egad_jax.losses.curriculum import CURRICULUM_KINDS
 
 _CHOICES = {
   "method": tuple(losses.METHODS),
+  "attention": ATTENTIONS,
   "teacher.dtype": tuple(DTYPES),
   "student.dtype": tuple(DTYPES),
   "student.init": ("layers", "random", "source"),

@@ -1,9 +1,11 @@
 """Distillation losses straight from hidden states, one chunk of tokens at a time.
 
-The logits of two models are the memory wall of distillation. Here a scan holds the logits of one
+The logits of two models are the memory wall of distillation. Here a loop holds the logits of one
 chunk, takes the loss *and its gradient* while they are there, and keeps neither: no [tokens, vocab]
 array exists for more than one chunk, and the backward pass only scales what the forward pass found.
-The work is the least possible: one matmul for the teacher's logits, three for the student.
+The work is the least possible: one matmul for the teacher's logits, three for the student, and only
+for the tokens in the mask: the loop runs ceil(tokens in the mask / chunk) times, a traced number,
+which a loop can do that nobody differentiates.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 TokenLoss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 Head = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
@@ -101,6 +104,43 @@ def logits_from(hidden: jax.Array, unembedding: jax.Array) -> jax.Array:
   return jnp.einsum("nd,vd->nv", hidden, unembedding, preferred_element_type=dtype)
 
 
+def tokens_by_chunk(mask: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
+  """The tokens in the mask, in order and without gaps, ready to be cut into chunks.
+
+  Args:
+    mask: bool [num_tokens].
+    chunk: tokens in a chunk.
+
+  Returns:
+    (int32 [ceil(num_tokens / chunk) * chunk], number of chunks int32): indices of tokens; past
+    those in the mask ever larger indices that no token has. Chunks from the number on hold only
+    these, so there is no mask that does not fit.
+
+  >>> tokens, chunks = tokens_by_chunk(jnp.array([False, True, False, True, True]), chunk=2)
+  >>> tokens.tolist(), int(chunks)
+  ([1, 3, 4, 8, 9, 10], 2)
+  """
+  num_tokens = mask.size
+  places = jnp.arange(-(-num_tokens // chunk) * chunk, dtype=jnp.int32)
+  count = jnp.sum(mask, dtype=jnp.int32)
+  inside_first = jnp.argsort(~mask, stable=True).astype(jnp.int32)
+  inside_first = jnp.pad(inside_first, (0, places.size - num_tokens))
+  return jnp.where(places < count, inside_first, num_tokens + places), (count + chunk - 1) // chunk
+
+
+@jax.custom_jvp
+def _first_derivative_only(args: Any) -> Any:
+  return args
+
+
+@_first_derivative_only.defjvp
+def _refuse_second_derivative(primals, tangents):
+  raise TypeError(
+    "distillation_head has no second derivative: its gradient is made in the forward pass, and "
+    "what that would need is not kept. Use egad_jax.head.dense_head, which has all derivatives."
+  )
+
+
 def distillation_head(
   token_loss: TokenLoss,
   *,
@@ -108,6 +148,7 @@ def distillation_head(
   vocab_size: int | None = None,
   student_soft_cap: float | None = None,
   teacher_soft_cap: float | None = None,
+  vocab_sharding: NamedSharding | None = None,
 ) -> Head:
   """Makes the head that turns hidden states into a summed loss without ever holding all logits.
 
@@ -120,6 +161,7 @@ def distillation_head(
       multiplied, and get a zero gradient.
     student_soft_cap: logits become `cap * tanh(logits / cap)`; None for no cap.
     teacher_soft_cap: the same for the teacher.
+    vocab_sharding: how an array [vocab] is split, for `vocab_parallel_head`; None: not at all.
 
   Returns:
     `head(student_hidden [batch, seq, Ds], student_unembedding [Vs, Ds],
@@ -129,8 +171,10 @@ def distillation_head(
     zero outside the mask. Any leading axes instead of [batch, seq]. Gradient flows to
     `student_hidden` and `student_unembedding` alone. Matmuls run in the dtype of the hidden
     states (pass float32 master unembeddings: their gradient is then accumulated and returned in
-    float32); logits, loss and gradient of the logits are float32. Hidden states outside the mask
-    change nothing, NaN included. Without differentiation no gradient work is done.
+    float32); logits, loss and gradient of the logits are float32. Tokens outside the mask are never
+    read: they cost no work and change nothing, NaN included. Without differentiation no gradient
+    work is done; a second derivative is refused with a TypeError. A bias of the logits is one more
+    column of an unembedding, for a hidden feature of 1.
   """
 
   def per_chunk_loss(student_logits, teacher_logits, labels, mask, extras, context):
@@ -140,38 +184,46 @@ def distillation_head(
     stats = {k: jnp.where(mask, jax.lax.stop_gradient(v), 0) for k, v in stats.items()}
     return jnp.sum(jnp.where(mask, loss, 0)), stats
 
-  def scan_chunks(args, with_gradient: bool):
+  def split(x: jax.Array, axis: int) -> jax.Array:
+    """Pins the array axis that is the vocabulary to its devices."""
+    if vocab_sharding is None:
+      return x
+    spec = PartitionSpec(*(None,) * axis, *vocab_sharding.spec)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(vocab_sharding.mesh, spec))
+
+  def loop_over_chunks(args, with_gradient: bool):
     student_hidden, student_unembedding, teacher_hidden, teacher_unembedding = args[:4]
     labels, mask, extras, context = args[4:]
     check_shapes(*args[:-1])
     rows = (student_unembedding.shape[0], teacher_unembedding.shape[0])
     vocab = shared_vocabulary(*rows, vocab_size)
-    leading, num_tokens = mask.shape, mask.size
-    chunk = min(chunk_size or default_chunk_size(num_tokens, vocab), num_tokens)
-    num_chunks = -(-num_tokens // chunk)
+    num_tokens = mask.size
+    parts = vocab_sharding.num_devices if vocab_sharding else 1
+    chunk = min(chunk_size or default_chunk_size(num_tokens, -(-vocab // parts)), num_tokens)
+    tokens, num_chunks = tokens_by_chunk(mask.reshape(-1), chunk)
 
-    def chunked(x):
-      flat = x.reshape(num_tokens, *x.shape[mask.ndim :])
-      padding = [(0, num_chunks * chunk - num_tokens)] + [(0, 0)] * (flat.ndim - 1)
-      return jnp.pad(flat, padding).reshape(num_chunks, chunk, *flat.shape[1:])
+    def flat(x):
+      return x.reshape(num_tokens, *x.shape[mask.ndim :])
 
-    # 0 * NaN is NaN: what the mask excludes must be gone before the matmuls of the gradient.
-    def kept(x):
-      return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, 0)
-
-    student_weight = student_unembedding[:vocab].astype(student_hidden.dtype)
-    teacher_weight = teacher_unembedding[:vocab].astype(teacher_hidden.dtype)
+    arrays = jax.tree.map(flat, (student_hidden, teacher_hidden, labels, extras))
+    student_weight = split(student_unembedding[:vocab].astype(student_hidden.dtype), 0)
+    teacher_weight = split(teacher_unembedding[:vocab].astype(teacher_hidden.dtype), 0)
     accumulator = jnp.promote_types(student_hidden.dtype, jnp.float32)
 
-    def body(carry, xs):
-      total, unembedding_gradient = carry
-      student_rows, teacher_rows, row_labels, row_mask, row_extras = xs
+    def chunk_terms(indices):
+      """(loss, stats, hidden gradient, unembedding gradient) of the tokens of one chunk."""
+      row_mask = indices < num_tokens
+      # A token of the mask fills up the last chunk: no loss meets values that are no token's.
+      filled = jnp.where(row_mask, indices, tokens[0])
+      student_rows, teacher_rows, row_labels, row_extras = jax.tree.map(
+        lambda x: x.at[filled].get(mode="promise_in_bounds"), arrays
+      )
       per_token = (row_labels, row_mask, row_extras, context)
-      teacher_logits = soft_capped(logits_from(teacher_rows, teacher_weight), teacher_soft_cap)
-      student_logits = logits_from(student_rows, student_weight)
+      teacher_logits = split(logits_from(teacher_rows, teacher_weight), 1)
+      teacher_logits = soft_capped(teacher_logits, teacher_soft_cap)
+      student_logits = split(logits_from(student_rows, student_weight), 1)
       if not with_gradient:
-        loss, stats = per_chunk_loss(student_logits, teacher_logits, *per_token)
-        return (total + loss, unembedding_gradient), (None, stats)
+        return *per_chunk_loss(student_logits, teacher_logits, *per_token), None, None
       loss, pullback, stats = jax.vjp(
         lambda z: per_chunk_loss(z, teacher_logits, *per_token),
         student_logits,
@@ -179,40 +231,56 @@ def distillation_head(
       )
       (logits_gradient,) = pullback(jnp.ones_like(loss))
       # The two gradient matmuls in the compute dtype, their sums in float32.
-      logits_gradient = logits_gradient.astype(student_rows.dtype)
+      logits_gradient = split(logits_gradient.astype(student_rows.dtype), 1)
       hidden_gradient = logits_gradient @ student_weight
-      unembedding_gradient += jnp.einsum(
+      unembedding_gradient = jnp.einsum(
         "nv,nd->vd", logits_gradient, student_rows, preferred_element_type=accumulator
       )
-      return (total + loss, unembedding_gradient), (hidden_gradient, stats)
+      return loss, stats, hidden_gradient, split(unembedding_gradient, 0)
 
-    gradient_shape = student_weight.shape if with_gradient else ()
-    start = (jnp.zeros((), accumulator), jnp.zeros(gradient_shape, accumulator))
-    xs = jax.tree.map(
-      chunked,
-      (
-        *(kept(student_hidden), kept(teacher_hidden), kept(labels)),
-        *(mask, {k: kept(v) for k, v in extras.items()}),
-      ),
+    def body(i, carry):
+      total, stats, hidden_gradient, unembedding_gradient = carry
+      indices = jax.lax.dynamic_slice_in_dim(tokens, i * chunk, chunk)
+      terms = chunk_terms(indices)
+
+      def put(whole, part):
+        # What fills up the last chunk has an index that no token has, and is dropped.
+        at = whole.at[indices]
+        return at.set(part, mode="drop", unique_indices=True, indices_are_sorted=True)
+
+      return (
+        total + terms[0],
+        jax.tree.map(put, stats, terms[1]),
+        jax.tree.map(put, hidden_gradient, terms[2]),
+        jax.tree.map(jnp.add, unembedding_gradient, terms[3]),
+      )
+
+    # The loop adds to zeros: the tokens of the mask replace theirs, everything else stays.
+    _, stats, *gradients = jax.eval_shape(chunk_terms, tokens[:chunk])
+    stats = {k: jnp.zeros(num_tokens, v.dtype) for k, v in stats.items()}
+    if with_gradient:
+      whole = split(jnp.zeros(student_weight.shape, accumulator), 0)
+      gradients = [jnp.zeros(arrays[0].shape, gradients[0].dtype), whole]
+    start = (jnp.zeros((), accumulator), stats, *gradients)
+    loss, stats, hidden_gradient, unembedding_gradient = jax.lax.fori_loop(
+      0, num_chunks, body, start
     )
-    (loss, unembedding_gradient), (hidden_gradient, stats) = jax.lax.scan(body, start, xs)
-
-    def unchunked(x):
-      return x.reshape(-1, *x.shape[2:])[:num_tokens].reshape(*leading, *x.shape[2:])
-
-    stats = jax.tree.map(unchunked, stats)
+    output = loss, {k: v.reshape(mask.shape) for k, v in stats.items()}
     if not with_gradient:
-      return (loss, stats), None
+      return output, None
     padding = ((0, rows[0] - vocab), (0, 0))
-    gradients = (unchunked(hidden_gradient), jnp.pad(unembedding_gradient, padding))
-    return (loss, stats), gradients
+    return output, (
+      hidden_gradient.reshape(student_hidden.shape),
+      jnp.pad(unembedding_gradient, padding),
+    )
 
   @jax.custom_vjp
   def summed_loss(*args):
-    return scan_chunks(args, with_gradient=False)[0]
+    return loop_over_chunks(args, with_gradient=False)[0]
 
   def forward(*args):
-    output, (hidden_gradient, unembedding_gradient) = scan_chunks(args, with_gradient=True)
+    args = _first_derivative_only(args)
+    output, (hidden_gradient, unembedding_gradient) = loop_over_chunks(args, with_gradient=True)
     # An empty array carries the dtype that the cotangent of the unembedding must have.
     return output, (hidden_gradient, unembedding_gradient, jnp.zeros((0,), args[1].dtype))
 

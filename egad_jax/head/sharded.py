@@ -18,12 +18,13 @@ def sharded_head(
   *,
   batch_axes: tuple[str, ...],
   sequence_axes: tuple[str, ...] = (),
+  automatic_axes: tuple[str, ...] = (),
 ) -> Head:
   """Runs `head` on each device's tokens; same arguments, value and gradient as `head`.
 
   Tokens are split over all the axes given, so no device repeats another's work: batch rows over
   `batch_axes`, positions over `sequence_axes`. Unembeddings are gathered once, outside the head's
-  scan, and the student's gradient is summed once, after it. The chunks are cut from each device's
+  loop, and the student's gradient is summed once, after it. The chunks are cut from each device's
   own tokens: cutting them from the sharded global array would move every chunk between devices.
 
   Args:
@@ -31,6 +32,7 @@ def sharded_head(
     mesh: the mesh that the caller's arrays live on.
     batch_axes: mesh axes that divide the first axis of the hidden states.
     sequence_axes: mesh axes that divide the second one.
+    automatic_axes: mesh axes that `head` itself splits its arrays over, by sharding constraints.
   """
   tokens = PartitionSpec(batch_axes or None, sequence_axes or None)
   hidden = PartitionSpec(*tokens, None)
@@ -57,6 +59,7 @@ def sharded_head(
       mesh=mesh,
       in_specs=(hidden, whole, hidden, whole, tokens, tokens, tokens, whole),
       out_specs=(device, tokens),
+      axis_names=set(mesh.axis_names) - set(automatic_axes),
       check_vma=False,
     )(
       *(student_hidden, student_unembedding, teacher_hidden, teacher_unembedding),

@@ -55,6 +55,30 @@ def _llama3(
   )
 
 
+def _qwen3(
+  *,
+  dim: int,
+  num_layers: int,
+  num_heads: int,
+  mlp_dim: int,
+  tie_embeddings: bool,
+) -> DecoderConfig:
+  return DecoderConfig(
+    vocab_size=151936,
+    dim=dim,
+    num_layers=num_layers,
+    num_heads=num_heads,
+    num_kv_heads=8,
+    head_dim=128,
+    mlp_dim=mlp_dim,
+    rope_theta=1_000_000.0,
+    norm_eps=1e-6,
+    qk_norm=True,
+    tie_embeddings=tie_embeddings,
+    max_seq_len=40960,
+  )
+
+
 ARCHITECTURES: dict[str, DecoderConfig] = {
   "tiny": DecoderConfig(
     vocab_size=512,
@@ -109,6 +133,11 @@ ARCHITECTURES: dict[str, DecoderConfig] = {
     factor=8.0,
     tie_embeddings=False,
   ),
+  "qwen3-0.6b": _qwen3(dim=1024, num_layers=28, num_heads=16, mlp_dim=3072, tie_embeddings=True),
+  "qwen3-1.7b": _qwen3(dim=2048, num_layers=28, num_heads=16, mlp_dim=6144, tie_embeddings=True),
+  "qwen3-4b": _qwen3(dim=2560, num_layers=36, num_heads=32, mlp_dim=9728, tie_embeddings=True),
+  "qwen3-8b": _qwen3(dim=4096, num_layers=36, num_heads=32, mlp_dim=12288, tie_embeddings=False),
+  "qwen3-32b": _qwen3(dim=5120, num_layers=64, num_heads=64, mlp_dim=25600, tie_embeddings=False),
 }
 
 

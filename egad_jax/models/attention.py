@@ -1,8 +1,10 @@
-"""Grouped-query attention with a mask given from outside and an optional key/value cache."""
+"""Grouped-query attention: of packed rows by an exchangeable implementation, or of a cache."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,6 +14,7 @@ from jax import lax
 from egad_jax.models import rotary
 from egad_jax.models.config import DecoderConfig, LayerKind
 from egad_jax.models.dense import project
+from egad_jax.models.norm import RMSNorm
 
 KeysValues = tuple[jax.Array, jax.Array]
 # Pins an activation whose axes have these logical names (None: any) to the device mesh.
@@ -61,6 +64,47 @@ def _in_window(queries: jax.Array, keys: jax.Array, window: int | None) -> jax.A
   return queries[:, :, None] - keys[:, None, :] < window
 
 
+@dataclasses.dataclass(frozen=True)
+class PackedAttention:
+  """One way of computing the attention of packed rows; all give the same values.
+
+  Attributes:
+    name: of the implementation.
+    prepare: `(positions, segment_ids, window) -> seen`, from int32 `[batch, seq]` what all layers
+      of that window read: who sees whom.
+    attend: `(query, key, value, seen, window) -> out` in the dtype of the query, all
+      `[batch, seq, heads, head_dim]`, of keys and values fewer heads if they are shared. Logits are
+      scaled by head_dim ** -0.5; the softmax is float32 whatever the dtype.
+  """
+
+  name: str
+  prepare: Callable[[jax.Array, jax.Array, int | None], Any]
+  attend: Callable[[jax.Array, jax.Array, jax.Array, Any, int | None], jax.Array]
+
+
+def masked_attention(
+  query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array
+) -> jax.Array:
+  """Attention that XLA compiles; logits of all pairs exist, float32 `[batch, heads, seq, keys]`.
+
+  Args:
+    query: `[batch, seq, num_heads, head_dim]`.
+    key: `[batch, keys, num_kv_heads, head_dim]`.
+    value: as `key`.
+    mask: bool `[batch, 1, seq, keys]`.
+  """
+  # This form takes the softmax in float32 whatever the compute dtype.
+  return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
+
+
+# Works everywhere, and XLA itself splits it over a mesh.
+XLA = PackedAttention(
+  "xla",
+  lambda positions, segment_ids, window: packed_mask(positions, segment_ids, window=window),
+  lambda query, key, value, mask, window: masked_attention(query, key, value, mask),
+)
+
+
 class Attention(nn.Module):
   """Attention of one layer, without its norm and residual."""
 
@@ -69,13 +113,14 @@ class Attention(nn.Module):
   dtype: jnp.dtype
   params_dtype: jnp.dtype
   constrain: Constrain
+  packed: PackedAttention
 
   @nn.compact
   def __call__(
     self,
     x: jax.Array,
     cos_sin: tuple[jax.Array, jax.Array],
-    mask: jax.Array,
+    seen: Any,
     cache: KeysValues | None = None,
     cache_length: jax.Array | None = None,
   ) -> tuple[jax.Array, KeysValues | None]:
@@ -84,7 +129,7 @@ class Attention(nn.Module):
     Args:
       x: `[batch, seq, dim]` in the compute dtype.
       cos_sin: from `rotary.rotations`.
-      mask: bool `[batch, 1, seq, keys]`.
+      seen: from `cached_mask` when there is a cache, else from `packed.prepare`.
       cache: keys and values `[batch, max_len, num_kv_heads, head_dim]`, or None.
       cache_length: scalar int32, the first free place of the cache.
 
@@ -95,15 +140,18 @@ class Attention(nn.Module):
     query = self._project("query", x, c.num_heads, "heads")
     key = self._project("key", x, c.num_kv_heads, "kv_heads")
     value = self._project("value", x, c.num_kv_heads, "kv_heads")
+    if c.qk_norm:
+      query = RMSNorm(c.norm_eps, self.params_dtype, "head_dim", name="query_norm")(query)
+      key = RMSNorm(c.norm_eps, self.params_dtype, "head_dim", name="key_norm")(key)
     if self.kind.rope:
       query, key = rotary.rotate(query, cos_sin), rotary.rotate(key, cos_sin)
-    if cache is not None:
-      key = lax.dynamic_update_slice_in_dim(cache[0], key, cache_length, axis=1)
-      value = lax.dynamic_update_slice_in_dim(cache[1], value, cache_length, axis=1)
-      cache = (key, value)
-    # The XLA form takes the softmax in float32 whatever the compute dtype.
-    out = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
-    return self._combine(out), cache
+    if cache is None:
+      return self._combine(self.packed.attend(query, key, value, seen, self.kind.window)), None
+    key, value = (
+      lax.dynamic_update_slice_in_dim(old, new, cache_length, axis=1)
+      for old, new in zip(cache, (key, value), strict=True)
+    )
+    return self._combine(masked_attention(query, key, value, seen)), (key, value)
 
   def _project(self, name: str, x: jax.Array, heads: int, axis: str) -> jax.Array:
     init = nn.initializers.variance_scaling(

@@ -52,6 +52,7 @@ class DecoderConfig:
     rope_theta: base of the rotary wavelengths.
     rope_scaling: None or the scaling of the rotary frequencies.
     norm_eps: added to the mean square in RMSNorm.
+    qk_norm: whether each head's queries and keys are normalised before their rotation (Qwen3).
     tie_embeddings: whether the unembedding is the embedding table.
     max_seq_len: positions the model was made for.
     logit_soft_cap: cap c of c·tanh(logits / c), applied by the head; None is no cap.
@@ -72,6 +73,7 @@ class DecoderConfig:
   rope_theta: float = 10_000.0
   rope_scaling: Llama3RopeScaling | None = None
   norm_eps: float = 1e-5
+  qk_norm: bool = False
   tie_embeddings: bool = True
   max_seq_len: int = 2048
   logit_soft_cap: float | None = None

@@ -7,7 +7,7 @@ Hugging Face numbering of taps: 0 is the embeddings, i the output of layer i (co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,9 +16,17 @@ import numpy as np
 from jax import lax
 
 from egad_jax.models import rotary
-from egad_jax.models.attention import Attention, Constrain, KeysValues, cached_mask, packed_mask
+from egad_jax.models.attention import (
+  XLA,
+  Attention,
+  Constrain,
+  KeysValues,
+  PackedAttention,
+  cached_mask,
+)
 from egad_jax.models.config import DecoderConfig, LayerKind
 from egad_jax.models.dense import project
+from egad_jax.models.norm import RMSNorm
 
 REMAT_POLICIES = {
   "none": None,
@@ -46,24 +54,8 @@ class Shared(NamedTuple):
   """What all layers read: the same arrays in every turn of the scan."""
 
   cos_sin: tuple[jax.Array, jax.Array]
-  masks: tuple[jax.Array, ...]
+  seen: tuple[Any, ...]
   cache_length: jax.Array | None
-
-
-class RMSNorm(nn.Module):
-  """x / sqrt(mean(x²) + eps) · scale, computed in float32, returned in the dtype of x."""
-
-  eps: float
-  params_dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Normalises `x` `[batch, seq, dim]` along its last axis."""
-    init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",))
-    scale = self.param("scale", init, (x.shape[-1],), self.params_dtype)
-    wide = x.astype(jnp.float32)
-    inverse = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-    return (wide * inverse * scale.astype(jnp.float32)[None, None, :]).astype(x.dtype)
 
 
 class MLP(nn.Module):
@@ -101,23 +93,24 @@ class Block(nn.Module):
   dtype: jnp.dtype
   params_dtype: jnp.dtype
   constrain: Constrain
+  packed: PackedAttention
 
   @nn.compact
   def __call__(
     self,
     x: jax.Array,
     cos_sin: tuple[jax.Array, jax.Array],
-    mask: jax.Array,
+    seen: Any,
     cache: KeysValues | None,
     cache_length: jax.Array | None,
   ) -> tuple[jax.Array, KeysValues | None]:
     """Maps `x` `[batch, seq, dim]` to the same shape; see `Attention` for the rest."""
     c = self.config
     common = (self.dtype, self.params_dtype, self.constrain)
-    attended, cache = Attention(c, self.kind, *common, name="attention")(
+    attended, cache = Attention(c, self.kind, *common, self.packed, name="attention")(
       RMSNorm(c.norm_eps, self.params_dtype, name="attention_norm")(x),
       cos_sin,
-      mask,
+      seen,
       cache,
       cache_length,
     )
@@ -135,6 +128,7 @@ class Repeat(nn.Module):
   params_dtype: jnp.dtype
   constrain: Constrain
   remat: str
+  packed: PackedAttention
 
   @nn.compact
   def __call__(
@@ -157,12 +151,12 @@ class Repeat(nn.Module):
     if self.remat != "none":
       # Inside a scan nothing can be merged across the checkpoint, so the barrier is only a cost.
       block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
-    common = (self.dtype, self.params_dtype, self.constrain)
+    common = (self.dtype, self.params_dtype, self.constrain, self.packed)
     written = []
     for i, kind in enumerate(self.config.pattern):
       layer = block(self.config, kind, *common, name=f"block_{i}")
       cache = None if caches is None else caches[i]
-      x, cache = layer(x, shared.cos_sin, shared.masks[i], cache, shared.cache_length)
+      x, cache = layer(x, shared.cos_sin, shared.seen[i], cache, shared.cache_length)
       written.append(cache)
       if buffer is not None:
         buffer = lax.dynamic_update_index_in_dim(buffer, x, slots[i], axis=0)
@@ -177,6 +171,7 @@ class Decoder(nn.Module):
   params_dtype: jnp.dtype = jnp.float32
   constrain: Constrain = nn.with_logical_constraint
   remat: str = "none"
+  packed: PackedAttention = XLA
 
   @nn.compact
   def __call__(
@@ -240,12 +235,12 @@ class Decoder(nn.Module):
     by_window = {}
     for window in {kind.window for kind in c.pattern}:
       if cache is None:
-        by_window[window] = packed_mask(positions, segment_ids, window=window)
+        by_window[window] = self.packed.prepare(positions, segment_ids, window)
       else:
         by_window[window] = cached_mask(positions, cache.positions, window=window)
     return Shared(
       cos_sin=rotary.rotations(positions, freqs),
-      masks=tuple(by_window[kind.window] for kind in c.pattern),
+      seen=tuple(by_window[kind.window] for kind in c.pattern),
       cache_length=None if cache is None else cache.length,
     )
 
@@ -258,9 +253,8 @@ class Decoder(nn.Module):
       length=self.config.repeats,
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    return scanned(
-      self.config, self.dtype, self.params_dtype, self.constrain, self.remat, name="layers"
-    )
+    common = (self.dtype, self.params_dtype, self.constrain)
+    return scanned(self.config, *common, self.remat, self.packed, name="layers")
 
   def _taps(self, taps: Sequence[int], hidden: jax.Array, buffer: jax.Array | None) -> jax.Array:
     if buffer is None:

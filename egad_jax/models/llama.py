@@ -261,11 +261,12 @@ def config_to_hf(
   Raises:
     InputError: if Llama cannot express the architecture.
   """
-  if config.logit_soft_cap is not None or any(k.window or not k.rope for k in config.pattern):
+  unlike = any(k.window or not k.rope for k in config.pattern) or config.qk_norm
+  if config.logit_soft_cap is not None or unlike:
     raise InputError(
       "only models of the Llama family can be exported: every layer with rotary positions and "
-      f"without a window, no logit soft cap; got pattern {config.pattern} and "
-      f"logit_soft_cap {config.logit_soft_cap}."
+      "without a window, no logit soft cap, no norm of queries and keys; got pattern "
+      f"{config.pattern}, logit_soft_cap {config.logit_soft_cap} and qk_norm {config.qk_norm}."
     )
   scaling = None
   if config.rope_scaling is not None:

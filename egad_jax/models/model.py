@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from egad_jax.models.attention import Constrain
+from egad_jax.models.attention import XLA, Constrain, PackedAttention
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.decoder import REMAT_POLICIES, Cache, Decoder
 
@@ -48,6 +48,7 @@ def make_model(
   remat: str = "none",
   params_dtype: Any = jnp.float32,
   constrain: Constrain = nn.with_logical_constraint,
+  attention: PackedAttention = XLA,
 ) -> Model:
   """Makes the functions of a decoder.
 
@@ -59,17 +60,20 @@ def make_model(
     params_dtype: dtype of the parameters that `init` makes.
     constrain: pins an activation to the device mesh by the logical names of its axes; Flax's own
       does nothing unless its rules are set.
+    attention: how `apply` attends within its rows; `decode` always does as `attention.XLA`.
 
   Raises:
     ValueError: if `remat` is unknown.
   """
   if remat not in REMAT_POLICIES:
     raise ValueError(f'remat must be one of {", ".join(REMAT_POLICIES)}; got "{remat}".')
-  decoder = Decoder(config, jnp.dtype(dtype), jnp.dtype(params_dtype), constrain, remat)
+  dtypes = jnp.dtype(dtype), jnp.dtype(params_dtype)
+  decoder = Decoder(config, *dtypes, constrain, remat, attention)
 
   def boxed_init(key: jax.Array) -> Params:
     ids = jnp.zeros((1, 1), jnp.int32)
-    return decoder.init(key, ids, ids, ids)["params"]
+    # Parameters do not depend on the attention, and kernels do not take rows of one token.
+    return decoder.clone(packed=XLA).init(key, ids, ids, ids)["params"]
 
   def init(key: jax.Array) -> Params:
     return nn.meta.unbox(boxed_init(key))

@@ -31,6 +31,21 @@ def evenly_spaced(num_teacher_layers: int, num_layers: int) -> tuple[int, ...]:
   return tuple(int(i) for i in np.round(spaced))
 
 
+def shape_from_layers(config: DecoderConfig, layer_indices: Sequence[int]) -> DecoderConfig:
+  """The architecture of some of a model's layers, in the order given.
+
+  Raises:
+    InputError: if there are no indices or one is out of range.
+  """
+  if not layer_indices or not all(0 <= i < config.num_layers for i in layer_indices):
+    raise InputError(
+      f"the student's layers must be some of the teacher's, 0 to {config.num_layers - 1}; "
+      f"got {tuple(layer_indices)}."
+    )
+  pattern = _shortest_pattern([config.kind(i) for i in layer_indices])
+  return dataclasses.replace(config, num_layers=len(layer_indices), pattern=pattern)
+
+
 def student_from_layers(
   config: DecoderConfig, params: Params, layer_indices: Sequence[int]
 ) -> tuple[DecoderConfig, Params]:
@@ -48,13 +63,8 @@ def student_from_layers(
   Raises:
     InputError: if there are no indices or one is out of range.
   """
-  if not layer_indices or not all(0 <= i < config.num_layers for i in layer_indices):
-    raise InputError(
-      f"the student's layers must be some of the teacher's, 0 to {config.num_layers - 1}; "
-      f"got {tuple(layer_indices)}."
-    )
-  pattern = _shortest_pattern([config.kind(i) for i in layer_indices])
-  student = dataclasses.replace(config, num_layers=len(layer_indices), pattern=pattern)
+  student = shape_from_layers(config, layer_indices)
+  pattern = student.pattern
   layers = {}
   for slot in range(len(pattern)):
     chosen = [_layer(config, params, i) for i in layer_indices[slot :: len(pattern)]]

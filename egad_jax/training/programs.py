@@ -44,15 +44,7 @@ class Programs:
   def compile_step(self) -> Any:
     """The train step as one executable: `(state, teacher_params, batch) -> (state, metrics)`."""
     started = time.monotonic()
-    state = self.run.abstract_state()
-    step = jax.jit(
-      self.run.train_step(),
-      # The state comes back where it was, in the memory of the one passed in.
-      out_shardings=(jax.tree.map(lambda x: x.sharding, state), sharding.replicated(self.run.mesh)),
-      donate_argnums=0,
-      compiler_options=self._options,
-    )
-    compiled = step.lower(state, self.run.abstract_teacher(), self.run.abstract_batch()).compile()
+    compiled = self.run.lower_step().compile()
     _LOG.info("compiled the train step in %.1f s", time.monotonic() - started)
     return compiled
 

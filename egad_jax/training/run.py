@@ -13,7 +13,7 @@ from egad_jax import sharding
 from egad_jax.data.batches import AnyBatch, Batch, PairedBatch
 from egad_jax.data.packing import Rows
 from egad_jax.data.tokenizer import Tokenizer
-from egad_jax.head import distillation_head, sharded_head
+from egad_jax.head import head_on_mesh
 from egad_jax.head.chunked import Head
 from egad_jax.losses.method import Context, Method, State
 from egad_jax.models.model import Model
@@ -127,18 +127,15 @@ class Run:
 
   def head(self, token_loss: Any) -> Head:
     """The chunked head over this run's mesh and vocabulary."""
-    head = distillation_head(
+    return head_on_mesh(
       token_loss,
-      chunk_size=self.chunk_size,
-      vocab_size=self.tokenizer.vocab_size,
-      student_soft_cap=self.pair.student.config.logit_soft_cap,
-      teacher_soft_cap=self.pair.teacher.config.logit_soft_cap,
-    )
-    return sharded_head(
-      head,
       self.mesh,
       batch_axes=sharding.BATCH_AXES,
-      sequence_axes=sharding.SEQUENCE_AXES,
+      tensor_axis=sharding.TENSOR_AXIS,
+      vocab_size=self.tokenizer.vocab_size,
+      chunk_size=self.chunk_size,
+      student_soft_cap=self.pair.student.config.logit_soft_cap,
+      teacher_soft_cap=self.pair.teacher.config.logit_soft_cap,
     )
 
   def aligned_head(self, loss: RowLoss) -> AlignedHead:
@@ -270,6 +267,18 @@ class Run:
     ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
     batch = Batch(ids, ids, ids, ids, jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows))
     return batch if self.rows.sides == 1 else PairedBatch(batch, batch, ids, ids)
+
+  def lower_step(self) -> jax.stages.Lowered:
+    """The train step, `(state, teacher_params, batch) -> (state, metrics)`, ready to compile."""
+    state = self.abstract_state()
+    step = jax.jit(
+      self.train_step(),
+      # The state comes back where it was, in the memory of the one passed in.
+      out_shardings=(jax.tree.map(lambda x: x.sharding, state), sharding.replicated(self.mesh)),
+      donate_argnums=0,
+      compiler_options=self.compiler_options or None,
+    )
+    return step.lower(state, self.abstract_teacher(), self.abstract_batch())
 
   def disk_bytes(self) -> int:
     """Bytes of the checkpoints (those that stay and one being written) and the export, about."""

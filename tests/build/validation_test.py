@@ -39,6 +39,7 @@ def test_the_defaults_are_few_and_need_a_teacher():
   ("values", "message"),
   [
     ({"method": "egda"}, r"config\.method must be one of egad, vanilla_kd, .*; got 'egda'"),
+    ({"attention": "flash"}, r"config\.attention must be one of auto, splash, cudnn, xla; got 'f"),
     ({"student__dtype": "f16"}, r"config\.student\.dtype must be one of bfloat16, float32"),
     ({"student__init": "zeros"}, r"config\.student\.init must be one of layers, random, source"),
     ({"student__init": "source"}, r"config\.student\.source is required with"),

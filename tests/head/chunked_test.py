@@ -69,6 +69,9 @@ def test_evaluation_is_the_value_of_training():
 
 def test_tokens_outside_the_mask_change_nothing_nan_included():
   problem = random_problem()
+  # The last token is out, and the last chunk has places to fill.
+  problem = problem._replace(mask=problem.mask.at[-1, -1].set(False))
+  assert int(problem.mask.sum()) % 7
   head = distillation_head(token_loss, chunk_size=7)
   expected = value_and_gradients(head, problem)
   outside = ~problem.mask[..., None]
@@ -196,3 +199,65 @@ def test_logits_of_bfloat16_are_not_rounded_to_it():
   logits = logits_from(hidden, unembedding)
   assert logits.dtype == jnp.float32
   assert logits[0, 0] == 257  # bfloat16 has 256 and 258.
+
+
+@pytest.mark.parametrize(("tokens", "chunks"), [(0, 0), (1, 1), (7, 1), (8, 2), (40, 6)])
+def test_the_loop_runs_only_for_the_tokens_in_the_mask(tokens, chunks):
+  problem = random_problem()
+  mask = np.zeros(problem.mask.size, bool)
+  mask[np.random.default_rng(0).permutation(mask.size)[:tokens]] = True
+  runs = []
+
+  def counted(*arguments):
+    jax.debug.callback(lambda: runs.append(1))
+    return token_loss(*arguments)
+
+  head = jax.jit(distillation_head(counted, chunk_size=7))
+  jax.block_until_ready(
+    value_and_gradients(head, problem, mask=jnp.asarray(mask.reshape(problem.mask.shape)))
+  )
+  jax.effects_barrier()
+  assert len(runs) == chunks
+
+
+def test_a_second_derivative_is_refused():
+  problem = random_problem()
+  rest = (*problem[2:], extras_for(problem), {"base": jnp.float32(1.3)})
+
+  def total(head, hidden):
+    return head(hidden, problem.student_unembedding, *rest)[0]
+
+  chunked = jax.grad(lambda hidden: total(distillation_head(token_loss), hidden))
+  with pytest.raises(TypeError, match=r"no second derivative.*egad_jax\.head\.dense_head"):
+    jax.grad(lambda hidden: jnp.sum(chunked(hidden) ** 2))(problem.student_hidden)
+  with pytest.raises(TypeError, match="no second derivative"):
+    jax.jvp(chunked, (problem.student_hidden,), (problem.student_hidden,))
+  dense = jax.grad(lambda hidden: total(dense_head(token_loss), hidden))
+  assert jnp.any(jax.grad(lambda hidden: jnp.sum(dense(hidden) ** 2))(problem.student_hidden))
+
+
+def test_a_bias_is_a_column_of_the_unembedding():
+  problem = random_problem()
+  bias = jnp.linspace(-1, 1, 37)
+
+  def widened(hidden, unembedding):
+    one = jnp.ones((*hidden.shape[:-1], 1))
+    return (
+      jnp.concatenate([hidden, one], -1),
+      jnp.concatenate([unembedding, bias[:, None]], -1),
+    )
+
+  def biased(student_logits, teacher_logits, labels, extras, context):
+    shifted = (student_logits + bias[None], teacher_logits + bias[None])
+    return token_loss(*shifted, labels, extras, context)
+
+  _, expected = value_and_gradients(dense_head(biased), problem)
+  _, found = value_and_gradients(
+    distillation_head(token_loss, chunk_size=7),
+    problem._replace(
+      teacher_hidden=widened(*problem[2:4])[0], teacher_unembedding=widened(*problem[2:4])[1]
+    ),
+    student_hidden=widened(*problem[:2])[0],
+    student_unembedding=widened(*problem[:2])[1],
+  )
+  assert_same([gradient[..., :-1] for gradient in found], expected)

@@ -20,6 +20,11 @@ from egad_jax.models.model import make_model
     ("llama-3.2-3b", 3212.7),
     ("llama-3.1-8b", 8030.3),
     ("llama-3.1-70b", 70553.7),
+    ("qwen3-0.6b", 596.0),
+    ("qwen3-1.7b", 1720.6),
+    ("qwen3-4b", 4022.5),
+    ("qwen3-8b", 8190.7),
+    ("qwen3-32b", 32762.1),
   ],
 )
 def test_parameters_are_as_many_as_published(name, millions):

@@ -1,11 +1,31 @@
-"""Tests of the attention masks; the attention itself is tested with the decoder."""
+"""Tests of the attention of packed rows: masks, and each implementation against plain XLA.
+
+Kernels run interpreted, or are compiled for devices that are not there.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import os
+
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from egad_jax.models.attention import cached_mask, packed_mask
+from egad_jax import sharding
+from egad_jax.models import cudnn, splash
+from egad_jax.models.architectures import architecture
+from egad_jax.models.attention import XLA, cached_mask, packed_mask
+from egad_jax.models.config import LayerKind
+from egad_jax.models.cudnn import cudnn_attention
+from egad_jax.models.model import make_model
+from egad_jax.models.splash import splash_attention
+from egad_jax.planning.chips import topology
+from egad_jax.planning.environment import prepare_environment
+from egad_jax.planning.plan import devices_of
+
+SEQ = 256
 
 
 def test_packed_mask_is_causal_within_segments():
@@ -37,3 +57,276 @@ def test_cached_mask_skips_empty_places():
   np.testing.assert_array_equal(mask[0, 0], [[1, 1, 0, 0, 0], [1, 1, 0, 1, 0]])
   mask = cached_mask(jnp.array([[1, 2]]), keys, window=2)
   np.testing.assert_array_equal(mask[0, 0], [[1, 1, 0, 0, 0], [0, 1, 0, 1, 0]])
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+  """Several blocks in a short row."""
+  monkeypatch.setattr(splash, "_LARGEST_BLOCK", 128)
+
+
+def packed_rows(lengths=((100, 90, 66), (31, 200, 25))):
+  """(positions, segment_ids): two documents and a tail a row, none cut where blocks are."""
+  positions = [np.concatenate([np.arange(n) for n in row]) for row in lengths]
+  segments = [np.repeat([1, 2, 0], row) for row in lengths]
+  return jnp.asarray(positions, jnp.int32), jnp.asarray(segments, jnp.int32)
+
+
+def projections(*, heads, kv_heads, head_dim=16, rows=2, dtype=jnp.float32):
+  """(query, key, value), large enough that a wrong scale shows."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  shapes = [(rows, SEQ, n, head_dim) for n in (heads, kv_heads, kv_heads)]
+  return tuple(
+    (2 * jax.random.normal(key, shape)).astype(dtype)
+    for key, shape in zip(keys, shapes, strict=True)
+  )
+
+
+def value_and_gradients(attention, arrays, rows, *, window=None, weight=None):
+  def objective(*arrays):
+    out = attention.attend(*arrays, attention.prepare(*rows, window), window)
+    weighted = jnp.sin(out.astype(jnp.float32))
+    return jnp.sum(weighted if weight is None else weighted * weight), out
+
+  (_, out), gradients = jax.jit(jax.value_and_grad(objective, (0, 1, 2), has_aux=True))(*arrays)
+  return out, *gradients
+
+
+def assert_close(got, wanted, *, atol):
+  for name, a, b in zip(("output", "query", "key", "value"), got, wanted, strict=True):
+    assert a.dtype == b.dtype
+    np.testing.assert_allclose(
+      np.float32(a), np.float32(b), atol=atol * max(1, np.abs(b).max()), err_msg=name
+    )
+
+
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_splash_equals_xla_in_value_and_gradient(small_blocks, kv_heads, window):
+  arrays, rows = projections(heads=4, kv_heads=kv_heads), packed_rows()
+  kernel = splash_attention(interpret=True)
+  got = value_and_gradients(kernel, arrays, rows, window=window)
+  assert_close(got, value_and_gradients(XLA, arrays, rows, window=window), atol=1e-5)
+
+
+def test_bfloat16_splash_is_about_as_exact_as_xla(small_blocks):
+  """Of float32 arrays; one rounding more, of the scaled query, is all there may be."""
+  rows, sizes = packed_rows(), {"heads": 4, "kv_heads": 2, "head_dim": 24}
+  exact = value_and_gradients(XLA, projections(**sizes), rows)
+
+  def errors(attention):
+    got = value_and_gradients(attention, projections(**sizes, dtype=jnp.bfloat16), rows)
+    assert {x.dtype for x in got} == {jnp.dtype(jnp.bfloat16)}
+    norm = jnp.linalg.norm
+    return [norm(jnp.float32(a) - b) / norm(b) for a, b in zip(got, exact, strict=True)]
+
+  for ours, theirs in zip(errors(splash_attention(interpret=True)), errors(XLA), strict=True):
+    assert ours < 1.5 * theirs < 0.1
+
+
+@pytest.mark.parametrize("attention", [XLA, splash_attention(interpret=True)], ids=lambda a: a.name)
+def test_logits_are_scaled_once(small_blocks, attention):
+  query, key, value = projections(heads=2, kv_heads=1, head_dim=24)
+  positions, segments = packed_rows()
+  out = attention.attend(query, key, value, attention.prepare(positions, segments, None), None)
+  place = 150
+  seen = np.flatnonzero((segments[0] == segments[0, place]) & (np.arange(SEQ) <= place))
+  for head in range(2):
+    logits = np.float64(key[0, seen, 0]) @ np.float64(query[0, place, head]) / np.sqrt(24)
+    weights = np.exp(logits - logits.max())
+    wanted = weights / weights.sum() @ np.float64(value[0, seen, 0])
+    np.testing.assert_allclose(out[0, place, head], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("poison", [1e12, -1e12])
+@pytest.mark.parametrize("poisoned", [1, 2, 0])
+@pytest.mark.parametrize("attention", [XLA, splash_attention(interpret=True)], ids=lambda a: a.name)
+def test_no_segment_sees_another(small_blocks, attention, poisoned, poison):
+  """Not even values that would outweigh everything; NaN would spread by 0 * NaN, masked or not."""
+  arrays, rows = projections(heads=4, kv_heads=2), packed_rows()
+  inside = (rows[1] == poisoned)[:, :, None, None]
+  # Outputs of the poisoned segment have no part in the objective.
+  weight = jnp.where(inside, 0.0, 1.0)
+  bad = tuple(jnp.where(inside, poison, x) for x in arrays)
+  clean = value_and_gradients(attention, arrays, rows, weight=weight)
+  dirty = value_and_gradients(attention, bad, rows, weight=weight)
+  for a, b in zip(clean, dirty, strict=True):
+    np.testing.assert_array_equal(jnp.where(inside, 0, a), jnp.where(inside, 0, b))
+  for gradient in clean[1:]:
+    assert not jnp.any(jnp.where(inside, gradient, 0))
+
+
+@pytest.mark.parametrize(
+  ("shape", "heads", "kv_heads"),
+  [
+    ((2, 1, 2, 2), 4, 2),  # Key heads divide.
+    ((1, 1, 2, 4), 8, 2),  # Only query heads do: key heads are repeated.
+    ((1, 2, 1, 4), 6, 3),  # Neither: repeated work.
+    ((1, 1, 8, 1), 4, 2),  # Not even the rows do.
+  ],
+)
+def test_splash_on_a_mesh_equals_xla(small_blocks, shape, heads, kv_heads):
+  mesh = sharding.make_mesh(dict(zip(sharding.AXES, shape, strict=True)))
+  arrays = projections(heads=heads, kv_heads=kv_heads, head_dim=8, rows=4)
+  rows = tuple(jnp.concatenate([x, x[::-1]]) for x in packed_rows())
+  got = value_and_gradients(splash_attention(mesh, interpret=True), arrays, rows)
+  assert_close(got, value_and_gradients(XLA, arrays, rows), atol=1e-5)
+
+
+def small_decoder(**changes):
+  pattern = (LayerKind(), LayerKind(window=50))
+  sizes = {"num_layers": 2, "max_seq_len": 4096, "pattern": pattern}
+  return dataclasses.replace(architecture("tiny"), **sizes | changes)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_a_decoder_with_splash_equals_one_without(small_blocks, remat):
+  config = small_decoder()
+  positions, segments = packed_rows()
+  tokens = jax.random.randint(jax.random.key(1), positions.shape, 0, config.vocab_size)
+  params = jax.jit(make_model(config).init)(jax.random.key(2))
+  documents = (segments > 0)[:, :, None]
+
+  def run(attention):
+    model = make_model(config, remat=remat, attention=attention)
+
+    def objective(p):
+      hidden, taps = model.apply(p, tokens, positions, segments, taps=(2,))
+      hidden = jnp.where(documents, hidden, 0)
+      return jnp.sum(jnp.sin(hidden)) + jnp.sum(jnp.where(documents, taps[0], 0) ** 2), hidden
+
+    (_, hidden), gradients = jax.jit(jax.value_and_grad(objective, has_aux=True))(params)
+    return hidden, gradients
+
+  got, wanted = run(splash_attention(interpret=True)), run(XLA)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * max(1, np.abs(b).max())), got, wanted
+  )
+
+
+def test_initial_values_and_decoding_do_not_depend_on_the_attention():
+  config = small_decoder()
+  plain, kernel = make_model(config), make_model(config, attention=splash_attention())
+  params, others = (jax.jit(m.init)(jax.random.key(0)) for m in (plain, kernel))
+  jax.tree.map(np.testing.assert_array_equal, params, others)
+  tokens, positions = jnp.array([[3, 4, 5]]), jnp.arange(3)[None]
+  wanted, _ = plain.decode(params, tokens, positions, plain.init_cache(1, 8))
+  got, _ = kernel.decode(params, tokens, positions, kernel.init_cache(1, 8))
+  np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize(
+  ("seq_len", "head_dim", "reason"),
+  [
+    (128, 8, None),
+    (2048, 64, None),
+    (640, 512, None),
+    (100, 64, "rows must be a multiple of 128 tokens long, and they have 100"),
+    (128, 6, "head_dim must be a multiple of 8 and at most 512, and it is 6"),
+    (128, 520, "head_dim must be a multiple of 8 and at most 512, and it is 520"),
+  ],
+)
+def test_what_splash_cannot_serve(seq_len, head_dim, reason):
+  assert splash.unserved(seq_len=seq_len, head_dim=head_dim) == reason
+  if reason:
+    x = jnp.zeros((1, seq_len, 1, head_dim))
+    with pytest.raises(ValueError, match=f"splash attention: {reason}"):
+      splash_attention().attend(x, x, x, jnp.zeros((1, seq_len), jnp.int32), None)
+
+
+@pytest.mark.parametrize(("seq_len", "size"), [(128, 128), (640, 128), (768, 384), (4096, 512)])
+def test_blocks_divide_the_row(seq_len, size):
+  assert splash._block(seq_len) == size
+
+
+@pytest.fixture
+def absent_mesh(request):
+  """Four TPUs that are not there, of (topology, size of the tensor axis)."""
+  name, tensor = request.param
+  before = dict(os.environ)
+  prepare_environment(name)
+  shape = {"replica": 1, "data": 1, "fsdp": -1, "tensor": tensor}
+  yield sharding.make_mesh(shape, devices_of(topology(name)))
+  os.environ.clear()
+  os.environ.update(before)
+
+
+def compiled_decoder(config, mesh, attention, *, seq, backward):
+  model = make_model(
+    config,
+    dtype=jnp.bfloat16,
+    remat="full",
+    constrain=sharding.constrain(mesh),
+    attention=attention,
+  )
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  places = sharding.parameter_shardings(mesh, model.logical_axes(), shapes)
+  params = jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
+  )
+  rows = jax.ShapeDtypeStruct((4, seq), jnp.int32, sharding=sharding.batch_sharding(mesh))
+  run = lambda p, *rows: jnp.sum(model.apply(p, *rows)[0].astype(jnp.float32))
+  run = jax.grad(run) if backward else run
+  return jax.jit(run).lower(params, rows, rows, rows).compile()
+
+
+@pytest.mark.parametrize(
+  "absent_mesh", [("v5e:2x2", 1), ("v5e:2x2", 4), ("v6e:2x2", 2)], indirect=True
+)
+def test_a_decoder_with_splash_compiles_for_tpus(absent_mesh):
+  config = small_decoder(dim=128, head_dim=64)
+  attention = splash_attention(absent_mesh)
+  trained = compiled_decoder(config, absent_mesh, attention, seq=1024, backward=True).as_text()
+  for phase in ("fwd", "dq", "dkv"):
+    assert f"splash_mha_{phase}_segmented" in trained
+  assert "1024,1024]" not in trained
+  read = compiled_decoder(config, absent_mesh, attention, seq=1024, backward=False).as_text()
+  assert "splash_mha_fwd_segmented_no_residuals" in read
+
+
+@pytest.mark.parametrize(
+  ("changes", "reason"),
+  [
+    ({}, None),
+    ({"head_dim": 256, "capability": (9, 0)}, None),
+    ({"head_dim": 256}, "head_dim must be a multiple of 8 and at most 128, and it is 256"),
+    ({"head_dim": 12}, "head_dim must be a multiple of 8 and at most 128, and it is 12"),
+    ({"dtype": jnp.float32}, "the dtype must be bfloat16, and it is float32"),
+    ({"seq_len": 127}, "rows must have an even number of tokens, and they have 127"),
+    ({"capability": (7, 5)}, "it needs an NVIDIA GPU of compute capability 8.0 or above"),
+    ({"capability": None}, "it needs an NVIDIA GPU of compute capability 8.0 or above"),
+  ],
+)
+def test_what_cudnn_cannot_serve(changes, reason):
+  served = {"seq_len": 128, "head_dim": 64, "dtype": jnp.bfloat16, "capability": (8, 0)}
+  assert cudnn.unserved(**served | changes) == reason
+
+
+@pytest.mark.parametrize("on_mesh", [False, True])
+def test_cudnn_lowers_for_cuda(monkeypatch, on_mesh):
+  """Only as far as the calls of cuDNN; nothing here can run them."""
+
+  class Installed:
+    @staticmethod
+    def cudnn_get_version():
+      return 91000
+
+  from jax._src.cudnn import fused_attention_stablehlo
+
+  monkeypatch.setattr(fused_attention_stablehlo, "cuda_versions", Installed)
+  mesh = None
+  if on_mesh:
+    mesh = sharding.make_mesh({"replica": 1, "data": 1, "fsdp": 2, "tensor": 4})
+  attention = cudnn_attention(mesh)
+  arrays = projections(heads=4, kv_heads=2, dtype=jnp.bfloat16)
+  rows = packed_rows()
+
+  def objective(*arrays):
+    out = attention.attend(*arrays, attention.prepare(*rows, None), None)
+    return jnp.sum(out.astype(jnp.float32))
+
+  gradient = jax.jit(jax.grad(objective, (0, 1, 2)))
+  text = gradient.trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
+  assert "__cudnn$fmhaScaleBiasSoftmax" in text
+  assert "__cudnn$fmhaScaleBiasSoftmaxBackward" in text
+  assert "\\22mask_type\\22: \\22CAUSAL\\22" in text

@@ -39,7 +39,9 @@ def reference_layer(config, kind, p, x):
     * config.rope_theta ** (-np.arange(config.head_dim // 2) * 2 / config.head_dim)
   )
 
-  def rotated(y):
+  def rotated(y, which):
+    if config.qk_norm:
+      y = norm(y, a[f"{which}_norm"]["scale"], config.norm_eps)
     half = config.head_dim // 2
     z = (y[:, :half] + 1j * y[:, half:]) * turn
     return np.concatenate([z.real, z.imag], -1) if kind.rope else y
@@ -47,8 +49,8 @@ def reference_layer(config, kind, p, x):
   out = np.zeros_like(x)
   for head in range(config.num_heads):
     shared = head // (config.num_heads // config.num_kv_heads)
-    query = rotated(normed @ a["query"][:, head])
-    key, value = rotated(normed @ a["key"][:, shared]), normed @ a["value"][:, shared]
+    query = rotated(normed @ a["query"][:, head], "query")
+    key, value = rotated(normed @ a["key"][:, shared], "key"), normed @ a["value"][:, shared]
     for i in range(len(x)):
       first = 0 if kind.window is None else max(0, i - kind.window + 1)
       scores = key[first : i + 1] @ query[i] / np.sqrt(config.head_dim)
@@ -80,9 +82,11 @@ def shaken(config):
   return jax.tree.map(lambda a: a + 0.2 * rng.standard_normal(a.shape).astype(np.float32), params)
 
 
-@pytest.mark.parametrize("pattern", [(FULL,), (UNROTATED, LOCAL)])
-def test_hidden_states_and_taps_equal_the_reference(config, pattern):
-  config = dataclasses.replace(config, num_layers=4, pattern=pattern)
+@pytest.mark.parametrize(
+  ("pattern", "qk_norm"), [((FULL,), False), ((UNROTATED, LOCAL), False), ((FULL,), True)]
+)
+def test_hidden_states_and_taps_equal_the_reference(config, pattern, qk_norm):
+  config = dataclasses.replace(config, num_layers=4, pattern=pattern, qk_norm=qk_norm)
   params = shaken(config)
   rows = batch(config)
   taps = (4, 0, 3, 1)

@@ -11,7 +11,7 @@ import pytest
 from egad_jax.errors import InputError
 from egad_jax.models.config import LayerKind
 from egad_jax.models.model import make_model
-from egad_jax.models.student import evenly_spaced, student_from_layers
+from egad_jax.models.student import evenly_spaced, shape_from_layers, student_from_layers
 
 
 @pytest.mark.parametrize("layers", range(1, 31))
@@ -73,3 +73,7 @@ def test_kinds_go_with_their_layers(config):
 def test_impossible_layers_are_refused(config, params, layers):
   with pytest.raises(InputError, match="must be some of the teacher's, 0 to 2"):
     student_from_layers(config, params, layers)
+
+
+def test_the_shape_is_the_same_without_parameters(config, params):
+  assert shape_from_layers(config, (0, 2)) == student_from_layers(config, params, (0, 2))[0]

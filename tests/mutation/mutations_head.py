@@ -32,14 +32,8 @@ _CHUNKED = [
   (
     "options",
     "the teacher gets the student's cap",
-    "teacher_weight), teacher_soft_cap)",
-    "teacher_weight), student_soft_cap)",
-  ),
-  (
-    "mask",
-    "stats outside the mask",
-    "jnp.where(mask, jax.lax.stop_gradient(v), 0)",
-    "jax.lax.stop_gradient(v)",
+    "teacher_logits = soft_capped(teacher_logits, teacher_soft_cap)",
+    "teacher_logits = soft_capped(teacher_logits, student_soft_cap)",
   ),
   (
     "mask",
@@ -55,33 +49,58 @@ _CHUNKED = [
   ),
   (
     "mask",
-    "hidden states outside the mask reach the matmuls",
-    "return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, 0)",
-    "return x",
+    "a token outside the mask fills up the last chunk",
+    "filled = jnp.where(row_mask, indices, tokens[0])",
+    "filled = jnp.minimum(indices, num_tokens - 1)",
   ),
   (
     "mask",
     "the student's first rows are cut instead of its padding",
-    "student_weight = student_unembedding[:vocab].astype",
-    "student_weight = student_unembedding[-vocab:].astype",
+    "split(student_unembedding[:vocab].astype",
+    "split(student_unembedding[-vocab:].astype",
   ),
   (
     "mask",
     "the teacher's first rows are cut instead of its padding",
-    "teacher_weight = teacher_unembedding[:vocab].astype",
-    "teacher_weight = teacher_unembedding[-vocab:].astype",
+    "split(teacher_unembedding[:vocab].astype",
+    "split(teacher_unembedding[-vocab:].astype",
+  ),
+  (
+    "mask",
+    "tokens outside the mask come first",
+    "inside_first = jnp.argsort(~mask, stable=True)",
+    "inside_first = jnp.argsort(mask, stable=True)",
+  ),
+  (
+    "off by one",
+    "the last, uneven chunk is dropped",
+    "(count + chunk - 1) // chunk",
+    "count // chunk",
+  ),
+  (
+    "comparison",
+    "one token too many is in the mask",
+    "jnp.where(places < count, inside_first, num_tokens + places)",
+    "jnp.where(places <= count, inside_first, num_tokens + places)",
+  ),
+  (
+    "mask",
+    "what fills up the last chunk counts",
+    "row_mask = indices < num_tokens",
+    "row_mask = indices < 2 * num_tokens + indices",
   ),
   (
     "reduction",
-    "evaluation keeps the last chunk's loss alone",
-    "return (total + loss, unembedding_gradient), (None, stats)",
-    "return (loss, unembedding_gradient), (None, stats)",
+    "evaluation counts the first chunk alone",
+    "return *per_chunk_loss(student_logits, teacher_logits, *per_token), None, None",
+    "loss, stats = per_chunk_loss(student_logits, teacher_logits, *per_token)\n"
+    "        return loss * (indices[0] == tokens[0]), stats, None, None",
   ),
   (
     "reduction",
-    "training keeps the last chunk's loss alone",
-    "return (total + loss, unembedding_gradient), (hidden_gradient, stats)",
-    "return (loss, unembedding_gradient), (hidden_gradient, stats)",
+    "the last chunk's loss replaces the others",
+    "total + terms[0],",
+    "terms[0],",
   ),
   (
     "sign",
@@ -92,14 +111,14 @@ _CHUNKED = [
   (
     "sign",
     "the unembedding's gradient is subtracted",
-    "unembedding_gradient += jnp.einsum(",
-    "unembedding_gradient -= jnp.einsum(",
+    "jax.tree.map(jnp.add, unembedding_gradient, terms[3])",
+    "jax.tree.map(jnp.subtract, unembedding_gradient, terms[3])",
   ),
   (
     "reduction",
     "the unembedding's gradient is that of the last chunk",
-    "unembedding_gradient += jnp.einsum(",
-    "unembedding_gradient = jnp.einsum(",
+    "jax.tree.map(jnp.add, unembedding_gradient, terms[3])",
+    "terms[3]",
   ),
   (
     "promotion",
@@ -115,9 +134,9 @@ _CHUNKED = [
   ),
   (
     "off by one",
-    "padding is kept, the first tokens are cut",
-    "return x.reshape(-1, *x.shape[2:])[:num_tokens].reshape",
-    "return x.reshape(-1, *x.shape[2:])[-num_tokens:].reshape",
+    "chunks overlap",
+    "indices = jax.lax.dynamic_slice_in_dim(tokens, i * chunk, chunk)",
+    "indices = jax.lax.dynamic_slice_in_dim(tokens, i, chunk)",
   ),
   (
     "mask",
@@ -184,6 +203,11 @@ MUTATIONS = (
 )
 
 EQUIVALENTS = (
+  Equivalent(
+    "head/chunked.py",
+    "drop the mask of the stats",
+    "what fills up the last chunk has an index that no token has, and is dropped",
+  ),
   Equivalent(
     "head/chunked.py",
     "drop the stop-gradient of the teacher's arrays",

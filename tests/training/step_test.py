@@ -11,7 +11,7 @@ import pytest
 from configs import tiny
 from egad_jax import build, sharding
 from egad_jax.data.batches import Batch, shift
-from egad_jax.head import distillation_head, sharded_head
+from egad_jax.head import distillation_head, head_on_mesh
 from egad_jax.losses import Branch, Curriculum, Temperature
 from egad_jax.losses.distribution import EntropyDistribution
 from egad_jax.losses.egad import make_egad, make_vanilla_kd
@@ -96,11 +96,10 @@ def make_step(method: Method, *, accumulation: int = 1, mesh=None):
   taps = method.feature_loss is not None
 
   def make_head(token_loss):
-    head = distillation_head(token_loss, chunk_size=8)
     if mesh is None:
-      return head
-    axes = {"batch_axes": sharding.BATCH_AXES, "sequence_axes": sharding.SEQUENCE_AXES}
-    return sharded_head(head, mesh, **axes)
+      return distillation_head(token_loss, chunk_size=8)
+    axes = {"batch_axes": sharding.BATCH_AXES, "tensor_axis": sharding.TENSOR_AXIS}
+    return head_on_mesh(token_loss, mesh, vocab_size=VOCAB, chunk_size=8, **axes)
 
   return jax.jit(
     make_train_step(

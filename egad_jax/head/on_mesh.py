@@ -1,0 +1,58 @@
+"""Which head a mesh gets: what the batch leaves unused splits the vocabulary, or else positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from egad_jax.head.chunked import Head, TokenLoss, distillation_head
+from egad_jax.head.sharded import sharded_head
+from egad_jax.head.vocab_parallel import vocab_parallel_head
+
+
+def vocabulary_parts(mesh: jax.sharding.Mesh, tensor_axis: str, vocab_size: int) -> int:
+  """How many devices of the tensor axis share the vocabulary; 1 where it does not divide it."""
+  devices = mesh.shape[tensor_axis]
+  return devices if vocab_size % devices == 0 else 1
+
+
+def head_on_mesh(
+  token_loss: TokenLoss,
+  mesh: jax.sharding.Mesh,
+  *,
+  batch_axes: tuple[str, ...],
+  tensor_axis: str,
+  vocab_size: int,
+  chunk_size: int | None = None,
+  student_soft_cap: float | None = None,
+  teacher_soft_cap: float | None = None,
+) -> Head:
+  """`distillation_head` on a mesh, so that no device repeats another's work; same value, gradient.
+
+  `vocab_parallel_head` where the tensor axis divides the vocabulary; else `sharded_head` with
+  positions over that axis, which must then divide the sequence: shards of unequal size move more
+  than whole unembeddings do.
+
+  Args:
+    token_loss: as for `distillation_head`.
+    mesh: the mesh that the caller's arrays live on.
+    batch_axes: mesh axes that divide the first axis of the hidden states.
+    tensor_axis: the mesh axis that the batch leaves unused.
+    vocab_size: as for `distillation_head`, but it must be given.
+    chunk_size: as for `distillation_head`.
+    student_soft_cap: as for `distillation_head`.
+    teacher_soft_cap: as for `distillation_head`.
+  """
+  options: dict[str, Any] = {
+    "chunk_size": chunk_size,
+    "vocab_size": vocab_size,
+    "student_soft_cap": student_soft_cap,
+    "teacher_soft_cap": teacher_soft_cap,
+  }
+  if vocabulary_parts(mesh, tensor_axis, vocab_size) > 1:
+    return vocab_parallel_head(
+      token_loss, mesh, batch_axes=batch_axes, vocab_axis=tensor_axis, **options
+    )
+  head = distillation_head(token_loss, **options)
+  return sharded_head(head, mesh, batch_axes=batch_axes, sequence_axes=(tensor_axis,))

@@ -1,0 +1,74 @@
+"""Attention of packed rows by cuDNN's flash attention, through `jax.nn.dot_product_attention`.
+
+cuDNN knows no segment ids. Two of its inputs can express packed rows. jax's packed layout (offsets
+and lengths of segments) is not public, needs a Hopper GPU and a fixed bound on the segments of a
+row, and leaves places outside every segment undefined. The boolean mask is public; jax adds it to
+the logits as 0 or about -2e12 in bfloat16. Every token sees itself, so that the largest logit of a
+row is an ordinary one, and in cuDNN's float32 softmax each masked pair gets a weight of exactly 0.
+So the mask is what is used, together with cuDNN's own causal mask, which skips blocks above the
+diagonal. It costs `[batch, 1, seq, seq]` in bfloat16, and its unused gradient as much in the
+backward pass, where XLA's form costs as many float32 for every head.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from egad_jax.models.attention import PackedAttention, packed_mask
+from egad_jax.models.per_device import per_device
+
+_AMPERE, _HOPPER = (8, 0), (9, 0)
+
+
+def unserved(
+  *, seq_len: int, head_dim: int, dtype: jnp.dtype, capability: tuple[int, ...] | None
+) -> str | None:
+  """Why cuDNN cannot take such arrays; None if it can.
+
+  Args:
+    seq_len: tokens of a row.
+    head_dim: size of a head.
+    dtype: that the model computes in.
+    capability: the GPU's compute capability; None: not one of NVIDIA's.
+  """
+  if capability is None or capability < _AMPERE:
+    return "it needs an NVIDIA GPU of compute capability 8.0 or above"
+  if jnp.dtype(dtype) != jnp.bfloat16:
+    return f"the dtype must be bfloat16, and it is {jnp.dtype(dtype).name}"
+  largest = 256 if capability >= _HOPPER else 128
+  if head_dim % 8 or head_dim > largest:
+    return f"head_dim must be a multiple of 8 and at most {largest}, and it is {head_dim}"
+  if seq_len % 2:
+    return f"rows must have an even number of tokens, and they have {seq_len}"
+  return None
+
+
+def cudnn_attention(mesh: jax.sharding.Mesh | None = None) -> PackedAttention:
+  """Makes the attention; `attend` reads the bool mask `[batch, 1, seq, seq]` of `packed_mask`.
+
+  Args:
+    mesh: the mesh that the caller's arrays live on; None: one device.
+
+  Raises:
+    RuntimeError, NotImplementedError: jax's own, by `attend`, where there is no cuDNN or it cannot
+      take the arrays.
+  """
+
+  def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, window: int | None
+  ) -> jax.Array:
+    del window  # The mask has it.
+    return per_device(mesh, _attend, ("batch", None, "seq", None))(query, key, value, mask)
+
+  return PackedAttention(
+    "cudnn",
+    lambda positions, segment_ids, window: packed_mask(positions, segment_ids, window=window),
+    attend,
+  )
+
+
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+  return jax.nn.dot_product_attention(
+    query, key, value, mask=mask, is_causal=True, implementation="cudnn"
+  )
