@@ -1,0 +1,30 @@
+"""What must be set before jax is imported, so that it compiles for TPUs that are not there."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import MutableMapping
+
+from egad_jax.errors import InputError
+from egad_jax.planning.chips import topology
+
+
+def prepare_environment(name: str, environment: MutableMapping[str, str] = os.environ) -> None:
+  """Sets what libtpu reads for a topology on a machine without TPUs; before jax is imported.
+
+  Raises:
+    InputError: the topology does not exist, or libtpu is not installed.
+  """
+  slice_ = topology(name)
+  if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in environment:
+    raise InputError("planning needs the TPU compiler, libtpu: pip install libtpu.")
+  environment.update(
+    {
+      "TPU_SKIP_MDS_QUERY": "1",
+      "TPU_WORKER_HOSTNAMES": "localhost",
+      "TPU_ACCELERATOR_TYPE": f"{slice_.chip}-8",
+      "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+      "JAX_PLATFORMS": "cpu",
+    }
+  )

@@ -1,0 +1,91 @@
+"""Where a program's memory goes, from the compiler's own assignment of buffers."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from typing import NamedTuple
+
+from egad_jax.planning.program import Program, shape_bytes
+
+TREES = ("teacher", "student", "optimizer", "other")
+
+
+class Buffer(NamedTuple):
+  """One array in memory: bytes on a device with padding, shape, and the line it comes from."""
+
+  bytes: int
+  shape: str
+  source: str
+
+
+class Memory(NamedTuple):
+  """Memory of one device.
+
+  Attributes:
+    arguments: bytes of the program's arguments, by tree.
+    outputs: bytes of outputs that do not lie in an argument's memory.
+    temporaries: bytes that live only during a step.
+    largest: the largest buffers, which need not be there at the same time.
+  """
+
+  arguments: dict[str, int]
+  outputs: int
+  temporaries: int
+  largest: list[Buffer]
+
+  @property
+  def total(self) -> int:
+    """Bytes in all."""
+    return sum(self.arguments.values()) + self.outputs + self.temporaries
+
+
+def _tree(path: str) -> str:
+  for prefix, tree in (
+    ("teacher_params", "teacher"),
+    ("state.params['student']", "student"),
+    ("state.opt_state", "optimizer"),
+  ):
+    if path.startswith(prefix):
+      return tree
+  return "other"
+
+
+def read_memory(dump: pathlib.Path, program: Program, *, count: int = 10) -> Memory:
+  """Reads the buffer assignment that the compiler left, whether or not the program fits.
+
+  Args:
+    dump: directory that the compiler wrote to.
+    program: of the same compilation.
+    count: how many of the largest buffers to keep.
+  """
+  (path,) = dump.glob("*train_step*.after_optimizations-buffer-assignment.txt")
+  arguments = dict.fromkeys(TREES, 0)
+  outputs = temporaries = 0
+  candidates: dict[tuple[int, int], Buffer] = {}
+  group, tree = 0, ""
+  for line in path.read_text().splitlines():
+    if allocation := re.match(r"allocation (\d+): size (\d+), (.*)", line):
+      group, size, about = int(allocation[1]), int(allocation[2]), allocation[3]
+      tree = "" if "parameter" in about else "temporary"
+      if "color" in about or "thread-local" in about or "constant" in about:
+        tree = "elsewhere"  # On the chip, or too small to see.
+      elif tree and "preallocated-temp" in about:
+        temporaries += size
+      elif tree:
+        outputs += size
+      pending = size
+    elif value := re.match(
+      r" value: <\d+ (\S+?)(?:\{[\d,]*\})?(?: \(phi\))? @0> \(size=(\d+),offset=(\d+)\): (.*)", line
+    ):
+      name, size, offset, shape = value[1], int(value[2]), int(value[3]), value[4]
+      source = program.source(name)
+      if not tree:  # The first value of a parameter's allocation is the parameter.
+        tree = _tree(source)
+        arguments[tree] += pending
+      if tree != "elsewhere" and shape_bytes(shape):
+        key = (group, offset)
+        if key not in candidates or size > candidates[key].bytes:
+          candidates[key] = Buffer(size, shape.split("{")[0], source)
+  largest = sorted(candidates.values(), key=lambda buffer: -buffer.bytes)[:count]
+  return Memory(arguments, outputs, temporaries, largest)

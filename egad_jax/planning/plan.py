@@ -1,0 +1,224 @@
+"""Compiles a run's train step for a topology that need not be there, and accounts for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+import tempfile
+import time
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from egad_jax import sharding
+from egad_jax.errors import InputError
+from egad_jax.head.chunked import default_chunk_size
+from egad_jax.head.on_mesh import vocabulary_parts
+from egad_jax.planning.chips import CHIPS, Topology
+from egad_jax.planning.memory import Buffer, read_memory
+from egad_jax.planning.program import Collective, Program
+from egad_jax.training.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What is known of a run before it starts; the fields are the keys of `--json`.
+
+  Attributes:
+    config: its file's name.
+    topology: such as v5e:16x16.
+    devices: chips of it.
+    chip: kind.
+    fits: whether the compiler places the step in the chip's memory.
+    hbm_bytes: that memory; the compiler keeps some of it, and the program's code lies there too.
+    arguments_bytes: of one device, by tree; "other" is the batch and the method's own.
+    temporaries_bytes: of one device, what lives only during a step.
+    total_bytes: of one device: arguments, outputs that are not in their place, temporaries.
+    flops: matrix products of one step on all devices.
+    flops_minimum: what the two models need: see `minimum_flops`.
+    modelled_seconds: of a step, by the compiler's estimated cycles, and the least time that
+      attention kernels can take; no communication in it.
+    roofline_seconds: of a step: `flops_minimum` at the peak, or all arguments read once.
+    tokens_per_step: places for targets in a batch.
+    tokens_per_second: `tokens_per_step / modelled_seconds`.
+    mfu: `flops_minimum` over what the devices could do in `modelled_seconds`.
+    collectives: of one device in one step.
+    largest_buffers: of one device; not all at the same time.
+    compile_seconds: on this machine.
+  """
+
+  config: str
+  topology: str
+  devices: int
+  chip: str
+  fits: bool
+  hbm_bytes: int
+  arguments_bytes: dict[str, int]
+  temporaries_bytes: int
+  total_bytes: int
+  flops: int
+  flops_minimum: int
+  modelled_seconds: float | None
+  roofline_seconds: float | None
+  tokens_per_step: int
+  tokens_per_second: float | None
+  mfu: float | None
+  collectives: list[Collective]
+  largest_buffers: list[Buffer]
+  compile_seconds: float
+  notes: tuple[str, ...] = ()
+
+  def as_json(self) -> dict[str, Any]:
+    """The plan as JSON values, without the notes."""
+    values = dataclasses.asdict(self)
+    del values["notes"]
+    values["largest_buffers"] = [buffer._asdict() for buffer in self.largest_buffers]
+    return values
+
+
+def devices_of(slice_: Topology) -> Any:
+  """The devices of a topology, to make meshes of and compile for.
+
+  Raises:
+    InputError: libtpu cannot be loaded, or does not know the topology.
+  """
+  try:
+    found = topologies.get_topology_desc(platform="tpu", topology_name=slice_.name).devices
+  except Exception as error:  # Of several classes, by what is wrong with libtpu.
+    raise InputError(f"libtpu cannot make the topology {slice_.name}: {error}") from error
+  if len(found) != slice_.devices:
+    raise InputError(f"libtpu makes {len(found)} devices of {slice_.name}, not {slice_.devices}.")
+  return found
+
+
+def minimum_flops(run: Run) -> int:
+  """FLOPs that no way of computing a step avoids, on all devices, if every place is a target.
+
+  Two for each parameter of the teacher's layers and token, six for the student's; the heads'
+  2 N V (Dt + 3 Ds); attention of whole rows with its causal half.
+  """
+  tokens, pair = run.batch_size * run.rows.seq_len, run.pair
+  head = pair.teacher.config.dim + 3 * pair.student.config.dim
+  total = 2 * tokens * run.tokenizer.vocab_size * head
+  for model, passes in ((pair.teacher, 1), (pair.student, 3)):
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    layers = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes["layers"]))
+    c = model.config
+    windows = (c.kind(i).window or run.rows.seq_len for i in range(c.num_layers))
+    keys = sum(min(window, run.rows.seq_len / 2) for window in windows)
+    total += int(passes * tokens * (2 * layers + 4 * keys * c.num_heads * c.head_dim))
+  return total
+
+
+def head_chunks(run: Run) -> int:
+  """Trips of the head's loop on one device when every place is a target."""
+  vocab = run.tokenizer.vocab_size
+  parts = vocabulary_parts(run.mesh, sharding.TENSOR_AXIS, vocab)
+  places = run.batch_size // run.accumulation * run.rows.seq_len // (run.mesh.size // parts)
+  chunk = run.chunk_size or default_chunk_size(places, vocab // parts)
+  return -(-places // min(chunk, places))
+
+
+def plan(run: Run, slice_: Topology, *, config: str) -> Plan:
+  """Compiles the train step of a run made for the devices of a topology.
+
+  Args:
+    run: from `build.plan_run`.
+    slice_: the topology.
+    config: what to call the config.
+  """
+  chip = CHIPS[slice_.chip]
+  minimum = minimum_flops(run)
+  # A cached executable leaves no dump.
+  jax.config.update("jax_enable_compilation_cache", False)
+  with tempfile.TemporaryDirectory(prefix="egad_jax_plan_") as directory:
+    dump = pathlib.Path(directory)
+    started = time.monotonic()
+    compiled = _compile(run, dump)
+    seconds = time.monotonic() - started
+    # Estimates are in the last text, which a program that does not fit never gets to.
+    stage = "after_optimizations" if compiled is None else "after_codegen"
+    (path,) = dump.glob(f"*train_step*.{stage}.txt")
+    program = Program(path.read_text(), traced_trips=head_chunks(run))
+    memory = read_memory(dump, program)
+  if compiled is not None:
+    stats = compiled.memory_analysis()
+    outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    memory = memory._replace(outputs=outputs, temporaries=stats.temp_size_in_bytes)
+  tokens = run.batch_size * run.rows.seq_len
+  peak = chip.flops_per_second * slice_.devices
+  bandwidth = chip.hbm_bytes_per_second
+  modelled = None
+  if compiled is not None:
+    kernels = (kernel.seconds(chip.flops_per_second, bandwidth) for kernel in program.kernels)
+    modelled = program.cycles / chip.hertz + sum(kernels)
+  in_kernels = sum(kernel.calls * (kernel.flops or 0) for kernel in program.kernels)
+  return Plan(
+    config=config,
+    topology=slice_.name,
+    devices=slice_.devices,
+    chip=slice_.chip,
+    fits=compiled is not None,
+    hbm_bytes=chip.hbm_bytes,
+    arguments_bytes=memory.arguments,
+    temporaries_bytes=memory.temporaries,
+    total_bytes=memory.total,
+    flops=(program.matmul_flops() + in_kernels) * slice_.devices,
+    flops_minimum=minimum,
+    modelled_seconds=modelled,
+    roofline_seconds=max(minimum / peak, sum(memory.arguments.values()) / bandwidth)
+    if modelled
+    else None,
+    tokens_per_step=tokens,
+    tokens_per_second=tokens / modelled if modelled else None,
+    mfu=minimum / peak / modelled if modelled else None,
+    collectives=program.collectives,
+    largest_buffers=memory.largest,
+    compile_seconds=seconds,
+    notes=_notes(program, slice_),
+  )
+
+
+def _compile(run: Run, dump: pathlib.Path) -> Any:
+  """The executable, or None if it does not fit; the compiler's own account is in `dump`."""
+  lowered = run.lower_step()
+  try:
+    return lowered.compile({"xla_dump_to": str(dump), "xla_dump_hlo_as_text": True})
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" in str(error) and "hbm" in str(error).lower():
+      return None
+    raise
+
+
+def _notes(program: Program, slice_: Topology) -> tuple[str, ...]:
+  chip = CHIPS[slice_.chip]
+  moved = sum(collective.bytes for collective in program.collectives)
+  notes = [
+    "The modelled time adds up the compiler's estimated cycles, loops times their trips. It leaves "
+    "out communication between chips, waiting for memory that those estimates do not foresee, and "
+    "the host.",
+    f"The collectives move {moved / 1e9:.2f} GB a device and step; at the links' "
+    f"{chip.ici_bytes_per_second / 1e9:.0f} GB/s that takes {moved / chip.ici_bytes_per_second:.4f}"
+    " s, hidden behind the computation or not.",
+    "FLOPs and times are for batches in which every place is a target; the least FLOPs are "
+    "those of rows that are one document each.",
+  ]
+  if program.traced_loops:
+    notes.append(
+      f"{program.traced_loops} loops have a number of trips that only the running program knows "
+      "(the head's); they are taken to run as often as the head does then."
+    )
+  known = sum(kernel.calls for kernel in program.kernels if kernel.flops is not None)
+  if known:
+    notes.append(
+      f"For the {known} calls of the attention kernel the compiler estimates nothing: they are "
+      "taken to need the least time that their FLOPs and bytes do."
+    )
+  if unknown := sum(kernel.calls for kernel in program.kernels if kernel.flops is None):
+    notes.append(
+      f"{unknown} calls of other hand-written kernels are missing from the FLOPs, and take no "
+      "longer in the model than moving their bytes does."
+    )
+  return tuple(notes)

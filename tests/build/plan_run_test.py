@@ -1,0 +1,97 @@
+"""A run that is only compiled: from the architectures alone, and the same program as a run's."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+from configs import quickstart
+from egad_jax import build
+from egad_jax.errors import InputError
+from egad_jax.models.architectures import architecture
+from tests.build.configs import changed
+
+
+def planned(**values):
+  return build.plan_run(changed(**values), jax.devices()[:4])
+
+
+def test_it_lowers_the_program_that_a_run_compiles(small, tmp_path):
+  devices = jax.devices()[:4]
+  run = build.build(small(), tmp_path, devices=devices)
+  plan = build.plan_run(small(), devices)
+  assert plan.abstract_state() == run.abstract_state()
+  assert plan.lower_step().as_text() == run.lower_step().as_text()
+
+
+def test_nothing_is_read():
+  config = {
+    "teacher__source": "no/teacher",
+    "teacher__architecture": "qwen3-8b",
+    "student__init": "source",
+    "student__source": "no/student",
+    "student__architecture": "qwen3-0.6b",
+    "data__source": "no/data",
+    "data__tokenizer": "",
+  }
+  run = planned(**config)
+  assert run.pair.teacher.config == architecture("qwen3-8b")
+  assert run.pair.student.config == architecture("qwen3-0.6b")
+  assert run.tokenizer.vocab_size == 151_936
+  assert (run.pair.student_params, run.pair.teacher_params) == (None, None)
+
+
+def test_layers_of_a_teacher_that_is_not_there():
+  config = quickstart.get_config()
+  config.teacher.architecture = "smollm2-135m"
+  run = build.plan_run(config, jax.devices()[:4])
+  assert run.pair.student.config.num_layers == 13
+  assert run.pair.student.config.dim == run.pair.teacher.config.dim == 576
+
+
+def test_a_random_student_of_another_architecture():
+  sizes = dict.fromkeys((f"student__{n}" for n in ("dim", "num_heads", "num_kv_heads")), 0)
+  run = planned(student__architecture="smollm2-135m", student__mlp_dim=0, **sizes)
+  student = run.pair.student.config
+  # Two layers and the tokenizer's 512 entries, as the config says; the rest is the architecture's.
+  assert (student.num_layers, student.vocab_size) == (2, 512)
+  assert (student.dim, student.head_dim, student.mlp_dim) == (576, 64, 1536)
+
+
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    ({"teacher__source": "a/b"}, r"teacher\.architecture must name what .*teacher\.source=a/b has"),
+    (
+      {"student__init": "source", "student__source": "a/b"},
+      r"config\.student\.architecture must name what config\.student\.source=a/b has",
+    ),
+    ({"teacher__source": "a", "teacher__architecture": "b"}, r'unknown architecture "b"'),
+    ({"student__init": "layers"}, r"random:tiny has random values; use student\.init=random"),
+    ({"method": "x_token"}, r"config\.method=x_token cannot be planned"),
+    ({"mesh__data": 3}, r"the mesh must use all 4 devices"),
+    ({"batch_size": 6}, r"must divide config\.batch_size / accumulation \(6\)"),
+  ],
+)
+def test_what_cannot_be_planned(values, message):
+  with pytest.raises(InputError, match=message):
+    planned(**values)
+
+
+def test_a_source_must_have_the_architecture_that_was_planned(small, tmp_path, monkeypatch):
+  from egad_jax.build import models
+  from egad_jax.models.load import Pretrained
+
+  shape = architecture("smollm2-360m")
+  monkeypatch.setattr(models, "load_pretrained", lambda *a, **k: Pretrained(shape, {}, None, "x"))
+  config = small(teacher__source="x", teacher__architecture="smollm2-135m")
+  with pytest.raises(
+    InputError, match=r"teacher\.architecture is smollm2-135m, of dim 576, but x has 960; name"
+  ):
+    build.build(config, tmp_path)
+
+
+def test_a_student_that_cannot_be_exported_is_refused_before_training(small, tmp_path):
+  sizes = {f"student__{n}": 0 for n in ("dim", "num_heads", "num_kv_heads", "mlp_dim")}
+  with pytest.raises(InputError, match="only models of the Llama family can be exported"):
+    build.build(small(student__architecture="qwen3-0.6b", **sizes), tmp_path)

@@ -1,0 +1,143 @@
+"""Plans of small configs, against the compiler's own numbers and against analysis."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import jax
+import pytest
+
+from egad_jax import build
+from egad_jax.planning import plan as planning
+from egad_jax.planning.chips import topology
+from egad_jax.planning.environment import prepare_environment
+from egad_jax.planning.program import Program
+from tests.build.configs import changed
+
+SLICE = topology("v5e:2x2")
+
+
+@pytest.fixture(scope="module")
+def devices():
+  before = dict(os.environ)
+  prepare_environment(SLICE.name)
+  yield planning.devices_of(SLICE)
+  os.environ.clear()
+  os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def vanilla(devices):
+  """(run, executable) of plain distillation, large enough for matmuls to be most of it."""
+  config = changed(
+    method="vanilla_kd",
+    attention="xla",
+    batch_size=4,
+    seq_len=128,
+    student__remat="none",
+    student__dim=128,
+    student__num_heads=4,
+    student__num_kv_heads=2,
+    student__mlp_dim=256,
+  )
+  run = build.plan_run(config, devices)
+  return run, run.lower_step().compile()
+
+
+@pytest.fixture(scope="module")
+def planned(vanilla):
+  return planning.plan(vanilla[0], SLICE, config="vanilla")
+
+
+def test_memory_is_the_compiler_s_own(vanilla, planned):
+  stats = vanilla[1].memory_analysis()
+  assert planned.fits
+  assert sum(planned.arguments_bytes.values()) == stats.argument_size_in_bytes
+  assert planned.temporaries_bytes == stats.temp_size_in_bytes
+  outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
+  assert planned.total_bytes == stats.argument_size_in_bytes + outputs + stats.temp_size_in_bytes
+
+
+def test_trees_have_the_bytes_of_their_arrays(vanilla, planned):
+  """At least those of the shards, padded to tiles."""
+  run = vanilla[0]
+  state = run.abstract_state()
+
+  def bytes_of(tree):
+    leaves = jax.tree.leaves(tree)
+    return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
+
+  for tree, arrays in (
+    ("teacher", run.abstract_teacher()),
+    ("student", state.params["student"]),
+    ("optimizer", state.opt_state),
+  ):
+    assert bytes_of(arrays) <= planned.arguments_bytes[tree] < 20 * bytes_of(arrays), tree
+
+
+def test_flops_of_the_heads_are_the_least_possible(vanilla):
+  run, compiled = vanilla
+  program = Program(compiled.as_text(), traced_trips=planning.head_chunks(run))
+  found = 4 * program.matmul_flops(lambda op: "shard_map" in op.rest)
+  dims = run.pair.teacher.config.dim + 3 * run.pair.student.config.dim
+  wanted = 2 * 4 * 128 * run.tokenizer.vocab_size * dims
+  assert found == pytest.approx(wanted, rel=0.02)
+
+
+def test_all_flops_are_the_least_possible_but_for_the_mask_of_attention(vanilla, planned):
+  run = vanilla[0]
+  causal_half = sum(
+    passes * 2 * 128 * 4 * 128 * c.num_layers * c.num_heads * c.head_dim
+    for passes, c in ((1, run.pair.teacher.config), (3, run.pair.student.config))
+  )
+  assert planned.flops_minimum == planning.minimum_flops(run)
+  assert planned.flops == pytest.approx(planned.flops_minimum + causal_half, rel=0.02)
+
+
+def test_flops_of_loop_bodies_counted_once_are_xla_s(vanilla):
+  program = Program(vanilla[1].as_text())
+  once = sum(
+    program._flops(op)
+    for name, ops in program.computations.items()
+    if program.times.get(name)
+    for op in ops
+  )
+  # XLA counts element-wise work too.
+  assert 0.85 < once / vanilla[1].cost_analysis()["flops"] <= 1
+
+
+def test_the_attention_kernel_counts(vanilla, devices, planned):
+  """One block of 128 x 128 and no square of logits: forward 2 products, backward 3 and 4."""
+  config = changed(
+    method="vanilla_kd",
+    batch_size=4,
+    seq_len=128,
+    student__remat="none",
+    student__dim=128,
+    student__num_heads=4,
+    student__num_kv_heads=2,
+    student__mlp_dim=256,
+  )
+  splash = planning.plan(build.plan_run(config, devices), SLICE, config="splash")
+  pair = vanilla[0].pair
+  product = 2 * 4 * 128 * 128
+  extra = 3 * product * pair.student.config.num_layers * pair.student.config.num_heads
+  # The backward kernels make the logits anew and once more.
+  assert splash.flops - planned.flops == extra * pair.student.config.head_dim
+  assert any("attention kernel" in note for note in splash.notes)
+  assert not any("attention kernel" in note for note in planned.notes)
+
+
+def test_times_are_consistent(planned):
+  assert planned.modelled_seconds > planned.roofline_seconds > 0
+  assert planned.tokens_per_step == 4 * 128
+  assert planned.tokens_per_second == pytest.approx(512 / planned.modelled_seconds)
+  peak = 4 * 197e12 * planned.modelled_seconds
+  assert planned.mfu == pytest.approx(planned.flops_minimum / peak)
+
+
+def test_what_is_large_has_its_line(planned):
+  sizes = [buffer.bytes for buffer in planned.largest_buffers]
+  assert sizes == sorted(sizes, reverse=True)
+  assert all(buffer.source for buffer in planned.largest_buffers)
