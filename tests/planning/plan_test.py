@@ -16,6 +16,17 @@ from egad_jax.planning.program import Program
 from tests.build.configs import changed
 
 SLICE = topology("v5e:2x2")
+# Plain distillation, large enough for matmuls to be most of it.
+LARGE_MATMULS = {
+  "method": "vanilla_kd",
+  "batch_size": 4,
+  "seq_len": 128,
+  "student__remat": "none",
+  "student__dim": 128,
+  "student__num_heads": 4,
+  "student__num_kv_heads": 2,
+  "student__mlp_dim": 256,
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +40,8 @@ def devices():
 
 @pytest.fixture(scope="module")
 def vanilla(devices):
-  """(run, executable) of plain distillation, large enough for matmuls to be most of it."""
-  config = changed(
-    method="vanilla_kd",
-    attention="xla",
-    batch_size=4,
-    seq_len=128,
-    student__remat="none",
-    student__dim=128,
-    student__num_heads=4,
-    student__num_kv_heads=2,
-    student__mlp_dim=256,
-  )
+  """(run, executable) with attention that XLA knows."""
+  config = changed(attention="xla", **LARGE_MATMULS)
   run = build.plan_run(config, devices)
   return run, run.lower_step().compile()
 
@@ -109,17 +110,8 @@ def test_flops_of_loop_bodies_counted_once_are_xla_s(vanilla):
 
 def test_the_attention_kernel_counts(vanilla, devices, planned):
   """One block of 128 x 128 and no square of logits: forward 2 products, backward 3 and 4."""
-  config = changed(
-    method="vanilla_kd",
-    batch_size=4,
-    seq_len=128,
-    student__remat="none",
-    student__dim=128,
-    student__num_heads=4,
-    student__num_kv_heads=2,
-    student__mlp_dim=256,
-  )
-  splash = planning.plan(build.plan_run(config, devices), SLICE, config="splash")
+  run = build.plan_run(changed(**LARGE_MATMULS), devices)
+  splash = planning.plan(run, SLICE, config="splash")
   pair = vanilla[0].pair
   product = 2 * 4 * 128 * 128
   extra = 3 * product * pair.student.config.num_layers * pair.student.config.num_heads
