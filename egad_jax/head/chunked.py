@@ -17,6 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from egad_jax.head.closed_form import has_closed_form, loss_and_gradient
+from egad_jax.head.tpu import Kernels, chunk_by_kernels, kernel_chunk_size
+
 TokenLoss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 Head = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
@@ -149,6 +152,7 @@ def distillation_head(
   student_soft_cap: float | None = None,
   teacher_soft_cap: float | None = None,
   vocab_sharding: NamedSharding | None = None,
+  kernels: Kernels | None = None,
 ) -> Head:
   """Makes the head that turns hidden states into a summed loss without ever holding all logits.
 
@@ -162,6 +166,9 @@ def distillation_head(
     student_soft_cap: logits become `cap * tanh(logits / cap)`; None for no cap.
     teacher_soft_cap: the same for the teacher.
     vocab_sharding: how an array [vocab] is split, for `vocab_parallel_head`; None: not at all.
+    kernels: of the TPU that this will run on, from `tpu.kernels_of`; they make the gradient of a
+      steered forward KL of bfloat16 hidden states whose sizes are multiples of 128, if the
+      vocabulary is not split. Everything else, and everything if None, is XLA's.
 
   Returns:
     `head(student_hidden [batch, seq, Ds], student_unembedding [Vs, Ds],
@@ -177,12 +184,28 @@ def distillation_head(
     column of an unembedding, for a hidden feature of 1.
   """
 
-  def per_chunk_loss(student_logits, teacher_logits, labels, mask, extras, context):
-    loss, stats = token_loss(
-      soft_capped(student_logits, student_soft_cap), teacher_logits, labels, extras, context
-    )
+  def summed(loss, stats, mask):
     stats = {k: jnp.where(mask, jax.lax.stop_gradient(v), 0) for k, v in stats.items()}
     return jnp.sum(jnp.where(mask, loss, 0)), stats
+
+  def chunk_loss(student_logits, teacher_logits, labels, mask, extras, context):
+    student_logits = soft_capped(student_logits, student_soft_cap)
+    loss, stats = token_loss(student_logits, teacher_logits, labels, extras, context)
+    return summed(loss, stats, mask)
+
+  def chunk_loss_and_gradient(student_logits, teacher_logits, labels, mask, extras, context):
+    """(summed loss, stats, gradient with respect to the student's logits)."""
+    if has_closed_form(token_loss):
+      capped, uncap = jax.vjp(lambda z: soft_capped(z, student_soft_cap), student_logits)
+      rest = (teacher_logits, labels, mask, context)
+      loss, stats, gradient = loss_and_gradient(token_loss, capped, *rest)
+      return *summed(loss, stats, mask), *uncap(gradient)
+    loss, pullback, stats = jax.vjp(
+      lambda z: chunk_loss(z, teacher_logits, labels, mask, extras, context),
+      student_logits,
+      has_aux=True,
+    )
+    return loss, stats, *pullback(jnp.ones_like(loss))
 
   def split(x: jax.Array, axis: int) -> jax.Array:
     """Pins the array axis that is the vocabulary to its devices."""
@@ -191,6 +214,17 @@ def distillation_head(
     spec = PartitionSpec(*(None,) * axis, *vocab_sharding.spec)
     return jax.lax.with_sharding_constraint(x, NamedSharding(vocab_sharding.mesh, spec))
 
+  def kernels_for(arrays, num_tokens: int, vocab: int):
+    """The kernels' step over chunks, and how many tokens those have; None where they do not serve.
+
+    A vocabulary that is split is the compiler's to split: it does not look into kernels.
+    """
+    if kernels is None or vocab_sharding is not None or not has_closed_form(token_loss):
+      return None, 0
+    chunk = kernel_chunk_size(chunk_size, num_tokens, vocab)
+    caps = {"student_soft_cap": student_soft_cap, "teacher_soft_cap": teacher_soft_cap}
+    return chunk_by_kernels(token_loss, kernels, arrays, chunk, vocab=vocab, **caps), chunk
+
   def loop_over_chunks(args, with_gradient: bool):
     student_hidden, student_unembedding, teacher_hidden, teacher_unembedding = args[:4]
     labels, mask, extras, context = args[4:]
@@ -198,8 +232,12 @@ def distillation_head(
     rows = (student_unembedding.shape[0], teacher_unembedding.shape[0])
     vocab = shared_vocabulary(*rows, vocab_size)
     num_tokens = mask.size
-    parts = vocab_sharding.num_devices if vocab_sharding else 1
-    chunk = min(chunk_size or default_chunk_size(num_tokens, -(-vocab // parts)), num_tokens)
+    by_kernels = None
+    if with_gradient:
+      by_kernels, chunk = kernels_for(args[:4], num_tokens, vocab)
+    if by_kernels is None:
+      parts = vocab_sharding.num_devices if vocab_sharding else 1
+      chunk = min(chunk_size or default_chunk_size(num_tokens, -(-vocab // parts)), num_tokens)
     tokens, num_chunks = tokens_by_chunk(mask.reshape(-1), chunk)
 
     def flat(x):
@@ -209,65 +247,71 @@ def distillation_head(
     student_weight = split(student_unembedding[:vocab].astype(student_hidden.dtype), 0)
     teacher_weight = split(teacher_unembedding[:vocab].astype(teacher_hidden.dtype), 0)
     accumulator = jnp.promote_types(student_hidden.dtype, jnp.float32)
+    # The loop adds to zeros.
+    unembedding_gradient = split(jnp.zeros(student_weight.shape, accumulator), 0)
+    if by_kernels is not None:
+      student_weight = by_kernels.padded(student_weight)
+      unembedding_gradient = by_kernels.start(student_hidden.shape[-1])
 
-    def chunk_terms(indices):
-      """(loss, stats, hidden gradient, unembedding gradient) of the tokens of one chunk."""
+    def chunk_terms(indices, unembedding_gradient):
+      """(loss, stats, hidden gradient, unembedding gradient with this chunk's added)."""
       row_mask = indices < num_tokens
       # A token of the mask fills up the last chunk: no loss meets values that are no token's.
       filled = jnp.where(row_mask, indices, tokens[0])
       student_rows, teacher_rows, row_labels, row_extras = jax.tree.map(
         lambda x: x.at[filled].get(mode="promise_in_bounds"), arrays
       )
+      if by_kernels is not None:
+        loss, stats, hidden_gradient, unembedding_gradient = by_kernels.step(
+          *(student_rows, student_weight, teacher_rows, teacher_weight),
+          *(row_labels, row_mask, context, unembedding_gradient),
+        )
+        hidden_gradient = hidden_gradient.astype(student_rows.dtype)
+        return *summed(loss, stats, row_mask), hidden_gradient, unembedding_gradient
       per_token = (row_labels, row_mask, row_extras, context)
       teacher_logits = split(logits_from(teacher_rows, teacher_weight), 1)
       teacher_logits = soft_capped(teacher_logits, teacher_soft_cap)
       student_logits = split(logits_from(student_rows, student_weight), 1)
       if not with_gradient:
-        return *per_chunk_loss(student_logits, teacher_logits, *per_token), None, None
-      loss, pullback, stats = jax.vjp(
-        lambda z: per_chunk_loss(z, teacher_logits, *per_token),
-        student_logits,
-        has_aux=True,
+        return *chunk_loss(student_logits, teacher_logits, *per_token), None, None
+      loss, stats, logits_gradient = chunk_loss_and_gradient(
+        student_logits, teacher_logits, *per_token
       )
-      (logits_gradient,) = pullback(jnp.ones_like(loss))
       # The two gradient matmuls in the compute dtype, their sums in float32.
       logits_gradient = split(logits_gradient.astype(student_rows.dtype), 1)
       hidden_gradient = logits_gradient @ student_weight
-      unembedding_gradient = jnp.einsum(
+      of_chunk = jnp.einsum(
         "nv,nd->vd", logits_gradient, student_rows, preferred_element_type=accumulator
       )
-      return loss, stats, hidden_gradient, split(unembedding_gradient, 0)
+      return loss, stats, hidden_gradient, unembedding_gradient + split(of_chunk, 0)
 
     def body(i, carry):
       total, stats, hidden_gradient, unembedding_gradient = carry
       indices = jax.lax.dynamic_slice_in_dim(tokens, i * chunk, chunk)
-      terms = chunk_terms(indices)
+      terms = chunk_terms(indices, unembedding_gradient)
 
       def put(whole, part):
         # What fills up the last chunk has an index that no token has, and is dropped.
         at = whole.at[indices]
         return at.set(part, mode="drop", unique_indices=True, indices_are_sorted=True)
 
-      return (
-        total + terms[0],
-        jax.tree.map(put, stats, terms[1]),
-        jax.tree.map(put, hidden_gradient, terms[2]),
-        jax.tree.map(jnp.add, unembedding_gradient, terms[3]),
-      )
+      stats, hidden_gradient = jax.tree.map(put, (stats, hidden_gradient), terms[1:3])
+      return total + terms[0], stats, hidden_gradient, terms[3]
 
-    # The loop adds to zeros: the tokens of the mask replace theirs, everything else stays.
-    _, stats, *gradients = jax.eval_shape(chunk_terms, tokens[:chunk])
+    # The tokens of the mask replace their zeros, everything else stays.
+    _, stats, *_ = jax.eval_shape(chunk_terms, tokens[:chunk], unembedding_gradient)
     stats = {k: jnp.zeros(num_tokens, v.dtype) for k, v in stats.items()}
+    start = (jnp.zeros((), accumulator), stats, None, None)
     if with_gradient:
-      whole = split(jnp.zeros(student_weight.shape, accumulator), 0)
-      gradients = [jnp.zeros(arrays[0].shape, gradients[0].dtype), whole]
-    start = (jnp.zeros((), accumulator), stats, *gradients)
+      start = (*start[:2], jnp.zeros_like(arrays[0]), unembedding_gradient)
     loss, stats, hidden_gradient, unembedding_gradient = jax.lax.fori_loop(
       0, num_chunks, body, start
     )
     output = loss, {k: v.reshape(mask.shape) for k, v in stats.items()}
     if not with_gradient:
       return output, None
+    if by_kernels is not None:
+      unembedding_gradient = by_kernels.finish(unembedding_gradient)
     padding = ((0, rows[0] - vocab), (0, 0))
     return output, (
       hidden_gradient.reshape(student_hidden.shape),

@@ -8,6 +8,7 @@ import jax
 
 from egad_jax.head.chunked import Head, TokenLoss, distillation_head
 from egad_jax.head.sharded import sharded_head
+from egad_jax.head.tpu import kernels_of
 from egad_jax.head.vocab_parallel import vocab_parallel_head
 
 
@@ -54,5 +55,6 @@ def head_on_mesh(
     return vocab_parallel_head(
       token_loss, mesh, batch_axes=batch_axes, vocab_axis=tensor_axis, **options
     )
-  head = distillation_head(token_loss, **options)
+  # All devices of a mesh are of one kind.
+  head = distillation_head(token_loss, **options, kernels=kernels_of(mesh.devices.flat[0]))
   return sharded_head(head, mesh, batch_axes=batch_axes, sequence_axes=(tensor_axis,))

@@ -12,7 +12,7 @@ with g the gate of the hard tokens, 1 or 0 unless it is soft.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -22,13 +22,14 @@ from jax.typing import ArrayLike
 from egad_jax.losses.branch import Branch, in_batch_feature_loss, running_feature_loss
 from egad_jax.losses.curriculum import Curriculum
 from egad_jax.losses.in_batch import in_batch_inputs, in_batch_metrics
-from egad_jax.losses.log_divergences import LogDivergence, make_divergence
-from egad_jax.losses.method import Context, Method, Params, Stats, entropy_only
+from egad_jax.losses.log_divergences import make_divergence
+from egad_jax.losses.method import Context, Method, Params, entropy_only
 from egad_jax.losses.placement import Placement, place_in_batch, place_running
 from egad_jax.losses.probabilities import check_type
 from egad_jax.losses.reductions import masked_mean
+from egad_jax.losses.steered import SteeredDivergence
 from egad_jax.losses.temperature import Temperature, as_temperature
-from egad_jax.losses.terms import at_temperature, check_ce_weight, log_pair, token_terms
+from egad_jax.losses.terms import check_ce_weight
 from egad_jax.losses.top_k import Teacher
 
 
@@ -60,25 +61,19 @@ def make_egad(
     ValueError: an argument is out of range, or a name is unknown.
   """
   temperature = _check_options(ce_weight, curriculum, temperature, branch)
-  log_divergence = make_divergence(divergence, divergence_options)
 
-  def token_loss(
-    student_logits: jax.Array,
-    teacher_logits: jax.Array,
-    labels: jax.Array,
-    extras: Mapping[str, jax.Array],
-    context: Context,
-  ) -> tuple[jax.Array, Stats]:
-    del extras
-    place = functools.partial(
-      place_running, context=context, curriculum=curriculum, temperature=temperature, branch=branch
+  def place(entropy: jax.Array, context: Context) -> Placement:
+    return place_running(
+      entropy, context=context, curriculum=curriculum, temperature=temperature, branch=branch
     )
-    return _egad_terms(
-      *(student_logits, teacher_logits, labels, place),
-      divergence=log_divergence,
-      ce_weight=ce_weight,
-      hard_logits=branch is None or branch.hard_logits,
-    )
+
+  token_loss = SteeredDivergence(
+    place,
+    make_divergence(divergence, divergence_options),
+    ce_weight=ce_weight,
+    hard_logits=branch is None or branch.hard_logits,
+    is_forward_kl=divergence == "forward_kl",
+  )
 
   def init_params(key: jax.Array, **sizes: int) -> Params:
     return {} if branch is None else branch.init_params(key, **sizes)
@@ -180,56 +175,31 @@ def egad_loss(
   student_logits, teacher_logits, labels, mask = in_batch_inputs(
     student_logits, teacher_logits, labels, mask, where
   )
-  place = functools.partial(
-    place_in_batch,
-    mask=mask,
-    progress=progress,
-    curriculum=curriculum,
-    temperature=temperature,
-    branch=branch,
-    kind=position,
-  )
-  loss, stats = _egad_terms(
-    *(student_logits, teacher_logits, labels, place),
-    divergence=make_divergence(divergence, divergence_options),
+
+  def place(entropy: jax.Array, context: None) -> Placement:
+    del context
+    return place_in_batch(
+      entropy,
+      mask=mask,
+      progress=progress,
+      curriculum=curriculum,
+      temperature=temperature,
+      branch=branch,
+      kind=position,
+    )
+
+  token_loss = SteeredDivergence(
+    place,
+    make_divergence(divergence, divergence_options),
     ce_weight=ce_weight,
     hard_logits=branch is None or branch.hard_logits,
   )
+  loss, stats = token_loss(student_logits, teacher_logits, labels, {}, None)
   feature_loss = jnp.zeros((), loss.dtype)
   if student_features is not None or teacher_features is not None:
     feature_loss = in_batch_feature_loss(student_features, teacher_features, stats, mask, branch)
   metrics = in_batch_metrics(stats, mask) | {"feature_loss": jax.lax.stop_gradient(feature_loss)}
   return masked_mean(loss, mask) + feature_loss, metrics
-
-
-def _egad_terms(
-  student_logits: jax.Array,
-  teacher_logits: jax.Array,
-  labels: jax.Array,
-  place: Callable[[jax.Array], Placement],
-  *,
-  divergence: LogDivergence,
-  ce_weight: float,
-  hard_logits: bool,
-) -> tuple[jax.Array, Stats]:
-  """Loss and stats of each token; the only pass over the vocabulary."""
-  pair = log_pair(student_logits, teacher_logits)
-  placement = place(pair.teacher_entropy)
-  value = divergence(*at_temperature(pair, placement.temperature))
-  # A factor of 1 is left out, so that what is off costs nothing and changes no bit.
-  if not (isinstance(placement.factor, float) and placement.factor == 1):
-    value = value * placement.factor
-  if placement.weight is not None:
-    value = value * placement.weight
-  if placement.hard is not None and not hard_logits:
-    value = value * (1 - placement.hard)
-  return token_terms(
-    *(pair, labels, value),
-    ce_weight=ce_weight,
-    temperature=placement.temperature,
-    weight=1.0 if placement.weight is None else placement.weight,
-    hard=False if placement.hard is None else placement.hard,
-  )
 
 
 def _check_options(

@@ -92,18 +92,32 @@ def token_terms(
     cross_entropy (nats, T = 1), distillation_loss, temperature, weight, hard (0 to 1) and `others`.
   """
   labels = check_labels(labels, value.shape)
-  cross_entropy = -label_value(pair.vocab_log_q, labels)
-  loss = value + ce_weight * cross_entropy if ce_weight else value
-  stats = {
-    "teacher_entropy": pair.teacher_entropy,
-    "student_entropy": entropy_of(jax.lax.stop_gradient(pair.vocab_log_q)),
-    "temperature": temperature,
-    "weight": weight,
-    "hard": hard,
-    "distillation_loss": value,
-    "cross_entropy": cross_entropy,
+  return loss_and_stats(
+    value,
+    cross_entropy=-label_value(pair.vocab_log_q, labels),
+    teacher_entropy=pair.teacher_entropy,
+    student_entropy=entropy_of(jax.lax.stop_gradient(pair.vocab_log_q)),
+    ce_weight=ce_weight,
+    temperature=temperature,
+    weight=weight,
+    hard=hard,
     **others,
-  }
+  )
+
+
+def loss_and_stats(
+  value: jax.Array, *, cross_entropy: jax.Array, ce_weight: float, **others: ArrayLike
+) -> tuple[jax.Array, Stats]:
+  """The end of `token_terms`, for who has the sums over the vocabulary already.
+
+  Args:
+    value: the divergence as it enters the loss, [...].
+    cross_entropy: with the labels, nats, [...].
+    ce_weight: as for `token_terms`.
+    **others: the other stats of `token_terms`, each [...] or one number.
+  """
+  loss = value + ce_weight * cross_entropy if ce_weight else value
+  stats = {"distillation_loss": value, "cross_entropy": cross_entropy, **others}
   return loss, {
     name: jax.lax.stop_gradient(jnp.broadcast_to(jnp.asarray(stat, loss.dtype), loss.shape))
     for name, stat in stats.items()

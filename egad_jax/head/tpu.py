@@ -1,0 +1,300 @@
+"""A chunk of the head by the TPU's kernels: which chips and shapes, in what tiles, and the step."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
+
+from egad_jax.head import tpu_kernels as kernels
+from egad_jax.head.closed_form import entropy_of_sums, gradient_rows
+from egad_jax.losses.method import Stats
+from egad_jax.losses.steered import SteeredDivergence
+
+LANES = kernels.LANES
+_MIB = 2**20
+# What a kernel may take of the vector memory; the compiler's own needs come on top.
+_SHARE = 0.75
+_ROWS = (1024, 768, 512, 384, 256, 128)
+_COLUMNS = (512, 256, 128)
+
+
+class Kernels(NamedTuple):
+  """The kernels on one kind of chip.
+
+  Attributes:
+    vector_memory: bytes of one core's.
+    cores: that run one program together.
+    interpret: run them step by step on any device, slowly, for tests.
+  """
+
+  vector_memory: int
+  cores: int
+  interpret: bool = False
+
+  def options(self, *semantics: Literal["parallel", "arbitrary"]) -> dict[str, Any]:
+    """Of `pallas_call`; the semantics are those of the grid's dimensions."""
+    if self.interpret:
+      return {"interpret": pltpu.InterpretParams(uninitialized_memory="nan")}
+    limit = int(self.vector_memory * 0.9)
+    return {
+      "compiler_params": pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=limit)
+    }
+
+
+# By `device_kind`: the chips that the kernels were compiled for. Another one does without.
+_CHIPS = {
+  "TPU v5 lite": Kernels(128 * _MIB, 1),
+  "TPU v5": Kernels(64 * _MIB, 2),
+  "TPU v6 lite": Kernels(128 * _MIB, 1),
+}
+
+
+def kernels_of(device: Any) -> Kernels | None:
+  """The kernels of a device's kind; None where there are none."""
+  return _CHIPS.get(device.device_kind) if device.platform == "tpu" else None
+
+
+class Tiles(NamedTuple):
+  """Blocks of logits, (rows, columns), and how many of the rows are worked on at once."""
+
+  teacher: tuple[int, int, int]
+  student: tuple[int, int, int]
+  gradient: tuple[int, int]
+
+
+def chunk_tiles(kernels_: Kernels, chunk: int, student_dim: int, teacher_dim: int) -> Tiles | None:
+  """The largest tiles that fit; None if none does, or a shape is not made of whole vectors.
+
+  Bytes of every block are counted twice where the next one is fetched meanwhile.
+
+  >>> chunk_tiles(_CHIPS["TPU v5 lite"], 1024, 1024, 4096)
+  Tiles(teacher=(1024, 512, 256), student=(1024, 512, 1024), gradient=(1024, 512))
+  """
+  if chunk % LANES or student_dim % LANES or teacher_dim % LANES:
+    return None
+  budget = kernels_.vector_memory * _SHARE
+
+  def largest(count: Any) -> tuple[int, int] | None:
+    for columns in _COLUMNS:
+      for rows in _ROWS:
+        if chunk % rows == 0 and count(rows, columns) <= budget:
+          return rows, columns
+    return None
+
+  def logits(dim: int, blocks: int, sums: int) -> Any:
+    # Hidden states and weights in 2 bytes; blocks, sums and what is between them in 4.
+    def count(rows: int, columns: int) -> int:
+      arrays = 2 * 2 * dim * (rows + columns) + 2 * 4 * rows * (blocks * columns + sums * LANES)
+      return arrays + 4 * 4 * rows * columns
+
+    return count
+
+  def gradient(rows: int, columns: int) -> int:
+    arrays = 2 * 4 * rows * 2 * columns + 2 * 2 * student_dim * (rows + columns)
+    whole = 4 * chunk * student_dim + 2 * 4 * chunk * LANES
+    return arrays + whole + 5 * 4 * student_dim * columns + 4 * 4 * rows * columns
+
+  found = (
+    largest(logits(teacher_dim, 1, 3)),
+    largest(logits(student_dim, 2, 8)),
+    largest(gradient),
+  )
+  if found[0] is None or found[1] is None or found[2] is None:
+    return None
+  # The teacher's matmul is deep: its sums are small beside it, and so may its program be.
+  at_once = next(rows for rows in (256, 128) if found[0][0] % rows == 0)
+  return Tiles((*found[0], at_once), (*found[1], found[1][0]), found[2])
+
+
+class ChunkByKernels:
+  """The head's step over chunks by kernels, for given sizes.
+
+  Attributes:
+    columns: of the logits: the vocabulary, filled up to whole tiles for every core.
+  """
+
+  def __init__(
+    self,
+    token_loss: SteeredDivergence,
+    kernels_: Kernels,
+    tiles: Tiles,
+    *,
+    vocab: int,
+    student_soft_cap: float | None,
+    teacher_soft_cap: float | None,
+  ):
+    self._token_loss, self._kernels, self._tiles, self._vocab = token_loss, kernels_, tiles, vocab
+    self._soft_caps = student_soft_cap, teacher_soft_cap
+    widths = {tiles.teacher[1], tiles.student[1], tiles.gradient[1] * kernels_.cores}
+    whole = max(widths)  # All are powers of 2.
+    self.columns = -(-vocab // whole) * whole
+
+  def padded(self, unembedding: jax.Array) -> jax.Array:
+    """The student's unembedding [vocab, Ds] with rows of zeros up to `columns`."""
+    return jnp.pad(unembedding, ((0, self.columns - self._vocab), (0, 0)))
+
+  def start(self, dim: int) -> jax.Array:
+    """The unembedding's gradient before the first chunk, as the kernels keep it."""
+    return jnp.zeros((dim, self.columns), jnp.float32)
+
+  def finish(self, unembedding_gradient: jax.Array) -> jax.Array:
+    """The unembedding's gradient, float32 [vocab, Ds]."""
+    return unembedding_gradient[:, : self._vocab].T
+
+  def step(
+    self,
+    student_hidden: jax.Array,
+    student_unembedding: jax.Array,
+    teacher_hidden: jax.Array,
+    teacher_unembedding: jax.Array,
+    labels: jax.Array,
+    mask: jax.Array,
+    context: Any,
+    unembedding_gradient: jax.Array,
+  ) -> tuple[jax.Array, Stats, jax.Array, jax.Array]:
+    """One chunk.
+
+    Args:
+      student_hidden: bfloat16 [chunk, Ds].
+      student_unembedding: bfloat16 [columns, Ds], from `padded`.
+      teacher_hidden: bfloat16 [chunk, Dt].
+      teacher_unembedding: bfloat16 [>= vocab, Dt].
+      labels: int [chunk].
+      mask: bool [chunk], false where the gradient shall be zero.
+      context: of the token loss.
+      unembedding_gradient: from `start` or another chunk's step.
+
+    Returns:
+      (loss [chunk], stats {name: [chunk]}, the hidden states' gradient float32 [chunk, Ds],
+      unembedding_gradient with this chunk's added).
+    """
+    common = {"vocab": self._vocab, "options": self._kernels.options}
+    student_cap, teacher_cap = self._soft_caps
+    teacher_logits, *sums = kernels.teacher_logits(
+      teacher_hidden,
+      teacher_unembedding,
+      tile=self._tiles.teacher,
+      columns=self.columns,
+      soft_cap=teacher_cap,
+      **common,
+    )
+    teacher_maximum, total, weighted = _joined(*sums)
+    teacher_entropy = entropy_of_sums(total, weighted)
+    placement = self._token_loss.place(teacher_entropy, context)
+    rows = gradient_rows(self._token_loss, placement, labels, mask, self._vocab, jnp.float32)
+    numbers = {
+      kernels.INVERSE_TEMPERATURE: rows.inverse_temperature,
+      kernels.TEACHER_MAX: teacher_maximum,
+      kernels.LABEL: labels.astype(jnp.float32),
+    }
+    student_logits, sum_p, cross, *sums, sum_q, sum_1, weighted, label_logit = (
+      kernels.student_logits(
+        student_hidden,
+        student_unembedding,
+        teacher_logits,
+        _by_lane(numbers),
+        tile=self._tiles.student,
+        soft_cap=student_cap,
+        **common,
+      )
+    )
+    lane_maximum = sums[0]
+    maximum, total, weighted = _joined(lane_maximum, sum_1, weighted)
+    inverse = rows.inverse_temperature
+    shrink = jnp.exp((lane_maximum - maximum[:, None]) * inverse[:, None])
+    sum_q = jnp.sum(sum_q * shrink, axis=1)
+    sum_p, cross, label_logit = (jnp.sum(x, axis=1) for x in (sum_p, cross, label_logit))
+    log_p, log_q, log_1 = jnp.log(sum_p), jnp.log(sum_q), jnp.log(total)
+    apart = (maximum - teacher_maximum) * inverse
+    has_label = (labels >= 0) & (labels < self._vocab)
+    loss, stats = self._token_loss.of_sums(
+      placement,
+      divergence=inverse * cross / sum_p - log_p + log_q + apart,
+      cross_entropy=jnp.where(has_label, log_1 + maximum - label_logit, 0),
+      teacher_entropy=teacher_entropy,
+      student_entropy=entropy_of_sums(total, weighted),
+    )
+    numbers |= {
+      kernels.LOG_P: teacher_maximum * inverse + log_p,
+      kernels.LOG_Q: maximum * inverse + log_q,
+      kernels.LOG_1: maximum + log_1,
+      kernels.KL: rows.kl,
+      kernels.CROSS_ENTROPY: rows.cross_entropy,
+    }
+    hidden_gradient, unembedding_gradient = kernels.logits_gradient(
+      teacher_logits,
+      student_logits,
+      student_hidden.T,
+      student_unembedding,
+      _by_lane(numbers),
+      unembedding_gradient,
+      tile=self._tiles.gradient,
+      cores=self._kernels.cores,
+      has_cross_entropy=bool(self._token_loss.ce_weight),
+      soft_cap=student_cap,
+      **common,
+    )
+    return loss, stats, jnp.sum(hidden_gradient, axis=0), unembedding_gradient
+
+
+def _joined(
+  maximum: jax.Array, total: jax.Array, weighted: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Sums by lane [n, 128] as sums of the row [n], with d the distance to the row's maximum."""
+  of_row = jnp.max(maximum, axis=1, keepdims=True)
+  lower = maximum - of_row
+  shrink = jnp.exp(lower)
+  weighted = jnp.sum((weighted + total * lower) * shrink, axis=1)
+  return of_row[:, 0], jnp.sum(total * shrink, axis=1), weighted
+
+
+def _by_lane(numbers: dict[int, jax.Array]) -> jax.Array:
+  """[n, 128] with the numbers of each token in their lanes, zeros in the others."""
+  lanes = [numbers.get(lane) for lane in range(kernels.CROSS_ENTROPY + 1)]
+  rows = next(iter(numbers.values()))
+  filled = jnp.stack([jnp.zeros_like(rows) if x is None else x for x in lanes], axis=1)
+  return jnp.pad(filled, ((0, 0), (0, LANES - len(lanes))))
+
+
+# Elements of one chunk's logits when no chunk size is given: 1 GiB in float32.
+_CHUNK_ELEMENTS = 2**28
+# More tokens than this gain nothing: matmuls hide the weights' way from memory already.
+_LARGEST_CHUNK = 1024
+
+
+def kernel_chunk_size(chunk_size: int | None, num_tokens: int, vocab: int) -> int:
+  """Tokens per chunk, whole vectors of them: as asked, or by a budget of memory.
+
+  >>> kernel_chunk_size(None, 8192, 151_936), kernel_chunk_size(1000, 300, 49_152)
+  (1024, 384)
+  """
+  if chunk_size is None:
+    chunk_size = min(_LARGEST_CHUNK, _CHUNK_ELEMENTS // vocab)
+  whole = -(-num_tokens // LANES) * LANES
+  return min(whole, max(LANES, chunk_size // LANES * LANES))
+
+
+def chunk_by_kernels(
+  token_loss: SteeredDivergence,
+  kernels_: Kernels,
+  arrays: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
+  chunk: int,
+  **options: Any,
+) -> ChunkByKernels | None:
+  """The step over chunks of so many tokens by kernels; None if they cannot serve the arrays.
+
+  Args:
+    token_loss: with `is_forward_kl`.
+    kernels_: of the chip.
+    arrays: student's hidden states and unembedding, teacher's hidden states and unembedding.
+    chunk: from `kernel_chunk_size`.
+    **options: of `ChunkByKernels`.
+  """
+  dims = arrays[0].shape[-1], arrays[2].shape[-1]
+  tiles = chunk_tiles(kernels_, chunk, *dims)
+  if tiles is None or {arrays[0].dtype, arrays[2].dtype} != {jnp.dtype(jnp.bfloat16)}:
+    return None
+  return ChunkByKernels(token_loss, kernels_, tiles, **options)
