@@ -221,7 +221,7 @@ def distillation_head(
     """
     if kernels is None or vocab_sharding is not None or not has_closed_form(token_loss):
       return None, 0
-    chunk = kernel_chunk_size(chunk_size, num_tokens, vocab)
+    chunk = kernel_chunk_size(kernels, chunk_size, num_tokens, vocab)
     caps = {"student_soft_cap": student_soft_cap, "teacher_soft_cap": teacher_soft_cap}
     return chunk_by_kernels(token_loss, kernels, arrays, chunk, vocab=vocab, **caps), chunk
 
@@ -249,9 +249,6 @@ def distillation_head(
     accumulator = jnp.promote_types(student_hidden.dtype, jnp.float32)
     # The loop adds to zeros.
     unembedding_gradient = split(jnp.zeros(student_weight.shape, accumulator), 0)
-    if by_kernels is not None:
-      student_weight = by_kernels.padded(student_weight)
-      unembedding_gradient = by_kernels.start(student_hidden.shape[-1])
 
     def chunk_terms(indices, unembedding_gradient):
       """(loss, stats, hidden gradient, unembedding gradient with this chunk's added)."""
@@ -310,8 +307,6 @@ def distillation_head(
     output = loss, {k: v.reshape(mask.shape) for k, v in stats.items()}
     if not with_gradient:
       return output, None
-    if by_kernels is not None:
-      unembedding_gradient = by_kernels.finish(unembedding_gradient)
     padding = ((0, rows[0] - vocab), (0, 0))
     return output, (
       hidden_gradient.reshape(student_hidden.shape),

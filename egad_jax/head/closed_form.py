@@ -47,6 +47,11 @@ def entropy_of_sums(total: jax.Array, weighted: jax.Array) -> jax.Array:
   return jnp.log(total) - weighted / total
 
 
+def is_entry(labels: jax.Array, vocab: int) -> jax.Array:
+  """Whether a label is an entry of the vocabulary; one that is not costs nothing."""
+  return (labels >= 0) & (labels < vocab)
+
+
 def gradient_rows(
   token_loss: SteeredDivergence,
   placement: Placement,
@@ -58,11 +63,10 @@ def gradient_rows(
   """What a placement means for the gradient of each token of the mask."""
   one = jnp.ones(labels.shape, dtype)
   inverse = one / placement.temperature
-  has_label = mask & (labels >= 0) & (labels < vocab)
   return GradientRows(
     inverse,
     jnp.where(mask, token_loss.weighted(one, placement) * inverse, 0),
-    jnp.where(has_label, one * token_loss.ce_weight, 0),
+    jnp.where(mask & is_entry(labels, vocab), one * token_loss.ce_weight, 0),
   )
 
 
@@ -91,9 +95,8 @@ def loss_and_gradient(
   weights = jnp.exp(teacher)
   teacher_entropy = entropy_of_sums(jnp.sum(weights, axis=-1), jnp.sum(weights * teacher, axis=-1))
   placement = token_loss.place(teacher_entropy, context)
-  rows = gradient_rows(
-    token_loss, placement, labels, mask, student_logits.shape[-1], student_logits.dtype
-  )
+  vocab = student_logits.shape[-1]
+  rows = gradient_rows(token_loss, placement, labels, mask, vocab, student_logits.dtype)
   inverse = rows.inverse_temperature[:, None]
   student = student_logits - jnp.max(student_logits, axis=-1, keepdims=True)
   at_label = is_label(student, labels)
@@ -104,8 +107,7 @@ def loss_and_gradient(
   loss, stats = token_loss.of_sums(
     placement,
     divergence=rows.inverse_temperature * cross / sum_p - jnp.log(sum_p) + jnp.log(sum_q),
-    # As by `label_value`, a label that is no vocabulary id costs nothing.
-    cross_entropy=jnp.where(jnp.any(at_label, axis=-1), jnp.log(sum_1) - label_logit, 0),
+    cross_entropy=jnp.where(is_entry(labels, vocab), jnp.log(sum_1) - label_logit, 0),
     teacher_entropy=teacher_entropy,
     student_entropy=entropy_of_sums(sum_1, jnp.sum(q_1 * student, axis=-1)),
   )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
 from egad_jax.head import tpu_kernels as kernels
-from egad_jax.head.closed_form import entropy_of_sums, gradient_rows
+from egad_jax.head.closed_form import entropy_of_sums, gradient_rows, is_entry
 from egad_jax.losses.method import Stats
 from egad_jax.losses.steered import SteeredDivergence
 
@@ -27,17 +27,19 @@ class Kernels(NamedTuple):
   Attributes:
     vector_memory: bytes of one core's.
     cores: that run one program together.
+    largest_chunk: tokens; with more, matmuls hide no more of what a chunk moves to and from memory.
     interpret: run them step by step on any device, slowly, for tests.
   """
 
   vector_memory: int
   cores: int
+  largest_chunk: int = 1024
   interpret: bool = False
 
   def options(self, *semantics: Literal["parallel", "arbitrary"]) -> dict[str, Any]:
     """Of `pallas_call`; the semantics are those of the grid's dimensions."""
     if self.interpret:
-      return {"interpret": pltpu.InterpretParams(uninitialized_memory="nan")}
+      return {"interpret": True}
     limit = int(self.vector_memory * 0.9)
     return {
       "compiler_params": pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=limit)
@@ -48,7 +50,7 @@ class Kernels(NamedTuple):
 _CHIPS = {
   "TPU v5 lite": Kernels(128 * _MIB, 1),
   "TPU v5": Kernels(64 * _MIB, 2),
-  "TPU v6 lite": Kernels(128 * _MIB, 1),
+  "TPU v6 lite": Kernels(128 * _MIB, 1, 2048),
 }
 
 
@@ -110,11 +112,7 @@ def chunk_tiles(kernels_: Kernels, chunk: int, student_dim: int, teacher_dim: in
 
 
 class ChunkByKernels:
-  """The head's step over chunks by kernels, for given sizes.
-
-  Attributes:
-    columns: of the logits: the vocabulary, filled up to whole tiles for every core.
-  """
+  """The head's step over chunks by kernels, for given sizes."""
 
   def __init__(
     self,
@@ -128,21 +126,6 @@ class ChunkByKernels:
   ):
     self._token_loss, self._kernels, self._tiles, self._vocab = token_loss, kernels_, tiles, vocab
     self._soft_caps = student_soft_cap, teacher_soft_cap
-    widths = {tiles.teacher[1], tiles.student[1], tiles.gradient[1] * kernels_.cores}
-    whole = max(widths)  # All are powers of 2.
-    self.columns = -(-vocab // whole) * whole
-
-  def padded(self, unembedding: jax.Array) -> jax.Array:
-    """The student's unembedding [vocab, Ds] with rows of zeros up to `columns`."""
-    return jnp.pad(unembedding, ((0, self.columns - self._vocab), (0, 0)))
-
-  def start(self, dim: int) -> jax.Array:
-    """The unembedding's gradient before the first chunk, as the kernels keep it."""
-    return jnp.zeros((dim, self.columns), jnp.float32)
-
-  def finish(self, unembedding_gradient: jax.Array) -> jax.Array:
-    """The unembedding's gradient, float32 [vocab, Ds]."""
-    return unembedding_gradient[:, : self._vocab].T
 
   def step(
     self,
@@ -159,13 +142,13 @@ class ChunkByKernels:
 
     Args:
       student_hidden: bfloat16 [chunk, Ds].
-      student_unembedding: bfloat16 [columns, Ds], from `padded`.
+      student_unembedding: bfloat16 [>= vocab, Ds].
       teacher_hidden: bfloat16 [chunk, Dt].
       teacher_unembedding: bfloat16 [>= vocab, Dt].
       labels: int [chunk].
       mask: bool [chunk], false where the gradient shall be zero.
       context: of the token loss.
-      unembedding_gradient: from `start` or another chunk's step.
+      unembedding_gradient: float32 [vocab, Ds], what other chunks have added to it.
 
     Returns:
       (loss [chunk], stats {name: [chunk]}, the hidden states' gradient float32 [chunk, Ds],
@@ -177,7 +160,6 @@ class ChunkByKernels:
       teacher_hidden,
       teacher_unembedding,
       tile=self._tiles.teacher,
-      columns=self.columns,
       soft_cap=teacher_cap,
       **common,
     )
@@ -209,11 +191,10 @@ class ChunkByKernels:
     sum_p, cross, label_logit = (jnp.sum(x, axis=1) for x in (sum_p, cross, label_logit))
     log_p, log_q, log_1 = jnp.log(sum_p), jnp.log(sum_q), jnp.log(total)
     apart = (maximum - teacher_maximum) * inverse
-    has_label = (labels >= 0) & (labels < self._vocab)
     loss, stats = self._token_loss.of_sums(
       placement,
       divergence=inverse * cross / sum_p - log_p + log_q + apart,
-      cross_entropy=jnp.where(has_label, log_1 + maximum - label_logit, 0),
+      cross_entropy=jnp.where(is_entry(labels, self._vocab), log_1 + maximum - label_logit, 0),
       teacher_entropy=teacher_entropy,
       student_entropy=entropy_of_sums(total, weighted),
     )
@@ -227,7 +208,7 @@ class ChunkByKernels:
     hidden_gradient, unembedding_gradient = kernels.logits_gradient(
       teacher_logits,
       student_logits,
-      student_hidden.T,
+      student_hidden,
       student_unembedding,
       _by_lane(numbers),
       unembedding_gradient,
@@ -259,22 +240,26 @@ def _by_lane(numbers: dict[int, jax.Array]) -> jax.Array:
   return jnp.pad(filled, ((0, 0), (0, LANES - len(lanes))))
 
 
-# Elements of one chunk's logits when no chunk size is given: 1 GiB in float32.
-_CHUNK_ELEMENTS = 2**28
-# More tokens than this gain nothing: matmuls hide the weights' way from memory already.
-_LARGEST_CHUNK = 1024
+# Elements of one chunk's logits when no chunk size is given: 1.25 GiB in float32.
+_CHUNK_ELEMENTS = 5 * 2**26
 
 
-def kernel_chunk_size(chunk_size: int | None, num_tokens: int, vocab: int) -> int:
+def kernel_chunk_size(
+  kernels_: Kernels, chunk_size: int | None, num_tokens: int, vocab: int
+) -> int:
   """Tokens per chunk, whole vectors of them: as asked, or by a budget of memory.
 
-  >>> kernel_chunk_size(None, 8192, 151_936), kernel_chunk_size(1000, 300, 49_152)
-  (1024, 384)
+  >>> kernel_chunk_size(Kernels(2**27, 1), None, 8192, 151_936)
+  1024
+  >>> kernel_chunk_size(Kernels(2**27, 1), 1000, 300, 49_152)
+  384
   """
   if chunk_size is None:
-    chunk_size = min(_LARGEST_CHUNK, _CHUNK_ELEMENTS // vocab)
+    chunk_size = min(kernels_.largest_chunk, _CHUNK_ELEMENTS // vocab)
+  # Tiles of many rows want more than whole vectors.
+  unit = 2 * LANES if chunk_size >= 2 * LANES else LANES
   whole = -(-num_tokens // LANES) * LANES
-  return min(whole, max(LANES, chunk_size // LANES * LANES))
+  return min(whole, max(LANES, chunk_size // unit * unit))
 
 
 def chunk_by_kernels(

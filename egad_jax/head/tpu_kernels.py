@@ -9,8 +9,8 @@ matmul keeps the matrix units busy:
   logits_gradient  the gradient of the logits, never in HBM, times W_s and times h_s
 
 Sums over the vocabulary are kept by lane, one for each of the 128 columns that a vector holds, and
-joined by XLA at the end; maxima move while columns come in, and what was summed is scaled. The
-unembedding's gradient is summed transposed, [Ds, vocab], so that no operand is transposed in VMEM.
+joined by XLA at the end; maxima move while columns come in, and what was summed is scaled. The last
+block of columns may reach past the vocabulary: what is read there is replaced before it counts.
 For the forward KL alone: see `closed_form` for the formulas.
 """
 
@@ -27,6 +27,8 @@ from jax.experimental.pallas import tpu as pltpu
 LANES = 128
 # The logit of a column that does not exist: finite, for it meets itself in differences.
 _NOTHING = -1e30
+# Rows of a vector of bfloat16.
+_PACKED = 16
 # Lanes of the array of numbers that a token brings along.
 (INVERSE_TEMPERATURE, TEACHER_MAX, LABEL, LOG_P, LOG_Q, LOG_1, KL, CROSS_ENTROPY) = range(8)
 
@@ -164,7 +166,6 @@ def _gradient_kernel(
   hidden_sum,
   *,
   vocab,
-  has_tail,
   has_cross_entropy,
   soft_cap,
 ):
@@ -173,35 +174,50 @@ def _gradient_kernel(
   rows, width = student_logits.shape
   tile = core * steps + step
 
-  @pl.when(block == 0)
-  def _():
-    unembedding_gradient[...] = unembedding_gradient_before[...]
-
   @pl.when((block == 0) & (step == 0))
   def _():
     hidden_sum[...] = jnp.zeros_like(hidden_sum)
 
-  at = pl.ds(pl.multiple_of(block * rows, rows), rows)
-  of = functools.partial(_column, numbers[at, :])
-  inverse, log_p, log_q = of(INVERSE_TEMPERATURE), of(LOG_P), of(LOG_Q)
-  log_1, kl, cross_entropy = of(LOG_1), of(KL), of(CROSS_ENTROPY)
-  label = of(LABEL).astype(jnp.int32) - tile * width
-  lane = jax.lax.broadcasted_iota(jnp.int32, (rows, LANES), 1)
-  parts = []
-  for columns in _by_lanes(width):
-    student, teacher = student_logits[:, columns], teacher_logits[:, columns]
-    part = kl * (jnp.exp(student * inverse - log_q) - jnp.exp(teacher * inverse - log_p))
-    if has_cross_entropy:
-      at_label = jnp.where(lane == label - columns.start, 1.0, 0.0)
-      part += cross_entropy * (jnp.exp(student - log_1) - at_label)
-    if soft_cap is not None:
-      part *= 1 - (student / soft_cap) ** 2
-    if has_tail:
-      part = jnp.where(_exists(tile, width, columns, vocab), part, 0.0)
-    parts.append(part.astype(hidden.dtype))
-  gradient = jnp.concatenate(parts, axis=1)
-  hidden_sum[at, :] += jnp.dot(gradient, weight[...], preferred_element_type=jnp.float32)
-  unembedding_gradient[...] += jnp.dot(hidden[...], gradient, preferred_element_type=jnp.float32)
+  # Cores that share an odd number of tiles: the last step of the last one has none.
+  @pl.when(tile * width < vocab)
+  def _():
+    @pl.when(block == 0)
+    def _():
+      unembedding_gradient[...] = unembedding_gradient_before[...]
+
+    if vocab % width:
+
+      @pl.when((tile + 1) * width > vocab)
+      def _():
+        # The gradient is zero there, but what lies past the array may be no number.
+        start = vocab % width // _PACKED * _PACKED
+        tail = weight[start:, :].astype(jnp.float32)
+        row = start + jax.lax.broadcasted_iota(jnp.int32, tail.shape, 0)
+        weight[start:, :] = jnp.where(row < vocab % width, tail, 0.0).astype(weight.dtype)
+
+    at = pl.ds(pl.multiple_of(block * rows, rows), rows)
+    of = functools.partial(_column, numbers[at, :])
+    inverse, log_p, log_q = of(INVERSE_TEMPERATURE), of(LOG_P), of(LOG_Q)
+    log_1, kl, cross_entropy = of(LOG_1), of(KL), of(CROSS_ENTROPY)
+    label = of(LABEL).astype(jnp.int32) - tile * width
+    lane = jax.lax.broadcasted_iota(jnp.int32, (rows, LANES), 1)
+    parts = []
+    for columns in _by_lanes(width):
+      student, teacher = student_logits[:, columns], teacher_logits[:, columns]
+      part = kl * (jnp.exp(student * inverse - log_q) - jnp.exp(teacher * inverse - log_p))
+      if has_cross_entropy:
+        at_label = jnp.where(lane == label - columns.start, 1.0, 0.0)
+        part += cross_entropy * (jnp.exp(student - log_1) - at_label)
+      if soft_cap is not None:
+        part *= 1 - (student / soft_cap) ** 2
+      if vocab % width:
+        part = jnp.where(_exists(tile, width, columns, vocab), part, 0.0)
+      parts.append(part.astype(hidden.dtype))
+    gradient = jnp.concatenate(parts, axis=1)
+    hidden_sum[at, :] += jnp.dot(gradient, weight[...], preferred_element_type=jnp.float32)
+    unembedding_gradient[...] += jax.lax.dot_general(
+      gradient, hidden[...], (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+    )
 
   @pl.when((step == steps - 1) & (block == blocks - 1))
   def _():
@@ -212,21 +228,19 @@ def _float32(*shape: int) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def teacher_logits(hidden, weight, *, tile, columns, vocab, soft_cap, options):
+def teacher_logits(hidden, weight, *, tile, vocab, soft_cap, options):
   """Logits of the teacher and the sums of their entropy.
 
   Args:
     hidden: [chunk, Dt].
     weight: [>= vocab, Dt].
     tile: (rows, columns, rows at once) of a block of logits.
-    columns: of the result, at least `vocab` and a multiple of the tile's; what is past the
-      vocabulary is not a number.
     vocab: entries.
     soft_cap: of the logits, or None.
     options: of `pallas_call`.
 
   Returns:
-    float32 logits [chunk, columns], and by lane [chunk, 128]: maximum, sum exp(d), sum exp(d) d
+    float32 logits [chunk, vocab], and by lane [chunk, 128]: maximum, sum exp(d), sum exp(d) d
     with d the distance to that lane's maximum.
   """
   rows, width, at_once = tile
@@ -240,7 +254,7 @@ def teacher_logits(hidden, weight, *, tile, columns, vocab, soft_cap, options):
       pl.BlockSpec((width, dim), lambda i, j: (j, 0)),
     ],
     out_specs=[pl.BlockSpec((rows, width), lambda i, j: (i, j)), *[sums] * 3],
-    out_shape=[_float32(chunk, columns), *[_float32(chunk, LANES)] * 3],
+    out_shape=[_float32(chunk, vocab), *[_float32(chunk, LANES)] * 3],
     name="teacher_logits",
     **options("parallel", "arbitrary"),
   )(hidden, weight)
@@ -251,8 +265,8 @@ def student_logits(hidden, weight, teacher_logits, numbers, *, tile, vocab, soft
 
   Args:
     hidden: [chunk, Ds].
-    weight: [columns, Ds], zeros past the vocabulary.
-    teacher_logits: [chunk, columns].
+    weight: [>= vocab, Ds].
+    teacher_logits: [chunk, vocab].
     numbers: float32 [chunk, 128], with the lanes of the temperature, maximum and label filled.
     tile: as for `teacher_logits`.
     vocab: entries.
@@ -260,7 +274,7 @@ def student_logits(hidden, weight, teacher_logits, numbers, *, tile, vocab, soft
     options: of `pallas_call`.
 
   Returns:
-    float32 logits [chunk, columns], and by lane [chunk, 128]: sum p, sum p (z_t - z_s) with
+    float32 logits [chunk, vocab], and by lane [chunk, 128]: sum p, sum p (z_t - z_s) with
     p = exp((z_t - teacher's maximum) / T); maximum, sum exp(d / T), sum exp(d), sum exp(d) d of the
     student; its logit at the label.
   """
@@ -302,12 +316,12 @@ def logits_gradient(
   """The gradient of the logits, multiplied where it is made.
 
   Args:
-    teacher_logits: [chunk, columns].
-    student_logits: [chunk, columns].
-    hidden: of the student, transposed, [Ds, chunk].
-    weight: [columns, Ds], zeros past the vocabulary.
+    teacher_logits: [chunk, vocab].
+    student_logits: [chunk, vocab].
+    hidden: of the student, [chunk, Ds].
+    weight: [>= vocab, Ds].
     numbers: float32 [chunk, 128], all lanes filled.
-    unembedding_gradient: float32 [Ds, columns], what other chunks have added to it.
+    unembedding_gradient: float32 [vocab, Ds], what other chunks have added to it.
     tile: (rows, columns) of a block of logits.
     cores: how many share the vocabulary.
     vocab: entries.
@@ -320,30 +334,30 @@ def logits_gradient(
     `unembedding_gradient` with this chunk's added.
   """
   rows, width = tile
-  dim, chunk = hidden.shape
-  columns = student_logits.shape[1]
-  tiles = columns // width // cores
-  block = pl.BlockSpec((rows, width), lambda c, j, i: (i, c * tiles + j))
-  weights = pl.BlockSpec((dim, width), lambda c, j, i: (0, c * tiles + j))
+  chunk, dim = hidden.shape
+  tiles = pl.cdiv(vocab, width)
+  steps = pl.cdiv(tiles, cores)
+
+  def tile_of(core: Any, step: Any) -> Any:
+    return jnp.minimum(core * steps + step, tiles - 1)
+
+  block = pl.BlockSpec((rows, width), lambda c, j, i: (i, tile_of(c, j)))
+  weights = pl.BlockSpec((width, dim), lambda c, j, i: (tile_of(c, j), 0))
   return pl.pallas_call(
     functools.partial(
-      _gradient_kernel,
-      vocab=vocab,
-      has_tail=columns != vocab,
-      has_cross_entropy=has_cross_entropy,
-      soft_cap=soft_cap,
+      _gradient_kernel, vocab=vocab, has_cross_entropy=has_cross_entropy, soft_cap=soft_cap
     ),
-    grid=(cores, tiles, chunk // rows),
+    grid=(cores, steps, chunk // rows),
     in_specs=[
       block,
       block,
-      pl.BlockSpec((dim, rows), lambda c, j, i: (0, i)),
-      pl.BlockSpec((width, dim), lambda c, j, i: (c * tiles + j, 0)),
+      pl.BlockSpec((rows, dim), lambda c, j, i: (i, 0)),
+      weights,
       pl.BlockSpec((chunk, LANES), lambda c, j, i: (0, 0)),
       weights,
     ],
     out_specs=[pl.BlockSpec(memory_space=pl.ANY), weights],
-    out_shape=[_float32(cores, chunk, dim), _float32(dim, columns)],
+    out_shape=[_float32(cores, chunk, dim), _float32(vocab, dim)],
     scratch_shapes=[pltpu.VMEM((chunk, dim), jnp.float32)],
     input_output_aliases={5: 1},
     name="logits_gradient",

@@ -30,21 +30,32 @@ class Kernel(NamedTuple):
     return self.calls * max((self.flops or 0) / flops_per_second, self.bytes / bytes_per_second)
 
 
-def kernel_flops(name: str, query: tuple[int, ...], rest: str) -> int | None:
-  """FLOPs of a call of splash attention; None for another kernel.
-
-  Blocks above the diagonal are skipped, those on it are computed whole. Windows are not known here:
-  with them this is too much.
+def kernel_flops(name: str, operands: list[tuple[int, ...]], rest: str) -> int | None:
+  """FLOPs of the matrix products of a call; None for a kernel that is not known here.
 
   Args:
     name: of the instruction.
-    query: its shape, [..., heads, seq, head_dim].
+    operands: shapes of those that are floating point.
     rest: the instruction's attributes, as written.
   """
-  found = re.match(r"splash_m[hq]a_(fwd|dq|dkv)", name)
-  if not found:
-    return None
-  suffix = "" if found[1] == "fwd" else f"_{found[1]}"
+  if found := re.match(r"splash_m[hq]a_(fwd|dq|dkv)", name):
+    return _splash_flops(found[1], operands[0], rest)
+  if name.startswith(("teacher_logits", "student_logits")):
+    (tokens, dim), (vocab, _) = operands[:2]
+    return 2 * tokens * dim * vocab
+  if name.startswith("logits_gradient"):
+    (tokens, vocab), _, (dim, _) = operands[:3]
+    return 2 * 2 * tokens * dim * vocab
+  return None
+
+
+def _splash_flops(pass_: str, query: tuple[int, ...], rest: str) -> int | None:
+  """FLOPs of splash attention, from its query [..., heads, seq, head_dim].
+
+  Blocks above the diagonal are skipped, those on it are computed whole. Windows are not known here:
+  with them this is too much.
+  """
+  suffix = "" if pass_ == "fwd" else f"_{pass_}"
   blocks = [re.search(rf'block_{of}{suffix}\\*": ?(\d+)', rest) for of in ("q", "kv")]
   if not all(blocks):
     return None
@@ -54,4 +65,4 @@ def kernel_flops(name: str, query: tuple[int, ...], rest: str) -> int | None:
     block_q * min(seq, -(-(first + block_q) // block_kv) * block_kv)
     for first in range(0, seq, block_q)
   )
-  return _SPLASH_PRODUCTS[found[1]] * 2 * math.prod(others) * pairs * head_dim
+  return _SPLASH_PRODUCTS[pass_] * 2 * math.prod(others) * pairs * head_dim

@@ -260,7 +260,7 @@ class Program:
       if 'custom_call_target="tpu_custom' in op.rest:
         operands = [self.ops[name].shape for name in op.operands]
         arrays = [dimensions(shape) for shape in operands if re.match(r"b?f\d", shape)]
-        flops = kernel_flops(op.name, arrays[0], op.rest) if arrays else None
+        flops = kernel_flops(op.name, arrays, op.rest) if arrays else None
         size = shape_bytes(op.shape) + sum(map(shape_bytes, operands))
         found.append(Kernel(op.name, times, flops, size))
     return found
