@@ -44,7 +44,7 @@ def kernel_flops(name: str, operands: list[tuple[int, ...]], rest: str) -> int |
     (tokens, dim), (vocab, _) = operands[:2]
     return 2 * tokens * dim * vocab
   if name.startswith("logits_gradient"):
-    (tokens, vocab), _, (dim, _) = operands[:3]
+    (tokens, vocab), _, (_, dim) = operands[:3]
     return 2 * 2 * tokens * dim * vocab
   return None
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from egad_jax import losses
+
 
 class Problem(NamedTuple):
   student_hidden: jax.Array
@@ -61,3 +63,11 @@ def value_and_gradients(head, problem: Problem, **overrides):
     )
 
   return jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(*problem[:2])
+
+
+def filled_context() -> losses.Context:
+  """A third of the way, with entropies of many sizes in the running distribution."""
+  entropy = jnp.linspace(0.01, 6.0, 64)
+  distribution = losses.EntropyDistribution.init()
+  distribution = distribution.update(entropy, jnp.ones(64, bool), half_life=1e6)
+  return losses.Context(losses.State(distribution), jnp.float32(0.3), jnp.float32(0.3))

@@ -32,19 +32,19 @@ _TERMS = [
   (
     "sign",
     "plus log q of the label",
-    "cross_entropy = -label_value(pair.vocab_log_q, labels)",
-    "cross_entropy = label_value(pair.vocab_log_q, labels)",
+    "cross_entropy=-label_value(pair.vocab_log_q, labels)",
+    "cross_entropy=label_value(pair.vocab_log_q, labels)",
   ),
   (
     "swap",
     "cross-entropy of the teacher",
-    "cross_entropy = -label_value(pair.vocab_log_q, labels)",
+    "cross_entropy=-label_value(pair.vocab_log_q, labels)",
     "cross_entropy = -label_value(pair.log_p, labels)",
   ),
   (
     "swap",
     "the labels index the categories of a top k",
-    "cross_entropy = -label_value(pair.vocab_log_q, labels)",
+    "cross_entropy=-label_value(pair.vocab_log_q, labels)",
     "cross_entropy = -label_value(pair.log_q, labels)",
   ),
   (
@@ -220,7 +220,7 @@ _PLACEMENT = [
   ),
 ]
 
-_EGAD = [
+_STEERED = [
   (
     "temperature",
     "the compensation is left out",
@@ -245,6 +245,21 @@ _EGAD = [
     "value = value * (1 - placement.hard)",
     "value = value * placement.hard",
   ),
+  (
+    "options",
+    "the closed form counts the cross-entropy twice",
+    "ce_weight=self.ce_weight,\n      **_reported(placement),\n    )\n\n\ndef",
+    "ce_weight=2 * self.ce_weight,\n      **_reported(placement),\n    )\n\n\ndef",
+  ),
+  (
+    "normaliser",
+    "the closed form leaves out weights and factors",
+    "self.weighted(divergence, placement),",
+    "divergence,",
+  ),
+]
+
+_EGAD = [
   (
     "mask",
     "the loss is averaged over all tokens",
@@ -282,6 +297,11 @@ MUTATIONS = (
     ["losses/placement_test.py", "losses/method_test.py", "losses/egad_test.py"],
     _PLACEMENT,
   ),
+  *of_file(
+    "losses/steered.py",
+    ["losses/egad_test.py", "losses/method_test.py", "head/closed_form_test.py"],
+    _STEERED,
+  ),
   *of_file("losses/egad.py", ["losses/egad_test.py", "losses/method_test.py"], _EGAD),
 )
 
@@ -292,7 +312,7 @@ EQUIVALENTS = (
     "all stats are detached again where they are returned",
   ),
   Equivalent(
-    "losses/egad.py",
+    "losses/steered.py",
     "drop the test for a factor of 1",
     "a product with 1.0 changes no bit; the test spares the program a multiplication",
   ),

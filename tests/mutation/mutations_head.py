@@ -26,8 +26,8 @@ _CHUNKED = [
   (
     "options",
     "the student's logits are not capped",
-    "soft_capped(student_logits, student_soft_cap), teacher_logits",
-    "student_logits, teacher_logits",
+    "    student_logits = soft_capped(student_logits, student_soft_cap)\n",
+    "",
   ),
   (
     "options",
@@ -92,15 +92,15 @@ _CHUNKED = [
   (
     "reduction",
     "evaluation counts the first chunk alone",
-    "return *per_chunk_loss(student_logits, teacher_logits, *per_token), None, None",
-    "loss, stats = per_chunk_loss(student_logits, teacher_logits, *per_token)\n"
+    "return *chunk_loss(student_logits, teacher_logits, *per_token), None, None",
+    "loss, stats = chunk_loss(student_logits, teacher_logits, *per_token)\n"
     "        return loss * (indices[0] == tokens[0]), stats, None, None",
   ),
   (
     "reduction",
     "the last chunk's loss replaces the others",
-    "total + terms[0],",
-    "terms[0],",
+    "return total + terms[0], stats",
+    "return terms[0], stats",
   ),
   (
     "sign",
@@ -111,14 +111,14 @@ _CHUNKED = [
   (
     "sign",
     "the unembedding's gradient is subtracted",
-    "jax.tree.map(jnp.add, unembedding_gradient, terms[3])",
-    "jax.tree.map(jnp.subtract, unembedding_gradient, terms[3])",
+    "unembedding_gradient + split(of_chunk, 0)",
+    "unembedding_gradient - split(of_chunk, 0)",
   ),
   (
     "reduction",
     "the unembedding's gradient is that of the last chunk",
-    "jax.tree.map(jnp.add, unembedding_gradient, terms[3])",
-    "terms[3]",
+    "unembedding_gradient + split(of_chunk, 0)",
+    "split(of_chunk, 0)",
   ),
   (
     "promotion",
@@ -170,6 +170,88 @@ _CHUNKED = [
   ),
 ]
 
+_CLOSED_FORM = [
+  (
+    "promotion",
+    "a reverse KL is taken for a forward one",
+    "isinstance(token_loss, SteeredDivergence) and token_loss.is_forward_kl",
+    "isinstance(token_loss, SteeredDivergence)",
+  ),
+  (
+    "sign",
+    "entropy grows with certainty",
+    "jnp.log(total) - weighted",
+    "jnp.log(total) + weighted",
+  ),
+  (
+    "off by one",
+    "the last entry is no label",
+    "(labels >= 0) & (labels < vocab)",
+    "(labels >= 0) & (labels < vocab - 1)",
+  ),
+  (
+    "comparison",
+    "a negative label is an entry",
+    "(labels >= 0) & (labels < vocab)",
+    "labels < vocab",
+  ),
+  ("temperature", "T for 1 / T", "one / placement.temperature", "one * placement.temperature"),
+  (
+    "temperature",
+    "the gradient lacks 1 / T",
+    "token_loss.weighted(one, placement) * inverse, 0)",
+    "token_loss.weighted(one, placement), 0)",
+  ),
+  (
+    "mask",
+    "the divergence's gradient ignores the mask",
+    "jnp.where(mask, token_loss.weighted(one, placement) * inverse, 0)",
+    "token_loss.weighted(one, placement) * inverse",
+  ),
+  (
+    "mask",
+    "the cross-entropy's gradient ignores the mask",
+    "jnp.where(mask & is_entry(labels, vocab), one",
+    "jnp.where(is_entry(labels, vocab), one",
+  ),
+  (
+    "swap",
+    "the divergence of the student from the teacher",
+    "jnp.sum(p * (teacher - student), axis=-1)",
+    "jnp.sum(q * (teacher - student), axis=-1)",
+  ),
+  (
+    "sign",
+    "the normalisers change signs",
+    "- jnp.log(sum_p) + jnp.log(sum_q)",
+    "+ jnp.log(sum_p) - jnp.log(sum_q)",
+  ),
+  (
+    "temperature",
+    "the cross-entropy is taken at T",
+    "jnp.log(sum_1) - label_logit",
+    "jnp.log(sum_q) - label_logit",
+  ),
+  (
+    "swap",
+    "the student's entropy is the teacher's",
+    "entropy_of_sums(sum_1, jnp.sum(q_1 * student, axis=-1))",
+    "teacher_entropy",
+  ),
+  (
+    "sign",
+    "uphill",
+    "(q / sum_q[:, None] - p / sum_p[:, None])",
+    "(p / sum_p[:, None] - q / sum_q[:, None])",
+  ),
+  (
+    "reduction",
+    "the label has no gradient",
+    "(q_1 / sum_1[:, None] - at_label)",
+    "(q_1 / sum_1[:, None])",
+  ),
+]
+
 _DENSE = [
   (
     "stop-gradient",
@@ -198,6 +280,9 @@ _SHARDED = [
 
 MUTATIONS = (
   *of_file("head/chunked.py", ["head/chunked_test.py"], _CHUNKED),
+  *of_file(
+    "head/closed_form.py", ["head/closed_form_test.py", "head/chunked_test.py"], _CLOSED_FORM
+  ),
   *of_file("head/dense.py", ["head/dense_test.py", "head/chunked_test.py"], _DENSE),
   *of_file("head/sharded.py", ["head/sharded_test.py"], _SHARDED),
 )

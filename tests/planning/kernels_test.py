@@ -16,18 +16,28 @@ def test_flops_of_causal_blocks(kernel, suffix, products):
   name = f"splash_mha_{kernel}_segmented_residuals.1"
   # Of 4 x 4 blocks, 10 are on the diagonal or below it.
   expected = products * 2 * 4 * 16 * (10 * 512 * 512) * 128
-  assert kernel_flops(name, QUERY, attributes(suffix)) == expected
+  assert kernel_flops(name, [QUERY], attributes(suffix)) == expected
 
 
 def test_blocks_that_are_no_squares():
-  wide = kernel_flops("splash_mqa_dq.2", QUERY, attributes("_dq", block_q=256, block_kv=1024))
+  wide = kernel_flops("splash_mqa_dq.2", [QUERY], attributes("_dq", block_q=256, block_kv=1024))
   # Four rows of blocks see 1024 keys, four 2048.
   assert wide == 3 * 2 * 4 * 16 * 256 * (4 * 1024 + 4 * 2048) * 128
 
 
+def test_flops_of_the_head():
+  # 768 tokens, 1,003 entries, widths 256 and 128.
+  hidden, weight, logits = (768, 128), (1003, 128), (768, 1003)
+  assert kernel_flops("teacher_logits.3", [(768, 256), (1003, 256)], "") == 2 * 768 * 1003 * 256
+  operands = [hidden, weight, logits, (768, 128)]
+  assert kernel_flops("student_logits.1", operands, "") == 2 * 768 * 1003 * 128
+  operands = [logits, logits, hidden, weight, (768, 128), (1003, 128)]
+  assert kernel_flops("logits_gradient.1", operands, "") == 2 * 2 * 768 * 1003 * 128
+
+
 def test_other_kernels_are_not_known():
-  assert kernel_flops("matmul.1", QUERY, attributes("")) is None
-  assert kernel_flops("splash_mha_fwd.1", QUERY, "") is None
+  assert kernel_flops("matmul.1", [QUERY], attributes("")) is None
+  assert kernel_flops("splash_mha_fwd.1", [QUERY], "") is None
 
 
 def test_the_least_time_is_that_of_flops_or_bytes():

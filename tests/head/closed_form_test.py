@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from egad_jax import losses
+from egad_jax.head import dense_head, distillation_head
+from egad_jax.head.closed_form import entropy_of_sums, has_closed_form, loss_and_gradient
+from tests.head.chunked_test import assert_same
+from tests.head.problems import filled_context, random_problem
+
+VARIANTS = {
+  "egad": {"ce_weight": 0.3},
+  "without cross-entropy": {},
+  "hard tokens by features alone": {"branch": losses.Branch(hard_logits=False), "ce_weight": 0.1},
+  "one temperature": {"temperature": 2.0, "curriculum": None, "branch": None},
+  "mean_norm": {"temperature": losses.Temperature(compensation="mean_norm")},
+}
+
+
+def by_autodiff(token_loss):
+  """The same loss in a form that the head does not recognise."""
+  return functools.partial(token_loss)
+
+
+def value_and_gradients(head, problem):
+  def objective(student_hidden, student_unembedding):
+    return head(student_hidden, student_unembedding, *problem[2:], {}, filled_context())
+
+  return jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))(*problem[:2])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("caps", [(None, None), (3.0, 5.0)])
+def test_is_what_autodiff_makes_of_the_same_loss(variant, caps):
+  token_loss = losses.make_egad(**VARIANTS[variant]).token_loss
+  assert has_closed_form(token_loss)
+  problem = random_problem()
+  problem = problem._replace(labels=problem.labels.at[0, :3].set(jnp.array([-1, 37, 10**6])))
+  options = {"student_soft_cap": caps[0], "teacher_soft_cap": caps[1]}
+  actual = value_and_gradients(distillation_head(token_loss, chunk_size=7, **options), problem)
+  for head in (distillation_head, dense_head):
+    assert_same(actual, value_and_gradients(head(by_autodiff(token_loss), **options), problem))
+
+
+def test_equals_float64_to_rounding():
+  token_loss = losses.make_egad(ce_weight=0.3).token_loss
+  with jax.enable_x64(True):
+    exact = random_problem(dtype=np.float64)
+    expected = value_and_gradients(dense_head(by_autodiff(token_loss)), exact)
+    actual = value_and_gradients(distillation_head(token_loss), exact)
+    assert actual[0][0].dtype == jnp.float64
+  assert_same(actual, expected, 1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 100.0])
+def test_large_logits_stay_finite_and_right(temperature):
+  rng = np.random.default_rng(3)
+  logits = [jnp.asarray(rng.normal(size=(6, 50)) * 1e3, jnp.float32) for _ in range(2)]
+  labels, mask = jnp.arange(6), jnp.ones(6, bool)
+  token_loss = losses.make_vanilla_kd(temperature=temperature, ce_weight=1.0).token_loss
+  loss, stats, gradient = loss_and_gradient(token_loss, *logits, labels, mask, filled_context())
+  rest = (logits[1], labels, {}, filled_context())
+  expected, pullback, expected_stats = jax.vjp(
+    lambda z: token_loss(z, *rest), logits[0], has_aux=True
+  )
+  assert_same((loss, stats), (expected, expected_stats))
+  assert_same(gradient, pullback(jnp.ones(6))[0])
+
+
+def test_only_a_steered_forward_kl_has_it():
+  make = losses.make_egad
+  assert has_closed_form(losses.make_vanilla_kd().token_loss)
+  assert not has_closed_form(make(divergence="reverse_kl").token_loss)
+  assert not has_closed_form(make(divergence="skew_forward_kl").token_loss)
+  assert not has_closed_form(losses.make_adakd().token_loss)
+  assert not has_closed_form(by_autodiff(make().token_loss))
+
+
+def test_the_entropy_of_a_certain_teacher_is_zero():
+  assert float(entropy_of_sums(jnp.float32(1), jnp.float32(0))) == 0.0
+
+
+def test_a_masked_token_has_no_gradient():
+  token_loss = losses.make_egad(ce_weight=0.3).token_loss
+  logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 9)), jnp.float32)
+  mask = jnp.array([True, False, True, False])
+  *_, gradient = loss_and_gradient(token_loss, *logits, jnp.arange(4), mask, filled_context())
+  assert np.array_equal(np.any(np.asarray(gradient), axis=1), mask)

@@ -1,0 +1,155 @@
+"""The kernels, step by step on this machine, and compiled for chips that are not here."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from egad_jax import losses
+from egad_jax.head import distillation_head
+from egad_jax.head.tpu import Kernels, chunk_tiles, kernel_chunk_size, kernels_of
+from egad_jax.planning.chips import topology
+from egad_jax.planning.environment import prepare_environment
+from egad_jax.planning.plan import devices_of
+from tests.head.chunked_test import assert_same
+from tests.head.closed_form_test import by_autodiff, value_and_gradients
+from tests.head.problems import Problem, filled_context
+
+V5E, V5P = Kernels(2**27, 1), Kernels(2**26, 2)
+
+
+def half_problem(vocab: int, *, seq: int = 70, padding: int = 0) -> Problem:
+  """bfloat16 hidden states of sizes that the kernels serve."""
+  rng = np.random.default_rng(0)
+
+  def normal(*shape, scale=1.0):
+    return jnp.asarray(scale * rng.normal(size=shape), jnp.bfloat16)
+
+  rows = vocab + padding
+  return Problem(
+    normal(2, seq, 128, scale=0.3),
+    normal(rows, 128).astype(jnp.float32),
+    normal(2, seq, 256, scale=0.3),
+    normal(rows, 256),
+    jnp.asarray(rng.integers(0, vocab, size=(2, seq))),
+    jnp.asarray(rng.random((2, seq)) < 0.8),
+  )
+
+
+@pytest.mark.parametrize(
+  ("vocab", "cores", "caps"),
+  [(1003, 1, (None, None)), (1003, 2, (3.0, 5.0)), (1536, 2, (None, None)), (300, 1, (None, 4.0))],
+)
+def test_equal_xla_whatever_the_vocabulary(vocab, cores, caps):
+  # 1003 is no multiple of a tile, 1536 are three tiles for two cores, 300 are less than one.
+  problem = half_problem(vocab)
+  problem = problem._replace(labels=problem.labels.at[0, :2].set(jnp.array([-1, vocab])))
+  token_loss = losses.make_egad(ce_weight=0.1).token_loss
+  options = {"student_soft_cap": caps[0], "teacher_soft_cap": caps[1]}
+  kernels = V5E._replace(cores=cores, interpret=True)
+  head = jax.jit(distillation_head(token_loss, chunk_size=128, kernels=kernels, **options))
+  actual = value_and_gradients(head, problem)
+  xla = distillation_head(by_autodiff(token_loss), **options)
+  expected = value_and_gradients(jax.jit(xla), problem)
+  assert_same(actual[0], expected[0], 1e-6)
+  # A gradient that lies between two numbers of bfloat16 may be rounded to either.
+  assert_same(actual[1], expected[1], 3e-4)
+  assert actual[1][0].dtype == jnp.bfloat16
+  assert actual[1][1].dtype == jnp.float32
+
+
+def test_vanilla_kd_and_padded_unembeddings():
+  problem = half_problem(700, padding=69)
+  for name in ("student_unembedding", "teacher_unembedding"):
+    rows = getattr(problem, name)
+    problem = problem._replace(**{name: rows.at[700:].set(jnp.nan)})
+  token_loss = losses.make_vanilla_kd(temperature=2.0).token_loss
+  options = {"vocab_size": 700, "chunk_size": 128}
+  kernels = V5E._replace(interpret=True)
+  actual = value_and_gradients(
+    jax.jit(distillation_head(token_loss, kernels=kernels, **options)), problem
+  )
+  expected = value_and_gradients(jax.jit(distillation_head(token_loss, **options)), problem)
+  assert_same(actual[0], expected[0], 1e-6)
+  assert_same(actual[1], expected[1], 3e-4)
+  assert not np.any(actual[1][1][700:])
+
+
+def calls_kernels(token_loss, problem, **options) -> bool:
+  head = distillation_head(token_loss, kernels=V5E, **options)
+  return "pallas_call" in str(jax.make_jaxpr(lambda p: value_and_gradients(head, p))(problem))
+
+
+def test_what_they_cannot_serve_is_xlas():
+  token_loss, problem = losses.make_egad().token_loss, half_problem(300)
+  assert calls_kernels(token_loss, problem)
+  assert not calls_kernels(losses.make_egad(divergence="reverse_kl").token_loss, problem)
+  assert not calls_kernels(
+    token_loss, problem._replace(student_hidden=problem.student_hidden.astype(jnp.float32))
+  )
+  narrow = problem._replace(
+    student_hidden=problem.student_hidden[..., :96],
+    student_unembedding=problem.student_unembedding[:, :96],
+  )
+  assert not calls_kernels(token_loss, narrow)
+
+
+def test_evaluation_calls_no_kernel():
+  problem = half_problem(300)
+  head = distillation_head(losses.make_egad().token_loss, kernels=V5E)
+  program = jax.make_jaxpr(lambda p: head(*p, {}, filled_context()))(problem)
+  assert "pallas_call" not in str(program)
+
+
+@pytest.mark.parametrize("kernels", [V5E, V5P])
+@pytest.mark.parametrize("chunk", [128, 256, 768, 1024])
+@pytest.mark.parametrize(
+  "dims", [(128, 128), (1024, 2048), (1024, 4096), (2560, 5120), (4096, 8192)]
+)
+def test_tiles_divide_the_chunk(kernels, chunk, dims):
+  tiles = chunk_tiles(kernels, chunk, *dims)
+  assert tiles is not None
+  for rows, columns, *at_once in tiles:
+    assert chunk % rows == 0
+    assert columns % 128 == 0
+    assert all(rows % some == 0 for some in at_once)
+
+
+def test_sizes_without_tiles():
+  assert chunk_tiles(V5E, 100, 1024, 4096) is None
+  assert chunk_tiles(V5E, 1024, 576, 4096) is None
+  assert chunk_tiles(V5P, 1024, 16384, 16384) is None
+
+
+def test_chunks_are_whole_vectors():
+  assert kernel_chunk_size(V5E, 700, 10_000, 1000) == 512
+  assert kernel_chunk_size(V5E, 1, 10_000, 1000) == 128
+  assert kernel_chunk_size(V5E, None, 130, 1000) == 256
+  assert kernel_chunk_size(V5E, None, 10_000, 10**6) == 256
+
+
+def test_no_kernels_on_other_devices():
+  assert kernels_of(jax.devices()[0]) is None
+
+
+@pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_the_train_head_compiles_for_chips_that_are_not_here(name, monkeypatch):
+  environment = dict(os.environ)
+  prepare_environment(name, environment)
+  for key, value in environment.items():
+    monkeypatch.setenv(key, value)
+  device = devices_of(topology(name))[0]
+  sharding = jax.sharding.SingleDeviceSharding(device)
+  head = distillation_head(losses.make_egad(ce_weight=0.1).token_loss, kernels=kernels_of(device))
+  problem = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    half_problem(5000, seq=512),
+  )
+  lowered = jax.jit(lambda p: value_and_gradients(head, p)).lower(problem)
+  assert lowered.as_text().count("tpu_custom_call") == 3
+  # The text of a compiled program of two cores is more than jax can read.
+  assert lowered.compile().memory_analysis().temp_size_in_bytes > 0
