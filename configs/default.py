@@ -71,6 +71,9 @@ def get_config() -> ml_collections.ConfigDict:
   loss.divergence_options = ""  # Its own, "name=value,name=value"; "": the defaults.
   loss.ce_weight = 0.0  # Weight of the cross-entropy on the labels.
   loss.chunk_size = 0  # Tokens whose logits exist at once; 0: from a budget of memory.
+  # auto: on a TPU, hand-written kernels make the forward KL of vanilla_kd and egad where they can
+  # (see docs/performance.md); xla: never.
+  loss.kernels = "auto"
 
   # Mechanism 1 (the abstract's): focus moves from low- to high-entropy tokens. How: ours.
   config.curriculum = curriculum = ml_collections.ConfigDict()

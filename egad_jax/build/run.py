@@ -143,6 +143,7 @@ def _assemble(
     batch_size=config.batch_size,
     accumulation=config.accumulation,
     chunk_size=config.loss.chunk_size or None,
+    kernels=config.loss.kernels == "auto",
     fill_batches=config.distribution.fill_batches,
     held_out_rows=config.eval.rows,
     held_out_batch=_eval_batch(config),

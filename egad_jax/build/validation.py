@@ -20,6 +20,7 @@ _CHOICES = {
   "student.init": ("layers", "random", "source"),
   "student.remat": ("none", "dots", "full"),
   "loss.divergence": tuple(losses.DIVERGENCES),
+  "loss.kernels": ("auto", "xla"),
   "optimizer.schedule": ("cosine", "linear", "constant"),
   "curriculum.kind": ("uniform", *CURRICULUM_KINDS),
 }

@@ -26,6 +26,7 @@ def head_on_mesh(
   tensor_axis: str,
   vocab_size: int,
   chunk_size: int | None = None,
+  kernels: bool = True,
   student_soft_cap: float | None = None,
   teacher_soft_cap: float | None = None,
 ) -> Head:
@@ -42,6 +43,7 @@ def head_on_mesh(
     tensor_axis: the mesh axis that the batch leaves unused.
     vocab_size: as for `distillation_head`, but it must be given.
     chunk_size: as for `distillation_head`.
+    kernels: whether to use those of the mesh's devices where they serve.
     student_soft_cap: as for `distillation_head`.
     teacher_soft_cap: as for `distillation_head`.
   """
@@ -56,5 +58,6 @@ def head_on_mesh(
       token_loss, mesh, batch_axes=batch_axes, vocab_axis=tensor_axis, **options
     )
   # All devices of a mesh are of one kind.
-  head = distillation_head(token_loss, **options, kernels=kernels_of(mesh.devices.flat[0]))
+  found = kernels_of(mesh.devices.flat[0]) if kernels else None
+  head = distillation_head(token_loss, **options, kernels=found)
   return sharded_head(head, mesh, batch_axes=batch_axes, sequence_axes=(tensor_axis,))

@@ -89,6 +89,7 @@ class Run:
     batch_size: rows per update, over all processes.
     accumulation: micro-batches per update.
     chunk_size: of the head; None for its default.
+    kernels: whether the head may use those of the mesh's devices.
     fill_batches: train batches that fill the running distributions before step 0.
     held_out_rows: rows of an evaluation, at most.
     held_out_batch: rows of them at once.
@@ -115,6 +116,7 @@ class Run:
   batch_size: int
   accumulation: int
   chunk_size: int | None
+  kernels: bool
   fill_batches: int
   held_out_rows: int
   held_out_batch: int
@@ -134,6 +136,7 @@ class Run:
       tensor_axis=sharding.TENSOR_AXIS,
       vocab_size=self.tokenizer.vocab_size,
       chunk_size=self.chunk_size,
+      kernels=self.kernels,
       student_soft_cap=self.pair.student.config.logit_soft_cap,
       teacher_soft_cap=self.pair.teacher.config.logit_soft_cap,
     )
