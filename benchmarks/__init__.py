@@ -1,0 +1,1 @@
+"""What things cost: commands that measure and model, and print markdown."""

@@ -11,6 +11,7 @@ each, waiting for the first block and for anything else is not.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pathlib
@@ -20,19 +21,10 @@ import sys
 import tempfile
 from typing import Any, NamedTuple
 
-from absl import app, flags
-
+from benchmarks.markdown import table
 from egad_jax.planning.chips import CHIPS
 
 _TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
-
-_CHIPS = flags.DEFINE_list("chips", ["v5e", "v5p", "v6e"], "Kinds of chips to compile for.")
-_CHUNK = flags.DEFINE_integer("chunk", 1024, "Tokens of a chunk.")
-_VOCABULARIES = flags.DEFINE_list("vocabularies", ["151936"], "Entries.")
-_STUDENT_DIM = flags.DEFINE_integer("student_dim", 1024, "Width of the student.")
-_TEACHER_DIM = flags.DEFINE_integer("teacher_dim", 4096, "Width of the teacher.")
-_JSON = flags.DEFINE_bool("json", False, "Print one line of JSON for each kernel.")
-_DUMP = flags.DEFINE_string("dump", None, "Where the compiler writes; for the process within.")
 
 
 class Schedule(NamedTuple):
@@ -94,7 +86,9 @@ def scheduled_bundles(text: str, trips: int) -> int:
   return total
 
 
-def _compile(chip: str, vocab: int, dump: pathlib.Path) -> list[Schedule]:
+def _compile(
+  chip: str, dump: pathlib.Path, *, chunk: int, vocab: int, student_dim: int, teacher_dim: int
+) -> list[Schedule]:
   """Compiles the kernels for a chip and reads what libtpu dumps."""
   from egad_jax.planning.environment import prepare_environment
 
@@ -108,12 +102,11 @@ def _compile(chip: str, vocab: int, dump: pathlib.Path) -> list[Schedule]:
   jax.config.update("jax_enable_compilation_cache", False)
   device = topologies.get_topology_desc(platform="tpu", topology_name=_TOPOLOGIES[chip]).devices[0]
   sharding = jax.sharding.SingleDeviceSharding(device)
-  chunk, student_dim, teacher_dim = _CHUNK.value, _STUDENT_DIM.value, _TEACHER_DIM.value
   kernels = tpu.kernels_of(device)
   assert kernels is not None
   tiles = tpu.chunk_tiles(kernels, chunk, student_dim, teacher_dim)
   if tiles is None:
-    raise app.UsageError(f"no tiles fit {chip} for chunks of {chunk} tokens.")
+    raise SystemExit(f"no tiles fit {chip} for chunks of {chunk} tokens.")
 
   def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
@@ -175,35 +168,39 @@ def _compile(chip: str, vocab: int, dump: pathlib.Path) -> list[Schedule]:
   return found
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Prints the table, or within: compiles."""
-  del argv
-  sizes = {"chunk": _CHUNK.value, "student_dim": _STUDENT_DIM.value}
-  sizes["teacher_dim"] = _TEACHER_DIM.value
-  if _DUMP.value:
-    (chip,), (vocab,) = _CHIPS.value, map(int, _VOCABULARIES.value)
-    for schedule in _compile(chip, vocab, pathlib.Path(_DUMP.value)):
+  parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
+  parser.add_argument("--chips", default="v5e,v5p,v6e", help="kinds, with commas")
+  parser.add_argument("--vocabularies", default="151936", help="entries, with commas")
+  parser.add_argument("--chunk", type=int, default=1024, help="tokens of a chunk")
+  parser.add_argument("--student_dim", type=int, default=1024)
+  parser.add_argument("--teacher_dim", type=int, default=4096)
+  parser.add_argument("--dump", help=argparse.SUPPRESS)  # For the process within.
+  options = parser.parse_args()
+  chips, vocabularies = options.chips.split(","), map(int, options.vocabularies.split(","))
+  sizes = {name: getattr(options, name) for name in ("chunk", "student_dim", "teacher_dim")}
+  if options.dump:
+    for schedule in _compile(
+      chips[0], pathlib.Path(options.dump), vocab=next(vocabularies), **sizes
+    ):
       print(json.dumps(schedule._asdict()))
     return
-  print(
-    "| chip | vocabulary | kernel | steps | bundles | matrix | memory | x its matmuls | x all |"
-  )
-  print("|---|---|---|---|---|---|---|---|---|")
-  for chip in _CHIPS.value:
-    for vocab in map(int, _VOCABULARIES.value):
-      facts = CHIPS[chip]
-      per_cycle = facts.flops_per_second / facts.hertz
-      floor = 2 * _CHUNK.value * vocab * (_TEACHER_DIM.value + 3 * _STUDENT_DIM.value) / per_cycle
-      total = 0.0
-      for s in schedules(chip, vocab=vocab, **sizes):
-        total += s.cycles
-        print(
-          f"| {chip} | {vocab} | {s.name} | {s.steps} | {s.bundles} | {s.matrix_cycles:.0f} "
-          f"| {s.memory_cycles:.0f} | {s.cycles * per_cycle / s.flops:.2f} "
-          f"| {s.cycles / floor:.3f} |"
-        )
-      print(f"| {chip} | {vocab} | all three | | | | | | {total / floor:.3f} |", flush=True)
+  header = ("chip", "vocabulary", "kernel", "steps", "bundles", "matrix", "memory")
+  rows = []
+  for vocab in vocabularies:
+    for chip in chips:
+      per_cycle = CHIPS[chip].flops_per_second / CHIPS[chip].hertz
+      least = 2 * sizes["chunk"] * vocab * (sizes["teacher_dim"] + 3 * sizes["student_dim"])
+      found = schedules(chip, vocab=vocab, **sizes)
+      for s in found:
+        cycles = (f"{s.bundles:.0f}", f"{s.matrix_cycles:.0f}", f"{s.memory_cycles:.0f}")
+        over = (f"{s.cycles * per_cycle / s.flops:.2f}", f"{s.cycles * per_cycle / least:.3f}")
+        rows.append((chip, f"{vocab:,}", s.name, str(s.steps), *cycles, *over))
+      total = sum(s.cycles for s in found) * per_cycle / least
+      rows.append((chip, f"{vocab:,}", "all three", "", "", "", "", "", f"{total:.3f}"))
+  print(table((*header, "over its products", "over all products"), rows))
 
 
 if __name__ == "__main__":
-  app.run(main)
+  main()

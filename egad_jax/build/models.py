@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from egad_jax import sharding
 from egad_jax.build.attention import make_attention
-from egad_jax.build.values import DTYPES, RANDOM, TRAIN, Config
+from egad_jax.build.values import DTYPES, RANDOM, Config
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
 from egad_jax.losses.method import Method
@@ -62,21 +62,17 @@ class Vocabulary(NamedTuple):
   vocab_size: int
 
 
-def planned_vocabulary(config: Config) -> Vocabulary:
-  """A stand-in for the tokenizer: N of train:N, else the rows of the teacher's embedding.
+def planned_shape(who: str, source: str, name: str) -> DecoderConfig:
+  """The architecture that a source has by the config alone.
+
+  Args:
+    who: "teacher" or "student", for messages.
+    source: as in the config.
+    name: of an architecture, "" if the config names none.
 
   Raises:
-    InputError: the teacher's architecture is not known from the config alone.
+    InputError: it cannot be known without reading files.
   """
-  size = config.data.tokenizer.removeprefix(TRAIN)
-  if config.data.tokenizer.startswith(TRAIN) and size.isdigit():
-    return Vocabulary(int(size))
-  source, name = config.teacher.source, config.teacher.architecture
-  return Vocabulary(_shape("teacher", source, name).vocab_size)
-
-
-def _shape(who: str, source: str, name: str) -> DecoderConfig:
-  """The architecture that a source has by the config alone."""
   if source.startswith(RANDOM):
     return architecture(source.removeprefix(RANDOM))
   if not name:
@@ -93,9 +89,11 @@ def _load(
   """A model of the tokenizer's vocabulary; params None for random values, or if only `planned`."""
   size = tokenizer.vocab_size
   if source.startswith(RANDOM):
-    return Pretrained(_replace(_shape(who, source, name), vocab_size=size), None, None, source)
+    return Pretrained(
+      _replace(planned_shape(who, source, name), vocab_size=size), None, None, source
+    )
   if planned:
-    return Pretrained(_shape(who, source, name), None, None, source)
+    return Pretrained(planned_shape(who, source, name), None, None, source)
   read = load_pretrained(source, tokenizer_size=size)
   if name:
     _check_architecture(who, source, read.config, name)

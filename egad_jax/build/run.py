@@ -12,7 +12,8 @@ from etils import epath
 from egad_jax import sharding
 from egad_jax.build.attention import check_attention
 from egad_jax.build.methods import make_method
-from egad_jax.build.models import make_pair, planned_vocabulary
+from egad_jax.build.models import make_pair
+from egad_jax.build.planned import planned_projection, planned_vocabularies
 from egad_jax.build.tokenizers import X_TOKEN, make_tokenizers
 from egad_jax.build.validation import compiler_options, validate
 from egad_jax.build.values import Config
@@ -99,21 +100,19 @@ def plan_run(config: Config, devices: Any) -> Run:
     InputError: the config is invalid, does not fit the devices, or needs files to be known.
   """
   validate(config)
-  if config.method == X_TOKEN:
-    raise InputError(
-      f"config.method={X_TOKEN} cannot be planned: its program depends on a projection between "
-      "two tokenizers, and a plan reads no files."
-    )
   mesh = sharding.make_mesh(config.mesh, devices)
   _check_divides(config, mesh)
   check_attention(config, mesh)
-  vocabulary = planned_vocabulary(config)
-  method = make_method(config)
-  pair = make_pair(config, vocabulary, vocabulary, method=method, mesh=mesh, planned=True)
+  vocabularies = planned_vocabularies(config)
+  paired = config.method == X_TOKEN
+  inputs = {"projection": planned_projection(config, *vocabularies)} if paired else {}
+  method = make_method(config, **inputs)
+  pair = make_pair(config, *vocabularies, method=method, mesh=mesh, planned=True)
   nothing: dict[str, Any] = {}
-  rows = Rows(epath.Path(), "", 1, config.seq_len, nothing, nothing, nothing, nothing)
-  tokenizer = cast(Tokenizer, vocabulary)
-  return _assemble(config, method, pair, (tokenizer, tokenizer), rows, mesh)
+  sides = 2 if paired else 1
+  rows = Rows(epath.Path(), "", sides, config.seq_len, nothing, nothing, nothing, nothing)
+  tokenizers = cast(tuple[Tokenizer, Tokenizer], vocabularies)
+  return _assemble(config, method, pair, tokenizers, rows, mesh)
 
 
 def _assemble(

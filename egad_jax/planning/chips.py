@@ -88,7 +88,9 @@ def topology(name: str) -> Topology:
   found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
   if not found or found[1] not in CHIPS:
     raise InputError(
-      f"--topology must be CHIP:SHAPE such as v5e:2x2, of a chip {', '.join(CHIPS)}; got {name!r}."
+      f"--topology must be CHIP:SHAPE such as v5e:2x2, of a chip {', '.join(CHIPS)}; got {name!r}. "
+      "GPU programs compile only on a machine with a GPU: plan the config for a TPU slice of as "
+      "many chips, whose bytes of teacher, student and optimizer a chip are about the same."
     )
   chip, shape = found.groups()
   shapes = CHIPS[chip].shapes

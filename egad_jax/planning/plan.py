@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
+import re
 import tempfile
 import time
 from typing import Any
@@ -100,8 +101,8 @@ def minimum_flops(run: Run) -> int:
   2 N V (Dt + 3 Ds); attention of whole rows with its causal half.
   """
   tokens, pair = run.batch_size * run.rows.seq_len, run.pair
-  head = pair.teacher.config.dim + 3 * pair.student.config.dim
-  total = 2 * tokens * run.tokenizer.vocab_size * head
+  total = 2 * tokens * run.teacher_tokenizer.vocab_size * pair.teacher.config.dim
+  total += 6 * tokens * run.tokenizer.vocab_size * pair.student.config.dim
   for model, passes in ((pair.teacher, 1), (pair.student, 3)):
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     layers = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes["layers"]))
@@ -112,11 +113,19 @@ def minimum_flops(run: Run) -> int:
   return total
 
 
-def head_chunks(run: Run) -> int:
-  """Trips of the head's loop on one device when every place is a target."""
+def head_chunks(run: Run, program: str) -> int:
+  """Trips of the head's loop on one device when every place is a target.
+
+  Args:
+    run: what was compiled.
+    program: its text, which tells the chunk of the head's kernels if it has them.
+  """
   vocab = run.tokenizer.vocab_size
   parts = vocabulary_parts(run.mesh, sharding.TENSOR_AXIS, vocab)
   places = run.batch_size // run.accumulation * run.rows.seq_len // (run.mesh.size // parts)
+  kernel = re.search(r"%logits_gradient[\w.]* = \(f32\[\d+,(\d+),\d+\]", program)
+  if kernel:
+    return -(-places // int(kernel[1]))
   chunk = run.chunk_size or default_chunk_size(places, vocab // parts)
   return -(-places // min(chunk, places))
 
@@ -141,7 +150,8 @@ def plan(run: Run, slice_: Topology, *, config: str) -> Plan:
     # Estimates are in the last text, which a program that does not fit never gets to.
     stage = "after_optimizations" if compiled is None else "after_codegen"
     (path,) = dump.glob(f"*train_step*.{stage}.txt")
-    program = Program(path.read_text(), traced_trips=head_chunks(run))
+    text = path.read_text()
+    program = Program(text, traced_trips=head_chunks(run, text))
     memory = read_memory(dump, program)
   if compiled is not None:
     stats = compiled.memory_analysis()
@@ -192,6 +202,10 @@ def _compile(run: Run, dump: pathlib.Path) -> Any:
     raise
 
 
+def _counted(count: int, noun: str) -> str:
+  return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def _notes(program: Program, slice_: Topology) -> tuple[str, ...]:
   chip = CHIPS[slice_.chip]
   moved = sum(collective.bytes for collective in program.collectives)
@@ -205,20 +219,22 @@ def _notes(program: Program, slice_: Topology) -> tuple[str, ...]:
     "FLOPs and times are for batches in which every place is a target; the least FLOPs are "
     "those of rows that are one document each.",
   ]
-  if program.traced_loops:
+  if loops := program.traced_loops:
+    several = loops > 1
     notes.append(
-      f"{program.traced_loops} loops have a number of trips that only the running program knows "
-      "(the head's); they are taken to run as often as the head does then."
+      f"{loops} {'loops have' if several else 'loop has'} a number of trips that only the running "
+      f"program knows (the head's); {'they are' if several else 'it is'} taken to run as often as "
+      "the head does then."
     )
   known = sum(kernel.calls for kernel in program.kernels if kernel.flops is not None)
   if known:
     notes.append(
-      f"For the {known} calls of the attention kernel the compiler estimates nothing: they are "
-      "taken to need the least time that their FLOPs and bytes do."
+      f"For {_counted(known, 'call')} of the kernels of attention and head the compiler estimates "
+      "nothing: the least time that their FLOPs and bytes need is taken."
     )
   if unknown := sum(kernel.calls for kernel in program.kernels if kernel.flops is None):
     notes.append(
-      f"{unknown} calls of other hand-written kernels are missing from the FLOPs, and take no "
-      "longer in the model than moving their bytes does."
+      f"Other hand-written kernels ({_counted(unknown, 'call')}) are missing from the FLOPs, and "
+      "take no longer in the model than moving their bytes does."
     )
   return tuple(notes)

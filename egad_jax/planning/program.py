@@ -370,6 +370,14 @@ def _real_pairs(
   """Pairs of output and kernel positions that meet an element, not padding or a hole."""
   if kernel == 1 and not low and stride == left_dilation == 1:
     return min(out, size)
-  place = np.arange(out)[:, None] * stride + np.arange(kernel)[None, :] * right_dilation - low
-  real = (place % left_dilation == 0) & (place >= 0) & (place < size * left_dilation)
-  return int(np.sum(real))
+  # Output o meets element (o * stride - shift) / left_dilation of the input. The pairs may
+  # be too many to list, so those of every position are counted: o is in a range and of one residue.
+  shift = low - np.arange(kernel, dtype=np.int64) * right_dilation
+  common = math.gcd(stride, left_dilation)
+  period = left_dilation // common
+  first = shift // common % period * pow(stride // common, -1, period) % period
+  start = np.maximum(-(-shift // stride), 0)
+  stop = np.minimum((shift + size * left_dilation - 1) // stride, out - 1)
+  start += (first - start) % period
+  found = np.where(stop >= start, (stop - start) // period + 1, 0)
+  return int(np.sum(np.where(shift % common == 0, found, 0)))

@@ -7,6 +7,7 @@ import pytest
 
 from configs import quickstart
 from egad_jax import build
+from egad_jax.data.batches import PairedBatch
 from egad_jax.errors import InputError
 from egad_jax.models.architectures import architecture
 from tests.build.configs import changed
@@ -58,6 +59,30 @@ def test_a_random_student_of_another_architecture():
   assert (student.dim, student.head_dim, student.mlp_dim) == (576, 64, 1536)
 
 
+def test_two_tokenizers_have_two_vocabularies_and_paired_rows():
+  run = planned(method="x_token", student__tokenizer="train:384")
+  assert (run.tokenizer.vocab_size, run.teacher_tokenizer.vocab_size) == (384, 512)
+  assert run.pair.student.config.vocab_size == 384
+  assert run.pair.teacher.config.vocab_size == 512
+  assert isinstance(run.abstract_batch(), PairedBatch)
+
+
+def test_a_student_that_is_read_brings_its_own_vocabulary():
+  source = {"student__init": "source", "student__source": "no/student"}
+  run = planned(method="x_token", student__architecture="smollm2-135m", **source)
+  assert (run.tokenizer.vocab_size, run.teacher_tokenizer.vocab_size) == (49_152, 512)
+
+
+def test_the_paired_program_is_a_run_s_but_for_the_projection(small, tmp_path):
+  config = {"method": "x_token", "data__tokenizer": "train:270", "student__tokenizer": "train:264"}
+  devices = jax.devices()[:4]
+  run = build.build(small(**config), tmp_path, devices=devices)
+  plan = build.plan_run(small(**config), devices)
+  assert plan.abstract_state() == run.abstract_state()
+  assert plan.abstract_batch() == run.abstract_batch()
+  assert plan.lower_step().in_tree == run.lower_step().in_tree
+
+
 @pytest.mark.parametrize(
   ("values", "message"),
   [
@@ -68,7 +93,14 @@ def test_a_random_student_of_another_architecture():
     ),
     ({"teacher__source": "a", "teacher__architecture": "b"}, r'unknown architecture "b"'),
     ({"student__init": "layers"}, r"random:tiny has random values; use student\.init=random"),
-    ({"method": "x_token"}, r"config\.method=x_token cannot be planned"),
+    (
+      {"method": "x_token", "method_options": "kind=h_kl"},
+      r"config\.method=x_token with kind=h_kl cannot be planned",
+    ),
+    (
+      {"method": "x_token", "student__tokenizer": "some/directory"},
+      r"config\.student\.tokenizer=some/directory is not read by a plan; .*train:N",
+    ),
     ({"mesh__data": 3}, r"the mesh must use all 4 devices"),
     ({"batch_size": 6}, r"must divide config\.batch_size / accumulation \(6\)"),
   ],

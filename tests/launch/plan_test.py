@@ -72,9 +72,17 @@ def test_what_does_not_fit_is_exit_3_and_still_a_whole_report():
   [
     (("--topology=v5e:3x5",), "no slice 3x5 of v5e"),
     (("--topology=v9:2x2",), "got 'v9:2x2'"),
+    (("--topology=h100:8",), "GPU programs compile only on a machine with a GPU"),
     ((), "topology"),
     (("--topology=v5e:2x2", "--config.mesh.data=3"), "the mesh must use all 4 devices"),
-    (("--topology=v5e:2x2", "--config.method=x_token"), "x_token cannot be planned"),
+    (
+      (
+        "--topology=v5e:2x2",
+        "--config.method=x_token",
+        "--config.method_options=kind=h_kl",
+      ),
+      "kind=h_kl cannot be planned",
+    ),
     (
       ("--topology=v5e:2x2", "--config.teacher.source=models/T"),
       "config.teacher.architecture must name what config.teacher.source=models/T has",

@@ -79,7 +79,7 @@ def test_trees_have_the_bytes_of_their_arrays(vanilla, planned):
 
 def test_flops_of_the_heads_are_the_least_possible(vanilla):
   run, compiled = vanilla
-  program = Program(compiled.as_text(), traced_trips=planning.head_chunks(run))
+  program = Program(compiled.as_text(), traced_trips=planning.head_chunks(run, ""))
   found = 4 * program.matmul_flops(lambda op: "shard_map" in op.rest)
   dims = run.pair.teacher.config.dim + 3 * run.pair.student.config.dim
   wanted = 2 * 4 * 128 * run.tokenizer.vocab_size * dims
@@ -117,8 +117,8 @@ def test_the_attention_kernel_counts(vanilla, devices, planned):
   extra = 3 * product * pair.student.config.num_layers * pair.student.config.num_heads
   # The backward kernels make the logits anew and once more.
   assert splash.flops - planned.flops == extra * pair.student.config.head_dim
-  assert any("attention kernel" in note for note in splash.notes)
-  assert not any("attention kernel" in note for note in planned.notes)
+  assert any("kernels of attention" in note for note in splash.notes)
+  assert not any("kernels of attention" in note for note in planned.notes)
 
 
 def test_times_are_consistent(planned):
@@ -133,3 +133,41 @@ def test_what_is_large_has_its_line(planned):
   sizes = [buffer.bytes for buffer in planned.largest_buffers]
   assert sizes == sorted(sizes, reverse=True)
   assert all(buffer.source for buffer in planned.largest_buffers)
+
+
+@pytest.mark.parametrize("rows", [64, 16_384])
+def test_fits_is_the_compiler_s_verdict(rows, devices):
+  # Attention's squares of long rows fill the memory.
+  large = {"method": "vanilla_kd", "attention": "xla", "seq_len": 512, "batch_size": rows}
+  run = build.plan_run(changed(**large), devices)
+  try:
+    run.lower_step().compile()
+    compiles = True
+  except jax.errors.JaxRuntimeError:
+    compiles = False
+  planned = planning.plan(run, SLICE, config="rows")
+  assert planned.fits is compiles is (rows == 64)
+  assert (planned.total_bytes <= planned.hbm_bytes) is planned.fits
+
+
+def test_the_least_flops_of_paired_rows_are_of_two_vocabularies(devices):
+  paired = {"method": "x_token", "student__tokenizer": "train:384", "seq_len": 128}
+  found = planning.minimum_flops(build.plan_run(changed(**paired), devices))
+  same = build.plan_run(changed(**paired | {"student__tokenizer": ""}), devices)
+  tokens, dim = same.batch_size * 128, same.pair.student.config.dim
+  # The student's head loses 128 of its entries.
+  assert planning.minimum_flops(same) - found == 6 * tokens * 128 * dim
+
+
+def test_paired_rows_are_planned(devices):
+  config = changed(method="x_token", student__tokenizer="train:384", method_options="kind=uld")
+  assert planning.plan(build.plan_run(config, devices), SLICE, config="x_token").fits
+
+
+@pytest.mark.parametrize(
+  ("loops", "words"), [(1, "1 loop has a number of trips"), (2, "2 loops have a number of trips")]
+)
+def test_notes_count_in_english(vanilla, loops, words):
+  program = Program(vanilla[1].as_text())
+  program.traced_loops = loops
+  assert any(note.startswith(words) for note in planning._notes(program, SLICE))

@@ -1,0 +1,119 @@
+"""The steps of variants of a small pair, timed on the devices that are there, in turn."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.markdown import table
+from configs import tiny
+from egad_jax import build, sharding
+from egad_jax.data.batches import AnyBatch, Batch, PairedBatch
+from egad_jax.training.run import Run
+
+# No round starts later, unless there are too few.
+_SECONDS, _LEAST_ROUNDS = 210, 3
+_HEADER = ("method", "median step, s", "fastest", "slowest", "over vanilla_kd", "quartiles")
+
+
+def small_config() -> Any:
+  """SmolLM2's width, vocabulary and teacher depth, with a student of four layers.
+
+  A vocabulary as wide as a real one beside models narrower than real ones makes the share of the
+  loss, and so of what a method adds, larger than in a real run, not smaller.
+  """
+  config = tiny.get_config()
+  config.teacher.source = "random:smollm2-135m"
+  config.student.layers = 4
+  config.student.dim, config.student.num_heads, config.student.num_kv_heads = 576, 9, 3
+  config.student.mlp_dim = 1536
+  config.data.tokenizer = "train:49152"
+  config.batch_size, config.seq_len = 4, 64
+  return config
+
+
+def random_batch(run: Run) -> AnyBatch:
+  """Rows of random tokens, every place a target; in pairs, every token a chunk."""
+  shape = (run.batch_size, run.rows.seq_len)
+  ids = np.random.default_rng(0).integers(0, run.tokenizer.vocab_size, (2, *shape), np.int32)
+  positions = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
+  batch = Batch(ids[0], ids[1], positions, np.ones(shape, np.int32), np.ones(shape, bool))
+  if run.rows.sides == 2:
+    return PairedBatch(batch, batch, positions + 1, positions + 1)
+  return batch
+
+
+class _Timed:
+  """One variant: its state on the device, its program and the times of its steps."""
+
+  def __init__(self, run: Run, teacher_params: Any):
+    self._program = run.lower_step().compile()
+    self._state = run.place_student()
+    self._teacher_params = teacher_params
+    self._batch = sharding.place_batch(random_batch(run), run.mesh)
+    self.seconds: list[float] = []
+
+  def step(self) -> float:
+    """Takes a step; the training goes on from it."""
+    started = time.monotonic()
+    self._state, metrics = self._program(self._state, self._teacher_params, self._batch)
+    jax.block_until_ready((self._state, metrics))
+    total, count = metrics["finite"]
+    if not jnp.all(total == count):
+      raise FloatingPointError("a step was not finite, so that its time means nothing.")
+    return time.monotonic() - started
+
+
+def measured(
+  variants: Iterable[tuple[str, Any]], rounds: int, report: Callable[[str], None]
+) -> str:
+  """A markdown table of times; every round takes a step of each variant.
+
+  Args:
+    variants: (label, config), the baseline first, all of one pair of models.
+    rounds: steps of each variant that count, fewer on a slow machine; one more warms up.
+    report: takes a line of progress.
+  """
+  began = time.monotonic()
+  jax.config.update("jax_enable_compilation_cache", False)
+  timed: dict[str, _Timed] = {}
+  teacher_params = student_params = None
+  for label, config in variants:
+    started = time.monotonic()
+    run = build.plan_run(config, jax.devices()[:1])
+    if teacher_params is None:  # Drawing random values takes longer than compiling a step.
+      teacher_params = run.place_teacher()
+      student_params = jax.device_get(run.place_student().params["student"])
+    pair = dataclasses.replace(run.pair, student_params=student_params)
+    timed[label] = _Timed(dataclasses.replace(run, pair=pair), teacher_params)
+    timed[label].step()
+    report(f"measured {label}: ready in {time.monotonic() - started:.0f} s")
+  order = list(timed)
+  for i in range(rounds):
+    if i >= _LEAST_ROUNDS and time.monotonic() - began > _SECONDS:
+      break
+    # Every other round goes backwards, so that no variant always follows the same one.
+    for label in order if i % 2 == 0 else reversed(order):
+      timed[label].seconds.append(timed[label].step())
+    report(f"round {i + 1} of {rounds}")
+  baseline = timed[order[0]].seconds
+  rows = []
+  for label, variant in timed.items():
+    # Of the same round: what else the machine does then slows both.
+    ratios = [a / b for a, b in zip(variant.seconds, baseline, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    rows.append(
+      (
+        label,
+        *(f"{f(variant.seconds):.3f}" for f in (statistics.median, min, max)),
+        *(f"{statistics.median(ratios):.3f}", f"{low:.3f} to {high:.3f}"),
+      )
+    )
+  return f"{table(_HEADER, rows)}\n\nRounds: {len(baseline)}."

@@ -1,0 +1,46 @@
+"""What a config trains with: EGAD, its mechanisms one at a time, every other method."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from egad_jax.errors import InputError
+
+BASELINE = "vanilla_kd"
+_UNIFORM = {"curriculum.kind": "uniform"}
+_FIXED = {"temperature.kind": "fixed"}
+_NO_BRANCH = {"branch.weight": 0.0}
+# EGAD with the other two mechanisms absent from the program.
+_ALONE: dict[str, dict[str, Any]] = {
+  "curriculum": _FIXED | _NO_BRANCH,
+  "temperature": _UNIFORM | _NO_BRANCH,
+  "branch": _UNIFORM | _FIXED,
+}
+LABELS = {name: f"egad, {name} alone" for name in _ALONE}
+
+
+def names() -> list[str]:
+  """All variants: the baseline, the mechanisms, EGAD, then the rest of the table of methods."""
+  from egad_jax.losses import METHODS
+
+  first = [BASELINE, *_ALONE, "egad"]
+  return first + [name for name in METHODS if name not in first]
+
+
+def variants(config: Any, chosen: Sequence[str]) -> Iterator[tuple[str, Any]]:
+  """(label, config) of each variant chosen, the baseline first whether chosen or not.
+
+  Raises:
+    InputError: there is no such variant.
+  """
+  known = names()
+  if unknown := [name for name in chosen if name not in known]:
+    raise InputError(f"--methods: no {', '.join(unknown)}; there are {', '.join(known)}.")
+  for name in known:
+    if name == BASELINE or not chosen or name in chosen:
+      changed = copy.deepcopy(config)
+      changed.method = "egad" if name in _ALONE else name
+      changed.update_from_flattened_dict(_ALONE.get(name, {}))
+      yield LABELS.get(name, name), changed

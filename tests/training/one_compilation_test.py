@@ -1,0 +1,80 @@
+"""A whole run compiles each of its programs once, whatever its step, progress or batch is."""
+
+from __future__ import annotations
+
+import collections
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import tiny
+from egad_jax import build
+from egad_jax.training import loop
+from egad_jax.training.workdir import Workdir
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+STEPS, EVALUATE, ACCUMULATION = 6, 2, 2
+
+
+def _config(texts):
+  config = tiny.get_config()
+  config.steps, config.batch_size, config.accumulation = STEPS, 8, ACCUMULATION
+  config.data.source, config.data.cache = str(texts), str(texts.parent / "data")
+  config.data.held_out_fraction, config.data.tokenizer = 0.2, "train:270"
+  # A program from the cache would not count as compiled.
+  config.compilation_cache = ""
+  config.checkpoint.every_steps, config.eval.every_steps = 3, EVALUATE
+  config.eval.sample_tokens, config.tensorboard = 0, False
+  return config
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+  directory = tmp_path_factory.mktemp("run") / "texts"
+  directory.mkdir()
+  for i in range(40):
+    (directory / f"{i}.txt").write_text(f"Document {i} says that {i} and {i} make {2 * i}. " * 4)
+  return directory
+
+
+def _train(texts, directory):
+  """(times that each program was compiled, lines of the log) of a run from start to end."""
+  times: dict[str, int] = collections.Counter()
+
+  def listen(event, _, *, fun_name="", **__):
+    if event == _COMPILED:
+      times[fun_name.removeprefix("jit(").removesuffix(")")] += 1
+
+  made = build.build(_config(texts), directory, devices=jax.devices()[:2])
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    with Workdir(directory) as workdir:
+      workdir.store_config({})
+      loop.train(made, workdir)
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+  lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+  return times, lines
+
+
+@pytest.fixture(scope="module")
+def whole(texts, tmp_path_factory):
+  return _train(texts, tmp_path_factory.mktemp("workdir"))
+
+
+def test_each_program_of_a_run_is_compiled_once(whole):
+  times, lines = whole
+  assert len(lines) == STEPS
+  programs = ("init_state", "fill", "train_step", "sums", "statistics")
+  assert {name: times[name] for name in programs} == dict.fromkeys(programs, 1)
+
+
+def test_the_one_program_follows_the_curriculum(whole):
+  """A progress or step that is a constant of the program would need no second compilation."""
+  _, lines = whole
+  expected = 0.25 + 0.5 * np.arange(STEPS) / STEPS
+  np.testing.assert_allclose([line["curriculum_progress"] for line in lines], expected, atol=1e-6)
+  rates = [line["learning_rate"] for line in lines]
+  assert len(set(rates)) == STEPS
