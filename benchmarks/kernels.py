@@ -12,6 +12,7 @@ each, waiting for the first block and for anything else is not.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -111,23 +112,28 @@ def _compile(
   def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-  half, common = jnp.bfloat16, {"vocab": vocab, "soft_cap": None, "options": kernels.options}
+  half = jnp.bfloat16
+  common: dict[str, Any] = {"vocab": vocab, "soft_cap": None, "options": kernels.options}
   logits, numbers = array(chunk, vocab), array(chunk, tpu.LANES)
   student = array(vocab, student_dim, dtype=half)
-  gradient = {"cores": kernels.cores, "has_cross_entropy": True, "tile": tiles.gradient}
+  gradient: dict[str, Any] = {
+    "cores": kernels.cores,
+    "has_cross_entropy": True,
+    "tile": tiles.gradient,
+  }
   calls = {
     "teacher_logits": (
-      lambda *a: tpu_kernels.teacher_logits(*a, tile=tiles.teacher, **common),
+      functools.partial(tpu_kernels.teacher_logits, tile=tiles.teacher, **common),
       (array(chunk, teacher_dim, dtype=half), array(vocab, teacher_dim, dtype=half)),
       (),
     ),
     "student_logits": (
-      lambda *a: tpu_kernels.student_logits(*a, tile=tiles.student, **common),
+      functools.partial(tpu_kernels.student_logits, tile=tiles.student, **common),
       (array(chunk, student_dim, dtype=half), student, logits, numbers),
       (),
     ),
     "logits_gradient": (
-      lambda *a: tpu_kernels.logits_gradient(*a, **gradient, **common),
+      functools.partial(tpu_kernels.logits_gradient, **gradient, **common),
       (
         *(logits, logits, array(chunk, student_dim, dtype=half), student, numbers),
         array(vocab, student_dim),
