@@ -33,7 +33,7 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 
 test: lint $(VENV)/teacher
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Every method of the table for 200 steps from configs/tiny.py, and resumed mid-way.
 methods: $(VENV)/dev
