@@ -205,12 +205,15 @@ class Decoder(nn.Module):
         positions=lax.dynamic_update_slice_in_dim(cache.positions, positions, cache.length, axis=1)
       )
     shared = self._shared(positions, segment_ids, cache)
-    slots = _tap_slots(c, taps)
-    buffer = None
-    if slots is not None:
+    inner = _inner_taps(c, taps)
+    slots, buffer = None, None
+    # The embeddings and the last state are at hand outside the scan. A buffer in its carry costs
+    # TPUs vector memory in all layers (docs/performance.md), so it is there for inner taps only.
+    if inner:
+      slots = _tap_slots(c, inner)
       # One place more than there are taps: layers that nobody asked for are written there.
-      buffer = jnp.zeros((len(taps) + 1, *x.shape), x.dtype)
-      buffer = buffer.at[taps.index(0)].set(x) if 0 in taps else buffer
+      buffer = jnp.zeros((len(inner) + 1, *x.shape), x.dtype)
+    embedded = x
     (x, buffer), layers = self._scan()(
       (x, buffer), slots, None if cache is None else cache.layers, shared
     )
@@ -219,7 +222,12 @@ class Decoder(nn.Module):
       self._table("unembedding")
     if cache is not None:
       cache = Cache(layers, cache.positions, cache.length + tokens.shape[1])
-    return hidden, self._taps(taps, hidden, buffer), cache
+    states = {0: embedded, c.num_layers: hidden}
+    if buffer is not None:
+      states |= dict(zip(inner, buffer, strict=False))
+    tapped = [states[tap] for tap in taps]
+    none = jnp.zeros((0, *hidden.shape), hidden.dtype)
+    return hidden, jnp.stack(tapped) if tapped else none, cache
 
   def _table(self, name: str) -> jax.Array:
     init = nn.with_logical_partitioning(
@@ -256,22 +264,16 @@ class Decoder(nn.Module):
     common = (self.dtype, self.params_dtype, self.constrain)
     return scanned(self.config, *common, self.remat, self.packed, name="layers")
 
-  def _taps(self, taps: Sequence[int], hidden: jax.Array, buffer: jax.Array | None) -> jax.Array:
-    if buffer is None:
-      return jnp.zeros((0, *hidden.shape), hidden.dtype)
-    if self.config.num_layers in taps:
-      buffer = buffer.at[taps.index(self.config.num_layers)].set(hidden)
-    return buffer[: len(taps)]
 
-
-def _tap_slots(config: DecoderConfig, taps: Sequence[int]) -> np.ndarray | None:
-  """Where each layer's output goes in the tap buffer, int32 `[repeats, len(pattern)]`."""
-  if not taps:
-    return None
+def _inner_taps(config: DecoderConfig, taps: Sequence[int]) -> list[int]:
+  """Those of the taps that are layers inside the scan."""
   if len(set(taps)) != len(taps) or not all(0 <= tap <= config.num_layers for tap in taps):
     raise ValueError(f"taps must be distinct, from 0 to {config.num_layers}; got {tuple(taps)}.")
-  slots = np.full(config.num_layers, len(taps), np.int32)
-  for slot, tap in enumerate(taps):
-    if 0 < tap < config.num_layers:
-      slots[tap - 1] = slot
+  return [tap for tap in taps if 0 < tap < config.num_layers]
+
+
+def _tap_slots(config: DecoderConfig, inner: Sequence[int]) -> np.ndarray:
+  """Where each layer's output goes in the tap buffer, int32 `[repeats, len(pattern)]`."""
+  slots = np.full(config.num_layers, len(inner), np.int32)
+  slots[np.array(inner) - 1] = np.arange(len(inner))
   return slots.reshape(config.repeats, len(config.pattern))

@@ -166,3 +166,12 @@ def test_token_outside_the_table_gives_nan(config, params):
   hidden, _ = applied(config, params, (outside, positions, segments))
   assert jnp.isnan(hidden[0, 3:]).all()
   assert not jnp.isnan(hidden[1]).any()
+
+
+def test_only_layers_inside_the_scan_make_a_buffer_in_its_carry(config, params):
+  def carried(taps):
+    run = lambda p: make_model(config).apply(p, *batch(config), taps=taps)
+    (scan,) = [e for e in jax.make_jaxpr(run)(params).eqns if e.primitive.name == "scan"]
+    return scan.params["num_carry"]
+
+  assert carried(()) == carried((config.num_layers, 0)) == carried((1,)) - 1
