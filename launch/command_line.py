@@ -86,6 +86,12 @@ def _log_to_stderr() -> None:
   logger.propagate = False
 
 
+def log_only_warnings_unless(first: bool) -> None:
+  """What all processes of a run would say alike, the first one says."""
+  if not first:
+    logging.getLogger("egad_jax").setLevel(logging.WARNING)
+
+
 def run(main: Callable[[], int | None]) -> None:
   """Parses the flags, runs `main`, and exits with its code (None is 0).
 

@@ -21,21 +21,24 @@ OUTPUT = command_line.required("output", "Directory to write; one that is there 
 
 def main() -> None:
   """Restores the student and writes it."""
+  import jax
+
   from egad_jax import build
   from egad_jax.training import checkpoints, results
   from egad_jax.training import workdir as files
+  from egad_jax.training.storage import read_json
 
   workdir, step = checkpoints.locate(CHECKPOINT.value)
-  values = files.read_json(workdir / files.CONFIG)
+  values = read_json(workdir / files.CONFIG)
   run = build.build(build.from_plain(values), workdir)
   step, state = checkpoints.restore_state(workdir, step, run.abstract_state())
   # What was measured holds for the last step alone; of another one the card claims nothing.
-  summary = files.read_json(workdir / files.SUMMARY) if step == run.steps else None
+  summary = read_json(workdir / files.SUMMARY) if step == run.steps else None
   results.export(
-    *(run, state.params["student"], OUTPUT.value),
+    *(run, jax.device_get(state.params["student"]), OUTPUT.value),
     summary=summary or {"method": run.method_name, "steps": step, "seed": run.seed},
     config=values,
-    samples=files.read_json(workdir / files.SAMPLES) if summary else None,
+    samples=read_json(workdir / files.SAMPLES) if summary else None,
   )
   print(OUTPUT.value)
 

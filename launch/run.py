@@ -7,17 +7,28 @@ from __future__ import annotations
 
 import pathlib
 import sys
+from typing import TYPE_CHECKING
 
 # So that `launch` and `configs` are found from any working directory.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import ml_collections
 from absl import flags
 
 from egad_jax.errors import InputError
 from launch import command_line
 
+if TYPE_CHECKING:
+  from egad_jax.training.preemption import Preemption
+
 CONFIG = command_line.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, made if missing.")
+ADDRESS = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
+COUNT = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.")
+INDEX = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+HEARTBEAT = flags.DEFINE_integer(
+  "heartbeat_seconds", 100, "A process that is silent for so long ends the others.", 1
+)
 FORCE = flags.DEFINE_bool("force", False, "Go on although the workdir's config differs.")
 PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the resolved config and exit.")
 
@@ -31,23 +42,40 @@ def main() -> int:
   if not WORKDIR.value:
     raise InputError("--workdir is required: the directory of the run, made if missing.")
   # Late, so that --help and bad flags answer at once.
-  from egad_jax import build
+  from egad_jax import build, processes
+  from egad_jax.training import preemption
+
+  build.validate(config)
+  processes.join(*(ADDRESS.value, COUNT.value, INDEX.value), heartbeat_seconds=HEARTBEAT.value)
+  command_line.log_only_warnings_unless(processes.is_first())
+  early = preemption.Preemption()
+  early.watch()
+  try:
+    _train(config, WORKDIR.value, early)
+  except preemption.Preempted:
+    return preemption.PREEMPTED
+  return 0
+
+
+def _train(config: ml_collections.ConfigDict, path: str, preemption: Preemption) -> None:
+  from egad_jax import build, processes
   from egad_jax.training import loop, results
   from egad_jax.training.workdir import Workdir
 
-  build.validate(config)
-  with Workdir(WORKDIR.value) as workdir:
-    values = build.plain(config)
-    workdir.check_config(values, force=FORCE.value)
+  values = build.plain(config)
+  open_workdir = lambda: Workdir(path, writes=processes.is_first())
+  with processes.together(open_workdir, first_alone=True) as workdir:
+    processes.together(lambda: workdir.check_config(values, force=FORCE.value))
     if results.is_finished(workdir, config.steps):
-      print(f"{workdir.path}: this run is finished; nothing to do.")
-      return 0
-    run = build.build(config, workdir.path)
-    workdir.require_space(run.disk_bytes())
+      if workdir.writes:
+        print(f"{workdir.path}: this run is finished; nothing to do.")
+      return
+    run = processes.together(lambda: build.build(config, workdir.path), first_alone=True)
+    processes.together(lambda: workdir.require_space(run.disk_bytes()))
     workdir.store_config(values)
-    loop.train(run, workdir)
-    results.print_whereabouts(workdir)
-  return 0
+    loop.train(run, workdir, preemption)
+    if workdir.writes:
+      results.print_whereabouts(workdir)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from egad_jax import processes
 from egad_jax.errors import InputError
 from egad_jax.models.decoder import Cache
 from egad_jax.models.model import Model, Params
@@ -87,7 +88,8 @@ def generate(
     eos_ids=jnp.asarray(np.atleast_1d(() if eos_id is None else eos_id), jnp.int32),
   )
   new, counts = _run(model, params, request, max_new_tokens=max_new_tokens, sampling=sampling)
-  rows = zip(np.asarray(new).tolist(), np.asarray(counts).tolist(), strict=True)
+  new, counts = processes.fetch((new, counts))
+  rows = zip(new.tolist(), counts.tolist(), strict=True)
   return [row[:count] for row, count in rows]
 
 

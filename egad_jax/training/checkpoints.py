@@ -59,6 +59,10 @@ class Checkpoints:
     restored = self._manager.restore(step, args=items)
     return restored[_STATE], restored[_META]
 
+  def wait(self) -> None:
+    """Waits for what is being written; raises what went wrong there."""
+    self._manager.wait_until_finished()
+
   def close(self) -> None:
     """Waits for what is being written; raises what went wrong there."""
     self._manager.wait_until_finished()

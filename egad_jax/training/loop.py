@@ -5,14 +5,18 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from egad_jax import processes
 from egad_jax.training import results
 from egad_jax.training import workdir as files
 from egad_jax.training.checkpoints import Checkpoints
+from egad_jax.training.lines import Lines
 from egad_jax.training.metrics import MetricLog, Stopwatch, averages
+from egad_jax.training.preemption import Interrupted, Preempted, Preemption
 from egad_jax.training.programs import Programs
 from egad_jax.training.run import Run
 from egad_jax.training.step import TrainState
@@ -21,11 +25,16 @@ from egad_jax.training.workdir import Workdir
 _LOG = logging.getLogger(__name__)
 
 
-class _Session:
-  """One process's part of a run: the state, the logs, and what is still in flight."""
+def _pass() -> None:
+  """Gives nothing up."""
 
-  def __init__(self, run: Run, workdir: Workdir, checkpoints: Checkpoints):
+
+class _Session:
+  """One attempt at a run: the state, the logs, and what is still in flight."""
+
+  def __init__(self, run: Run, workdir: Workdir, checkpoints: Checkpoints, preemption: Preemption):
     self.run, self.workdir, self.checkpoints = run, workdir, checkpoints
+    self.preemption = preemption
     self.programs = Programs(run)
     start = checkpoints.latest()
     self.watch = Stopwatch(workdir, fresh=start is None)
@@ -37,7 +46,12 @@ class _Session:
       tensorboard=run.tensorboard,
     )
     # Evaluations beyond the checkpoint are made again; those of a run without one, too.
-    files.keep_lines(workdir / files.EVALUATIONS, -1 if start is None else start)
+    self.evaluations = Lines(
+      workdir / files.EVALUATIONS,
+      last_step=-1 if start is None else start,
+      writes=workdir.writes,
+    )
+    processes.wait("logs are cut back")
     self.pending: tuple[int, Any] | None = None
     if start is None:
       self.tokens = 0
@@ -56,13 +70,13 @@ class _Session:
     results.samples_before(self.programs, self.workdir, state)
     return state
 
-  def evaluate(self, step: int, state: TrainState) -> None:
-    """Appends one evaluation."""
+  def evaluate(self, step: int, state: TrainState, *, check: Callable[[], None] = _pass) -> None:
+    """Appends one evaluation; `check`, asked before each batch, may raise to give it up."""
     started = time.monotonic()
-    result = self.programs.evaluate(state)
+    result = self.programs.evaluate(state, check)
     progress = float(self.run.progress(step)) if self.run.method.reads_progress else None
     record = {"step": step, "seconds": self.watch.seconds(), "curriculum_progress": progress}
-    files.append_line(self.workdir / files.EVALUATIONS, record | result)
+    self.evaluations.append(record | result)
     self.log.write_evaluation(step, result)
     student = result["student"]
     _LOG.info(
@@ -70,6 +84,10 @@ class _Session:
       *(step, student["forward_kl"], student["perplexity"], 100 * student["agreement"]),
       time.monotonic() - started,
     )
+
+  def evaluated(self) -> bool:
+    """Whether the present step has its evaluation."""
+    return any(record["step"] == self.step for record in self.evaluations.records)
 
   def flush(self) -> None:
     """Fetches and writes the metrics of the step in flight.
@@ -105,23 +123,60 @@ class _Session:
 
   def save_is_due(self) -> bool:
     """By steps, by time, or because it is the end."""
+    if self.due(self.run.intervals.save_steps) or self.step == self.run.steps:
+      return True
     seconds = self.run.intervals.save_seconds
     by_time = bool(seconds) and time.monotonic() - self.saved_time >= seconds
-    return self.due(self.run.intervals.save_steps) or by_time or self.step == self.run.steps
+    if not jax.distributed.is_initialized():
+      return by_time
+    # Clocks differ: the processes compare theirs, which takes a moment, once in a while.
+    return self.due(self.run.intervals.log_steps) and processes.any_of_them(by_time)
 
   def save(self) -> None:
     """Starts writing a checkpoint; what it needs in the logs is there already."""
+    self.log.sync()
+    self.evaluations.sync()
     self.checkpoints.save(self.step, self.state, {"tokens": self.tokens})
     self.saved_step, self.saved_time = self.step, time.monotonic()
 
+  def stop(self) -> None:
+    """Ends the run before its time, with everything saved.
+
+    Raises:
+      Preempted: always.
+    """
+    self.flush()
+    if self.step and self.saved_step != self.step:
+      self.save()
+    self.checkpoints.wait()
+    _LOG.info("saved step %d of %d; run the same command to resume", self.step, self.run.steps)
+    raise Preempted
+
   def train(self) -> None:
-    """Runs the steps that are left."""
+    """Runs the steps that are left.
+
+    Raises:
+      Preempted: the run was asked to end.
+    """
     if self.step == self.run.steps:
       return
-    program = self.programs.compile_step()
+    # All that is compiled, is now: a compilation cannot be broken off to save.
+    program = self.programs.compile(self.state)
+    with self.preemption.between_steps():
+      try:
+        self._steps(program)
+      except Interrupted:
+        self.stop()
+      self.checkpoints.wait()
+
+  def _steps(self, program: Any) -> None:
+    if self.due(self.run.intervals.evaluate_steps) and not self.evaluated():
+      # The attempt before was ended in the middle of it.
+      self.evaluate(self.step, self.state, check=self.preemption.check)
     batches = self.programs.train_batches(self.step)
     self.last_time = time.monotonic()
     while self.step < self.run.steps:
+      self.preemption.check()
       batch = next(batches)
       with jax.transfer_guard("disallow"):
         self.state, metrics = program(self.state, self.programs.teacher_params, batch)
@@ -133,16 +188,16 @@ class _Session:
       if evaluate or save:
         self.flush()
         if evaluate and self.step < self.run.steps:
-          self.evaluate(self.step, self.state)
+          self.evaluate(self.step, self.state, check=self.preemption.check)
         if save:
           self.save()
         self.last_time = time.monotonic()
 
   def finish(self) -> dict[str, Any]:
     """Evaluates the trained student and writes the results."""
-    evaluated = files.read_lines(self.workdir / files.EVALUATIONS)
-    if not evaluated or evaluated[-1]["step"] != self.run.steps:
+    if not self.evaluated():
       self.evaluate(self.run.steps, self.state)
+    self.evaluations.sync()
     self.watch.note()
     return results.finish(
       *(self.programs, self.workdir, self.state),
@@ -151,7 +206,7 @@ class _Session:
     )
 
 
-def train(run: Run, workdir: Workdir) -> dict[str, Any]:
+def train(run: Run, workdir: Workdir, preemption: Preemption | None = None) -> dict[str, Any]:
   """Trains or resumes a run to its end and writes its results.
 
   Resuming: (1) the latest whole checkpoint, (2) logs cut back to its step, (3) the data position,
@@ -160,16 +215,18 @@ def train(run: Run, workdir: Workdir) -> dict[str, Any]:
   Args:
     run: from `build`.
     workdir: open, its config stored.
+    preemption: says when to end early; None: never.
 
   Returns:
     The summary.
 
   Raises:
     FloatingPointError: a loss or gradient was not finite.
+    Preempted: the run was asked to end before its last step; it is saved.
   """
   checkpoints = Checkpoints(workdir / files.CHECKPOINTS, keep=run.keep)
   try:
-    session = _Session(run, workdir, checkpoints)
+    session = _Session(run, workdir, checkpoints, preemption or Preemption())
     try:
       session.train()
       summary = session.finish()

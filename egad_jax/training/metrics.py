@@ -12,6 +12,7 @@ import rich.progress
 import tensorboardX
 
 from egad_jax.training import workdir as files
+from egad_jax.training.lines import Lines
 from egad_jax.training.workdir import Workdir
 
 _LOG = logging.getLogger(__name__)
@@ -37,8 +38,8 @@ class Stopwatch:
 
   def __init__(self, workdir: Workdir, *, fresh: bool):
     """Starts an attempt; `fresh` forgets the earlier ones."""
-    self._path = workdir / files.ATTEMPTS
-    self._earlier = 0.0 if fresh else float(sum(files.read_json(self._path) or []))
+    self._workdir = workdir
+    self._earlier = 0.0 if fresh else float(sum(workdir.read_json(files.ATTEMPTS) or []))
     self._start = time.monotonic()
 
   def seconds(self) -> float:
@@ -47,7 +48,7 @@ class Stopwatch:
 
   def note(self) -> None:
     """Writes the time down."""
-    files.write_json(self._path, [self._earlier, time.monotonic() - self._start])
+    self._workdir.write_json(files.ATTEMPTS, [self._earlier, time.monotonic() - self._start])
 
 
 class MetricLog:
@@ -57,17 +58,16 @@ class MetricLog:
     self, workdir: Workdir, *, steps: int, start: int, log_every: int, tensorboard: bool
   ):
     """Opens the logs of steps after `start`; later ones of an earlier attempt are cut off."""
-    self._path = workdir / files.METRICS
-    files.keep_lines(self._path, start)
+    self._lines = Lines(workdir / files.METRICS, last_step=start, writes=workdir.writes)
     self._steps, self._log_every = steps, log_every
     self._events = None
-    if tensorboard:
+    if tensorboard and workdir.writes:
       # purge_step hides what an earlier attempt logged beyond the step that it is resumed from.
       self._events = tensorboardX.SummaryWriter(
         str(workdir / "tensorboard"), purge_step=start + 1, flush_secs=10
       )
     self._progress = None
-    if sys.stderr.isatty():
+    if workdir.writes and sys.stderr.isatty():
       self._progress = rich.progress.Progress(
         *rich.progress.Progress.get_default_columns()[:3],
         rich.progress.MofNCompleteColumn(),
@@ -106,7 +106,7 @@ class MetricLog:
     record |= {key: values.get(key) for key in STEP_KEYS}
     record |= {"tokens": tokens, "tokens_per_second": rate, "step_seconds": step_seconds}
     record |= {k: v for k, v in values.items() if k not in record and k not in _NOT_LOGGED}
-    files.append_line(self._path, record)
+    self._lines.append(record)
     for key, value in record.items():
       if self._events and value is not None and key != "step":
         self._events.add_scalar(key, value, step)
@@ -126,8 +126,13 @@ class MetricLog:
       if self._events:
         self._events.add_scalar(f"held_out/{key}", value, step)
 
+  def sync(self) -> None:
+    """Writes the lines that are waiting."""
+    self._lines.sync()
+
   def close(self) -> None:
     """Flushes everything."""
+    self.sync()
     if self._progress:
       self._progress.stop()
     if self._events:

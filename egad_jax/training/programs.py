@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -41,11 +42,16 @@ class Programs:
     self._held_out: list[AnyBatch] | None = None
     self._objective = jax.jit(run.objective(), compiler_options=self._options)
 
-  def compile_step(self) -> Any:
-    """The train step as one executable: `(state, teacher_params, batch) -> (state, metrics)`."""
+  def compile(self, state: TrainState) -> Any:
+    """The train step as one executable: `(state, teacher_params, batch) -> (state, metrics)`.
+
+    What evaluates during training is compiled too.
+    """
     started = time.monotonic()
     compiled = self.run.lower_step().compile()
     _LOG.info("compiled the train step in %.1f s", time.monotonic() - started)
+    if self.run.intervals.evaluate_steps:
+      jax.block_until_ready(self._sums_of(state)(self.held_out()[0]))
     return compiled
 
   def train_batches(self, start_step: int) -> Any:
@@ -94,15 +100,26 @@ class Programs:
       state = program(state, self.teacher_params, next(batches))
     return state
 
-  def evaluate(self, state: TrainState) -> dict[str, Any]:
-    """Averages over the held-out tokens; see `evaluation.evaluate`."""
+  def evaluate(self, state: TrainState, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Averages over the held-out tokens; see `evaluation.evaluate`.
+
+    Args:
+      state: whose student.
+      check: called before each batch; what it raises ends the evaluation.
+    """
+    sums = self._sums_of(state)
+
+    def checked(batch: AnyBatch) -> dict[str, jax.Array]:
+      check()
+      return sums(batch)
+
+    vocab_size = self.run.teacher_tokenizer.vocab_size
+    return evaluation.evaluate(checked, self.held_out(), vocab_size=vocab_size)
+
+  def _sums_of(self, state: TrainState) -> Callable[[AnyBatch], dict[str, jax.Array]]:
     arguments = (state.params["student"], self.teacher_params)
     context = self.run.context(state.step, state.method_state)
-    return evaluation.evaluate(
-      lambda batch: self._sums(*arguments, batch, self._token_bytes, context),
-      self.held_out(),
-      vocab_size=self.run.teacher_tokenizer.vocab_size,
-    )
+    return lambda batch: self._sums(*arguments, batch, self._token_bytes, context)
 
   def objective(self, params: Any, state: TrainState) -> float:
     """The method's own loss of `params`, averaged over the held-out tokens (or chunks), at a

@@ -12,10 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from egad_jax import processes
 from egad_jax.data.batches import PairedBatch
 from egad_jax.models.export import export_student
 from egad_jax.training import workdir as files
 from egad_jax.training.evaluation import places_of
+from egad_jax.training.lines import read_lines
 from egad_jax.training.model_card import write_model_card
 from egad_jax.training.programs import Programs, count_parameters
 from egad_jax.training.report import write_report
@@ -29,7 +31,7 @@ PASSAGE_TOKENS = 160
 
 def is_finished(workdir: Workdir, steps: int) -> bool:
   """Whether a run of so many steps has left everything it should."""
-  summary = files.read_json(workdir / files.SUMMARY)
+  summary = workdir.read_json(files.SUMMARY)
   complete = (workdir / REPORT).exists() and (workdir / files.EXPORT).exists()
   return bool(summary) and summary["steps"] == steps and complete
 
@@ -45,28 +47,28 @@ def samples_before(programs: Programs, workdir: Workdir, state: TrainState) -> N
     {"prompt": prompt, "teacher": t, "before": b, "after": None}
     for prompt, t, b in zip(run.prompts, teacher, before, strict=True)
   ]
-  files.write_json(workdir / files.SAMPLES, samples)
+  workdir.write_json(files.SAMPLES, samples)
 
 
 def _samples_after(programs: Programs, workdir: Workdir, state: TrainState) -> Any:
-  samples = files.read_json(workdir / files.SAMPLES)
+  samples = workdir.read_json(files.SAMPLES)
   if samples:
     after = programs.continuations(state)
     samples = [s | {"after": a} for s, a in zip(samples, after, strict=True)]
-    files.write_json(workdir / files.SAMPLES, samples)
+    workdir.write_json(files.SAMPLES, samples)
   return samples
 
 
 def _write_passage(programs: Programs, workdir: Workdir, state: TrainState) -> None:
   """Writes passage.json: how the method sees the beginning of the held-out text."""
   batch = programs.held_out()[0]
-  stats = jax.device_get(programs.statistics(state, batch))
-  student, _, mask = jax.device_get(places_of(batch))
+  stats = processes.fetch(programs.statistics(state, batch))
+  student, _, mask = processes.fetch(places_of(batch))
   row = int(np.argmax(mask.sum(axis=1)))
   # Which place of the statistics each label belongs to: its own, or its chunk's.
   owner = np.arange(mask.shape[1])
   if isinstance(batch, PairedBatch):
-    owner = np.asarray(batch.student_chunks)[row] - 1
+    owner = processes.fetch(batch.student_chunks)[row] - 1
   places = np.flatnonzero(mask[row])[:PASSAGE_TOKENS]
   tokens = [
     {
@@ -79,12 +81,12 @@ def _write_passage(programs: Programs, workdir: Workdir, state: TrainState) -> N
     }
     for i in places
   ]
-  files.write_json(workdir / files.PASSAGE, {"step": int(state.step), "tokens": tokens})
+  workdir.write_json(files.PASSAGE, {"step": int(state.step), "tokens": tokens})
 
 
 def _summary(programs: Programs, workdir: Workdir, tokens: int, seconds: float) -> dict[str, Any]:
   run = programs.run
-  evaluations = files.read_lines(workdir / files.EVALUATIONS)
+  evaluations = read_lines(workdir / files.EVALUATIONS)
   shapes = jax.eval_shape(run.pair.student.init, jax.random.key(0))
   student, teacher = count_parameters(shapes), count_parameters(programs.teacher_params)
 
@@ -108,7 +110,7 @@ def _summary(programs: Programs, workdir: Workdir, tokens: int, seconds: float) 
 def export(
   run: Run, params: Any, directory: Any, *, summary: Any, config: Any, samples: Any
 ) -> None:
-  """Writes the student in Hugging Face layout, with its model card."""
+  """Writes the student, its parameters on the host, in Hugging Face layout with its model card."""
   pair = run.pair
   card = write_model_card(
     *(summary, config),
@@ -119,7 +121,7 @@ def export(
   export_student(
     directory,
     pair.student.config,
-    jax.tree.map(np.asarray, jax.device_get(params)),
+    jax.tree.map(np.asarray, params),
     run.tokenizer,
     model_card=card,
   )
@@ -131,21 +133,29 @@ def finish(
   """Writes everything that a finished run leaves; returns the summary."""
   samples = _samples_after(programs, workdir, state)
   _write_passage(programs, workdir, state)
-  summary = _summary(programs, workdir, tokens, seconds)
-  export(
-    *(programs.run, state.params["student"], workdir / files.EXPORT),
-    summary=summary,
-    config=files.read_json(workdir / files.CONFIG),
-    samples=samples,
-  )
-  files.write_json(workdir / files.SUMMARY, summary)
-  write_report(workdir.path)
-  return summary
+
+  def to_host(x: jax.Array) -> Any:
+    whole = processes.fetch(x)  # All take part; one keeps it.
+    return whole if workdir.writes else None
+
+  params = jax.tree.map(to_host, state.params["student"])
+  if workdir.writes:
+    summary = _summary(programs, workdir, tokens, seconds)
+    export(
+      *(programs.run, params, workdir / files.EXPORT),
+      summary=summary,
+      config=workdir.read_json(files.CONFIG),
+      samples=samples,
+    )
+    workdir.write_json(files.SUMMARY, summary)
+    write_report(workdir.path)
+  processes.wait("results")
+  return workdir.read_json(files.SUMMARY)
 
 
 def print_whereabouts(workdir: Workdir) -> None:
   """Tells a person where the results are, and shows one sample."""
-  for sample in (files.read_json(workdir / files.SAMPLES) or [])[:1]:
+  for sample in (workdir.read_json(files.SAMPLES) or [])[:1]:
     print(f"\nPrompt:  {sample['prompt']}")
     for who in ("before", "after", "teacher"):
       print(f"{who.capitalize() + ':':8} {' '.join(sample[who].split())}")

@@ -1,10 +1,8 @@
-"""The files of a run: one directory, one running process, whole files only."""
+"""The directory of a run: one running run, whole files only."""
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
 import pathlib
 import shutil
@@ -15,6 +13,7 @@ import filelock
 from etils import epath
 
 from egad_jax.errors import InputError
+from egad_jax.training.storage import is_local, read_json, write_json, write_text
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,57 +35,6 @@ HARMLESS_KEYS = frozenset(
     "tensorboard",
   }
 )
-
-
-def finite_or_none(value: Any) -> Any:
-  """JSON has no NaN or infinity: they become null, at any depth."""
-  if isinstance(value, Mapping):
-    return {k: finite_or_none(v) for k, v in value.items()}
-  if isinstance(value, list | tuple):
-    return [finite_or_none(v) for v in value]
-  return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_text(path: epath.Path, text: str) -> None:
-  """Writes a file by rename: readers see the old one or the whole new one."""
-  partial = path.with_name(path.name + ".partial")
-  partial.write_text(text)
-  partial.replace(path)
-
-
-def write_json(path: epath.Path, value: Any) -> None:
-  """`write_text` of a JSON value, NaN as null."""
-  write_text(path, json.dumps(finite_or_none(value), indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: epath.Path) -> Any:
-  """The value of a JSON file, None if there is no such file."""
-  return json.loads(path.read_text()) if path.exists() else None
-
-
-def read_lines(path: epath.Path) -> list[dict[str, Any]]:
-  """The records of a .jsonl file; a last line that a killed process left unfinished is dropped."""
-  records = []
-  for line in path.read_text().splitlines() if path.exists() else []:
-    try:
-      records.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
-  return records
-
-
-def keep_lines(path: epath.Path, last_step: int) -> None:
-  """Cuts a .jsonl file back to the records of steps up to `last_step`."""
-  kept = [record for record in read_lines(path) if record["step"] <= last_step]
-  write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-
-
-def append_line(path: epath.Path, record: Mapping[str, Any]) -> None:
-  """Appends one record and waits until it is on the disk."""
-  with path.open("a") as file:
-    file.write(json.dumps(finite_or_none(record)) + "\n")
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -112,21 +60,37 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 class Workdir:
   """An open workdir. Holds a lock that the operating system frees when the process ends, however.
 
+  Object stores have no locks: there, that no two runs share a workdir is up to who starts them.
+
   Attributes:
     path: the directory.
+    writes: whether this process writes the files that a run writes once.
   """
 
-  def __init__(self, path: str):
-    """Creates the directory if needed and takes its lock.
+  def __init__(self, path: str, *, writes: bool = True):
+    """Creates the directory if needed and takes its lock; if not `writes`, only looks for it.
 
     Raises:
       InputError: it cannot be created or written, or another run uses it.
     """
-    self.path = epath.Path(path).absolute()
+    self.path = epath.Path(path)
+    if is_local(path):
+      self.path = self.path.absolute()
+    self.writes = writes
+    if writes:
+      self._open()
+    elif not self.path.exists():
+      raise InputError(
+        f"--workdir {self.path} is not there for every process: it must be on a file system that "
+        "they share, or in an object store."
+      )
+
+  def _open(self) -> None:
     try:
       self.path.mkdir(parents=True, exist_ok=True)
-      self._lock = filelock.FileLock(os.fspath(self.path / ".lock"))
-      self._lock.acquire(timeout=0)
+      if is_local(self.path):
+        self._lock = filelock.FileLock(os.fspath(self.path / ".lock"))
+        self._lock.acquire(timeout=0)
       # An empty file can be created on a full disk; one with a byte in it can not.
       write_text(self.path / ".writable", "x" * 4096)
       (self.path / ".writable").unlink()
@@ -155,6 +119,15 @@ class Workdir:
   def __truediv__(self, name: str) -> epath.Path:
     return self.path / name
 
+  def write_json(self, name: str, value: Any) -> None:
+    """Writes one of the run's files, on the process that does."""
+    if self.writes:
+      write_json(self.path / name, value)
+
+  def read_json(self, name: str) -> Any:
+    """The value of one of the run's files, None if there is no such file."""
+    return read_json(self.path / name)
+
   def require_space(self, num_bytes: int) -> None:
     """Checks the disk before any work is spent.
 
@@ -165,6 +138,8 @@ class Workdir:
     Raises:
       InputError: there is not that much.
     """
+    if not is_local(self.path):
+      return
     held = sum(
       file.stat().st_size
       for name in (CHECKPOINTS, EXPORT)
@@ -204,4 +179,4 @@ class Workdir:
 
   def store_config(self, config: Mapping[str, Any]) -> None:
     """Writes config.json."""
-    write_json(self.path / CONFIG, config)
+    self.write_json(CONFIG, config)

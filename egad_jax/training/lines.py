@@ -1,0 +1,81 @@
+"""A .jsonl file of a run: one record a line, ascending in step, on a disk or in an object store."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from egad_jax.training.storage import finite_or_none, is_local, write_text
+
+_LOG = logging.getLogger(__name__)
+# Object stores write whole objects, so that lines are collected for so long.
+_UPLOAD_SECONDS = 30.0
+
+
+def read_lines(path: epath.Path) -> list[dict[str, Any]]:
+  """The records of a .jsonl file; a last line that a killed process left unfinished is dropped."""
+  records = []
+  for line in path.read_text().splitlines() if path.exists() else []:
+    try:
+      records.append(json.loads(line))
+    except json.JSONDecodeError:
+      break
+  return records
+
+
+class Lines:
+  """Appends records. A full disk delays them, no more: they are written once there is room."""
+
+  def __init__(self, path: epath.Path, *, last_step: int, writes: bool = True):
+    """Cuts the file back to the records of steps up to `last_step`.
+
+    Args:
+      path: of the file.
+      last_step: of the state that the run goes on from.
+      writes: whether this process does; else the file is only read.
+    """
+    self._path, self._writes, self._local = path, writes, is_local(path)
+    self.records = [r for r in read_lines(path) if r["step"] <= last_step]
+    self._text = "".join(json.dumps(record) + "\n" for record in self.records)
+    self._written, self._failing, self._uploaded = len(self._text.encode()), False, time.monotonic()
+    if writes:
+      write_text(path, self._text)
+
+  def append(self, record: Mapping[str, Any]) -> None:
+    """Adds one record."""
+    self.records.append(finite_or_none(record))
+    self._text += json.dumps(self.records[-1]) + "\n"
+    if self._local or time.monotonic() - self._uploaded >= _UPLOAD_SECONDS:
+      self.sync()
+
+  def sync(self) -> None:
+    """Writes what is not on the disk yet, as far as the disk has room."""
+    data = self._text.encode()
+    if not self._writes or self._written == len(data):
+      return
+    try:
+      if self._local:
+        self._extend(data[self._written :])
+      else:
+        write_text(self._path, self._text)
+      self._written, self._failing, self._uploaded = len(data), False, time.monotonic()
+    except OSError as error:
+      if not self._failing:
+        _LOG.error("%s cannot be written (%s); it is tried again", self._path, error.strerror)
+      self._failing = True
+
+  def _extend(self, data: bytes) -> None:
+    with pathlib.Path(self._path).open("r+b") as file:
+      # What a failed attempt left of a line is overwritten.
+      file.seek(self._written)
+      file.truncate()
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())

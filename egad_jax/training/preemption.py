@@ -1,0 +1,118 @@
+"""Ending a run when it is asked to: SIGTERM, SIGINT, and the same asked of another process.
+
+Python runs a signal's handler only between bytecodes of the main thread, which may be inside a
+compilation for minutes. The byte that the interpreter writes to the wake-up file descriptor comes
+at once, and a thread of its own reads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import jax
+from jax.experimental import multihost_utils
+
+PREEMPTED = 75  # EX_TEMPFAIL: run again to resume.
+_AT_ONCE = 1
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_LOG = logging.getLogger(__name__)
+
+
+class Preempted(Exception):
+  """The run was asked to end, and all that is worth keeping of it is saved."""
+
+
+class Interrupted(Exception):
+  """What was going on was given up because the run was asked to end; its state is whole."""
+
+
+class Preemption:
+  """Whether a run shall end early; signals say so once `watch` is called.
+
+  Outside `between_steps` a signal ends the process at once with code 75: nothing since the last
+  checkpoint is worth keeping. Inside it is up to the loop, which asks `requested`. A second signal
+  ends the process at once with code 1 and leaves the last whole checkpoint.
+  """
+
+  def __init__(self) -> None:
+    """Takes over no signal yet."""
+    self._noticed = threading.Event()
+    self._lock = threading.Lock()
+    self._by_loop = False
+    self._asked = 0
+    self._jax_handler: Callable[[int], None] | None = None
+
+  def watch(self) -> None:
+    """Takes over both signals; call it after `processes.join`, from the main thread."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    # JAX's own handler, there if processes were joined, tells the other processes.
+    self._jax_handler = _c_handler(signal.SIGTERM) if jax.distributed.is_initialized() else None
+    for number in _SIGNALS:
+      signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    thread = threading.Thread(target=self._listen, args=(reader,), name="preemption", daemon=True)
+    thread.start()
+
+  def _listen(self, reader: int) -> None:
+    while numbers := os.read(reader, 64):
+      for number in numbers:
+        if number in _SIGNALS:
+          self._notice(signal.Signals(number))
+
+  def _notice(self, number: signal.Signals) -> None:
+    with self._lock:
+      if self._noticed.is_set():
+        _exit(_AT_ONCE, f"{number.name} again: ends at once; the last whole checkpoint stays.")
+      self._noticed.set()
+      if not self._by_loop:
+        _exit(PREEMPTED, f"{number.name}: nothing new to save; run the command again to resume.")
+    _LOG.warning("%s: ends after this step, with a checkpoint", number.name)
+    if self._jax_handler is not None:
+      self._jax_handler(signal.SIGTERM)
+
+  @contextlib.contextmanager
+  def between_steps(self) -> Iterator[None]:
+    """While this is open the loop ends the run, between two steps."""
+    with self._lock:
+      self._by_loop = True
+    try:
+      yield
+    finally:
+      with self._lock:
+        self._by_loop = False
+    if self._noticed.is_set():
+      raise Preempted  # It came after the last question; the loop has ended with all saved.
+
+  def requested(self) -> bool:
+    """Whether to end here. All processes must ask equally often, and get the same answer."""
+    self._asked += 1
+    if jax.distributed.is_initialized():
+      return multihost_utils.reached_preemption_sync_point(self._asked)
+    return self._noticed.is_set()
+
+  def check(self) -> None:
+    """Raises `Interrupted` if the run should end, for work that can be given up."""
+    if self.requested():
+      raise Interrupted
+
+
+def _c_handler(number: int) -> Callable[[int], None] | None:
+  """The C function that handles a signal now, None if there is none."""
+  libc = ctypes.CDLL(None)
+  libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
+  address = libc.signal(number, None)
+  return ctypes.CFUNCTYPE(None, ctypes.c_int)(address) if address and address > 1 else None
+
+
+def _exit(code: int, message: str) -> None:
+  print(message, file=sys.stderr, flush=True)
+  # Not sys.exit: the main thread may be where no exception reaches it.
+  os._exit(code)

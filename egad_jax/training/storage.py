@@ -1,0 +1,45 @@
+"""Whole files on a local disk or in an object store, which can neither append nor rename."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+
+def is_local(path: epath.PathLike) -> bool:
+  """Whether a path is in the file system; gs://BUCKET/… and the like are not."""
+  return "://" not in os.fspath(path)
+
+
+def finite_or_none(value: Any) -> Any:
+  """JSON has no NaN or infinity: they become null, at any depth."""
+  if isinstance(value, Mapping):
+    return {k: finite_or_none(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [finite_or_none(v) for v in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_text(path: epath.Path, text: str) -> None:
+  """Writes a file so that readers see the old one or the whole new one."""
+  if not is_local(path):
+    path.write_text(text)  # An object appears when all of it is there.
+    return
+  partial = path.with_name(path.name + ".partial")
+  partial.write_text(text)
+  partial.replace(path)
+
+
+def write_json(path: epath.Path, value: Any) -> None:
+  """`write_text` of a JSON value, NaN as null."""
+  write_text(path, json.dumps(finite_or_none(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: epath.Path) -> Any:
+  """The value of a JSON file, None if there is no such file."""
+  return json.loads(path.read_text()) if path.exists() else None
