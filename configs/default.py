@@ -59,7 +59,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.data = data = ml_collections.ConfigDict()
   # python_docs (built in), a .txt, .md or .jsonl file, a directory of them, or a glob.
   data.source = "python_docs"
-  data.cache = ""  # Directory of prepared corpora and packed rows; "": data/ in the workdir.
+  # Local directory of prepared corpora and packed rows; "": data/ in the workdir, or, if that is in
+  # an object store, ~/.cache/egad_jax/data.
+  data.cache = ""
   # Of the teacher. "": its source's. A directory or .gguf file, or train:N: N entries trained on
   # the corpus.
   data.tokenizer = ""

@@ -27,6 +27,7 @@ from egad_jax.losses.method import Method
 from egad_jax.models import llama
 from egad_jax.training.optimizers import OptimizerOptions, make_optimizer, make_schedule
 from egad_jax.training.run import Intervals, Pair, Run
+from egad_jax.training.storage import is_local
 
 
 def _check_divides(config: Config, mesh: Any) -> None:
@@ -48,6 +49,13 @@ def _eval_batch(config: Config) -> int:
   return config.eval.batch_size or config.batch_size // config.accumulation
 
 
+def _data_cache(workdir: epath.PathLike) -> epath.PathLike:
+  # Rows are read one by one from files that are mapped; each host makes the same ones.
+  if is_local(workdir):
+    return epath.Path(workdir) / "data"
+  return os.path.expanduser("~/.cache/egad_jax/data")
+
+
 def build(config: Config, workdir: epath.PathLike, *, devices: Any = None) -> Run:
   """Makes the run of a config; prepares its data if that is not done yet.
 
@@ -67,7 +75,7 @@ def build(config: Config, workdir: epath.PathLike, *, devices: Any = None) -> Ru
   _check_divides(config, mesh)
   check_attention(config, mesh)
   data = config.data
-  cache = epath.Path(data.cache or epath.Path(workdir) / "data")
+  cache = epath.Path(data.cache or _data_cache(workdir))
   corpus = corpora.prepare_corpus(
     data.source,
     cache,

@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from etils import epath
+
 from egad_jax.models import llama
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.model import Params
@@ -28,21 +30,21 @@ class TokenizerFiles(Protocol):
 
 
 def export_student(
-  directory: str | os.PathLike[str],
+  directory: epath.PathLike,
   config: DecoderConfig,
   params: Params,
   tokenizer: TokenizerFiles,
   *,
   model_card: str,
   dtype: str = "float32",
-) -> pathlib.Path:
+) -> epath.Path:
   """Writes a model that `transformers.AutoModelForCausalLM.from_pretrained` loads.
 
-  The directory is written beside its place and renamed, so it is whole or absent; one that is
-  there already is replaced.
+  On a disk the directory is written beside its place and renamed, so it is whole or absent; one
+  that is there already is replaced. To an object store its files are copied, config.json last.
 
   Args:
-    directory: where, on a local disk.
+    directory: where.
     config: the architecture.
     params: the parameters.
     tokenizer: whose files and special ids go with them.
@@ -55,7 +57,7 @@ def export_student(
   Raises:
     InputError: if Llama cannot express the architecture, or `dtype` is another.
   """
-  target = pathlib.Path(directory)
+  target = epath.Path(directory)
   ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
   hf_config = llama.config_to_hf(config, dtype=dtype, **ids)
   generation = {f"{name[:-3]}_token_id": value for name, value in ids.items()}
@@ -69,17 +71,24 @@ def export_student(
 
 
 @contextlib.contextmanager
-def _replacing(target: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A directory beside `target` that takes its place when the block ends without an error."""
-  target.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+def _replacing(target: epath.Path) -> Iterator[pathlib.Path]:
+  """A local directory that takes the target's place when the block ends without an error."""
+  local = "://" not in os.fspath(target)
+  if local:
+    target.parent.mkdir(parents=True, exist_ok=True)
+  beside = os.fspath(target.parent) if local else None
+  with tempfile.TemporaryDirectory(dir=beside, prefix=f".{target.name}-") as scratch:
     staged = pathlib.Path(scratch) / "new"
     staged.mkdir()
     yield staged
-    if target.exists():
-      # A directory that holds files cannot be renamed over; the old one goes with the scratch.
-      target.rename(pathlib.Path(scratch) / "old")
-    staged.rename(target)
+    if local:
+      if target.exists():
+        # A directory that holds files cannot be renamed over; the old one goes with the scratch.
+        pathlib.Path(target).rename(pathlib.Path(scratch) / "old")
+      staged.rename(target)
+    else:
+      for file in sorted(staged.iterdir(), key=lambda f: f.name == "config.json"):
+        epath.Path(file).copy(target / file.name, overwrite=True)
 
 
 def _write_json(path: pathlib.Path, data: dict[str, Any]) -> None:

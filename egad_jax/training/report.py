@@ -20,6 +20,7 @@ from egad_jax.errors import InputError
 from egad_jax.training import report_plots
 from egad_jax.training.report_passage import palettes, passage_views, plain, tooltip, visible
 from egad_jax.training.report_svg import Record, finite
+from egad_jax.training.storage import write_text
 
 MODELS = ("student_before", "student_after", "teacher")
 _REMEDY = "Run launch/run.py with this --workdir to the end, which writes it again."
@@ -37,7 +38,7 @@ class Records(NamedTuple):
 
 
 def write_report(workdir: epath.PathLike) -> epath.Path:
-  """Writes `workdir`/report.html, by rename, from the other files of the workdir.
+  """Writes `workdir`/report.html, whole, from the other files of the workdir.
 
   Args:
     workdir: directory of a run, with config.json, metrics.jsonl, evaluations.jsonl, summary.json
@@ -52,10 +53,9 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
   directory = epath.Path(workdir)
   page = render(read_records(directory))
   path = directory / "report.html"
-  unfinished = directory / ".report.html.unfinished"
   # Decoded text may hold lone surrogates, which UTF-8 cannot carry.
-  unfinished.write_bytes(page.encode("utf-8", "replace"))
-  return unfinished.replace(path)
+  write_text(path, page.encode("utf-8", "replace").decode())
+  return path
 
 
 def read_records(directory: epath.Path) -> Records:

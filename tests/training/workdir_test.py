@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import os
 import pathlib
 import shutil
@@ -179,59 +177,3 @@ def test_harmless_keys_are_keys_of_the_default_config():
 def test_lists_and_tuples_are_the_same_config():
   assert files.changed_keys({"a": {"b": [1, 2]}}, {"a": {"b": (1, 2)}}) == []
   assert files.changed_keys({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "d": 2}) == ["a.b", "c", "d"]
-
-
-def test_json_has_null_for_what_is_not_finite(workdir):
-  path = workdir / "x.json"
-  value = {"a": math.nan, "b": [math.inf, 1.5, {"c": -math.inf}], "d": (1, math.nan), "e": "é"}
-  files.write_json(path, value)
-
-  def no_constants(name):
-    raise AssertionError(f"{name} is not JSON")
-
-  expected = {"a": None, "b": [None, 1.5, {"c": None}], "d": [1, None], "e": "é"}
-  assert json.loads(path.read_text(), parse_constant=no_constants) == expected
-  files.append_line(workdir / "x.jsonl", {"step": 1, "loss": math.nan})
-  assert (workdir / "x.jsonl").read_text() == '{"step": 1, "loss": null}\n'
-
-
-def test_a_file_is_the_old_one_until_it_is_the_new_one(workdir, monkeypatch):
-  path = workdir / "x.json"
-  files.write_json(path, 1)
-
-  def killed(*_):
-    raise KeyboardInterrupt
-
-  with monkeypatch.context() as patch:
-    patch.setattr(type(path), "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-      files.write_json(path, 2)
-  assert files.read_json(path) == 1
-  files.write_json(path, 2)
-  assert files.read_json(path) == 2
-  assert files.read_json(workdir / "none.json") is None
-
-
-def test_an_unfinished_last_line_is_dropped_and_written_over(workdir):
-  path = workdir / files.METRICS
-  for step in (1, 2):
-    files.append_line(path, {"step": step})
-  with path.open("a") as file:
-    file.write('{"step": 3, "lo')
-  assert files.read_lines(path) == [{"step": 1}, {"step": 2}]
-  files.keep_lines(path, 9)
-  files.append_line(path, {"step": 3})
-  assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
-
-
-def test_lines_are_cut_back_to_a_step(workdir):
-  path = workdir / files.METRICS
-  assert files.read_lines(path) == []
-  files.keep_lines(path, 5)
-  assert files.read_lines(path) == []
-  for step in (2, 4, 6, 8):
-    files.append_line(path, {"step": step, "loss": step / 3})
-  files.keep_lines(path, 6)
-  assert files.read_lines(path) == [{"step": s, "loss": s / 3} for s in (2, 4, 6)]
-  files.keep_lines(path, 5)
-  assert [record["step"] for record in files.read_lines(path)] == [2, 4]

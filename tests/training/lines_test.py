@@ -1,0 +1,84 @@
+"""Tests of .jsonl files: resumed, cut short, on a full disk, in a stand-in for an object store."""
+
+from __future__ import annotations
+
+import errno
+import math
+
+import pytest
+
+from egad_jax.training import lines
+from egad_jax.training.lines import Lines, read_lines
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def path(request, tmp_path, bucket):
+  if request.param == "disk":
+    return lines.epath.Path(tmp_path) / "x.jsonl"
+  return bucket / "x.jsonl"
+
+
+def written(path, steps, *, last_step=0):
+  file = Lines(path, last_step=last_step)
+  for step in steps:
+    file.append({"step": step, "loss": step / 3})
+  file.sync()
+
+
+def test_an_unfinished_last_line_is_dropped_and_written_over(path):
+  written(path, (1, 2))
+  path.write_text(path.read_text() + '{"step": 3, "lo')
+  assert [r["step"] for r in read_lines(path)] == [1, 2]
+  file = Lines(path, last_step=9)
+  file.append({"step": 3, "loss": math.nan})
+  file.sync()
+  assert path.read_text().splitlines()[2:] == ['{"step": 3, "loss": null}']
+
+
+def test_lines_are_cut_back_to_a_step(path):
+  assert read_lines(path) == []
+  assert Lines(path, last_step=5).records == []
+  written(path, (2, 4, 6, 8))
+  assert Lines(path, last_step=6).records == [{"step": s, "loss": s / 3} for s in (2, 4, 6)]
+  Lines(path, last_step=5)
+  assert [record["step"] for record in read_lines(path)] == [2, 4]
+
+
+def test_a_process_that_does_not_write_reads(path):
+  written(path, (1, 2))
+  other = Lines(path, last_step=1, writes=False)
+  other.append({"step": 2})
+  other.sync()
+  assert [r["step"] for r in other.records] == [1, 2]
+  assert read_lines(path)[1] == {"step": 2, "loss": 2 / 3}
+
+
+def test_a_full_disk_delays_lines_and_leaves_them_whole(tmp_path, monkeypatch, caplog):
+  path = lines.epath.Path(tmp_path) / "x.jsonl"
+  file = Lines(path, last_step=0)
+  file.append({"step": 1})
+
+  def full(descriptor):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(lines.os, "fsync", full)  # The text got there or not: nobody knows.
+    for step in (2, 3):
+      file.append({"step": step})
+  assert caplog.text.count("No space left on device") == 1
+  file.append({"step": 4})
+  assert [r["step"] for r in read_lines(path)] == [1, 2, 3, 4]
+  assert path.read_text().count("\n") == 4
+
+
+def test_an_object_is_not_written_anew_for_each_line(bucket, monkeypatch):
+  path = bucket / "x.jsonl"
+  file = Lines(path, last_step=0)
+  writes = []
+  original = lines.write_text
+  monkeypatch.setattr(lines, "write_text", lambda *a: (writes.append(a), original(*a)))
+  for step in range(50):
+    file.append({"step": step})
+  file.sync()
+  assert len(writes) == 1
+  assert len(read_lines(path)) == 50
