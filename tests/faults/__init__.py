@@ -1,0 +1,1 @@
+"""Real runs of the train command that are killed, starved and damaged; see `__main__`."""

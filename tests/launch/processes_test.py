@@ -1,0 +1,64 @@
+"""Runs of several processes: the same numbers as of one, ended together, resumed by one."""
+
+from __future__ import annotations
+
+import signal
+
+import numpy as np
+import pytest
+
+from tests.faults.runs import Job, lines
+
+STEPS = 8
+FLAGS = (f"--config.steps={STEPS}", "--config.checkpoint.every_steps=4", "--config.log_every=1")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+  return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def alone(cache, tmp_path_factory):
+  """The losses of one process with one device."""
+  workdir = tmp_path_factory.mktemp("alone") / "run"
+  assert Job(workdir, cache, *FLAGS).wait() == [0]
+  return losses(workdir)
+
+
+def losses(workdir):
+  records = lines(workdir / "metrics.jsonl")
+  assert [r["step"] for r in records] == list(range(1, STEPS + 1))
+  return [r["loss"] for r in records]
+
+
+def test_four_processes_train_as_one_does(cache, alone, tmp_path):
+  job = Job(tmp_path / "run", cache, *FLAGS, processes=4)
+  assert job.wait() == [0] * 4, job.text()
+  np.testing.assert_allclose(losses(tmp_path / "run"), alone, rtol=1e-5)
+  assert (tmp_path / "run" / "export" / "model.safetensors").exists()
+  # What all would say alike is said once.
+  assert "step 8/8" in job.text()
+  assert "step 8/8" not in job.text(1)
+  again = Job(tmp_path / "run", cache, *FLAGS, processes=4)
+  assert again.wait() == [0] * 4, again.text()
+  assert "nothing to do" in again.text()
+
+
+def test_a_signal_to_one_of_two_ends_both_and_one_alone_goes_on(cache, alone, tmp_path):
+  mesh = "--config.mesh.tensor=2"
+  job = Job(tmp_path / "run", cache, *FLAGS, mesh, processes=2, devices=2)
+  job.wait_for("step 2/8")
+  job.send(signal.SIGTERM, to=[1])
+  assert job.wait() == [75, 75], job.text()
+  saved = max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
+  assert 2 <= saved <= STEPS
+  assert Job(tmp_path / "run", cache, *FLAGS, "--force").wait() == [0]
+  np.testing.assert_allclose(losses(tmp_path / "run"), alone, rtol=1e-5)
+
+
+def test_bad_input_of_one_is_said_by_all(cache, tmp_path):
+  job = Job(tmp_path / "run", cache, "--config.batch_size=9", processes=2)
+  assert job.wait() == [2, 2]
+  for index in range(2):
+    assert "must divide config.batch_size" in job.text(index)
