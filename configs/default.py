@@ -127,6 +127,17 @@ def get_config() -> ml_collections.ConfigDict:
   optimizer.epsilon = 1e-8
   optimizer.clip_norm = 1.0  # Global gradient norm; 0: no clipping.
 
+  # A step whose loss or gradient is not finite, or spikes, is skipped: its update is withheld.
+  config.guard = guard = ml_collections.ConfigDict()
+  # A spike is a loss or gradient norm above mean + spike_sigmas * std of the accepted steps, 6 for
+  # example. 0: no finite step is one, since gradients are clipped anyway, and a method that moves
+  # to harder tokens raises both for good, which no later step would then be let through.
+  guard.spike_sigmas = 0.0
+  guard.half_life = 100.0  # Of that mean and std, in accepted steps.
+  # Skipped steps in a row at which the run stops, with the batch saved; 1: at the first. Batches
+  # are shuffled, so that bad ones in a row mean that it is not the batches.
+  guard.max_skipped = 5
+
   # Devices along each axis; -1: the devices left over. replica * data * fsdp divides the rows of a
   # micro-batch, tensor divides seq_len.
   config.mesh = mesh = ml_collections.ConfigDict()

@@ -25,6 +25,7 @@ from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
 from egad_jax.losses.method import Method
 from egad_jax.models import llama
+from egad_jax.training.guard import Spikes
 from egad_jax.training.optimizers import OptimizerOptions, make_optimizer, make_schedule
 from egad_jax.training.run import Intervals, Pair, Run
 from egad_jax.training.storage import is_local
@@ -133,7 +134,7 @@ def _assemble(
 ) -> Run:
   options = OptimizerOptions(**config.optimizer.to_dict())
   learning_rate = make_schedule(options, config.steps)
-  c = config.curriculum
+  c, guard = config.curriculum, config.guard
   return Run(
     method_name=config.method,
     method=method,
@@ -151,6 +152,8 @@ def _assemble(
     accumulation=config.accumulation,
     chunk_size=config.loss.chunk_size or None,
     kernels=config.loss.kernels == "auto",
+    spikes=Spikes(guard.spike_sigmas, guard.half_life) if guard.spike_sigmas else None,
+    max_skipped=guard.max_skipped,
     fill_batches=config.distribution.fill_batches,
     held_out_rows=config.eval.rows,
     held_out_batch=_eval_batch(config),

@@ -30,6 +30,8 @@ _POSITIVE += (
   "distribution.half_life",
   "optimizer.learning_rate",
   "optimizer.epsilon",
+  "guard.half_life",
+  "guard.max_skipped",
 )
 _NOT_NEGATIVE = ("seed", "student.layers", "data.max_bad_records", "loss.ce_weight")
 _NOT_NEGATIVE += ("loss.chunk_size", "branch.weight", "distribution.fill_batches")
@@ -37,6 +39,7 @@ _NOT_NEGATIVE += ("optimizer.warmup_steps", "optimizer.weight_decay", "optimizer
 _NOT_NEGATIVE += ("checkpoint.every_steps", "checkpoint.every_seconds", "eval.every_steps")
 _NOT_NEGATIVE += ("eval.batch_size", "eval.sample_tokens", "student.dim", "student.num_heads")
 _NOT_NEGATIVE += ("student.num_kv_heads", "student.mlp_dim", "curriculum.power")
+_NOT_NEGATIVE += ("guard.spike_sigmas",)
 _SHARES = ("curriculum.start", "curriculum.end", "optimizer.final_fraction")
 # Each states what is valid, so that NaN never is.
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (

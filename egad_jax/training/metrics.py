@@ -13,19 +13,20 @@ import tensorboardX
 
 from egad_jax.training import workdir as files
 from egad_jax.training.lines import Lines
+from egad_jax.training.storage import finite_or_none
 from egad_jax.training.workdir import Workdir
 
 _LOG = logging.getLogger(__name__)
 
 # Keys of every line of metrics.jsonl that come from the train step; null where not applicable.
-# A method's own metrics follow them.
+# A method's own metrics and the count of skipped steps follow them.
 STEP_KEYS = (
   *("loss", "distillation_loss", "feature_loss", "cross_entropy", "teacher_entropy"),
   *("student_entropy", "temperature_mean", "temperature_min", "temperature_max"),
   *("curriculum_progress", "weight_mean", "hard_fraction", "hard_overflow", "grad_norm"),
   "learning_rate",
 )
-_NOT_LOGGED = ("tokens", "finite")
+_NOT_LOGGED = ("tokens", "finite", "skipped_in_a_row", "loss_limit", "grad_norm_limit")
 
 
 def averages(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
@@ -107,7 +108,7 @@ class MetricLog:
     record |= {"tokens": tokens, "tokens_per_second": rate, "step_seconds": step_seconds}
     record |= {k: v for k, v in values.items() if k not in record and k not in _NOT_LOGGED}
     self._lines.append(record)
-    for key, value in record.items():
+    for key, value in finite_or_none(record).items():
       if self._events and value is not None and key != "step":
         self._events.add_scalar(key, value, step)
     if not self._progress:

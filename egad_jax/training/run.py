@@ -25,6 +25,7 @@ from egad_jax.training.aligned import (
   make_aligned_objective,
   sharded_aligned_head,
 )
+from egad_jax.training.guard import Guard, Spikes
 from egad_jax.training.objective import Objective, make_objective
 from egad_jax.training.step import TrainState, TrainStep, make_train_step
 from egad_jax.training.teachers import colocated_teacher
@@ -90,6 +91,8 @@ class Run:
     accumulation: micro-batches per update.
     chunk_size: of the head; None for its default.
     kernels: whether the head may use those of the mesh's devices.
+    spikes: which finite steps are skipped; None for none.
+    max_skipped: skipped steps in a row that end the run.
     fill_batches: train batches that fill the running distributions before step 0.
     held_out_rows: rows of an evaluation, at most.
     held_out_batch: rows of them at once.
@@ -117,6 +120,8 @@ class Run:
   accumulation: int
   chunk_size: int | None
   kernels: bool
+  spikes: Spikes | None
+  max_skipped: int
   fill_batches: int
   held_out_rows: int
   held_out_batch: int
@@ -179,6 +184,7 @@ class Run:
       learning_rate=self.learning_rate,
       context=self.context,
       accumulation=self.accumulation,
+      spikes=self.spikes,
     )
 
   def statistics(self) -> Any:
@@ -207,6 +213,7 @@ class Run:
       params=params,
       opt_state=self.tx.init(params),
       method_state=self.method.init_state(),
+      guard=Guard.init(),
     )
 
   def abstract_state(self) -> TrainState:
@@ -232,6 +239,7 @@ class Run:
       params=param_shardings,
       opt_state=opt_shardings,
       method_state=jax.tree.map(lambda _: whole, shapes.method_state),
+      guard=jax.tree.map(lambda _: whole, shapes.guard),
     )
     return checkpoints.abstract(shapes, shardings)
 

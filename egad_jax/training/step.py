@@ -11,6 +11,7 @@ import optax
 
 from egad_jax.data.batches import AnyBatch
 from egad_jax.losses.method import Context, Method, State, Stats
+from egad_jax.training.guard import Guard, Spikes, Verdict
 from egad_jax.training.objective import Metrics, Objective
 
 Params = Any
@@ -20,16 +21,18 @@ class TrainState(NamedTuple):
   """All that a run needs to go on; saved and restored as one.
 
   Attributes:
-    step: updates made, int32 scalar.
+    step: batches used, int32 scalar: updates made and skipped.
     params: {"student": the model's, "method": what the method trains beside it (a projector)}.
     opt_state: of the optimizer over `params`.
     method_state: running distributions and other state of the method.
+    guard: skipped steps, and what the next ones are judged by.
   """
 
   step: jax.Array
   params: Params
   opt_state: Any
   method_state: State
+  guard: Guard
 
 
 TrainStep = Callable[[TrainState, Params, AnyBatch], tuple[TrainState, Metrics]]
@@ -68,6 +71,19 @@ def summarize(stats: Stats, mask: jax.Array) -> Metrics:
   }
 
 
+def _guard_metrics(verdict: Verdict, guard: Guard) -> dict[str, Any]:
+  limits = {}
+  if verdict.limits is not None:
+    limits = {"loss_limit": verdict.limits[0], "grad_norm_limit": verdict.limits[1]}
+  return {
+    "finite": verdict.finite,
+    "skipped": ~verdict.accepted,
+    "skipped_total": guard.skipped,
+    "skipped_in_a_row": guard.skipped_in_a_row,
+    **limits,
+  }
+
+
 def make_train_step(
   *,
   objective: Objective,
@@ -76,13 +92,14 @@ def make_train_step(
   learning_rate: optax.Schedule,
   context: Callable[[jax.Array, State], Context],
   accumulation: int = 1,
+  spikes: Spikes | None = None,
 ) -> TrainStep:
   """Returns `(state, teacher_params, batch) -> (state, metrics)`; jit and shard at the call site.
 
   The loss is the method's sum over the tokens of the whole batch, divided once by their number, so
   micro-batches, chunks and shards change nothing but rounding. An update whose loss or gradient is
-  not finite is withheld: parameters, optimizer and method keep their state, and the metric
-  "finite" is 0.
+  not finite, or a spike, is skipped: parameters, optimizer and method keep their state bit for bit,
+  the metric "skipped" is 1, and the learning rate goes by the updates made.
 
   Args:
     objective: the summed loss, from `make_objective`.
@@ -91,6 +108,7 @@ def make_train_step(
     learning_rate: the schedule inside `tx`, for the metrics.
     context: (step, method state) -> what the method reads during that step.
     accumulation: micro-batches per update; must divide the rows of the batch.
+    spikes: which finite steps are skipped; None for none.
   """
 
   def accumulated(params: Params, teacher_params: Params, batch: AnyBatch, context: Context):
@@ -110,7 +128,8 @@ def make_train_step(
   def train_step(state: TrainState, teacher_params: Params, batch: AnyBatch):
     now = context(state.step, state.method_state)
     grads, (loss, stats, metrics, mask) = accumulated(state.params, teacher_params, batch, now)
-    count = jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1)
+    tokens = jnp.sum(mask, dtype=jnp.float32)
+    count = jnp.maximum(tokens, 1)
     grads = jax.tree.map(lambda g: g / count, grads)
     grad_norm = optax.tree.norm(grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -119,13 +138,16 @@ def make_train_step(
       opt_state=opt_state,
       method_state=method.update(state.method_state, stats, mask, now.elapsed),
     )
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
+    judged = jnp.stack([loss / count, grad_norm])
+    verdict = state.guard.judge(judged, spikes)
+    accepted = verdict.accepted
+    kept = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), updated, state)
+    guard = state.guard.update(accepted, judged, tokens, spikes)
     one = jnp.float32(1)
     scalars = {
       "grad_norm": grad_norm,
-      "learning_rate": learning_rate(state.step),
-      "finite": finite,
+      "learning_rate": learning_rate(state.step - state.guard.skipped),
+      **_guard_metrics(verdict, guard),
       **({"curriculum_progress": now.progress} if method.reads_progress else {}),
       **method.metrics(state.method_state),
     }
@@ -135,6 +157,6 @@ def make_train_step(
       | {"loss": (loss, count)}
       | {name: (jnp.float32(value), one) for name, value in scalars.items()}
     )
-    return new_state._replace(step=state.step + 1), metrics
+    return kept._replace(step=state.step + 1, guard=guard), metrics
 
   return train_step

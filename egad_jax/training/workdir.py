@@ -32,7 +32,7 @@ HARMLESS_KEYS = frozenset(
   {
     *("log_every", "compilation_cache", "checkpoint.every_steps", "checkpoint.every_seconds"),
     *("checkpoint.keep", "eval.prompts", "eval.sample_tokens", "eval.every_steps"),
-    "tensorboard",
+    *("tensorboard", "guard.max_skipped"),
   }
 )
 

@@ -22,6 +22,7 @@ from egad_jax.models.config import DecoderConfig
 from egad_jax.models.model import make_model
 from egad_jax.training import evaluation
 from egad_jax.training.aligned import aligned_head, make_aligned_objective, sharded_aligned_head
+from egad_jax.training.guard import Guard
 from egad_jax.training.objective import make_objective
 from egad_jax.training.step import TrainState, make_train_step
 from egad_jax.training.teachers import colocated_teacher
@@ -142,7 +143,8 @@ def make_step(mesh=None, accumulation=1):
 
 def initial_state() -> TrainState:
   params = {"student": student_params(), "method": {}}
-  return TrainState(jnp.int32(0), params, TX.init(params), context_of(METHOD).state)
+  state = context_of(METHOD).state
+  return TrainState(jnp.int32(0), params, TX.init(params), state, Guard.init())
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +213,8 @@ def test_a_mesh_gives_the_loss_and_gradients_of_one_device(shape, one_device):
   )
   whole = lambda tree: sharding.place(tree, jax.tree.map(lambda _: sharding.replicated(mesh), tree))
   params = {"student": split(STUDENT, state.params["student"]), "method": {}}
-  placed = TrainState(whole(state.step), params, TX.init(params), whole(state.method_state))
+  rest = whole((state.method_state, state.guard))
+  placed = TrainState(whole(state.step), params, TX.init(params), *rest)
   actual, metrics = make_step(mesh)(
     placed, split(TEACHER, teacher_params()), sharding.place_batch(paired_batch(), mesh)
   )

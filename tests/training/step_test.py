@@ -18,6 +18,7 @@ from egad_jax.losses.egad import make_egad, make_vanilla_kd
 from egad_jax.losses.method import Context, Method
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.model import make_model
+from egad_jax.training.guard import Guard
 from egad_jax.training.objective import Metrics, make_objective
 from egad_jax.training.step import TrainState, make_train_step, micro_batches
 from egad_jax.training.teachers import colocated_teacher
@@ -88,7 +89,7 @@ def initial_state(method: Method, *, filled: bool = True) -> TrainState:
     entropies = np.linspace(0.0, np.log(VOCAB), 1000, dtype=np.float32)
     entropy = state.entropy.update(entropies, np.ones(1000, bool), half_life=1e6)
     state = state._replace(entropy=entropy)
-  return TrainState(jnp.int32(0), params, TX.init(params), state)
+  return TrainState(jnp.int32(0), params, TX.init(params), state, Guard.init())
 
 
 def make_step(method: Method, *, accumulation: int = 1, mesh=None):
@@ -195,7 +196,8 @@ def test_a_mesh_gives_the_loss_and_gradients_of_one_device(shape, one_device):
     "student": split(STUDENT, state.params["student"]),
     "method": whole(state.params["method"]),
   }
-  placed = TrainState(whole(state.step), params, TX.init(params), whole(state.method_state))
+  rest = whole((state.method_state, state.guard))
+  placed = TrainState(whole(state.step), params, TX.init(params), *rest)
   actual, metrics = make_step(method, mesh=mesh)(
     placed, split(TEACHER, teacher_params()), sharding.place_batch(packed_batch(), mesh)
   )
@@ -308,11 +310,11 @@ def test_a_non_finite_update_is_withheld(full_step):
   broken = teacher | {"embedding": teacher["embedding"].copy()}
   broken["embedding"][3, 4] = np.nan
   after, metrics = full_step(state, broken, packed_batch())
-  assert mean(metrics, "finite") == 0
+  assert (mean(metrics, "finite"), mean(metrics, "skipped")) == (0, 1)
   assert int(after.step) == 1
-  assert_same_bits(after._replace(step=state.step), state)
+  assert_same_bits(after._replace(step=state.step, guard=state.guard), state)
   after, metrics = full_step(after, teacher, packed_batch())
-  assert mean(metrics, "finite") == 1
+  assert (mean(metrics, "finite"), mean(metrics, "skipped")) == (1, 0)
   assert int(after.step) == 2
   assert not np.array_equal(after.method_state.entropy.mass, state.method_state.entropy.mass)
 

@@ -1,0 +1,120 @@
+"""What the host does about a skipped step: it says so, and in time stops the run with the batch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from egad_jax.data import pipeline
+from egad_jax.data.batches import AnyBatch, Batch
+from egad_jax.data.tokenizer import Tokenizer
+from egad_jax.training import workdir as files
+from egad_jax.training.run import Run
+from egad_jax.training.workdir import Workdir
+
+_LOG = logging.getLogger(__name__)
+
+
+def why_skipped(values: Mapping[str, float]) -> str:
+  """Says why a step was skipped, from the averages of its metrics.
+
+  >>> why_skipped({"finite": 0.0, "loss": float("nan"), "grad_norm": 2.0})
+  'not finite: loss nan, gradient norm 2'
+  >>> why_skipped({"finite": 1.0, "loss": 2.0, "grad_norm": 9.5, "loss_limit": 2.5,
+  ...              "grad_norm_limit": 3.0})
+  'a spike: loss 2 (limit 2.5), gradient norm 9.5 (limit 3)'
+  """
+  names = {"loss": "loss", "grad_norm": "gradient norm"}
+  if not values["finite"]:
+    return "not finite: " + ", ".join(f"{name} {values[key]:.4g}" for key, name in names.items())
+  return "a spike: " + ", ".join(
+    f"{name} {values[key]:.4g} (limit {values[f'{key}_limit']:.4g})" for key, name in names.items()
+  )
+
+
+def note_skipped(
+  run: Run, workdir: Workdir, step: int, values: Mapping[str, float], *, saved_step: int | None
+) -> None:
+  """Warns of a skipped step; saves its batch and stops the run if it is one too many in a row.
+
+  Args:
+    run: the run.
+    workdir: where the batch is saved.
+    step: batches used with this one.
+    values: averages of its metrics, "skipped" among them.
+    saved_step: of the last checkpoint, if there is one.
+
+  Raises:
+    FloatingPointError: `run.max_skipped` steps in a row were skipped.
+  """
+  why, in_a_row = why_skipped(values), int(values["skipped_in_a_row"])
+  _LOG.warning(
+    "step %d is %s; update withheld, %d in a row (guard.max_skipped: %d)",
+    *(step, why, in_a_row, run.max_skipped),
+  )
+  if in_a_row < run.max_skipped:
+    return
+  path = workdir / f"bad_batch_{step}.json"
+  try:
+    if jax.process_index() == 0:
+      save_bad_batch(path, run, step, values)
+    saved = f"Its batch is in {path}."
+  except OSError as error:  # A full disk must not hide what went wrong before.
+    saved = f"Its batch could not be saved ({error})."
+  kept = "there is none yet" if saved_step is None else f"the last is of step {saved_step}"
+  remedy = "raise guard.spike_sigmas" if values["finite"] else "lower optimizer.learning_rate"
+  raise FloatingPointError(
+    f"step {step} is {why}; it is number {in_a_row} in a row that was skipped (guard.max_skipped). "
+    f"{saved} No checkpoint holds anything of it: {kept}. The same command stops here again unless "
+    f"you mend the data, {remedy} (with --force) or raise guard.max_skipped."
+  )
+
+
+def save_bad_batch(path: epath.Path, run: Run, step: int, values: Mapping[str, float]) -> None:
+  """Writes the batch of a step, the rows of all processes, as JSON; by rename.
+
+  The file is an object of step, batch (its number), why, loss, grad_norm, and rows, one a line,
+  each with its text and the fields of a `Batch`; of a `PairedBatch`, student and teacher with
+  theirs.
+
+  Args:
+    path: where to.
+    run: the run.
+    step: batches used with this one.
+    values: averages of the step's metrics.
+  """
+  batch = pipeline.train_batch(run.rows, step - 1, batch_size=run.batch_size, seed=run.seed)
+  head = {
+    **{"step": step, "batch": step - 1, "why": why_skipped(values)},
+    **{key: values[key] for key in ("loss", "grad_norm")},
+  }
+  rows = [
+    json.dumps(_row(jax.tree.map(operator.itemgetter(i), batch), run), ensure_ascii=False)
+    for i in range(run.batch_size)
+  ]
+  start = json.dumps(files.finite_or_none(head))[:-1]
+  files.write_text(path, f'{start}, "rows": [\n' + ",\n".join(rows) + "\n]}\n")
+
+
+def _row(row: AnyBatch, run: Run) -> dict[str, Any]:
+  if isinstance(row, Batch):
+    return _side(row, run.tokenizer)
+  return {
+    "student": _side(row.student, run.tokenizer),
+    "teacher": _side(row.teacher, run.teacher_tokenizer),
+    "student_chunks": row.student_chunks.tolist(),
+    "teacher_chunks": row.teacher_chunks.tolist(),
+  }
+
+
+def _side(row: Batch, tokenizer: Tokenizer) -> dict[str, Any]:
+  text = tokenizer.decode(row.tokens[row.segment_ids > 0].tolist())
+  fields = {name: np.asarray(field, np.int32).tolist() for name, field in row._asdict().items()}
+  return {"text": text, **fields}
