@@ -15,8 +15,8 @@ from etils import epath
 from egad_jax.data import pipeline
 from egad_jax.data.batches import AnyBatch, Batch
 from egad_jax.data.tokenizer import Tokenizer
-from egad_jax.training import workdir as files
 from egad_jax.training.run import Run
+from egad_jax.training.storage import finite_or_none, write_text
 from egad_jax.training.workdir import Workdir
 
 _LOG = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def note_skipped(
     return
   path = workdir / f"bad_batch_{step}.json"
   try:
-    if jax.process_index() == 0:
+    if workdir.writes:
       save_bad_batch(path, run, step, values)
     saved = f"Its batch is in {path}."
   except OSError as error:  # A full disk must not hide what went wrong before.
@@ -99,8 +99,8 @@ def save_bad_batch(path: epath.Path, run: Run, step: int, values: Mapping[str, f
     json.dumps(_row(jax.tree.map(operator.itemgetter(i), batch), run), ensure_ascii=False)
     for i in range(run.batch_size)
   ]
-  start = json.dumps(files.finite_or_none(head))[:-1]
-  files.write_text(path, f'{start}, "rows": [\n' + ",\n".join(rows) + "\n]}\n")
+  start = json.dumps(finite_or_none(head))[:-1]
+  write_text(path, f'{start}, "rows": [\n' + ",\n".join(rows) + "\n]}\n")
 
 
 def _row(row: AnyBatch, run: Run) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import jax
 from egad_jax import processes
 from egad_jax.training import results
 from egad_jax.training import workdir as files
+from egad_jax.training.bad_batch import note_skipped
 from egad_jax.training.checkpoints import Checkpoints
 from egad_jax.training.lines import Lines
 from egad_jax.training.metrics import MetricLog, Stopwatch, averages
@@ -93,7 +94,7 @@ class _Session:
     """Fetches and writes the metrics of the step in flight.
 
     Raises:
-      FloatingPointError: that step's loss or gradient was not finite.
+      FloatingPointError: that step was one too many in a row that was skipped.
     """
     if self.pending is None:
       return
@@ -101,13 +102,8 @@ class _Session:
     self.pending = None
     values = averages(jax.device_get(metrics))
     now = time.monotonic()
-    if not values["finite"]:
-      raise FloatingPointError(
-        f"step {step}: loss {values['loss']} or gradient norm {values['grad_norm']} is not finite; "
-        f"the update was withheld and nothing of it saved. The last checkpoint is of step "
-        f"{self.saved_step}; lower optimizer.learning_rate or look at the batch of that step."
-      )
-    self.tokens += int(values["tokens"])
+    if not values["skipped"]:
+      self.tokens += int(values["tokens"])
     self.log.write(
       *(step, values),
       epoch=step * self.run.batch_size / self.run.rows.train_size,
@@ -116,6 +112,8 @@ class _Session:
     )
     self.last_time = now
     self.watch.note()
+    if values["skipped"]:
+      note_skipped(self.run, self.workdir, step, values, saved_step=self.saved_step)
 
   def due(self, every_steps: int) -> bool:
     """Whether something that happens every so many steps happens after this one."""
@@ -221,7 +219,7 @@ def train(run: Run, workdir: Workdir, preemption: Preemption | None = None) -> d
     The summary.
 
   Raises:
-    FloatingPointError: a loss or gradient was not finite.
+    FloatingPointError: too many steps in a row were skipped.
     Preempted: the run was asked to end before its last step; it is saved.
   """
   checkpoints = Checkpoints(workdir / files.CHECKPOINTS, keep=run.keep)
