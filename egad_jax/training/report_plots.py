@@ -82,7 +82,8 @@ def _loss(metrics: Sequence[Record]) -> Panel:
   columns = {key: column(metrics, key) for key in series}
   shown = [key for key in series if np.isfinite(columns[key]).any()]
   if not shown:
-    return Panel(name, title, "metrics.jsonl holds no loss, so there is nothing to draw.")
+    absent = "metrics.jsonl holds no loss, so there is nothing to draw."
+    return Panel(name, title, absent + _skipped_note(metrics))
   size, (steps, *values) = thin(column(metrics, "step"), *(columns[key] for key in shown))
   figure, axes = new_axes()
   for key, value in zip(shown, values, strict=True):
@@ -96,10 +97,17 @@ def _loss(metrics: Sequence[Record]) -> Panel:
   absent = "" if "feature_loss" in shown else " There is no feature loss in this run."
   caption = (
     "Train batches, as logged. Cross-entropy is against the text, before its weight in the total."
-    f"{absent}{averaged_note(size)}"
+    f"{absent}{_skipped_note(metrics)}{averaged_note(size)}"
   )
   label = f"Training loss by step, first {first(values[0])}, last {last(values[0])}."
   return Panel(name, title, caption, inline_svg(figure, name, label))
+
+
+def _skipped_note(metrics: Sequence[Record]) -> str:
+  """Says how many steps were skipped, if any."""
+  skipped = np.nan_to_num(column(metrics, "skipped_total")).max()
+  steps = "1 step was" if skipped == 1 else f"{int(skipped):,} steps were"
+  return f" {steps} skipped: not finite, or a spike." if skipped else ""
 
 
 def _held_out_kl(evaluations: Sequence[Record]) -> Panel:

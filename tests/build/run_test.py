@@ -8,6 +8,7 @@ import pytest
 from egad_jax import build
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
+from egad_jax.training.guard import Spikes
 
 
 def test_a_config_becomes_a_run(small, tmp_path):
@@ -16,6 +17,12 @@ def test_a_config_becomes_a_run(small, tmp_path):
   assert (run.pair.student_taps, run.pair.teacher_taps) == ((2,), (4,))
   assert run.pair.student.config.head_dim == 16
   assert run.pair.teacher.config.vocab_size == run.tokenizer.vocab_size == 270
+  assert (run.spikes, run.max_skipped) == (None, 5)
+
+
+def test_spikes_are_skipped_where_the_config_says_so(small, tmp_path):
+  run = build.build(small(guard__spike_sigmas=6.0, guard__half_life=50.0), tmp_path)
+  assert run.spikes == Spikes(sigmas=6.0, half_life=50.0)
 
 
 @pytest.mark.parametrize(

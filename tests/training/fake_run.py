@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,20 @@ def metrics(steps: int) -> list[dict[str, Any]]:
         "tokens": 1024 * step,
         "tokens_per_second": 108.0,
         "step_seconds": 9.5,
+        "skipped": 0.0,
+        "skipped_total": 0.0,
       }
     )
   return lines
+
+
+def skip(lines: list[dict[str, Any]], indices: Sequence[int]) -> None:
+  """Makes lines of metrics.jsonl what skipped steps leave of them: nulls where a loss goes in."""
+  for total, index in enumerate(sorted(indices), 1):
+    lost = [key for key in lines[index] if key.endswith(("loss", "entropy", "norm"))]
+    lines[index] |= dict.fromkeys([*lost, "temperature_max", "weight_mean"]) | {"skipped": 1.0}
+    for line in lines[index:]:
+      line["skipped_total"] = float(total)
 
 
 def _passage() -> dict[str, Any]:

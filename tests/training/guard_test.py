@@ -272,9 +272,9 @@ def test_training_a_real_pair_has_no_spike():
   )
   state = step_test.initial_state(METHOD)
   state = state._replace(opt_state=tx.init(state.params))
-  losses = []
+  teacher, losses = step_test.teacher_params(), []
   for i in range(steps):
-    state, metrics = step(state, step_test.teacher_params(), step_test.packed_batch(i))
+    state, metrics = step(state, teacher, step_test.packed_batch(i))
     losses.append(mean(metrics, "loss"))
   assert int(state.guard.skipped) == 0
   assert int(state.guard.accepted) == steps

@@ -263,6 +263,28 @@ def test_null_values_everywhere_still_make_a_report(tmp_path):
   assert page.text.count("n/a") > 20
 
 
+@pytest.mark.parametrize(
+  ("skipped", "note"),
+  [
+    ((), ""),
+    ((0,), "1 step was skipped: not finite, or a spike."),
+    ((0, 3, 4, 29), "4 steps were skipped"),
+    (range(30), "30 steps were skipped"),
+  ],
+)
+def test_skipped_steps_are_gaps_and_counted(skipped, note, tmp_path):
+  content = write_workdir(tmp_path)
+  fake_run.skip(content["metrics.jsonl"], skipped)
+  rewrite(tmp_path, "metrics.jsonl", content["metrics.jsonl"])
+  page = Page(Path(report.write_report(tmp_path)))
+  # Where all are skipped, there is no loss to draw; what does not depend on one still is.
+  assert page.svg_of("loss") == (len(skipped) < 30)
+  assert page.svg_of("optimizer")
+  assert page.svg_of("temperature-over-steps")
+  assert note in page.text
+  assert ("skipped" in page.text) == bool(skipped)
+
+
 def test_nan_in_records_leaves_gaps(tmp_path):
   content = write_workdir(tmp_path)
   content["metrics.jsonl"][3]["loss"] = math.nan
