@@ -42,12 +42,16 @@ LogicalAxes = tuple[str | None, ...]
 def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
   """The device mesh of a config.
 
+  Slices of TPUs, which only slow links connect, lie along the replica axis: every slice has whole
+  rows of it, so that no other axis leaves a slice.
+
   Args:
     shape: devices along each of `AXES`; one of them may be -1, the devices left over.
     devices: the devices to use; all of the process group's if None.
 
   Raises:
-    InputError: the sizes are not positive, more than one is -1, or they do not match the devices.
+    InputError: the sizes are not positive, more than one is -1, or they do not match the devices,
+      their slices or the links between them.
   """
   devices = list(jax.devices() if devices is None else devices)
   sizes = [int(shape[axis]) for axis in AXES]
@@ -62,7 +66,36 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) ->
       f"the mesh must use all {len(devices)} devices; got {given}, a product of {known}. "
       "Set one axis to -1 to give it the devices left over."
     )
-  return jax.make_mesh(sizes, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+  return Mesh(_by_slices(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _by_slices(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
+  """The devices of a mesh of these sizes, the replica axis across slices."""
+  slices: dict[int, list[Any]] = {}
+  for device in devices:
+    # GPUs call every host a slice; any axis may go across those.
+    index = device.slice_index if device.platform == "tpu" else 0
+    slices.setdefault(index, []).append(device)
+  counts = {index: len(members) for index, members in sorted(slices.items())}
+  replicas, *rest = sizes
+  if replicas % len(slices):
+    raise InputError(
+      f"the devices are {len(slices)} slices with slow links between them, and mesh.replica must "
+      f"be a multiple of that; got {replicas}. Set mesh.replica={len(slices)}, or to -1 with the "
+      "other axes those of one slice."
+    )
+  if len(set(counts.values())) > 1:
+    raise InputError(f"every slice must have as many devices; got {counts} (slice: devices).")
+  shape = (replicas // len(slices), *rest)
+  try:
+    blocks = [jax.make_mesh(shape, AXES, devices=slices[i]).devices for i in counts]
+  except (AssertionError, NotImplementedError) as error:
+    axes = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    raise InputError(
+      f"a mesh of {axes} does not fit the links between these {len(devices)} devices; they must be "
+      "a block of the topology, and axes products of its sides."
+    ) from error
+  return np.concatenate(blocks)
 
 
 def partition_spec(axes: LogicalAxes) -> PartitionSpec:
@@ -182,7 +215,42 @@ def place(tree: Any, shardings: Any) -> Any:
   return jax.tree.map(put, tree, shardings)
 
 
+def _parts(mesh: Mesh, process_index: int) -> list[int]:
+  """Which of the parts of a batch, counted along its rows, the devices of a process hold."""
+  parts = batch_devices(mesh)
+  indices: dict[Any, Any] = {**batch_sharding(mesh).devices_indices_map((parts, 1))}
+  held = (index[0] for device, index in indices.items() if device.process_index == process_index)
+  return sorted({rows.indices(parts)[0] for rows in held})
+
+
+def process_rows(mesh: Mesh, batch_size: int, process_index: int | None = None) -> list[int]:
+  """The rows of a global batch that the devices of a process hold, in ascending order.
+
+  They need not be contiguous, and two processes hold the same rows if an axis that does not split
+  the batch goes across them.
+
+  Args:
+    mesh: from `make_mesh`.
+    batch_size: rows of the global batch, a multiple of `batch_devices`.
+    process_index: which process; None for this one.
+  """
+  size = batch_size // batch_devices(mesh)
+  parts = _parts(mesh, jax.process_index() if process_index is None else process_index)
+  return [row for part in parts for row in range(part * size, (part + 1) * size)]
+
+
 def place_batch(batch: Any, mesh: Mesh) -> Any:
-  """This process's rows as its part of the global [batch, seq] arrays."""
-  sharding = batch_sharding(mesh)
-  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+  """This process's rows, those of `process_rows`, as its part of global [batch, seq] arrays."""
+  sharding, parts = batch_sharding(mesh), _parts(mesh, jax.process_index())
+
+  def put(x):
+    size = len(x) // len(parts)
+
+    def rows(index):
+      start = parts.index((index[0].start or 0) // size) * size
+      return x[start : start + size]
+
+    shape = (size * batch_devices(mesh), *x.shape[1:])
+    return jax.make_array_from_callback(shape, sharding, rows)
+
+  return jax.tree.map(put, batch)

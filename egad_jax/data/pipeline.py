@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
 from absl import logging
@@ -54,34 +54,33 @@ class TrainData:
   """The endless sequence of train batches, by number.
 
   Global batch i holds rows i·batch_size to (i+1)·batch_size of the endless sequence of epochs,
-  each a new permutation of all rows. A process takes its slice of that, so the data of a step
-  depends on neither the number of processes nor where the run started.
+  each a new permutation of all rows. A process reads the rows of that which its devices hold, so
+  the data of a step depends on neither the number of processes nor where the run started.
   """
 
   def __init__(
-    self, rows: Rows, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
+    self, rows: Rows, *, batch_size: int, seed: int, part: Sequence[int] | None = None
   ) -> None:
     """Opens the rows.
 
     Args:
       rows: the packed rows.
-      batch_size: rows of a global batch, a multiple of `process_count`.
+      batch_size: rows of a global batch.
       seed: of the permutations.
-      process_index: which slice of each batch is this process's.
-      process_count: how many slices there are.
+      part: which rows of each global batch to read; None for all.
 
     Raises:
-      InputError: if the processes do not divide the batch.
+      InputError: if the batch has no rows.
     """
     self._batch_size = batch_size
-    self._slice = _process_slice(batch_size, process_index, process_count)
+    self._part = _checked_part(batch_size, part)
     source = grain.MapDataset.source(RowSource(rows, TRAIN))
     self._rows = source.shuffle(seed=seed).repeat(None, reseed_each_epoch=True)
 
   def batch(self, index: int) -> AnyBatch:
-    """This process's rows of global batch `index`: fields of [batch_size / process_count, seq]."""
+    """The part of global batch `index`: fields of [rows of the part, seq]."""
     start = index * self._batch_size
-    return batches.stack([self._rows[start + row] for row in self._slice])
+    return batches.stack([self._rows[start + row] for row in self._part])
 
   def iterate(self, start_step: int = 0) -> Iterator[AnyBatch]:
     """Yields batches `start_step`, `start_step + 1`, … without end, read ahead by threads."""
@@ -96,22 +95,14 @@ def train_batches(
   batch_size: int,
   seed: int,
   start_step: int = 0,
-  process_index: int = 0,
-  process_count: int = 1,
+  part: Sequence[int] | None = None,
 ) -> Iterator[AnyBatch]:
-  """Yields this process's part of train batches `start_step`, …; see `TrainData`.
+  """Yields train batches `start_step`, …, or a part of each; see `TrainData`.
 
   Raises:
-    InputError: if the processes do not divide the batch.
+    InputError: if the batch has no rows.
   """
-  data = TrainData(
-    rows,
-    batch_size=batch_size,
-    seed=seed,
-    process_index=process_index,
-    process_count=process_count,
-  )
-  return data.iterate(start_step)
+  return TrainData(rows, batch_size=batch_size, seed=seed, part=part).iterate(start_step)
 
 
 def train_batch(
@@ -120,21 +111,14 @@ def train_batch(
   *,
   batch_size: int,
   seed: int,
-  process_index: int = 0,
-  process_count: int = 1,
+  part: Sequence[int] | None = None,
 ) -> AnyBatch:
   """One train batch by its number; equal to what `train_batches` yields at that step.
 
   Raises:
-    InputError: if the processes do not divide the batch.
+    InputError: if the batch has no rows.
   """
-  return TrainData(
-    rows,
-    batch_size=batch_size,
-    seed=seed,
-    process_index=process_index,
-    process_count=process_count,
-  ).batch(index)
+  return TrainData(rows, batch_size=batch_size, seed=seed, part=part).batch(index)
 
 
 def held_out_batches(
@@ -142,25 +126,23 @@ def held_out_batches(
   *,
   batch_size: int,
   max_tokens: int | None = None,
-  process_index: int = 0,
-  process_count: int = 1,
+  part: Sequence[int] | None = None,
 ) -> list[AnyBatch]:
   """The held-out rows, the same for every run and seed; the last batch is filled with empty rows.
 
   Args:
     rows: the packed rows.
-    batch_size: rows of a global batch, a multiple of `process_count`.
+    batch_size: rows of a global batch.
     max_tokens: at most as many rows as this many places make (but one); None takes all.
-    process_index: which slice of each batch is this process's.
-    process_count: how many slices there are.
+    part: which rows of each global batch to read; None for all.
 
   Returns:
-    Batches with fields of [batch_size / process_count, seq].
+    Batches with fields of [rows of the part, seq].
 
   Raises:
-    InputError: if the processes do not divide the batch.
+    InputError: if the batch has no rows.
   """
-  part = _process_slice(batch_size, process_index, process_count)
+  part = _checked_part(batch_size, part)
   source = grain.MapDataset.source(RowSource(rows, HELD_OUT)).shuffle(seed=_HELD_OUT_SEED)
   size = len(source)
   if max_tokens is not None:
@@ -172,11 +154,7 @@ def held_out_batches(
   ]
 
 
-def _process_slice(batch_size: int, process_index: int, process_count: int) -> range:
-  if batch_size < 1 or batch_size % process_count:
-    raise InputError(
-      f"batch_size ({batch_size}) must be a positive multiple of the number of processes "
-      f"({process_count})."
-    )
-  local = batch_size // process_count
-  return range(process_index * local, (process_index + 1) * local)
+def _checked_part(batch_size: int, part: Sequence[int] | None) -> Sequence[int]:
+  if batch_size < 1:
+    raise InputError(f"batch_size must be positive; got {batch_size}.")
+  return range(batch_size) if part is None else part

@@ -61,8 +61,7 @@ class Programs:
       batch_size=self.run.batch_size,
       seed=self.run.seed,
       start_step=start_step,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      part=sharding.process_rows(self.run.mesh, self.run.batch_size),
     )
     return (sharding.place_batch(batch, self.run.mesh) for batch in rows)
 
@@ -73,8 +72,7 @@ class Programs:
         self.run.rows,
         batch_size=self.run.held_out_batch,
         max_tokens=self.run.held_out_rows * self.run.rows.seq_len,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        part=sharding.process_rows(self.run.mesh, self.run.held_out_batch),
       )
       self._held_out = [sharding.place_batch(batch, self.run.mesh) for batch in rows]
     return self._held_out
