@@ -174,10 +174,12 @@ def test_a_full_disk_does_not_hide_the_reason(make_run, tmp_path, monkeypatch):
   def full(*_):
     raise OSError("No space left on device")
 
-  monkeypatch.setattr(bad_batch.files, "write_text", full)
+  monkeypatch.setattr(bad_batch, "write_text", full)
   values = VALUES | {"skipped": 1.0, "skipped_in_a_row": 3.0}
-  with pytest.raises(FloatingPointError, match=r"a spike.*could not be saved \(No space left"):
-    bad_batch.note_skipped(make_run(tmp_path), tmp_path, 1, values, saved_step=0)
+  made = make_run(tmp_path)
+  refused = pytest.raises(FloatingPointError, match=r"a spike.*could not be saved \(No space left")
+  with Workdir(tmp_path) as workdir, refused:
+    bad_batch.note_skipped(made, workdir, 1, values, saved_step=0)
 
 
 def test_a_paired_batch_is_saved_with_both_sides(make_run, tmp_path, monkeypatch):
