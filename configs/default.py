@@ -150,6 +150,7 @@ def get_config() -> ml_collections.ConfigDict:
   checkpoint.every_steps = 200  # 0: only by time and at the end.
   checkpoint.every_seconds = 600.0  # 0: only by steps and at the end.
   checkpoint.keep = 2  # Latest checkpoints that stay.
+  checkpoint.keep_best = True  # And the one with the lowest held-out forward KL.
 
   config.eval = evaluation = ml_collections.ConfigDict()
   evaluation.every_steps = 200  # 0: only before and after training.

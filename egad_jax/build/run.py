@@ -164,6 +164,7 @@ def _assemble(
       config.eval.every_steps,
     ),
     keep=config.checkpoint.keep,
+    keep_best=config.checkpoint.keep_best,
     prompts=tuple(config.eval.prompts),
     sample_tokens=config.eval.sample_tokens,
     compiler_options=compiler_options(config),

@@ -1,76 +1,270 @@
-"""Checkpoints of a run by Orbax: written beside the training, whole or not at all."""
+"""Checkpoints of a run by Orbax: written beside the training, and believed only when verified.
+
+Beside the arrays a checkpoint holds its record: the caller's metadata, and the shape, dtype and
+digest of every leaf. A step is moved aside, and the one before it used, if any of it is damaged.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
 from egad_jax.errors import InputError
+from egad_jax.training.digest import digests, leaves_by_path
 
+_LOG = logging.getLogger(__name__)
 _STATE, _META = "state", "meta"
+_FORMAT = 1
+_QUARANTINE = "quarantine"
+# What Orbax names a directory that is being written; all its tools pass over it.
+_UNFINISHED = ".orbax-checkpoint-tmp"
+# These say something of the devices and nothing of the files.
+_NOT_DAMAGE = (MemoryError, jax.errors.JaxRuntimeError)
+
+_Value = TypeVar("_Value")
+
+
+class CheckpointError(RuntimeError):
+  """The last checkpoint of a run could not be written; the message is one line."""
+
+
+class _DamageError(Exception):
+  """A checkpoint is not what was saved; the message is a short reason."""
 
 
 class Checkpoints:
-  """The checkpoints of one directory, `<directory>/<step>/`."""
+  """The checkpoints of one directory, `<directory>/<step>/`.
 
-  def __init__(self, directory: epath.Path, *, keep: int = 1, read_only: bool = False):
-    """Opens or creates a directory of checkpoints.
+  All processes call every method, at the same step.
+  """
+
+  def __init__(
+    self,
+    directory: epath.Path,
+    *,
+    keep: int = 1,
+    keep_best: bool = False,
+    retry_seconds: float = 30.0,
+  ):
+    """Opens or creates a directory of checkpoints; the remains of unfinished saves go.
 
     Args:
-      directory: where they are.
+      directory: where they are, `<workdir>/checkpoints`.
       keep: how many of the latest stay.
-      read_only: touch nothing there; a run may be writing.
+      keep_best: whether the one with the lowest held-out forward KL stays besides them.
+      retry_seconds: how long after a failed save another is due.
     """
-    self._manager = ocp.CheckpointManager(
-      directory,
-      item_names=(_STATE, _META),
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=None if read_only else keep,
-        cleanup_tmp_directories=not read_only,
-        create=not read_only,
-        enable_async_checkpointing=not read_only,
-      ),
-    )
+    self._directory, self._keep, self._keep_best = directory, keep, keep_best
+    self._retry_seconds = retry_seconds
+    self._writing: tuple[int, str] | None = None
+    self._failure: tuple[int, str] | None = None
+    self._retry_at = 0.0
+    if jax.process_index() == 0:
+      directory.mkdir(parents=True, exist_ok=True)
+      self._clean()
+    # Its report of a failure is a page of text; one line of it is said here.
+    logging.getLogger("absl").addFilter(_not_of_orbax)
+    self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
 
   def latest(self) -> int | None:
-    """The step of the latest whole checkpoint, None without one."""
-    return self._manager.latest_step()
+    """The latest step that is written, whole or damaged; None without one."""
+    return max(_steps(self._directory), default=None)
 
-  def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
-    """Copies the state off the devices and writes it in the background."""
-    items = ocp.args.Composite(
-      **{_STATE: ocp.args.StandardSave(state), _META: ocp.args.JsonSave(meta)}
-    )
-    self._manager.save(step, args=items, force=True)
-
-  def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-    """The state and metadata of one checkpoint.
+  def restore_latest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+    """The latest checkpoint that is whole; damaged ones are moved to `quarantine/`.
 
     Args:
-      step: which.
       like: tree of `jax.ShapeDtypeStruct` with the shardings that the arrays shall have.
+
+    Returns:
+      Its step, state and metadata; None if nothing was ever saved here.
+
+    Raises:
+      InputError: it does not fit the config, or there were checkpoints and none is whole.
     """
+    quarantine = self._directory / _QUARANTINE
+    workdir = f"--workdir {self._directory.parent}"
+    found = _restore_whole(self._directory, like, argument=workdir, on_damage=self._set_aside)
+    if found is None and quarantine.exists() and any(quarantine.iterdir()):
+      raise InputError(
+        f"{workdir} had checkpoints, but none of them is whole; they are in {quarantine}. Put a "
+        f"good copy of one into {self._directory}, choose another workdir, or delete this one to "
+        "start again."
+      )
+    return found
+
+  def save(
+    self,
+    step: int,
+    state: Any,
+    meta: Mapping[str, Any],
+    metrics: Mapping[str, float] | None = None,
+  ) -> None:
+    """Copies the state off the devices and writes it in the background.
+
+    A save that fails, now or later, is logged and never raised: see `check` and `wait`.
+
+    Args:
+      step: which; one that is written already stays as it is.
+      state: tree of arrays on the devices.
+      meta: plain values, given back by `restore_latest`.
+      metrics: held-out metrics of this very state with "forward_kl", if it was evaluated.
+    """
+    self._settle()
+    if step in _agreed(_steps(self._directory)):
+      _LOG.info("the checkpoint of step %d is there already", step)
+      return
+    record = _make_record(step, state, meta, metrics)
     items = ocp.args.Composite(
-      **{_STATE: ocp.args.StandardRestore(like), _META: ocp.args.JsonRestore()}
+      **{_STATE: ocp.args.StandardSave(state), _META: ocp.args.JsonSave(record)}
     )
-    restored = self._manager.restore(step, args=items)
-    return restored[_STATE], restored[_META]
+    reason = ""
+    try:
+      self._writer.save(self._directory / str(step), args=items)
+    except _NOT_DAMAGE:
+      raise
+    except Exception as error:
+      reason = _one_line(error)
+    self._writing = step, reason
+    if reason and jax.process_count() == 1:
+      self._settle()
+
+  def check(self) -> bool:
+    """Looks after the save in the background; takes microseconds unless one has just ended.
+
+    With several processes nothing is known before the next `save` or `wait`, at which they agree.
+
+    Returns:
+      Whether to call `save` now, because the last one failed and `retry_seconds` have passed.
+    """
+    if jax.process_count() > 1:
+      return False
+    if self._writing is None:
+      return self._failure is not None and time.monotonic() >= self._retry_at
+    step, _ = self._writing
+    try:
+      self._writer.check_for_errors()
+      ended = os.path.exists(self._directory / str(step))
+    except Exception as error:
+      self._writing, ended = (step, _one_line(error)), True
+    if ended:
+      self._settle()
+    return False
+
+  def wait(self) -> None:
+    """Waits until the last save is on the disk.
+
+    Raises:
+      CheckpointError: it could not be written.
+    """
+    self._settle(final=True)
+    if self._failure is not None:
+      message, self._failure = self._failed(), None
+      raise CheckpointError(
+        f"{message}. Free space or mend {self._directory}, and start the same command again."
+      )
 
   def wait(self) -> None:
     """Waits for what is being written; raises what went wrong there."""
     self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits for what is being written; raises what went wrong there."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    """Waits for what is being written and ends the background threads; raises nothing."""
+    self._settle(final=True)
+    if self._failure is not None and jax.process_index() == 0:
+      _LOG.error("%s", self._failed())
+    self._writer.close()
+
+  def _settle(self, *, final: bool = False) -> None:
+    """Waits for the save in the background; all processes agree on how it ended."""
+    if self._writing is None:
+      return
+    step, reason = self._writing
+    self._writing = None
+    try:
+      self._writer.wait_until_finished()
+    except Exception as error:
+      reason = reason or _one_line(error)
+    if _all(not reason):
+      self._failure = None
+      self._delete_old()
+      return
+    self._failure = step, reason or "another process could not write its part"
+    self._retry_at = time.monotonic() + self._retry_seconds
+    if jax.process_index() == 0:
+      self._clean()
+      if not final:
+        _LOG.error("%s; trying again in %g s", self._failed(), self._retry_seconds)
+
+  def _failed(self) -> str:
+    assert self._failure is not None
+    step, reason = self._failure
+    latest = self.latest()
+    last = "there is none" if latest is None else f"the last whole one is of step {latest}"
+    return f"checkpoint of step {step} could not be written: {reason}; {last}"
+
+  def _clean(self) -> None:
+    """Deletes what unfinished saves and deletions left; it takes up the disk."""
+    for path in self._directory.iterdir():
+      if _UNFINISHED in path.name:
+        shutil.rmtree(path, ignore_errors=True)
+
+  def _delete_old(self) -> None:
+    """Deletes all but the latest and the best."""
+    if jax.process_index() != 0:
+      return
+    steps = _steps(self._directory)
+    keep = set(steps[: self._keep])
+    if self._keep_best:
+      kls = {step: kl for step in steps if (kl := _forward_kl(self._directory, step)) is not None}
+      keep |= {min(kls, key=lambda step: (kls[step], -step))} if kls else set()
+    for step in set(steps) - keep:
+      doomed = self._directory / f"{step}-deleted{_UNFINISHED}"
+      try:
+        # A deletion that is killed half-way must not leave a step.
+        (self._directory / str(step)).rename(doomed)
+        shutil.rmtree(doomed)
+      except OSError as error:
+        _LOG.warning("the old checkpoint of step %d stays: %s", step, _one_line(error))
+
+  def _set_aside(self, step: int) -> str:
+    """Moves a damaged step to the quarantine; returns what was done."""
+    target = self._directory / _QUARANTINE / str(step)
+    reason = ""
+    if jax.process_index() == 0:
+      try:
+        target.parent.mkdir(exist_ok=True)
+        copies = 1
+        while target.exists():
+          target = target.with_name(f"{step}.{copies}")
+          copies += 1
+        (self._directory / str(step)).rename(target)
+      except OSError as error:
+        reason = _one_line(error)
+    if not _all(not reason):
+      raise InputError(
+        f"--workdir {self._directory.parent}: the damaged checkpoint of step {step} cannot be "
+        f"moved to {target}: {reason or 'see process 0'}; mend the permissions there."
+      )
+    return f", moved to {target.parent}"
 
 
 def abstract(tree: Any, shardings: Any) -> Any:
-  """Shapes, dtypes and shardings of a tree, for `Checkpoints.restore`."""
+  """Shapes, dtypes and shardings of a tree, for `Checkpoints.restore_latest`."""
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
   )
@@ -95,29 +289,182 @@ def locate(checkpoint: str) -> tuple[epath.Path, int | None]:
       "checkpoints/<step>; there is none."
     )
   if step is not None and not path.exists():
-    saved = sorted(int(p.name) for p in path.parent.iterdir() if p.name.isdigit())
+    saved = sorted(_steps(path.parent))
     raise InputError(f"--checkpoint {checkpoint} does not exist; saved steps are {saved}.")
   return workdir, step
 
 
 def restore_state(workdir: epath.Path, step: int | None, like: Any) -> tuple[int, Any]:
-  """The step and state of a checkpoint found by `locate`.
+  """The step and state of a checkpoint found by `locate`; touches nothing there.
 
   Raises:
-    InputError: there is no whole checkpoint, or it does not fit the config.
+    InputError: there is no whole checkpoint, the one asked for is damaged, or it does not fit the
+      config.
   """
-  manager = Checkpoints(workdir / "checkpoints", read_only=True)
+  directory, argument = workdir / "checkpoints", f"--checkpoint {workdir}"
+  if step is None:
+    found = _restore_whole(directory, like, argument=argument, on_damage=lambda step: "")
+    if found is None:
+      raise InputError(f"{argument} has no whole checkpoint.")
+    return found[:2]
   try:
-    step = manager.latest() if step is None else step
-    if step is None:
-      raise InputError(f"--checkpoint {workdir} has no whole checkpoint yet.")
-    return step, manager.restore(step, like)[0]
-  except ValueError as error:
-    if isinstance(error, InputError):
-      raise
-    reason = str(error).split(". ")[0]
+    return step, _read(directory, step, like, argument)[0]
+  except _DamageError as damage:
     raise InputError(
-      f"--checkpoint {workdir}: step {step} does not fit the config: {reason}"
-    ) from error
-  finally:
-    manager.close()
+      f"{argument}: step {step} is damaged ({damage}); choose another of "
+      f"{sorted(_steps(directory))}."
+    ) from None
+
+
+def _restore_whole(
+  directory: epath.Path, like: Any, *, argument: str, on_damage: Callable[[int], str]
+) -> tuple[int, Any, dict[str, Any]] | None:
+  """Step, state and metadata of the latest whole checkpoint, with a warning for each damaged."""
+  steps = _agreed(_steps(directory))
+  for step, before in zip(steps, [*steps[1:], None], strict=True):
+    try:
+      return step, *_read(directory, step, like, argument)
+    except _DamageError as damage:
+      reason = str(damage)
+    # Out of the handler, or its traceback would hold the arrays during the next attempt.
+    done = on_damage(step)
+    if jax.process_index() == 0:
+      last = "there is none before it" if before is None else f"falling back to step {before}"
+      _LOG.warning("the checkpoint of step %d is damaged (%s)%s; %s", step, reason, done, last)
+  return None
+
+
+def _read(
+  directory: epath.Path, step: int, like: Any, argument: str
+) -> tuple[Any, dict[str, Any]]:
+  """State and metadata of one step, verified.
+
+  Raises:
+    InputError: it does not fit the config.
+    _DamageError: it is damaged; raised by all processes if any of them finds it so.
+  """
+  record = _attempt(lambda: _read_record(directory, step))
+  _require_fit(record, like, f"{argument}: the checkpoint of step {step}")
+  # Not through a checkpointer: its barrier after the reading would wait for ever for a process
+  # whose reading failed.
+  handler = ocp.StandardCheckpointHandler()
+  state = _attempt(
+    lambda: handler.restore(directory / str(step) / _STATE, args=ocp.args.StandardRestore(like))
+  )
+  for path, digest in digests(state).items():
+    if digest != record["leaves"][path]["digest"]:
+      raise _DamageError(f"{path} has changed since it was saved")
+  return state, record["meta"]
+
+
+def _attempt(action: Callable[[], _Value]) -> _Value:
+  """The value of an action that reads files; all processes agree on whether it could be done."""
+  try:
+    value, reason = action(), ""
+  except _NOT_DAMAGE:
+    raise
+  except Exception as error:
+    reason = _one_line(error)
+  if not _all(not reason):
+    raise _DamageError(reason or "another process could not read it")
+  return value
+
+
+def _make_record(
+  step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float] | None
+) -> dict[str, str]:
+  """The record of a checkpoint as text, and the text's checksum."""
+  digest_of = digests(state)
+  leaves = {
+    path: {"shape": list(x.shape), "dtype": str(x.dtype), "digest": digest_of[path]}
+    for path, x in leaves_by_path(state).items()
+  }
+  record = {
+    "format": _FORMAT,
+    "step": step,
+    "meta": dict(meta),
+    "metrics": dict(metrics or {}),
+    "leaves": leaves,
+  }
+  text = json.dumps(record)
+  return {"record": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _read_record(directory: epath.Path, step: int) -> dict[str, Any]:
+  """The record of a step; raises whatever its damage leads to."""
+  stored = ocp.JsonCheckpointHandler().restore(directory / str(step) / _META)
+  if hashlib.sha256(stored["record"].encode()).hexdigest() != stored["sha256"]:
+    raise ValueError("its record has changed since it was saved")
+  record = json.loads(stored["record"])
+  if record["step"] != step:
+    raise ValueError(f"it is of step {record['step']}")
+  return record
+
+
+def _forward_kl(directory: epath.Path, step: int) -> float | None:
+  """The held-out forward KL of a step, if it was evaluated and can be read."""
+  try:
+    value = float(_read_record(directory, step)["metrics"]["forward_kl"])
+  except Exception:
+    return None
+  return value if math.isfinite(value) else None
+
+
+def _require_fit(record: Mapping[str, Any], like: Any, what: str) -> None:
+  """Compares the record with the state of the config.
+
+  Raises:
+    InputError: they differ.
+  """
+  if record["format"] != _FORMAT:
+    raise InputError(
+      f"{what} has format {record['format']}, this version reads {_FORMAT}; use the version that "
+      "wrote it."
+    )
+  describe = lambda shape, dtype: f"{dtype}[{','.join(map(str, shape))}]"
+  saved = {path: describe(x["shape"], x["dtype"]) for path, x in record["leaves"].items()}
+  expected = {path: describe(x.shape, x.dtype) for path, x in leaves_by_path(like).items()}
+  for path in sorted(saved | expected):
+    there, here = saved.get(path, "absent"), expected.get(path, "absent")
+    if there != here:
+      raise InputError(
+        f"{what} does not fit the config: {path} must be {here} and is {there} in it; use the "
+        "config that it was made with, or another directory."
+      )
+
+
+def _steps(directory: epath.Path) -> list[int]:
+  """The steps of a directory, the latest first; unfinished saves have other names."""
+  names = [path.name for path in directory.iterdir()] if directory.exists() else []
+  return sorted((int(n) for n in names if re.fullmatch(r"0|[1-9][0-9]*", n)), reverse=True)
+
+
+def _agreed(steps: list[int]) -> list[int]:
+  """The steps that process 0 sees."""
+  if jax.process_count() == 1:
+    return steps
+  count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
+  padded = np.resize(np.int32([*steps, 0]), count)
+  return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tolist()
+
+
+def _all(ok: bool) -> bool:
+  """Whether it is so in all processes; a barrier."""
+  if jax.process_count() == 1:
+    return ok
+  return bool(np.all(multihost_utils.process_allgather(np.int32(ok))))
+
+
+def _one_line(error: BaseException) -> str:
+  """The cause of an error in a few words; TensorStore's own text fills a page."""
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  text = " ".join(str(error).split())
+  system = re.search(r"\[OS error \d+: (?:E[A-Z]+ )?([^\]]*)\]", text)
+  if system:
+    return system.group(1)
+  return (text[:157] + "..." if len(text) > 160 else text) or type(error).__name__
+
+
+def _not_of_orbax(entry: logging.LogRecord) -> bool:
+  return "orbax" not in entry.pathname

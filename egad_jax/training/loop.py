@@ -37,7 +37,8 @@ class _Session:
     self.run, self.workdir, self.checkpoints = run, workdir, checkpoints
     self.preemption = preemption
     self.programs = Programs(run)
-    start = checkpoints.latest()
+    restored = checkpoints.restore_latest(run.abstract_state())
+    start = None if restored is None else restored[0]
     self.watch = Stopwatch(workdir, fresh=start is None)
     self.log = MetricLog(
       workdir,
@@ -54,11 +55,11 @@ class _Session:
     )
     processes.wait("logs are cut back")
     self.pending: tuple[int, Any] | None = None
-    if start is None:
+    if restored is None:
       self.tokens = 0
       self.state = self._first_state()
     else:
-      self.state, meta = checkpoints.restore(start, run.abstract_state())
+      _, self.state, meta = restored
       self.tokens = meta["tokens"]
       _LOG.info("resumed from step %d of %d", start, run.steps)
     self.step = start or 0
@@ -86,9 +87,9 @@ class _Session:
       time.monotonic() - started,
     )
 
-  def evaluated(self) -> bool:
-    """Whether the present step has its evaluation."""
-    return any(record["step"] == self.step for record in self.evaluations.records)
+  def evaluation(self) -> dict[str, Any] | None:
+    """The record of the present step's evaluation, if it was made."""
+    return next((r for r in self.evaluations.records if r["step"] == self.step), None)
 
   def flush(self) -> None:
     """Fetches and writes the metrics of the step in flight.
@@ -125,6 +126,8 @@ class _Session:
       return True
     seconds = self.run.intervals.save_seconds
     by_time = bool(seconds) and time.monotonic() - self.saved_time >= seconds
+    # A save that failed is tried again.
+    by_time |= self.checkpoints.check()
     if not jax.distributed.is_initialized():
       return by_time
     # Clocks differ: the processes compare theirs, which takes a moment, once in a while.
@@ -134,7 +137,9 @@ class _Session:
     """Starts writing a checkpoint; what it needs in the logs is there already."""
     self.log.sync()
     self.evaluations.sync()
-    self.checkpoints.save(self.step, self.state, {"tokens": self.tokens})
+    evaluation = self.evaluation()
+    metrics = {"forward_kl": evaluation["student"]["forward_kl"]} if evaluation else None
+    self.checkpoints.save(self.step, self.state, {"tokens": self.tokens}, metrics)
     self.saved_step, self.saved_time = self.step, time.monotonic()
 
   def stop(self) -> None:
@@ -168,7 +173,7 @@ class _Session:
       self.checkpoints.wait()
 
   def _steps(self, program: Any) -> None:
-    if self.due(self.run.intervals.evaluate_steps) and not self.evaluated():
+    if self.due(self.run.intervals.evaluate_steps) and self.evaluation() is None:
       # The attempt before was ended in the middle of it.
       self.evaluate(self.step, self.state, check=self.preemption.check)
     batches = self.programs.train_batches(self.step)
@@ -193,7 +198,7 @@ class _Session:
 
   def finish(self) -> dict[str, Any]:
     """Evaluates the trained student and writes the results."""
-    if not self.evaluated():
+    if self.evaluation() is None:
       self.evaluate(self.run.steps, self.state)
     self.evaluations.sync()
     self.watch.note()
@@ -222,11 +227,12 @@ def train(run: Run, workdir: Workdir, preemption: Preemption | None = None) -> d
     FloatingPointError: too many steps in a row were skipped.
     Preempted: the run was asked to end before its last step; it is saved.
   """
-  checkpoints = Checkpoints(workdir / files.CHECKPOINTS, keep=run.keep)
+  checkpoints = Checkpoints(workdir / files.CHECKPOINTS, keep=run.keep, keep_best=run.keep_best)
   try:
     session = _Session(run, workdir, checkpoints, preemption or Preemption())
     try:
       session.train()
+      checkpoints.wait()
       summary = session.finish()
     finally:
       session.log.close()

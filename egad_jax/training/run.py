@@ -98,6 +98,7 @@ class Run:
     held_out_batch: rows of them at once.
     intervals: when to log, save and evaluate.
     keep: checkpoints that stay.
+    keep_best: whether the best by held-out forward KL stays besides them.
     prompts: continued before and after.
     sample_tokens: tokens of a continuation.
     compiler_options: for every program of the run.
@@ -127,6 +128,7 @@ class Run:
   held_out_batch: int
   intervals: Intervals
   keep: int
+  keep_best: bool
   prompts: tuple[str, ...]
   sample_tokens: int
   compiler_options: dict[str, str]
@@ -295,7 +297,7 @@ class Run:
     """Bytes of the checkpoints (those that stay and one being written) and the export, about."""
     state = self.abstract_state()
     size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-    return (self.keep + 1) * size(state) + size(state.params["student"])
+    return (self.keep + self.keep_best + 1) * size(state) + size(state.params["student"])
 
   def context(self, step: jax.Array, method_state: State) -> Context:
     """What the method reads during a step."""

@@ -73,7 +73,9 @@ def _train(run: Any, directory: pathlib.Path) -> dict[str, Any]:
 def _state(run: Any, directory: pathlib.Path) -> Any:
   checkpoints = loop.Checkpoints(directory / "checkpoints", keep=run.keep)
   try:
-    return checkpoints.restore(run.steps, run.abstract_state())[0]
+    step, state, _ = checkpoints.restore_latest(run.abstract_state())
+    assert step == run.steps
+    return state
   finally:
     checkpoints.close()
 
