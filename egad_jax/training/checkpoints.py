@@ -6,6 +6,10 @@ digest of every leaf. A step is moved aside, and the one before it used, if any 
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import functools
+import gc
 import hashlib
 import json
 import logging
@@ -13,6 +17,7 @@ import math
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -76,9 +81,8 @@ class Checkpoints:
     if jax.process_index() == 0:
       directory.mkdir(parents=True, exist_ok=True)
       self._clean()
-    # Its report of a failure is a page of text; one line of it is said here.
-    logging.getLogger("absl").addFilter(_not_of_orbax)
-    self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+    _quieten()
+    self._writer = _new_writer()
 
   def latest(self) -> int | None:
     """The latest step that is written, whole or damaged; None without one."""
@@ -127,6 +131,10 @@ class Checkpoints:
     self._settle()
     if step in _agreed(_steps(self._directory)):
       _LOG.info("the checkpoint of step %d is there already", step)
+      return
+    lack = self._lack_of_space(state) if jax.process_index() == 0 else ""
+    if not _all(not lack):
+      self._fail(step, lack or "process 0 has no space left", final=False)
       return
     record = _make_record(step, state, meta, metrics)
     items = ocp.args.Composite(
@@ -178,10 +186,6 @@ class Checkpoints:
         f"{message}. Free space or mend {self._directory}, and start the same command again."
       )
 
-  def wait(self) -> None:
-    """Waits for what is being written; raises what went wrong there."""
-    self._manager.wait_until_finished()
-
   def close(self) -> None:
     """Waits for what is being written and ends the background threads; raises nothing."""
     self._settle(final=True)
@@ -201,9 +205,18 @@ class Checkpoints:
       reason = reason or _one_line(error)
     if _all(not reason):
       self._failure = None
-      self._delete_old()
+      if jax.process_index() == 0:
+        self._clean()
+        self._delete_old()
       return
-    self._failure = step, reason or "another process could not write its part"
+    # A writer that has failed raises what else went wrong then during its next save.
+    with contextlib.suppress(Exception):
+      self._writer.close()
+    self._writer = _new_writer()
+    self._fail(step, reason or "another process could not write its part", final=final)
+
+  def _fail(self, step: int, reason: str, *, final: bool) -> None:
+    self._failure = step, reason
     self._retry_at = time.monotonic() + self._retry_seconds
     if jax.process_index() == 0:
       self._clean()
@@ -217,16 +230,23 @@ class Checkpoints:
     last = "there is none" if latest is None else f"the last whole one is of step {latest}"
     return f"checkpoint of step {step} could not be written: {reason}; {last}"
 
+  def _lack_of_space(self, state: Any) -> str:
+    """What is wrong if the state does not fit the disk; a writer that finds out fills it first."""
+    needed = sum(x.nbytes for x in jax.tree.leaves(state))
+    free = shutil.disk_usage(self._directory).free
+    if free >= needed:
+      return ""
+    return f"{os.strerror(errno.ENOSPC)} ({free / 2**20:.1f} of {needed / 2**20:.1f} MiB)"
+
   def _clean(self) -> None:
     """Deletes what unfinished saves and deletions left; it takes up the disk."""
     for path in self._directory.iterdir():
-      if _UNFINISHED in path.name:
+      # Threads of a save that failed may still make files while these are deleted.
+      for _ in range(3 if _UNFINISHED in path.name else 0):
         shutil.rmtree(path, ignore_errors=True)
 
   def _delete_old(self) -> None:
     """Deletes all but the latest and the best."""
-    if jax.process_index() != 0:
-      return
     steps = _steps(self._directory)
     keep = set(steps[: self._keep])
     if self._keep_best:
@@ -320,23 +340,23 @@ def _restore_whole(
   directory: epath.Path, like: Any, *, argument: str, on_damage: Callable[[int], str]
 ) -> tuple[int, Any, dict[str, Any]] | None:
   """Step, state and metadata of the latest whole checkpoint, with a warning for each damaged."""
+  _quieten()
   steps = _agreed(_steps(directory))
-  for step, before in zip(steps, [*steps[1:], None], strict=True):
+  for i, step in enumerate(steps):
     try:
       return step, *_read(directory, step, like, argument)
     except _DamageError as damage:
       reason = str(damage)
-    # Out of the handler, or its traceback would hold the arrays during the next attempt.
+    # Neither its traceback nor Orbax's abandoned readers may hold arrays during the next attempt.
+    gc.collect()
     done = on_damage(step)
     if jax.process_index() == 0:
-      last = "there is none before it" if before is None else f"falling back to step {before}"
+      last = f"falling back to step {steps[i + 1]}" if steps[i + 1 :] else "there is none before it"
       _LOG.warning("the checkpoint of step %d is damaged (%s)%s; %s", step, reason, done, last)
   return None
 
 
-def _read(
-  directory: epath.Path, step: int, like: Any, argument: str
-) -> tuple[Any, dict[str, Any]]:
+def _read(directory: epath.Path, step: int, like: Any, argument: str) -> tuple[Any, dict[str, Any]]:
   """State and metadata of one step, verified.
 
   Raises:
@@ -391,11 +411,21 @@ def _make_record(
 
 
 def _read_record(directory: epath.Path, step: int) -> dict[str, Any]:
-  """The record of a step; raises whatever its damage leads to."""
-  stored = ocp.JsonCheckpointHandler().restore(directory / str(step) / _META)
-  if hashlib.sha256(stored["record"].encode()).hexdigest() != stored["sha256"]:
+  """The record of a step.
+
+  Raises:
+    OSError: it cannot be read.
+    ValueError: it is damaged.
+  """
+  try:
+    stored = ocp.JsonCheckpointHandler().restore(directory / str(step) / _META)
+    text, checksum = stored["record"], stored["sha256"]
+    whole = hashlib.sha256(text.encode()).hexdigest() == checksum
+  except (ValueError, TypeError, KeyError, AttributeError):
+    whole = False
+  if not whole:
     raise ValueError("its record has changed since it was saved")
-  record = json.loads(stored["record"])
+  record = json.loads(text)
   if record["step"] != step:
     raise ValueError(f"it is of step {record['step']}")
   return record
@@ -405,7 +435,7 @@ def _forward_kl(directory: epath.Path, step: int) -> float | None:
   """The held-out forward KL of a step, if it was evaluated and can be read."""
   try:
     value = float(_read_record(directory, step)["metrics"]["forward_kl"])
-  except Exception:
+  except (OSError, ValueError, KeyError):
     return None
   return value if math.isfinite(value) else None
 
@@ -444,7 +474,7 @@ def _agreed(steps: list[int]) -> list[int]:
   if jax.process_count() == 1:
     return steps
   count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
-  padded = np.resize(np.int32([*steps, 0]), count)
+  padded = np.resize(np.asarray([*steps, 0], np.int32), count)
   return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tolist()
 
 
@@ -460,11 +490,27 @@ def _one_line(error: BaseException) -> str:
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
   text = " ".join(str(error).split())
-  system = re.search(r"\[OS error \d+: (?:E[A-Z]+ )?([^\]]*)\]", text)
+  system = re.search(r"os_error_code='(\d+)'", text)
   if system:
-    return system.group(1)
+    return os.strerror(int(system.group(1)))
   return (text[:157] + "..." if len(text) > 160 else text) or type(error).__name__
 
 
-def _not_of_orbax(entry: logging.LogRecord) -> bool:
-  return "orbax" not in entry.pathname
+def _new_writer() -> ocp.AsyncCheckpointer:
+  return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+
+
+@functools.cache
+def _quieten() -> None:
+  """Drops what the libraries print of an error, pages of text; one line of it is logged here."""
+  logging.getLogger("absl").addFilter(lambda entry: "orbax" not in entry.pathname)
+  # After the first error Orbax leaves TensorStore's other futures alone, and closes their loop.
+  logging.getLogger("asyncio").addFilter(lambda entry: "never retrieved" not in entry.getMessage())
+  report = sys.unraisablehook
+
+  def report_others(event: Any) -> None:
+    late = str(event.exc_value) == "Event loop is closed"
+    if not late and not isinstance(event.exc_value, GeneratorExit):
+      report(event)
+
+  sys.unraisablehook = report_others

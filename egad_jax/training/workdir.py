@@ -31,7 +31,6 @@ EXPORT = "export"
 HARMLESS_KEYS = frozenset(
   {
     *("log_every", "compilation_cache", "checkpoint.every_steps", "checkpoint.every_seconds"),
-    *("log_every", "compilation_cache", "checkpoint.every_steps", "checkpoint.every_seconds"),
     *("checkpoint.keep", "checkpoint.keep_best", "eval.prompts", "eval.sample_tokens"),
     *("eval.every_steps", "tensorboard", "guard.max_skipped"),
   }

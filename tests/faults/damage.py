@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import pathlib
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,3 +52,58 @@ def damage_cases(directory: pathlib.Path) -> Iterator[Damage]:
     if path.is_file():
       for kind in KINDS if path.stat().st_size else ("deleted",):
         yield Damage(str(path.relative_to(directory)), kind)
+
+
+class _Warnings(logging.Handler):
+  """The messages of a logger from WARNING on."""
+
+  def __init__(self):
+    super().__init__(logging.WARNING)
+    self.messages: list[str] = []
+
+  def emit(self, record: logging.LogRecord) -> None:
+    self.messages.append(record.getMessage())
+
+
+def falls_back(
+  saved: pathlib.Path, work: pathlib.Path, damage: Damage, restore: Callable[[pathlib.Path], int]
+) -> bool:
+  """Restores with the last of two checkpoints damaged.
+
+  Args:
+    saved: a directory of the two.
+    work: where the copy that is damaged goes; what is there is deleted.
+    damage: done to the later one.
+    restore: restores from a directory, asserts the values to be exactly those of the step that it
+      got, and returns that step.
+
+  Returns:
+    Whether the step before was taken.
+
+  Raises:
+    AssertionError: the values were wrong, or the directory or the warning is not as promised.
+  """
+  last, before = sorted((int(path.name) for path in saved.iterdir()), reverse=True)
+  shutil.rmtree(work, ignore_errors=True)
+  shutil.copytree(saved, work)
+  damage.apply(work / str(last))
+  warnings = _Warnings()
+  logger = logging.getLogger("egad_jax")
+  logger.addHandler(warnings)
+  try:
+    step = restore(work)
+  finally:
+    logger.removeHandler(warnings)
+  names = {path.name for path in work.iterdir()}
+  if step == last:
+    assert (names, warnings.messages) == ({str(before), str(last)}, []), damage
+    return False
+  assert step == before, damage
+  assert names == {str(before), "quarantine"}, damage
+  assert [path.name for path in (work / "quarantine").iterdir()] == [str(last)], damage
+  assert len(warnings.messages) == 1, damage
+  message = warnings.messages[0]
+  assert f"step {last} is damaged (" in message, damage
+  assert message.endswith(f"falling back to step {before}"), damage
+  assert "\n" not in message, damage
+  return True

@@ -16,9 +16,7 @@ def digest(x):
 
 
 def mesh(*shape):
-  return jax.make_mesh(
-    shape, ("a", "b")[: len(shape)], axis_types=(AxisType.Auto,) * len(shape)
-  )
+  return jax.make_mesh(shape, ("a", "b")[: len(shape)], axis_types=(AxisType.Auto,) * len(shape))
 
 
 def place(x, on, *spec):
@@ -46,7 +44,9 @@ def test_is_the_same_on_every_mesh():
   for on, axes in ((mesh(8), ("a",)), (mesh(4, 2), ("a", "b")), (mesh(2, 4), (None, "a"))):
     placed = {}
     for path, x in TREE.items():
-      spec = [a if a and n % on.shape[a] == 0 else None for a, n in zip(axes, x.shape)]
+      spec = [
+        a if a and n % on.shape[a] == 0 else None for a, n in zip(axes, x.shape, strict=False)
+      ]
       placed[path] = place(x, on, *spec)
     assert any(not x.is_fully_replicated for x in placed.values())
     assert digests(placed) == expected
