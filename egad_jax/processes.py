@@ -111,9 +111,14 @@ def _on_tpu_host(environment: Mapping[str, str]) -> bool:
   return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
+def joined() -> bool:
+  """Whether the run has several processes."""
+  return jax.distributed.is_initialized()
+
+
 def is_first() -> bool:
   """Whether this process writes what is written once. A run of one process is its first."""
-  return not jax.distributed.is_initialized() or jax.process_index() == 0
+  return not joined() or jax.process_index() == 0
 
 
 def together(work: Callable[[], _T], *, first_alone: bool = False) -> _T:
@@ -123,7 +128,7 @@ def together(work: Callable[[], _T], *, first_alone: bool = False) -> _T:
     work: uses no devices.
     first_alone: process 0 does it first, the others after it (they find its files).
   """
-  if not jax.distributed.is_initialized():
+  if not joined():
     return work()
   result: list[_T] = []
   first = is_first()
@@ -141,27 +146,27 @@ def together(work: Callable[[], _T], *, first_alone: bool = False) -> _T:
 
 def any_of_them(flag: bool) -> bool:
   """Whether the flag is set on any process; all must call it."""
-  if not jax.distributed.is_initialized():
+  if not joined():
     return flag
   return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def wait(name: str) -> None:
   """Waits until all processes are here."""
-  if jax.distributed.is_initialized():
+  if joined():
     multihost_utils.sync_global_devices(name)
 
 
 def same_everywhere(value: int) -> int:
   """Process 0's value (below 2^31), on all."""
-  if not jax.distributed.is_initialized():
+  if not joined():
     return value
   return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def fetch(tree: Any) -> Any:
   """Whole arrays on the host, whichever processes hold their parts; all must call it."""
-  if not jax.distributed.is_initialized():
+  if not joined():
     return jax.device_get(tree)
   return multihost_utils.process_allgather(tree, tiled=True)
 

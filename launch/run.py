@@ -1,13 +1,14 @@
 """Trains: `python launch/run.py --config=configs/tiny.py --workdir=runs/tiny`.
 
-The same command again resumes; a finished run is a no-op.
+The same command again resumes; a finished run is a no-op. SIGTERM or SIGINT ends it with a
+checkpoint and code 75. Several processes join by flags or by what their launcher has set; see
+docs/running.md.
 """
 
 from __future__ import annotations
 
 import pathlib
 import sys
-from typing import TYPE_CHECKING
 
 # So that `launch` and `configs` are found from any working directory.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -16,10 +17,8 @@ import ml_collections
 from absl import flags
 
 from egad_jax.errors import InputError
+from egad_jax.training import preemption
 from launch import command_line
-
-if TYPE_CHECKING:
-  from egad_jax.training.preemption import Preemption
 
 CONFIG = command_line.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, made if missing.")
@@ -41,23 +40,28 @@ def main() -> int:
     return 0
   if not WORKDIR.value:
     raise InputError("--workdir is required: the directory of the run, made if missing.")
-  # Late, so that --help and bad flags answer at once.
-  from egad_jax import build, processes
-  from egad_jax.training import preemption
-
-  build.validate(config)
-  processes.join(*(ADDRESS.value, COUNT.value, INDEX.value), heartbeat_seconds=HEARTBEAT.value)
-  command_line.log_only_warnings_unless(processes.is_first())
   early = preemption.Preemption()
   early.watch()
+  # Late, so that --help and bad flags answer at once.
+  from egad_jax import build, processes
+  from egad_jax.training.checkpoints import CheckpointError
+
+  build.validate(config)
+  processes.join(ADDRESS.value, COUNT.value, INDEX.value, heartbeat_seconds=HEARTBEAT.value)
+  if processes.joined():
+    early.share()
+  command_line.log_only_warnings_unless(processes.is_first())
   try:
     _train(config, WORKDIR.value, early)
   except preemption.Preempted:
     return preemption.PREEMPTED
+  except (FloatingPointError, CheckpointError) as error:
+    print(f"run.py: {error}", file=sys.stderr)
+    return 1
   return 0
 
 
-def _train(config: ml_collections.ConfigDict, path: str, preemption: Preemption) -> None:
+def _train(config: ml_collections.ConfigDict, path: str, early: preemption.Preemption) -> None:
   from egad_jax import build, processes
   from egad_jax.training import loop, results
   from egad_jax.training.workdir import Workdir
@@ -73,7 +77,7 @@ def _train(config: ml_collections.ConfigDict, path: str, preemption: Preemption)
     run = processes.together(lambda: build.build(config, workdir.path), first_alone=True)
     processes.together(lambda: workdir.require_space(run.disk_bytes()))
     workdir.store_config(values)
-    loop.train(run, workdir, preemption)
+    loop.train(run, workdir, early)
     if workdir.writes:
       results.print_whereabouts(workdir)
 

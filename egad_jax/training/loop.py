@@ -128,7 +128,7 @@ class _Session:
     by_time = bool(seconds) and time.monotonic() - self.saved_time >= seconds
     # A save that failed is tried again.
     by_time |= self.checkpoints.check()
-    if not jax.distributed.is_initialized():
+    if not processes.joined():
       return by_time
     # Clocks differ: the processes compare theirs, which takes a moment, once in a while.
     return self.due(self.run.intervals.log_steps) and processes.any_of_them(by_time)

@@ -16,9 +16,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
-import jax
-from jax.experimental import multihost_utils
-
 PREEMPTED = 75  # EX_TEMPFAIL: run again to resume.
 _AT_ONCE = 1
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -47,19 +44,24 @@ class Preemption:
     self._lock = threading.Lock()
     self._by_loop = False
     self._asked = 0
+    self._shared = False
     self._jax_handler: Callable[[int], None] | None = None
 
   def watch(self) -> None:
-    """Takes over both signals; call it after `processes.join`, from the main thread."""
+    """Takes over both signals; call it as early as can be, from the main thread."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    # JAX's own handler, there if processes were joined, tells the other processes.
-    self._jax_handler = _c_handler(signal.SIGTERM) if jax.distributed.is_initialized() else None
-    for number in _SIGNALS:
-      signal.signal(number, lambda *_: None)
+    _take_over()
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     thread = threading.Thread(target=self._listen, args=(reader,), name="preemption", daemon=True)
     thread.start()
+
+  def share(self) -> None:
+    """Lets the other processes know of a signal; call it when they have been joined."""
+    # JAX has taken SIGTERM over, and its handler tells them.
+    self._jax_handler = _c_handler(signal.SIGTERM)
+    _take_over()
+    self._shared = True
 
   def _listen(self, reader: int) -> None:
     while numbers := os.read(reader, 64):
@@ -94,7 +96,9 @@ class Preemption:
   def requested(self) -> bool:
     """Whether to end here. All processes must ask equally often, and get the same answer."""
     self._asked += 1
-    if jax.distributed.is_initialized():
+    if self._shared:
+      from jax.experimental import multihost_utils
+
       return multihost_utils.reached_preemption_sync_point(self._asked)
     return self._noticed.is_set()
 
@@ -102,6 +106,12 @@ class Preemption:
     """Raises `Interrupted` if the run should end, for work that can be given up."""
     if self.requested():
       raise Interrupted
+
+
+def _take_over() -> None:
+  for number in _SIGNALS:
+    # Python's own part of it does nothing: the byte in the wake-up file descriptor does.
+    signal.signal(number, lambda *_: None)
 
 
 def _c_handler(number: int) -> Callable[[int], None] | None:
