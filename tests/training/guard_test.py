@@ -207,6 +207,12 @@ def test_an_empty_batch_is_accepted_and_moves_nothing(guarded, smooth):
   assert_same_bits(after.guard, state.guard)
 
 
+def test_a_step_is_judged_by_its_loss_per_token_and_gradient_norm(smooth):
+  state, metrics = smooth[0]
+  expected = [mean(metrics, "loss"), mean(metrics, "grad_norm")]
+  np.testing.assert_allclose(state.guard.mean, expected, rtol=1e-6)
+
+
 def test_a_restart_changes_no_bit_across_skipped_steps(guarded):
   knobs = {3: {"scale": np.nan}, 24: {"slope": 1e3}, 26: {"scale": 1e3}, 27: {"root": 0.0}}
   whole = train(guarded, initial_state(), 40, knobs=knobs)
