@@ -49,19 +49,24 @@ class Reference(NamedTuple):
   seconds: float
 
 
-def reference(
-  root: pathlib.Path, cache: pathlib.Path, *, processes: int, devices: int
-) -> Reference:
-  """Runs without a fault, twice, since the first time everything is compiled."""
+def reference(cache: pathlib.Path, *, processes: int = 1, devices: int = 1) -> Reference:
+  """A run without a fault, made twice, since the first time everything is compiled."""
+  root = cache / f"reference-{processes}-{devices}"
+  noted = root / "seconds"
+  if noted.exists():
+    return Reference(root / "uninterrupted", float(noted.read_text()))
   for name in ("first", "uninterrupted"):
     workdir, started = root / name, time.monotonic()
+    workdir.mkdir(parents=True)
     job = Job(workdir, cache, *FLAGS, processes=processes, devices=devices)
     codes = job.wait()
     if any(codes):
       raise RuntimeError(f"the uninterrupted run ended with {codes}:\n{job.text()}")
   if found := difference(root / "first", workdir, STEPS):
     raise RuntimeError(f"two uninterrupted runs differ: {found}")
-  return Reference(workdir, time.monotonic() - started)
+  seconds = time.monotonic() - started
+  noted.write_text(str(seconds))
+  return Reference(workdir, seconds)
 
 
 def killed(
@@ -74,7 +79,7 @@ def killed(
   seed: int = 0,
 ) -> Outcome:
   """SIGKILL at random moments to a random process or to all, until `count` have struck."""
-  rng, whole = random.Random(seed), reference(root, cache, processes=processes, devices=devices)
+  rng, whole = random.Random(seed), reference(cache, processes=processes, devices=devices)
   struck, chain, wrong = 0, 0, []
   by_signal = {-signal.SIGKILL, -signal.SIGABRT, 134, 1}
   while struck < count:
@@ -103,7 +108,7 @@ def killed(
 
 def terminated(root: pathlib.Path, cache: pathlib.Path, count: int, *, seed: int = 0) -> Outcome:
   """SIGTERM at random moments: code 75, soon, and the resumed run is the uninterrupted one."""
-  rng, whole = random.Random(seed), reference(root, cache, processes=1, devices=1)
+  rng, whole = random.Random(seed), reference(cache)
   struck, chain, slowest, wrong = 0, 0, 0.0, []
   while struck < count:
     chain += 1
