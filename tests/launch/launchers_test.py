@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -74,6 +75,19 @@ def test_a_signal_to_the_loop_ends_it_after_the_attempt(stubs):
   _, err = run(stubs, RESTART, "--backoff_seconds=0", "--", "./trainer", code=75, cwd=stubs)
   assert len(lines(stubs / "starts")) == 1
   assert "stopped with exit code 75" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_session_reaches_the_trainer_once(number, stubs):
+  executable(stubs / "trainer", STEADY_TRAINER.replace("exit 75' TERM", "exit 75' TERM INT"))
+  with subprocess.Popen(
+    [RESTART, "--", "./trainer"], cwd=stubs, start_new_session=True, stderr=subprocess.PIPE
+  ) as process:
+    wait_for(".", stubs / "starts")
+    os.killpg(process.pid, number)
+    assert process.wait(timeout=20) == 75
+  assert lines(stubs / "signals") == ["TERM"]
+  assert lines(stubs / "starts") == ["."]
 
 
 @pytest.mark.parametrize(
