@@ -164,7 +164,7 @@ stop() {
 pid=\$(cat $PID 2>/dev/null) || exit 0
 kill -TERM \"\$pid\" 2>/dev/null || exit 0
 pkill -TERM -P \"\$pid\"
-while kill -0 \"\$pid\" 2>/dev/null; do sleep 1; done
+while kill -0 \"\$pid\" 2>/dev/null; do sleep 0.2; done
 tail -n 1 $LOG"
 }
 

@@ -84,9 +84,11 @@ def test_a_signal_to_the_whole_session_reaches_the_trainer_once(number, stubs):
     [RESTART, "--", "./trainer"], cwd=stubs, start_new_session=True, stderr=subprocess.PIPE
   ) as process:
     wait_for(".", stubs / "starts")
+    os.killpg(process.pid, signal.SIGUSR1)
+    wait_for("USR1", stubs / "signals")
     os.killpg(process.pid, number)
     assert process.wait(timeout=20) == 75
-  assert lines(stubs / "signals") == ["TERM"]
+  assert lines(stubs / "signals") == ["USR1", "TERM"]
   assert lines(stubs / "starts") == ["."]
 
 

@@ -20,9 +20,9 @@ exit "$code"
 """
 # Trains for ever; SIGTERM: saves for a while and ends with 75; a second one: ends at once.
 STEADY_TRAINER = """#!/usr/bin/env bash
-echo . >> starts
 trap 'echo USR1 >> signals' USR1
 trap 'echo TERM >> signals; trap "echo TERM >> signals; exit 1" TERM; sleep 0.3; exit 75' TERM
+echo . >> starts
 while true; do sleep 0.02; done
 """
 GCLOUD = """#!/usr/bin/env bash
