@@ -23,6 +23,10 @@ fail() {
 }
 
 readonly NAMES='name image bucket accelerator topology chips_per_host slices max_restarts service_account'
+if [[ ${1:-} == --help ]]; then
+  sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p;}' "$0"
+  exit 0
+fi
 name='' image='' bucket='' dry_run='' service_account=default
 accelerator=tpu-v5-lite-podslice topology=4x4 chips_per_host=4 slices=1 max_restarts=100
 run_flags=()

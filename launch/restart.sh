@@ -30,6 +30,10 @@ whole_number() {
   [[ $2 =~ ^[0-9]{1,9}$ ]] || fail "$1 must be a whole number, got '$2'."
 }
 
+if [[ ${1:-} == --help ]]; then
+  sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p;}' "$0"
+  exit 0
+fi
 while [[ $# -gt 0 ]]; do
   case $1 in
     --max_restarts=*) max_restarts=${1#*=} ;;

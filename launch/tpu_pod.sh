@@ -149,7 +149,7 @@ start() {
     --backoff_seconds="$backoff_seconds" -- .venv/bin/python launch/run.py "${run_flags[@]}")
   # A session of its own, so that it outlives this one. JAX_PLATFORMS: without its TPU a worker
   # fails, instead of training on its CPU.
-  on_workers all all "cd $CODE
+  on_workers all all "cd $CODE || { echo 'setup comes first' >&2; exit 1; }
 if pid=\$(cat $PID 2>/dev/null) && kill -0 \"\$pid\" 2>/dev/null; then
   echo \"a run is going on here, process \$pid; stop ends it\" >&2
   exit 2
@@ -160,7 +160,7 @@ echo \$! >$PID"
 
 stop() {
   # One signal to restart.sh and one to the trainer: a second would stop it before it has saved.
-  on_workers all all "cd $CODE
+  on_workers all all "cd $CODE || exit 0
 pid=\$(cat $PID 2>/dev/null) || exit 0
 kill -TERM \"\$pid\" 2>/dev/null || exit 0
 pkill -TERM -P \"\$pid\"
@@ -168,6 +168,10 @@ while kill -0 \"\$pid\" 2>/dev/null; do sleep 0.2; done
 tail -n 1 $LOG"
 }
 
+if [[ ${1:-} == --help ]]; then
+  sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p;}' "$0"
+  exit 0
+fi
 command=${1:-}
 [[ " $COMMANDS " == *" $command "* && -n $command ]] ||
   fail "the first argument must be one of: $COMMANDS; got '$command'."

@@ -39,6 +39,15 @@ def test_shellcheck_finds_nothing(script, stubs):
   assert "set -euo pipefail" in script.read_text()
 
 
+@pytest.mark.parametrize("script", [TPU_POD, GKE, RESTART], ids=lambda path: path.name)
+def test_help_is_the_head_of_the_script(script, stubs):
+  out, _ = run(stubs, script, "--help")
+  assert f"  launch/{script.name} " in out
+  flags = set(re.findall(r"--[a-z_]+", script.read_text().split("set -euo")[0]))
+  assert flags == set(re.findall(r"--[a-z_]+", out))
+  assert "set -euo" not in out
+
+
 # Restarts
 
 
@@ -203,6 +212,15 @@ def test_every_worker_restarts_what_another_attempt_may_mend(codes, starts, end,
   for worker in pod:
     assert len(lines(worker / "starts")) == starts
     assert lines(worker / "started") == ["tpu,cpu", "launch/run.py", *RUN_FLAGS] * starts
+
+
+def test_run_needs_setup(stubs):
+  executable(stubs / "bin" / "gcloud", GCLOUD)
+  (stubs / "worker0").mkdir()
+  (stubs / "worker1").mkdir()
+  _, err = run(stubs, TPU_POD, "run", *TPU, "--", *RUN_FLAGS, code=1)
+  assert err.count("setup comes first") == 2
+  assert not list((stubs / "worker0").iterdir())
 
 
 def test_stop_signals_the_trainer_once_and_nothing_starts_again(pod, stubs):
