@@ -504,13 +504,13 @@ def _new_writer() -> ocp.AsyncCheckpointer:
 def _quieten() -> None:
   """Drops what the libraries print of an error, pages of text; one line of it is logged here."""
   logging.getLogger("absl").addFilter(lambda entry: "orbax" not in entry.pathname)
-  # After the first error Orbax leaves TensorStore's other futures alone, and closes their loop.
+  # After the first error Orbax abandons its other readers and writers, and closes their loop.
   logging.getLogger("asyncio").addFilter(lambda entry: "never retrieved" not in entry.getMessage())
   report = sys.unraisablehook
 
   def report_others(event: Any) -> None:
     late = str(event.exc_value) == "Event loop is closed"
-    if not late and not isinstance(event.exc_value, GeneratorExit):
+    if not late and not isinstance(getattr(event.exc_value, "__cause__", None), GeneratorExit):
       report(event)
 
   sys.unraisablehook = report_others
