@@ -398,3 +398,11 @@ def test_the_record_is_plain_json(saved):
   record = json.loads(stored["record"])
   assert (record["format"], record["step"], record["meta"]) == (1, 20, {"tokens": 200})
   assert record["leaves"]["params/kernel"].keys() == {"shape", "dtype", "digest"}
+
+
+def test_metadata_that_was_edited_is_damage(copy):
+  path = copy / "20" / "meta" / "metadata"
+  text = path.read_text()
+  assert text.count("200") == 1
+  path.write_text(text.replace("200", "201"))
+  assert restored_step(copy) == 10
