@@ -162,6 +162,16 @@ def get_config() -> ml_collections.ConfigDict:
   )
   evaluation.sample_tokens = 48  # Tokens per continuation; 0: no samples.
 
+  # A process that makes no progress for so many seconds ends, with its stacks; 0: never.
+  config.watchdog = watchdog = ml_collections.ConfigDict()
+  watchdog.step_seconds = 600.0  # Of a step, or waiting for its batch.
+  watchdog.other_seconds = 3600.0  # Of a compilation, evaluation or save, the beginning or the end.
+
+  # Traces for XProf or TensorBoard in profile/ of the workdir; SIGUSR1 makes one at any time.
+  config.profile = profile = ml_collections.ConfigDict()
+  profile.start_step = 0  # First step of a trace, from 1; 0: only on the signal.
+  profile.steps = 5  # Steps of a trace.
+
   # Options of the compiler as "name=value,name=value"; the same when planning.
   config.compiler_options = ""
   return config.lock()

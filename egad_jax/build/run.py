@@ -27,8 +27,10 @@ from egad_jax.losses.method import Method
 from egad_jax.models import llama
 from egad_jax.training.guard import Spikes
 from egad_jax.training.optimizers import OptimizerOptions, make_optimizer, make_schedule
+from egad_jax.training.profiling import Window
 from egad_jax.training.run import Intervals, Pair, Run
 from egad_jax.training.storage import is_local
+from egad_jax.training.watchdog import Limits
 
 
 def _check_divides(config: Config, mesh: Any) -> None:
@@ -169,4 +171,6 @@ def _assemble(
     sample_tokens=config.eval.sample_tokens,
     compiler_options=compiler_options(config),
     tensorboard=config.tensorboard,
+    limits=Limits(**config.watchdog.to_dict()),
+    profile=Window(**config.profile.to_dict()),
   )

@@ -32,6 +32,7 @@ _POSITIVE += (
   "optimizer.epsilon",
   "guard.half_life",
   "guard.max_skipped",
+  "profile.steps",
 )
 _NOT_NEGATIVE = ("seed", "student.layers", "data.max_bad_records", "loss.ce_weight")
 _NOT_NEGATIVE += ("loss.chunk_size", "branch.weight", "distribution.fill_batches")
@@ -40,6 +41,7 @@ _NOT_NEGATIVE += ("checkpoint.every_steps", "checkpoint.every_seconds", "eval.ev
 _NOT_NEGATIVE += ("eval.batch_size", "eval.sample_tokens", "student.dim", "student.num_heads")
 _NOT_NEGATIVE += ("student.num_kv_heads", "student.mlp_dim", "curriculum.power")
 _NOT_NEGATIVE += ("guard.spike_sigmas",)
+_NOT_NEGATIVE += ("watchdog.step_seconds", "watchdog.other_seconds", "profile.start_step")
 _SHARES = ("curriculum.start", "curriculum.end", "optimizer.final_fraction")
 # Each states what is valid, so that NaN never is.
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (

@@ -68,6 +68,32 @@ CHIPS: dict[str, Chip] = {
 }
 
 
+# Peak FLOPs per second of a device in dense bfloat16, by its `device_kind`. NVIDIA's pages give
+# twice as much, "with sparsity".
+_PEAKS = {
+  "TPU v5 lite": CHIPS["v5e"].flops_per_second,
+  "TPU v5": CHIPS["v5p"].flops_per_second,
+  "TPU v6 lite": CHIPS["v6e"].flops_per_second,
+  # https://www.nvidia.com/en-us/data-center/a100/
+  "NVIDIA A100-SXM4-40GB": 312 * _TERA,
+  "NVIDIA A100-SXM4-80GB": 312 * _TERA,
+  "NVIDIA A100-PCIE-40GB": 312 * _TERA,
+  "NVIDIA A100 80GB PCIe": 312 * _TERA,
+  # https://www.nvidia.com/en-us/data-center/h100/
+  "NVIDIA H100 80GB HBM3": 1979 / 2 * _TERA,
+  "NVIDIA H100 PCIe": 1513 / 2 * _TERA,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+  """Peak FLOPs per second of a device in bfloat16; None of a kind that is not known here.
+
+  >>> peak_flops("TPU v5 lite")
+  197000000000000.0
+  """
+  return _PEAKS.get(device_kind)
+
+
 class Topology(NamedTuple):
   """A slice of a TPU pod: `v5e:16x16` is 256 chips of kind v5e."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import pathlib
 import re
 import tempfile
@@ -20,6 +19,7 @@ from egad_jax.head.on_mesh import vocabulary_parts
 from egad_jax.planning.chips import CHIPS, Topology
 from egad_jax.planning.memory import Buffer, read_memory
 from egad_jax.planning.program import Collective, Program
+from egad_jax.training import utilization
 from egad_jax.training.run import Run
 
 
@@ -95,22 +95,8 @@ def devices_of(slice_: Topology) -> Any:
 
 
 def minimum_flops(run: Run) -> int:
-  """FLOPs that no way of computing a step avoids, on all devices, if every place is a target.
-
-  Two for each parameter of the teacher's layers and token, six for the student's; the heads'
-  2 N V (Dt + 3 Ds); attention of whole rows with its causal half.
-  """
-  tokens, pair = run.batch_size * run.rows.seq_len, run.pair
-  total = 2 * tokens * run.teacher_tokenizer.vocab_size * pair.teacher.config.dim
-  total += 6 * tokens * run.tokenizer.vocab_size * pair.student.config.dim
-  for model, passes in ((pair.teacher, 1), (pair.student, 3)):
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    layers = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes["layers"]))
-    c = model.config
-    windows = (c.kind(i).window or run.rows.seq_len for i in range(c.num_layers))
-    keys = sum(min(window, run.rows.seq_len / 2) for window in windows)
-    total += int(passes * tokens * (2 * layers + 4 * keys * c.num_heads * c.head_dim))
-  return total
+  """FLOPs of both models that no way of computing a step avoids; see `utilization`."""
+  return sum(utilization.minimum_flops(run))
 
 
 def head_chunks(run: Run, program: str) -> int:

@@ -27,8 +27,10 @@ from egad_jax.training.aligned import (
 )
 from egad_jax.training.guard import Guard, Spikes
 from egad_jax.training.objective import Objective, make_objective
+from egad_jax.training.profiling import Window
 from egad_jax.training.step import TrainState, TrainStep, make_train_step
 from egad_jax.training.teachers import colocated_teacher
+from egad_jax.training.watchdog import Limits
 
 Params = Any
 
@@ -103,6 +105,8 @@ class Run:
     sample_tokens: tokens of a continuation.
     compiler_options: for every program of the run.
     tensorboard: whether to write its events.
+    limits: after which the process is taken to hang.
+    profile: the steps to trace.
   """
 
   method_name: str
@@ -133,6 +137,8 @@ class Run:
   sample_tokens: int
   compiler_options: dict[str, str]
   tensorboard: bool
+  limits: Limits
+  profile: Window
 
   def head(self, token_loss: Any) -> Head:
     """The chunked head over this run's mesh and vocabulary."""

@@ -24,6 +24,8 @@ SUMMARY = "summary.json"
 SAMPLES = "samples.json"
 PASSAGE = "passage.json"
 ATTEMPTS = "attempts.json"
+GOODPUT = "goodput.json"
+PROFILE = "profile"
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"
 
@@ -33,6 +35,7 @@ HARMLESS_KEYS = frozenset(
     *("log_every", "compilation_cache", "checkpoint.every_steps", "checkpoint.every_seconds"),
     *("checkpoint.keep", "checkpoint.keep_best", "eval.prompts", "eval.sample_tokens"),
     *("eval.every_steps", "tensorboard", "guard.max_skipped"),
+    *("watchdog.step_seconds", "watchdog.other_seconds", "profile.start_step", "profile.steps"),
   }
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from egad_jax.errors import InputError
-from egad_jax.planning.chips import CHIPS, topology
+from egad_jax.planning.chips import CHIPS, peak_flops, topology
 from egad_jax.planning.environment import prepare_environment
 
 
@@ -36,6 +36,13 @@ def test_every_chip_is_of_round_numbers():
     # Above this many FLOPs a byte a matmul is bound by its arithmetic.
     assert 150 < chip.flops_per_second / chip.hbm_bytes_per_second < 600
     assert chip.source.startswith("https://docs.cloud.google.com/tpu/")
+
+
+def test_peaks_are_known_by_the_kind_that_a_device_says_it_is():
+  assert peak_flops("TPU v5") == CHIPS["v5p"].flops_per_second
+  assert peak_flops("NVIDIA H100 80GB HBM3") == 989.5e12
+  assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+  assert peak_flops("cpu") is None
 
 
 def test_the_environment_is_the_chip_s():

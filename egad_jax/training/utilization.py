@@ -1,0 +1,88 @@
+"""How well the devices are used: FLOPs that a step needs over what they could do, and memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from egad_jax.planning.chips import peak_flops
+from egad_jax.training.run import Run
+
+# Of a line of metrics.jsonl; null where not known.
+KEYS = ("mfu", "teacher_mfu", "student_mfu", "memory_bytes", "memory_peak_bytes")
+
+
+class ModelFlops(NamedTuple):
+  """FLOPs of one step on all devices."""
+
+  teacher: int
+  student: int
+
+
+def minimum_flops(run: Run) -> ModelFlops:
+  """FLOPs that no way of computing a step avoids, on all devices, if every place is a target.
+
+  Two for each parameter of the teacher's layers and token, six for the student's; the heads'
+  2 N V (Dt + 3 Ds); attention of whole rows with its causal half.
+  """
+  tokens, seq_len = run.batch_size * run.rows.seq_len, run.rows.seq_len
+
+  def flops(model: Any, vocab_size: int, passes: int) -> int:
+    c = model.config
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    layers = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes["layers"]))
+    windows = (c.kind(i).window or seq_len for i in range(c.num_layers))
+    keys = sum(min(window, seq_len / 2) for window in windows)
+    per_token = 2 * layers + 2 * vocab_size * c.dim + 4 * keys * c.num_heads * c.head_dim
+    return int(passes * tokens * per_token)
+
+  return ModelFlops(
+    teacher=flops(run.pair.teacher, run.teacher_tokenizer.vocab_size, 1),
+    student=flops(run.pair.student, run.tokenizer.vocab_size, 3),
+  )
+
+
+class Utilization:
+  """Measures what `KEYS` name, of the devices of a run."""
+
+  def __init__(self, flops: ModelFlops, devices: Sequence[Any]):
+    """Looks up what the devices can do.
+
+    Args:
+      flops: that a step needs, from `minimum_flops`.
+      devices: that share them, over all processes.
+    """
+    peak = peak_flops(devices[0].device_kind)
+    self._ideal = None if peak is None else [x / (peak * len(devices)) for x in flops]
+    # Another process's memory cannot be read.
+    self._local = [d for d in devices if d.process_index == jax.process_index()]
+
+  def measure(self, step_seconds: float) -> dict[str, float | int | None]:
+    """The values of `KEYS`.
+
+    Args:
+      step_seconds: that a step took, waiting for data included.
+
+    Returns:
+      `mfu`: FLOPs needed over those that the devices could do in that time, in bfloat16, 0 to 1;
+      the teacher's and the student's part of it; bytes in use and the most since the process
+      began, of that local device that has the most.
+    """
+    values: dict[str, float | int | None] = dict.fromkeys(KEYS)
+    if self._ideal is not None:
+      teacher, student = (seconds / step_seconds for seconds in self._ideal)
+      values |= {"mfu": teacher + student, "teacher_mfu": teacher, "student_mfu": student}
+    stats = [_memory_stats(device) for device in self._local]
+    for key, name in (("memory_bytes", "bytes_in_use"), ("memory_peak_bytes", "peak_bytes_in_use")):
+      values[key] = max((s[name] for s in stats if name in s), default=None)
+    return values
+
+
+def _memory_stats(device: Any) -> dict[str, int]:
+  try:
+    return device.memory_stats() or {}
+  except RuntimeError:  # Some platforms and allocators do not count.
+    return {}

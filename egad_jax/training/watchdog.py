@@ -1,0 +1,106 @@
+"""Ends a process that hangs, with the stacks of all its threads, so that it can be started again.
+
+A rank that waits for ever in a collective or a file system would hold all the others and be billed.
+Two timers watch: a thread, which can say what is overdue, and one of `faulthandler` in C a second
+later, which needs no GIL and so works when the stuck code holds it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import faulthandler
+import os
+import threading
+import time
+
+_STDERR = 2  # The descriptor itself: `sys.stderr` may be replaced, or locked by the stuck thread.
+_OF_STEPS = ("data", "step")
+# Starting the timer in C starts a thread. It is not moved more often than this, seconds.
+_SLACK = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """Seconds without progress after which a process is taken to hang; 0: never.
+
+  Attributes:
+    step_seconds: of a step or the wait for its batch.
+    other_seconds: of anything else: compilation, an evaluation, a save, the beginning, the end.
+  """
+
+  step_seconds: float
+  other_seconds: float
+
+  def of(self, section: str) -> float:
+    """The limit of a section of `goodput.SECTIONS`."""
+    return self.step_seconds if section in _OF_STEPS else self.other_seconds
+
+
+class Watchdog:
+  """Ends the process with code 1 when the next section is entered later than the limit allows.
+
+  Stacks go to stderr, which every launcher collects; a workdir may be no place for a file
+  descriptor. `faulthandler` has one such timer per process, so there may be one watchdog.
+  """
+
+  def __init__(self, limits: Limits, *, process: int = 0):
+    """Begins to watch, in the section "init".
+
+    Args:
+      limits: for each section.
+      process: number of this one, for the message.
+    """
+    self._limits, self._process = limits, process
+    self._armed_limit, self._armed_at = 0.0, 0.0
+    self._closed = threading.Event()
+    self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+    self.enter("init")
+    self._enabled = limits.step_seconds > 0 or limits.other_seconds > 0
+    if self._enabled:
+      self._thread.start()
+
+  def enter(self, section: str) -> None:
+    """Says that there is progress, and what comes next."""
+    limit, now = self._limits.of(section), time.monotonic()
+    # One tuple: the thread reads it at any moment.
+    self._present = (section, now, limit)
+    if limit != self._armed_limit or now - self._armed_at > _SLACK:
+      self._armed_limit, self._armed_at = limit, now
+      if limit:
+        faulthandler.dump_traceback_later(limit + 2 * _SLACK, exit=True, file=_STDERR)
+      else:
+        faulthandler.cancel_dump_traceback_later()
+
+  def _watch(self) -> None:
+    shortest = min(x for x in (self._limits.step_seconds, self._limits.other_seconds) if x > 0)
+    wait = 0.0
+    while not self._closed.wait(wait):
+      section, since, limit = self._present
+      left = since + limit - time.monotonic() if limit else shortest
+      if left <= 0:
+        self._end(section, limit)
+      # A shorter limit may come into force meanwhile, but is not over in half its time.
+      wait = min(left, shortest / 2)
+
+  def _end(self, section: str, limit: float) -> None:
+    message = (
+      f"watchdog: process {self._process} hangs: no progress in section {section!r} for {limit:g} "
+      "s, so it ends with exit code 1. Stacks of all its threads:\n"
+    )
+    os.write(_STDERR, message.encode())
+    faulthandler.dump_traceback(file=_STDERR, all_threads=True)
+    # At once: whatever hangs may hang every orderly way out, too.
+    os._exit(1)
+
+  def close(self) -> None:
+    """Stops watching."""
+    self._closed.set()
+    if self._enabled:
+      faulthandler.cancel_dump_traceback_later()
+      self._thread.join()
+
+  def __enter__(self) -> Watchdog:
+    return self
+
+  def __exit__(self, *exc_info: object) -> None:
+    self.close()
