@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -10,9 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from egad_jax.training import workdir as files
+from egad_jax.training.storage import is_local
+from egad_jax.training.workdir import Workdir
 
 _LOG = logging.getLogger(__name__)
 
@@ -22,6 +22,8 @@ _LOG = logging.getLogger(__name__)
 SECTIONS = ("init", "compile", "data", "step", "evaluation", "saving", "finish", "lost")
 # Marks of so many saves: more than there are checkpoints that a run may be resumed from.
 _MARKS = 32
+# Object stores take a moment for each write.
+_UPLOAD_SECONDS = 30.0
 
 
 def goodput(seconds: Mapping[str, float]) -> float:
@@ -56,7 +58,7 @@ class Goodput:
 
   def __init__(
     self,
-    path: epath.Path,
+    workdir: Workdir,
     *,
     started: float | None = None,
     entered: Callable[[str], None] = lambda section: None,
@@ -64,31 +66,33 @@ class Goodput:
     """Goes on from what earlier starts noted.
 
     Args:
-      path: of the file. Missing or damaged, it counts as no time.
+      workdir: of the run. A missing or damaged file there counts as no time.
       started: `time.monotonic()` when this start began; now if None.
       entered: told the section whenever another one begins or is gone on with.
     """
-    self._path, self._entered = path, entered
+    self._workdir, self._entered = workdir, entered
     self._seconds = dict.fromkeys(SECTIONS, 0.0)
     # (step, seconds of kept steps up to it), ascending.
     self._marks: list[tuple[int, float]] = [(0, 0.0)]
     self._read()
     self._contexts = {section: _Section(self, section) for section in SECTIONS}
     self._open = ["init"]
+    self._noted, self._failing = -math.inf, False
     self._since = time.monotonic() if started is None else started
     entered("init")
 
   def _read(self) -> None:
     try:
-      record = files.read_json(self._path)
+      record = self._workdir.read_json(files.GOODPUT)
       if record is None:
         return
       seconds = {name: float(record["seconds"][name]) for name in SECTIONS}
       marks = [(int(step), float(at)) for step, at in record["marks"]]
       if not marks or not all(map(math.isfinite, seconds.values())):
         raise ValueError("no numbers")
-    except (ValueError, TypeError, KeyError, json.JSONDecodeError) as error:
-      _LOG.warning("%s is damaged (%s): the time of earlier starts is forgotten", self._path, error)
+    except (ValueError, TypeError, KeyError) as error:
+      path = self._workdir / files.GOODPUT
+      _LOG.warning("%s is damaged (%s): the time of earlier starts is forgotten", path, error)
       return
     self._seconds, self._marks = seconds, marks
 
@@ -142,15 +146,23 @@ class Goodput:
       self._marks = [*self._marks[-_MARKS:], (step, self._seconds["step"])]
 
   def note(self, step: int) -> None:
-    """Writes the time down, by rename.
+    """Writes the time down, whole; on a full disk, not.
 
     Args:
       step: updates made; their metrics have arrived.
     """
+    if not is_local(self._workdir.path) and time.monotonic() - self._noted < _UPLOAD_SECONDS:
+      return
     seconds, marks = self.sections(), self._marks
     if step > marks[-1][0]:
       marks = [*marks, (step, seconds["step"])]
-    files.write_json(self._path, {"seconds": seconds, "marks": marks})
+    try:
+      self._workdir.write_json(files.GOODPUT, {"seconds": seconds, "marks": marks})
+      self._noted, self._failing = time.monotonic(), False
+    except OSError as error:
+      if not self._failing:
+        _LOG.error("the run's time cannot be noted (%s); it is tried again", error.strerror)
+      self._failing = True
 
 
 class _Section:

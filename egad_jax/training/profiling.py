@@ -5,13 +5,18 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import pathlib
+import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 from etils import epath
+
+from egad_jax.training.storage import is_local
 
 _LOG = logging.getLogger(__name__)
 _Outputs = TypeVar("_Outputs")
@@ -84,11 +89,15 @@ class Profiler:
     self._requested = False
     name = f"{step}-process-{self._process}" if self._process else str(step)
     self._traced = self._directory / name
+    # The profiler writes to disks alone.
+    self._written = os.fspath(self._traced)
+    if not is_local(self._traced):
+      self._written = tempfile.mkdtemp(prefix="egad_jax_profile_")
     options = jax.profiler.ProfileOptions()
     # Every call of a Python function would slow the steps down and hide the rest.
     options.python_tracer_level = 0
     try:
-      jax.profiler.start_trace(os.fspath(self._traced), profiler_options=options)
+      jax.profiler.start_trace(self._written, profiler_options=options)
     except (RuntimeError, OSError) as error:  # Somebody else profiles, say.
       _LOG.warning("step %d is not profiled: %s", step, error)
     else:
@@ -97,10 +106,20 @@ class Profiler:
   def _end(self) -> None:
     try:
       jax.profiler.stop_trace()
+      if not is_local(self._traced):
+        self._upload()
     except (RuntimeError, OSError) as error:  # A full disk, say, which a checkpoint may not need.
       _LOG.warning("the profile is lost: %s", error)
     else:
       _LOG.info("profiled %d steps: %s", self._steps - self._left, self._traced)
+
+  def _upload(self) -> None:
+    written = pathlib.Path(self._written)
+    for file in filter(pathlib.Path.is_file, written.rglob("*")):
+      target = self._traced / file.relative_to(written).as_posix()
+      target.parent.mkdir(parents=True, exist_ok=True)
+      target.write_bytes(file.read_bytes())
+    shutil.rmtree(written)
 
   def close(self) -> None:
     """Ends a trace that has begun, and gives the signal back."""

@@ -98,6 +98,15 @@ def test_the_end_of_a_run_ends_its_trace(directory):
   assert traced_steps(directory) == {"2": [2, 3], "9": [9]}
 
 
+def test_a_trace_reaches_an_object_store(bucket):
+  with Profiler(bucket / "profile", Window(2, 1)) as profiler:
+    run_loop(profiler, range(1, 4))
+  (run,) = (bucket / "profile" / "2" / "plugins" / "profile").iterdir()
+  (file,) = (path for path in run.iterdir() if path.name.endswith(".xplane.pb"))
+  data = jax.profiler.ProfileData.from_serialized_xspace(file.read_bytes())
+  assert "train" in {e.name for plane in data.planes for line in plane.lines for e in line.events}
+
+
 def test_other_processes_are_traced_on_the_signal_only(directory):
   with Profiler(directory, Window(1, 1), process=2) as profiler:
     run_loop(profiler, range(1, 6), requests=[4])
