@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import pathlib
 import sys
+import time
 
+_STARTED = time.monotonic()
 # So that `launch` and `configs` are found from any working directory.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -77,7 +79,7 @@ def _train(config: ml_collections.ConfigDict, path: str, early: preemption.Preem
     run = processes.together(lambda: build.build(config, workdir.path), first_alone=True)
     processes.together(lambda: workdir.require_space(run.disk_bytes()))
     workdir.store_config(values)
-    loop.train(run, workdir, early)
+    loop.train(run, workdir, early, started=_STARTED)
     if workdir.writes:
       results.print_whereabouts(workdir)
 

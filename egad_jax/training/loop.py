@@ -15,12 +15,16 @@ from egad_jax.training import results
 from egad_jax.training import workdir as files
 from egad_jax.training.bad_batch import note_skipped
 from egad_jax.training.checkpoints import Checkpoints
+from egad_jax.training.goodput import Goodput, describe
 from egad_jax.training.lines import Lines
-from egad_jax.training.metrics import MetricLog, Stopwatch, averages
+from egad_jax.training.metrics import MetricLog, averages
 from egad_jax.training.preemption import Interrupted, Preempted, Preemption
+from egad_jax.training.profiling import Profiler
 from egad_jax.training.programs import Programs
 from egad_jax.training.run import Run
 from egad_jax.training.step import TrainState
+from egad_jax.training.utilization import Utilization, minimum_flops
+from egad_jax.training.watchdog import Watchdog
 from egad_jax.training.workdir import Workdir
 
 _LOG = logging.getLogger(__name__)
@@ -33,19 +37,28 @@ def _pass() -> None:
 class _Session:
   """One attempt at a run: the state, the logs, and what is still in flight."""
 
-  def __init__(self, run: Run, workdir: Workdir, checkpoints: Checkpoints, preemption: Preemption):
+  def __init__(
+    self,
+    run: Run,
+    workdir: Workdir,
+    checkpoints: Checkpoints,
+    preemption: Preemption,
+    clock: Goodput,
+    profiler: Profiler,
+  ):
     self.run, self.workdir, self.checkpoints = run, workdir, checkpoints
-    self.preemption = preemption
+    self.preemption, self.clock, self.profiler = preemption, clock, profiler
     self.programs = Programs(run)
     restored = checkpoints.restore_latest(run.abstract_state())
     start = None if restored is None else restored[0]
-    self.watch = Stopwatch(workdir, fresh=start is None)
+    self.clock.resume(start or 0)
     self.log = MetricLog(
       workdir,
       steps=run.steps,
       start=start or 0,
       log_every=run.intervals.log_steps,
       tensorboard=run.tensorboard,
+      measure=Utilization(minimum_flops(run), list(run.mesh.devices.flat)).measure,
     )
     # Evaluations beyond the checkpoint are made again; those of a run without one, too.
     self.evaluations = Lines(
@@ -75,9 +88,10 @@ class _Session:
   def evaluate(self, step: int, state: TrainState, *, check: Callable[[], None] = _pass) -> None:
     """Appends one evaluation; `check`, asked before each batch, may raise to give it up."""
     started = time.monotonic()
-    result = self.programs.evaluate(state, check)
+    with self.clock.section("evaluation"):
+      result = self.programs.evaluate(state, check)
     progress = float(self.run.progress(step)) if self.run.method.reads_progress else None
-    record = {"step": step, "seconds": self.watch.seconds(), "curriculum_progress": progress}
+    record = {"step": step, "seconds": self.clock.seconds(), "curriculum_progress": progress}
     self.evaluations.append(record | result)
     self.log.write_evaluation(step, result)
     student = result["student"]
@@ -105,14 +119,15 @@ class _Session:
     now = time.monotonic()
     if not values["skipped"]:
       self.tokens += int(values["tokens"])
-    self.log.write(
+    logged = self.log.write(
       *(step, values),
       epoch=step * self.run.batch_size / self.run.rows.train_size,
       tokens=self.tokens,
       seconds=now - self.last_time,
     )
     self.last_time = now
-    self.watch.note()
+    if logged:
+      self.clock.note(step)
     if values["skipped"]:
       note_skipped(self.run, self.workdir, step, values, saved_step=self.saved_step)
 
@@ -135,11 +150,13 @@ class _Session:
 
   def save(self) -> None:
     """Starts writing a checkpoint; what it needs in the logs is there already."""
-    self.log.sync()
-    self.evaluations.sync()
-    evaluation = self.evaluation()
-    metrics = {"forward_kl": evaluation["student"]["forward_kl"]} if evaluation else None
-    self.checkpoints.save(self.step, self.state, {"tokens": self.tokens}, metrics)
+    with self.clock.section("saving"):
+      self.log.sync()
+      self.evaluations.sync()
+      evaluation = self.evaluation()
+      metrics = {"forward_kl": evaluation["student"]["forward_kl"]} if evaluation else None
+      self.checkpoints.save(self.step, self.state, {"tokens": self.tokens}, metrics)
+    self.clock.saved(self.step)
     self.saved_step, self.saved_time = self.step, time.monotonic()
 
   def stop(self) -> None:
@@ -151,9 +168,14 @@ class _Session:
     self.flush()
     if self.step and self.saved_step != self.step:
       self.save()
-    self.checkpoints.wait()
+    self._wait_until_saved()
+    self.clock.note(self.step)
     _LOG.info("saved step %d of %d; run the same command to resume", self.step, self.run.steps)
     raise Preempted
+
+  def _wait_until_saved(self) -> None:
+    with self.clock.section("saving"):
+      self.checkpoints.wait()
 
   def train(self) -> None:
     """Runs the steps that are left.
@@ -164,13 +186,15 @@ class _Session:
     if self.step == self.run.steps:
       return
     # All that is compiled, is now: a compilation cannot be broken off to save.
-    program = self.programs.compile(self.state)
+    with self.clock.section("compile"):
+      program = self.programs.compile(self.state)
     with self.preemption.between_steps():
       try:
-        self._steps(program)
+        with self.clock.section("step"):
+          self._steps(program)
       except Interrupted:
         self.stop()
-      self.checkpoints.wait()
+      self._wait_until_saved()
 
   def _steps(self, program: Any) -> None:
     if self.due(self.run.intervals.evaluate_steps) and self.evaluation() is None:
@@ -180,9 +204,11 @@ class _Session:
     self.last_time = time.monotonic()
     while self.step < self.run.steps:
       self.preemption.check()
-      batch = next(batches)
+      with self.clock.section("data"):
+        batch = next(batches)
       with jax.transfer_guard("disallow"):
-        self.state, metrics = program(self.state, self.programs.teacher_params, batch)
+        arguments = (self.state, self.programs.teacher_params, batch)
+        self.state, metrics = self.profiler.call(self.step + 1, program, *arguments)
       # One step late: the device works on this step while the host reads the one before.
       self.flush()
       self.step += 1
@@ -201,15 +227,24 @@ class _Session:
     if self.evaluation() is None:
       self.evaluate(self.run.steps, self.state)
     self.evaluations.sync()
-    self.watch.note()
-    return results.finish(
-      *(self.programs, self.workdir, self.state),
-      tokens=self.tokens,
-      seconds=self.watch.seconds(),
-    )
+    with self.clock.section("finish"):
+      self.clock.note(self.step)
+      summary = results.finish(
+        *(self.programs, self.workdir, self.state),
+        tokens=self.tokens,
+        seconds=self.clock.sections(),
+      )
+    self.clock.note(self.step)
+    return summary
 
 
-def train(run: Run, workdir: Workdir, preemption: Preemption | None = None) -> dict[str, Any]:
+def train(
+  run: Run,
+  workdir: Workdir,
+  preemption: Preemption | None = None,
+  *,
+  started: float | None = None,
+) -> dict[str, Any]:
   """Trains or resumes a run to its end and writes its results.
 
   Resuming: (1) the latest whole checkpoint, (2) logs cut back to its step, (3) the data position,
@@ -219,6 +254,7 @@ def train(run: Run, workdir: Workdir, preemption: Preemption | None = None) -> d
     run: from `build`.
     workdir: open, its config stored.
     preemption: says when to end early; None: never.
+    started: `time.monotonic()` when the process began; now if None.
 
   Returns:
     The summary.
@@ -227,17 +263,15 @@ def train(run: Run, workdir: Workdir, preemption: Preemption | None = None) -> d
     FloatingPointError: too many steps in a row were skipped.
     Preempted: the run was asked to end before its last step; it is saved.
   """
-  checkpoints = Checkpoints(workdir / files.CHECKPOINTS, keep=run.keep, keep_best=run.keep_best)
-  try:
-    session = _Session(run, workdir, checkpoints, preemption or Preemption())
-    try:
-      session.train()
-      checkpoints.wait()
-      summary = session.finish()
-    finally:
-      session.log.close()
-  finally:
-    checkpoints.close()
+  process = jax.process_index()
+  with (
+    Watchdog(run.limits, process=process) as watchdog,
+    Profiler(workdir / files.PROFILE, run.profile, process=process) as profiler,
+  ):
+    clock = Goodput(workdir, started=started, entered=watchdog.enter)
+    summary = _train(run, workdir, preemption or Preemption(), clock, profiler)
+  if not workdir.writes:
+    return summary
   before, after = summary["student_before"], summary["student_after"]
   if not math.isfinite(after["forward_kl"]):
     _LOG.warning("the student's held-out forward KL is not finite")
@@ -246,4 +280,20 @@ def train(run: Run, workdir: Workdir, preemption: Preemption | None = None) -> d
     *(before["forward_kl"], after["forward_kl"], before["perplexity"], after["perplexity"]),
     summary["teacher"]["perplexity"],
   )
+  _LOG.info(describe(clock.sections()))
   return summary
+
+
+def _train(
+  run: Run, workdir: Workdir, preemption: Preemption, clock: Goodput, profiler: Profiler
+) -> dict[str, Any]:
+  checkpoints = Checkpoints(workdir / files.CHECKPOINTS, keep=run.keep, keep_best=run.keep_best)
+  try:
+    session = _Session(run, workdir, checkpoints, preemption, clock, profiler)
+    try:
+      session.train()
+      return session.finish()
+    finally:
+      session.log.close()
+  finally:
+    checkpoints.close()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import rich.progress
@@ -34,33 +33,31 @@ def averages(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
   return {name: float(total) / max(float(count), 1.0) for name, (total, count) in metrics.items()}
 
 
-class Stopwatch:
-  """Wall time of a run over all its restarts, kept in a file because a process may be killed."""
-
-  def __init__(self, workdir: Workdir, *, fresh: bool):
-    """Starts an attempt; `fresh` forgets the earlier ones."""
-    self._workdir = workdir
-    self._earlier = 0.0 if fresh else float(sum(workdir.read_json(files.ATTEMPTS) or []))
-    self._start = time.monotonic()
-
-  def seconds(self) -> float:
-    """Seconds so far."""
-    return self._earlier + time.monotonic() - self._start
-
-  def note(self) -> None:
-    """Writes the time down."""
-    self._workdir.write_json(files.ATTEMPTS, [self._earlier, time.monotonic() - self._start])
-
-
 class MetricLog:
   """Writes each logged step once, ascending, to metrics.jsonl, TensorBoard and the terminal."""
 
   def __init__(
-    self, workdir: Workdir, *, steps: int, start: int, log_every: int, tensorboard: bool
+    self,
+    workdir: Workdir,
+    *,
+    steps: int,
+    start: int,
+    log_every: int,
+    tensorboard: bool,
+    measure: Callable[[float], Mapping[str, Any]],
   ):
-    """Opens the logs of steps after `start`; later ones of an earlier attempt are cut off."""
+    """Opens the logs of steps after `start`; later ones of an earlier attempt are cut off.
+
+    Args:
+      workdir: of the run.
+      steps: of the whole run.
+      start: step that it goes on from.
+      log_every: steps between lines.
+      tensorboard: whether to write its events.
+      measure: seconds of a step -> more of a line, as of `Utilization.measure`.
+    """
     self._lines = Lines(workdir / files.METRICS, last_step=start, writes=workdir.writes)
-    self._steps, self._log_every = steps, log_every
+    self._steps, self._log_every, self._measure = steps, log_every, measure
     self._events = None
     if tensorboard and workdir.writes:
       # purge_step hides what an earlier attempt logged beyond the step that it is resumed from.
@@ -84,7 +81,7 @@ class MetricLog:
 
   def write(
     self, step: int, values: Mapping[str, float], *, epoch: float, tokens: int, seconds: float
-  ) -> None:
+  ) -> bool:
     """Takes the numbers of one step.
 
     Args:
@@ -93,6 +90,9 @@ class MetricLog:
       epoch: passes over the train rows so far.
       tokens: target tokens so far.
       seconds: that the step took.
+
+    Returns:
+      Whether the step is logged.
     """
     self._seconds += seconds
     self._tokens += values["tokens"]
@@ -100,12 +100,13 @@ class MetricLog:
       numbers = f"loss {values['loss']:.3f}  {self._tokens / self._seconds:.0f} tokens/s"
       self._progress.update(self._task, completed=step, numbers=numbers)
     if step % self._log_every and step != self._steps:
-      return
+      return False
     step_seconds = self._seconds / (step - self._since)
     rate = self._tokens / self._seconds
     record: dict[str, Any] = {"step": step, "epoch": epoch}
     record |= {key: values.get(key) for key in STEP_KEYS}
     record |= {"tokens": tokens, "tokens_per_second": rate, "step_seconds": step_seconds}
+    record |= self._measure(step_seconds)
     record |= {k: v for k, v in values.items() if k not in record and k not in _NOT_LOGGED}
     self._lines.append(record)
     for key, value in finite_or_none(record).items():
@@ -120,6 +121,7 @@ class MetricLog:
         f"{int(left // 60)}:{int(left % 60):02d}",
       )
     self._since, self._seconds, self._tokens = step, 0.0, 0.0
+    return True
 
   def write_evaluation(self, step: int, result: Mapping[str, Any]) -> None:
     """Adds the student's held-out numbers to TensorBoard."""

@@ -84,7 +84,9 @@ def _write_passage(programs: Programs, workdir: Workdir, state: TrainState) -> N
   workdir.write_json(files.PASSAGE, {"step": int(state.step), "tokens": tokens})
 
 
-def _summary(programs: Programs, workdir: Workdir, tokens: int, seconds: float) -> dict[str, Any]:
+def _summary(
+  programs: Programs, workdir: Workdir, tokens: int, seconds: Mapping[str, float]
+) -> dict[str, Any]:
   run = programs.run
   evaluations = read_lines(workdir / files.EVALUATIONS)
   shapes = jax.eval_shape(run.pair.student.init, jax.random.key(0))
@@ -98,12 +100,13 @@ def _summary(programs: Programs, workdir: Workdir, tokens: int, seconds: float) 
     "method": run.method_name,
     "steps": run.steps,
     "tokens": tokens,
-    "seconds": seconds,
+    "seconds": sum(seconds.values()),
     "seed": run.seed,
     "teacher": measured(evaluations[-1]["teacher"], teacher),
     "student_before": measured(evaluations[0]["student"], student),
     "student_after": measured(evaluations[-1]["student"], student),
     "export": str(workdir / files.EXPORT),
+    "goodput": dict(seconds),
   }
 
 
@@ -128,9 +131,22 @@ def export(
 
 
 def finish(
-  programs: Programs, workdir: Workdir, state: TrainState, *, tokens: int, seconds: float
+  programs: Programs,
+  workdir: Workdir,
+  state: TrainState,
+  *,
+  tokens: int,
+  seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-  """Writes everything that a finished run leaves; returns the summary."""
+  """Writes everything that a finished run leaves; returns the summary.
+
+  Args:
+    programs: of the run.
+    workdir: of the run.
+    state: the last.
+    tokens: target tokens in all.
+    seconds: of each section of `goodput`, over all starts.
+  """
   samples = _samples_after(programs, workdir, state)
   _write_passage(programs, workdir, state)
 

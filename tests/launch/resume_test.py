@@ -25,6 +25,7 @@ KEYS = [
   *("teacher_entropy", "student_entropy", "temperature_mean", "temperature_min"),
   *("temperature_max", "curriculum_progress", "weight_mean", "hard_fraction", "hard_overflow"),
   *("grad_norm", "learning_rate", "tokens", "tokens_per_second", "step_seconds"),
+  *("mfu", "teacher_mfu", "student_mfu", "memory_bytes", "memory_peak_bytes"),
 ]
 
 

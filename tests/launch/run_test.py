@@ -107,6 +107,9 @@ def test_what_a_kill_left_undone_or_half_done_is_mended(train, finished, copied,
   before, after = (json.loads((d / "summary.json").read_text()) for d in (finished, copied))
   # Wall time covers both attempts.
   assert after.pop("seconds") > before.pop("seconds")
+  spent, spent_before = after.pop("goodput"), before.pop("goodput")
+  assert (spent["lost"] > 0) == bool(lost)
+  assert spent["init"] > spent_before["init"] > 0
   assert after | {"export": ""} == before | {"export": ""}
   assert (copied / "report.html").exists()
 

@@ -146,6 +146,8 @@ def test_values_shown_are_the_files_values(full):
   assert content["evaluations.jsonl"][-1]["tokens"] in shown
   assert {summary["steps"], summary["tokens"], summary["seed"]} <= shown
   assert "5\u00a0min\u00a012\u00a0s" in page.text
+  assert set(summary["goodput"].values()) - {0.0} <= shown
+  assert "83.2 %" in page.text
   for key, value in report.flatten(content["config.json"]):
     assert key in page.text
     assert value in page.text
