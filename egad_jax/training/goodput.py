@@ -153,9 +153,9 @@ class Goodput:
     """
     if not is_local(self._workdir.path) and time.monotonic() - self._noted < _UPLOAD_SECONDS:
       return
-    seconds, marks = self.sections(), self._marks
-    if step > marks[-1][0]:
-      marks = [*marks, (step, seconds["step"])]
+    seconds = self.sections()
+    # Also after a save of this very step: what passed since is no part of a later one.
+    marks = [mark for mark in self._marks if mark[0] < step] + [(step, seconds["step"])]
     try:
       self._workdir.write_json(files.GOODPUT, {"seconds": seconds, "marks": marks})
       self._noted, self._failing = time.monotonic(), False

@@ -122,6 +122,16 @@ def test_nothing_is_lost_when_the_restored_step_was_noted_last_or_not_at_all(wor
     assert spent(clock) == {"init": 1, "step": 40}
 
 
+def test_nothing_is_lost_when_the_last_step_was_saved_and_noted(workdir, passes):
+  clock = trained(workdir, passes, range(1, 6), save_at=[5])
+  with clock.section("step"):
+    passes(0.5)
+  clock.note(5)
+  clock = Goodput(workdir)
+  clock.resume(5)
+  assert spent(clock) == {"init": 1, "step": 50.5}
+
+
 def test_everything_is_lost_without_a_checkpoint(workdir, passes):
   trained(workdir, passes, range(1, 6), note_at=[5])
   clock = Goodput(workdir)
