@@ -26,6 +26,7 @@ KEYS = [
   *("temperature_max", "curriculum_progress", "weight_mean", "hard_fraction", "hard_overflow"),
   *("grad_norm", "learning_rate", "tokens", "tokens_per_second", "step_seconds"),
   *("mfu", "teacher_mfu", "student_mfu", "memory_bytes", "memory_peak_bytes"),
+  *("skipped", "skipped_total"),
 ]
 
 
