@@ -14,10 +14,12 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 PREEMPTED = 75  # EX_TEMPFAIL: run again to resume.
 _AT_ONCE = 1
+_SAME_SECONDS = 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LOG = logging.getLogger(__name__)
 
@@ -35,7 +37,8 @@ class Preemption:
 
   Outside `between_steps` a signal ends the process at once with code 75: nothing since the last
   checkpoint is worth keeping. Inside it is up to the loop, which asks `requested`. A second signal
-  ends the process at once with code 1 and leaves the last whole checkpoint.
+  ends the process at once with code 1 and leaves the last whole checkpoint; launchers that send
+  the same one twice within a second mean one.
   """
 
   def __init__(self) -> None:
@@ -44,6 +47,7 @@ class Preemption:
     self._lock = threading.Lock()
     self._by_loop = False
     self._asked = 0
+    self._noticed_at = 0.0
     self._shared = False
     self._jax_handler: Callable[[int], None] | None = None
 
@@ -71,8 +75,12 @@ class Preemption:
 
   def _notice(self, number: signal.Signals) -> None:
     with self._lock:
+      now = time.monotonic()
       if self._noticed.is_set():
+        if now - self._noticed_at < _SAME_SECONDS:
+          return
         _exit(_AT_ONCE, f"{number.name} again: ends at once; the last whole checkpoint stays.")
+      self._noticed_at = now
       self._noticed.set()
       if not self._by_loop:
         _exit(PREEMPTED, f"{number.name}: nothing new to save; run the command again to resume.")

@@ -1,6 +1,7 @@
 """The fault suite: `python -m tests.faults [--quick] [NAME …]` prints a table.
 
-Exit code 1 if a run did not survive as it should. Full, it takes over an hour on two cores; --quick a few minutes.
+Exit code 1 if a run did not survive as it should. Full, it takes over an hour on two cores; --quick
+takes a few minutes.
 """
 
 from __future__ import annotations

@@ -75,6 +75,9 @@ def test_a_second_signal_ends_the_process_at_once():
   with started("loop", "30") as process:
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "saving\n"
+    process.send_signal(signal.SIGTERM)  # Within a second it is the same one.
+    time.sleep(1.2)
+    assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 1
