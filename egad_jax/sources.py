@@ -27,8 +27,8 @@ def resolve(source: str | os.PathLike[str]) -> pathlib.Path:
   name = os.fspath(source)
   if name.startswith(_PACKAGE_SCHEME):
     return _resolve_in_package(name)
-  path = pathlib.Path(name).expanduser()
-  if not name or not path.exists():
+  path = _existing(name)
+  if path is None:
     raise InputError(
       f"source {name!r}: no such file or directory (looked in {pathlib.Path.cwd()} for relative "
       "paths). Give an existing path, or python:PACKAGE/FILE for a file inside an installed "
@@ -37,13 +37,29 @@ def resolve(source: str | os.PathLike[str]) -> pathlib.Path:
   return path
 
 
+def _existing(name: str) -> pathlib.Path | None:
+  try:
+    path = pathlib.Path(name).expanduser()
+    return path if name and path.exists() else None
+  # A name that is too long, or ~ of a user who does not exist.
+  except (OSError, RuntimeError):
+    return None
+
+
 def _resolve_in_package(name: str) -> pathlib.Path:
   package, _, file = name.removeprefix(_PACKAGE_SCHEME).partition("/")
-  if not file or not package.isidentifier():
+  relative = pathlib.PurePosixPath(file)
+  inside = bool(relative.parts) and not relative.is_absolute() and ".." not in relative.parts
+  if not inside or not package.isidentifier():
     raise InputError(
-      f"source {name!r}: expected python:PACKAGE/FILE, like python:my_package/a.gguf."
+      f"source {name!r}: expected python:PACKAGE/FILE, like python:my_package/a.gguf, with a FILE "
+      "inside the package."
     )
-  spec = importlib.util.find_spec(package)
+  try:
+    spec = importlib.util.find_spec(package)
+  # Of a module that was not found by an import, such as __main__.
+  except ValueError:
+    spec = None
   locations = list(spec.submodule_search_locations or ()) if spec else []
   if not locations:
     distribution = package.replace("_", "-")
@@ -52,8 +68,8 @@ def _resolve_in_package(name: str) -> pathlib.Path:
       f"Install it with `pip install {distribution}`, or give a path instead."
     )
   for location in locations:
-    path = pathlib.Path(location) / file
-    if path.exists():
+    path = _existing(os.path.join(location, file))
+    if path is not None:
       return path
   present = sorted(
     p.name for p in pathlib.Path(locations[0]).iterdir() if not p.name.startswith("_")

@@ -13,11 +13,13 @@ from collections.abc import Callable
 import absl.logging
 import ml_collections
 from absl import app, flags
+from etils import epath
 from ml_collections import config_flags
 
 from egad_jax.errors import InputError
 
 BAD_INPUT = 2
+_MAX_MESSAGE = 2000
 
 
 def define_config() -> flags.FlagHolder:
@@ -48,12 +50,55 @@ def config(flag: flags.FlagHolder) -> ml_collections.ConfigDict:
   raise InputError("--config is required: a file like configs/tiny.py.")
 
 
+def stored_config(path: epath.Path) -> ml_collections.ConfigDict:
+  """The config that a run stored, checked key by key against configs/default.py.
+
+  Raises:
+    InputError: the file is missing, is no config, or has other keys or values of other types.
+  """
+  from configs import default
+  from egad_jax.training import workdir
+
+  stored = workdir.read_config(path)
+  if stored is None:
+    raise InputError(f"{path}: no such file; expected the config of a run.")
+  config = default.get_config()
+  values, known = workdir.flat(stored), workdir.flat(config.to_dict())
+  differing = sorted(values.keys() ^ known.keys())
+  if differing:
+    raise InputError(
+      f"{path} must have exactly the keys of configs/default.py; these are in one only: "
+      f"{', '.join(differing[:5])}. Restore the file, or use the version that made it."
+    )
+  for key, value in values.items():
+    # JSON has no tuples.
+    value = tuple(value) if isinstance(value, list) else value
+    expected = type(known[key])
+    if expected is list:
+      expected = tuple
+    if not (
+      type(value) is expected or known[key] is None or (expected is float and _is_int(value))
+    ):
+      raise InputError(f"{path}: {key} must be of type {expected.__name__}; got {value!r}.")
+    try:
+      config.update_from_flattened_dict({key: value})
+    except TypeError as error:  # Of a key whose default is None and has a type all the same.
+      raise InputError(f"{path}: {_message(error)}") from error
+  return config
+
+
+def _is_int(value: object) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _message(error: BaseException) -> str:
   # The str() of a KeyError is the repr of its message, and ml_collections wraps one in another.
   text: object = error
   while isinstance(text, BaseException) and text.args:
     text = text.args[-1] if isinstance(text, OSError) and len(text.args) > 1 else text.args[0]
-  return " ".join(str(text).split())
+  # Messages quote files: no control character of theirs may reach the terminal.
+  line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(text).split()))
+  return line if len(line) <= _MAX_MESSAGE else f"{line[:_MAX_MESSAGE]} [...]"
 
 
 def _parse(argv: list[str]) -> None:

@@ -29,15 +29,15 @@ def main() -> None:
   from egad_jax.training.storage import read_json
 
   workdir, step = checkpoints.locate(CHECKPOINT.value)
-  values = read_json(workdir / files.CONFIG)
-  run = build.build(build.from_plain(values), workdir)
+  config = command_line.stored_config(workdir / files.CONFIG)
+  run = build.build(config, workdir)
   step, state = checkpoints.restore_state(workdir, step, run.abstract_state())
   # What was measured holds for the last step alone; of another one the card claims nothing.
   summary = read_json(workdir / files.SUMMARY) if step == run.steps else None
   results.export(
     *(run, jax.device_get(state.params["student"]), OUTPUT.value),
     summary=summary or {"method": run.method_name, "steps": step, "seed": run.seed},
-    config=values,
+    config=build.plain(config),
     samples=read_json(workdir / files.SAMPLES) if summary else None,
   )
   print(OUTPUT.value)

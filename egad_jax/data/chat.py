@@ -1,16 +1,19 @@
-"""Chat templates, rendered the way Hugging Face renders them."""
+"""Chat templates, rendered the way Hugging Face renders them, out of reach of this process."""
 
 from __future__ import annotations
 
-import datetime
 import json
+import pathlib
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
-
-import jinja2
-import jinja2.sandbox
+from typing import Any
 
 from egad_jax.errors import InputError
+
+_WORKER = pathlib.Path(__file__).with_name("chat_worker.py")
+# The worker gives up earlier, by its own clock of used time.
+_TIMEOUT_SECONDS = 60.0
 
 
 def render_chat(
@@ -23,7 +26,8 @@ def render_chat(
   """Renders a conversation with a Jinja chat template.
 
   Args:
-    template: the Jinja source. It comes with a model file, so it runs in a sandbox.
+    template: the Jinja source. It comes with a model file, so it runs in a sandbox, in a process
+      of its own with 512 MiB of memory and 2 seconds of processor time (see `chat_worker`).
     messages: `{"role": ..., "content": ...}` in order.
     add_generation_prompt: whether to end with the opening of the assistant's turn.
     special_tokens: names the template may use, such as `bos_token`, with their text.
@@ -32,35 +36,35 @@ def render_chat(
     The text, special tokens written out.
 
   Raises:
-    InputError: if the template does not parse, or refuses the messages.
+    InputError: if the template does not parse, refuses the messages, or exceeds its limits.
 
   >>> render_chat("{% for m in messages %}<{{ m.role }}>{{ m.content }}\\n{% endfor %}",
   ...             [{"role": "user", "content": "Hi"}],
   ...             add_generation_prompt=False, special_tokens={})
   '<user>Hi\\n'
   """
-  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-  )
-  environment.filters["tojson"] = _to_json
-  environment.globals["raise_exception"] = _refuse
-  environment.globals["strftime_now"] = lambda layout: datetime.datetime.now().strftime(layout)
+  request = {
+    "template": template,
+    "messages": list(messages),
+    "add_generation_prompt": add_generation_prompt,
+    "special_tokens": dict(special_tokens),
+  }
   try:
-    return environment.from_string(template).render(
-      messages=messages, add_generation_prompt=add_generation_prompt, **special_tokens
+    # -P: no module is taken from the directory of the script, nor from the current one.
+    worker = subprocess.run(
+      [sys.executable, "-P", str(_WORKER)],
+      input=json.dumps(request).encode(),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.DEVNULL,
+      timeout=_TIMEOUT_SECONDS,
+      check=True,
     )
-  # TypeError is what a template's own arithmetic on a missing or odd field ends in.
-  except (jinja2.TemplateError, TypeError) as error:
-    raise InputError(
-      f"the tokenizer's chat template cannot render these {len(messages)} messages: {error}. "
-      "Check their roles and order."
-    ) from error
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-  # Jinja's own filter escapes <, > and & for HTML, which would change what the model reads.
-  return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _refuse(message: str) -> NoReturn:
-  raise jinja2.TemplateError(message)
+    answer = json.loads(worker.stdout)
+  except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+    answer = {"error": "it takes too much time or memory"}
+  if "text" in answer:
+    return answer["text"]
+  raise InputError(
+    f"the tokenizer's chat template cannot render these {len(messages)} messages: "
+    f"{answer['error']}. Check their roles and order, and where the template comes from."
+  )

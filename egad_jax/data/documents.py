@@ -75,6 +75,11 @@ def find_files(source: str) -> list[pathlib.Path]:
       f"data.source {source!r}: no files to read there. Expected {', '.join(SUFFIXES)} files."
     )
   for file in files:
+    if not file.is_file():
+      raise InputError(
+        f"data.source {source!r}: {file} is no file to read (a dangling link, or a device). "
+        "Remove it."
+      )
     if file.suffix not in SUFFIXES:
       raise InputError(
         f"data.source {source!r}: {file} is of kind {file.suffix or 'no suffix'!r}; expected "
@@ -148,8 +153,10 @@ def _parse_record(line: bytes) -> tuple[str, str]:
     record = json.loads(text)
   except json.JSONDecodeError as error:
     return "", f"not valid JSON ({error.msg}, column {error.colno})"
-  except RecursionError:
-    return "", "JSON nested too deeply"
+  # The other ValueError is of an integer with thousands of digits.
+  except (RecursionError, ValueError) as error:
+    deep = isinstance(error, RecursionError)
+    return "", f"JSON {'nested too deeply' if deep else 'with too long a number'}"
   if not isinstance(record, dict) or not isinstance(record.get("text"), str):
     found = f"keys {sorted(record)}" if isinstance(record, dict) else type(record).__name__
     return "", f'no string under "text" (found {found})'

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
+from egad_jax.data.rust_errors import rust_errors
 from egad_jax.errors import InputError
+from egad_jax.gguf_file import open_gguf
 
 
 class TokenType(enum.IntEnum):
@@ -49,45 +51,57 @@ def read_gguf_tokenizer(path: str | os.PathLike[str]) -> GgufTokenizer:
     InputError: if the file cannot be read, has no tokenizer, or one of another kind than
       byte-level BPE with a known pre-tokenizer.
   """
-  fields = _read_fields(path)
+  fields = open_gguf(path).metadata
   model = fields.get("tokenizer.ggml.model")
   if model != "gpt2":
     raise InputError(
       f"{path}: its tokenizer.ggml.model is {model!r}; only 'gpt2' (byte-level BPE) can be built "
       "from GGUF metadata. Give the model's Hugging Face directory with tokenizer.json instead."
     )
-  tokens, types, merges = (
+  lists: list[Any] = [
     fields.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type", "merges")
-  )
-  if not tokens or not types or merges is None or len(tokens) != len(types):
+  ]
+  tokens, types, merges = lists
+  whole = _is_list(tokens, str) and _is_list(types, int) and _is_list(merges, str)
+  if not (whole and tokens and len(tokens) == len(types) and all(" " in m for m in merges)):
     raise InputError(
-      f"{path}: tokenizer.ggml.tokens, token_type and merges must all be there, the first two of "
-      f"one length; got {len(tokens or ())}, {len(types or ())} and {len(merges or ())} entries. "
-      "The file is damaged or was converted without its tokenizer: download or convert it again."
+      f"{path}: tokenizer.ggml.tokens, token_type and merges must all be there: lists of text, "
+      "numbers and pairs of text, the first two of one length and not empty. The file is damaged "
+      "or was converted without its tokenizer: download or convert it again."
     )
+  template = fields.get("tokenizer.chat_template")
+  if template is not None and not isinstance(template, str):
+    raise InputError(f"{path}: tokenizer.chat_template must be text; got {template!r}.")
+  pre_tokenizer = _pre_tokenizer(fields, path)
+  with rust_errors(f"{path}: its tokenizer cannot be built", "Convert the file again."):
+    tokenizer = _build(tokens, types, merges, pre_tokenizer)
+  architecture = fields.get("general.architecture")
+  integer = lambda key, below: _integer(path, fields, key, below)
   return GgufTokenizer(
-    tokenizer=_build(tokens, types, merges, _pre_tokenizer(fields, path)),
-    bos_id=fields.get("tokenizer.ggml.bos_token_id"),
-    eos_id=fields.get("tokenizer.ggml.eos_token_id"),
-    pad_id=fields.get("tokenizer.ggml.padding_token_id"),
-    unk_id=fields.get("tokenizer.ggml.unknown_token_id"),
-    chat_template=fields.get("tokenizer.chat_template"),
-    max_length=fields.get(f"{fields.get('general.architecture')}.context_length"),
+    tokenizer=tokenizer,
+    bos_id=integer("tokenizer.ggml.bos_token_id", len(tokens)),
+    eos_id=integer("tokenizer.ggml.eos_token_id", len(tokens)),
+    pad_id=integer("tokenizer.ggml.padding_token_id", len(tokens)),
+    unk_id=integer("tokenizer.ggml.unknown_token_id", len(tokens)),
+    chat_template=template,
+    max_length=integer(f"{architecture}.context_length", 2**31),
   )
 
 
-def _read_fields(path: str | os.PathLike[str]) -> dict[str, Any]:
-  import gguf
+def _is_list(value: Any, kind: type) -> bool:
+  return isinstance(value, list) and all(isinstance(entry, kind) for entry in value)
 
-  try:
-    reader = gguf.GGUFReader(path)
-    return {name: field.contents() for name, field in reader.fields.items()}
-  # gguf has no error of its own: a short or foreign file surfaces as whatever numpy raises.
-  except (ValueError, IndexError, KeyError, OverflowError, OSError) as error:
+
+def _integer(
+  path: str | os.PathLike[str], fields: dict[str, Any], key: str, below: int
+) -> int | None:
+  value = fields.get(key)
+  if value is not None and not (isinstance(value, int) and 0 <= value < below):
     raise InputError(
-      f"{path}: not a readable GGUF file ({type(error).__name__}: {error}). It may be truncated: "
-      "compare its size with the original and download it again."
-    ) from error
+      f"{path}: {key} must be a number from 0 to {below - 1}; got {value!r}. Convert the file "
+      "again."
+    )
+  return value
 
 
 def digits_and_bytes() -> tokenizers.pre_tokenizers.PreTokenizer:
@@ -110,7 +124,7 @@ def _pre_tokenizer(
   fields: dict[str, Any], path: str | os.PathLike[str]
 ) -> tokenizers.pre_tokenizers.PreTokenizer:
   name = fields.get("tokenizer.ggml.pre")
-  if name not in _PRE_TOKENIZERS:
+  if not isinstance(name, str) or name not in _PRE_TOKENIZERS:
     raise InputError(
       f"{path}: its tokenizer.ggml.pre is {name!r}; "
       f"known are {', '.join(sorted(_PRE_TOKENIZERS))}. "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,12 +15,19 @@ import tokenizers
 from etils import epath
 
 from egad_jax import sources
-from egad_jax.data import chat
+from egad_jax.data import chat, tokenizer_files
 from egad_jax.data import gguf_tokenizer as gguf
+from egad_jax.data.rust_errors import rust_errors
 from egad_jax.errors import InputError
 
 _END_OF_TEXT = "<|endoftext|>"
 _BYTE_ALPHABET = frozenset(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+
+
+# Far above any vocabulary there is. An id is a row of a table and of lists here.
+_MAX_IDS = 2**24
+# How many times longer a normalizer may make a text.
+_MAX_GROWTH = 256
 
 
 class SpecialIds(NamedTuple):
@@ -56,14 +64,16 @@ class Tokenizer:
     chat_template: str | None = None,
     max_length: int | None = None,
   ) -> None:
-    specification = backend.to_str()
-    # Two copies, because the switch is state of the object and encoding runs in many threads.
-    self._with_special = backend
-    self._plain = tokenizers.Tokenizer.from_str(specification)
+    with rust_errors("the tokenizer cannot be copied", "Copy its files again."):
+      specification = backend.to_str()
+      # Two copies, because the switch is state of the object and encoding runs in many threads.
+      self._with_special = backend
+      self._plain = tokenizers.Tokenizer.from_str(specification)
     self._plain.encode_special_tokens = True
     self._specification = json.loads(specification)
     vocabulary = backend.get_vocab(with_added_tokens=True)
     self._token_of = {index: token for token, index in vocabulary.items()}
+    _check_tokenizer(self._token_of, special, self._specification)
     self.vocab_size = max(self._token_of) + 1
     self.bos_id, self.eos_id, self.pad_id, self.unk_id = (
       special.bos,
@@ -106,12 +116,15 @@ class Tokenizer:
         f"{path}: no tokenizer.ggml.eos_token_id, so nothing would end a generation. "
         "Convert the model again with its tokenizer files present."
       )
-    return cls(
-      read.tokenizer,
-      special=SpecialIds(bos=read.bos_id, eos=read.eos_id, pad=read.pad_id, unk=read.unk_id),
-      chat_template=read.chat_template,
-      max_length=read.max_length,
-    )
+    try:
+      return cls(
+        read.tokenizer,
+        special=SpecialIds(bos=read.bos_id, eos=read.eos_id, pad=read.pad_id, unk=read.unk_id),
+        chat_template=read.chat_template,
+        max_length=read.max_length,
+      )
+    except InputError as error:
+      raise InputError(f"{path}: {error}") from error
 
   @classmethod
   def from_directory(cls, directory: str | os.PathLike[str]) -> Tokenizer:
@@ -127,31 +140,33 @@ class Tokenizer:
         f"{directory}: no tokenizer.json. Make one with transformers: "
         "AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)."
       )
-    try:
-      backend = tokenizers.Tokenizer.from_str(path.read_text())
-    # The Rust side raises plain Exception for everything that is wrong with the file.
-    except Exception as error:
-      raise InputError(
-        f"{path}: not a readable tokenizer: {error}. Copy the file again."
-      ) from error
-    # Left on, these would cut or pad documents silently.
-    backend.no_truncation()
-    backend.no_padding()
-    config = _read_json(directory / "special_tokens_map.json") | _read_json(
-      directory / "tokenizer_config.json"
-    )
-    ids = {role: _special_id(backend, config, role) for role in ("bos", "eos", "pad", "unk")}
+    text = tokenizer_files.read_text(path)
+    with rust_errors(f"{path}: not a readable tokenizer", "Copy the file again."):
+      backend = tokenizers.Tokenizer.from_str(text)
+      # Left on, these would cut or pad documents silently.
+      backend.no_truncation()
+      backend.no_padding()
+    config = tokenizer_files.read_json(
+      directory / "special_tokens_map.json"
+    ) | tokenizer_files.read_json(directory / "tokenizer_config.json")
+    ids = {
+      role: tokenizer_files.special_id(directory, backend, config, role)
+      for role in ("bos", "eos", "pad", "unk")
+    }
     if ids["eos"] is None:
       raise InputError(
         f"{directory}: neither tokenizer_config.json nor special_tokens_map.json names an "
         "eos_token that is in tokenizer.json. Add it to tokenizer_config.json."
       )
-    return cls(
-      backend,
-      special=SpecialIds(bos=ids["bos"], eos=ids["eos"], pad=ids["pad"], unk=ids["unk"]),
-      chat_template=_chat_template(directory, config),
-      max_length=_max_length(config),
-    )
+    try:
+      return cls(
+        backend,
+        special=SpecialIds(bos=ids["bos"], eos=ids["eos"], pad=ids["pad"], unk=ids["unk"]),
+        chat_template=tokenizer_files.chat_template(directory, config),
+        max_length=tokenizer_files.max_length(config),
+      )
+    except InputError as error:
+      raise InputError(f"{directory}: {error}") from error
 
   @classmethod
   def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -199,16 +214,19 @@ class Tokenizer:
         token. Leave it off for documents, where it is only text; turn it on for a rendered chat.
     """
     backend = self._with_special if allow_special else self._plain
-    return backend.encode(text, add_special_tokens=False).ids
+    with rust_errors(*_CANNOT_ENCODE):
+      return backend.encode(text, add_special_tokens=False).ids
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     """Encodes documents on all cores; like `encode` without specials for each of them."""
-    encodings = self._plain.encode_batch_fast(texts, add_special_tokens=False)
+    with rust_errors(*_CANNOT_ENCODE):
+      encodings = self._plain.encode_batch_fast(texts, add_special_tokens=False)
     return [encoding.ids for encoding in encodings]
 
   def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
     """Turns ids into text; special tokens are written out unless `skip_special`."""
-    return self._with_special.decode(list(ids), skip_special_tokens=skip_special)
+    with rust_errors("the tokenizer cannot turn these ids into text", "Copy its files again."):
+      return self._with_special.decode(list(ids), skip_special_tokens=skip_special)
 
   def id_to_token(self, index: int) -> str | None:
     """The vocabulary's own spelling of an id, or None for an id that stands for nothing."""
@@ -321,32 +339,40 @@ def _sentencepiece_piece(token: str) -> bytes:
   return token.replace("▁", " ").encode()
 
 
-def _read_json(path: epath.Path) -> dict[str, Any]:
-  if not path.exists():
-    return {}
-  try:
-    return json.loads(path.read_text())
-  except ValueError as error:
-    raise InputError(f"{path}: not valid JSON: {error}. Copy the file again.") from error
+_CANNOT_ENCODE = (
+  "the tokenizer cannot encode this text",
+  "Check that the text is valid Unicode and that the tokenizer's files are whole.",
+)
 
 
-def _special_id(backend: tokenizers.Tokenizer, config: Mapping[str, Any], role: str) -> int | None:
-  token = config.get(f"{role}_token")
-  text = token.get("content") if isinstance(token, dict) else token
-  return None if text is None else backend.token_to_id(text)
+def _check_tokenizer(
+  token_of: Mapping[int, str], special: SpecialIds, specification: Mapping[str, Any]
+) -> None:
+  """Checks what tokenizers itself accepts: numbers that claim memory, and chance."""
+  if not token_of or max(token_of) >= _MAX_IDS:
+    raise InputError(
+      f"the tokenizer must have ids from 0 to at most {_MAX_IDS - 1}; its largest is "
+      f"{max(token_of, default=None)}. Copy its files again."
+    )
+  unknown = [index for index in special if index is not None and index not in token_of]
+  if unknown:
+    raise InputError(f"the special ids {unknown} are not in the vocabulary. Copy its files again.")
+  if specification["model"].get("dropout"):
+    raise InputError(
+      "the tokenizer drops merges by chance (dropout in its model), so that no run could be "
+      "repeated. Set dropout to null in tokenizer.json."
+    )
+  growth = _growth(specification.get("normalizer")) * _growth(specification.get("decoder"))
+  if growth > _MAX_GROWTH:
+    raise InputError(
+      f"the tokenizer's Replace and Prepend steps may make a text {growth} times longer; at most "
+      f"{_MAX_GROWTH} times is allowed. Copy its files again."
+    )
 
 
-def _chat_template(directory: epath.Path, config: Mapping[str, Any]) -> str | None:
-  path = directory / "chat_template.jinja"
-  if path.exists():
-    return path.read_text()
-  template = config.get("chat_template")
-  if isinstance(template, list):
-    named = {entry["name"]: entry["template"] for entry in template}
-    return named.get("default")
-  return template
-
-
-def _max_length(config: Mapping[str, Any]) -> int | None:
-  length = config.get("model_max_length")
-  return int(length) if length is not None and length < 1e9 else None
+def _growth(step: Any) -> int:
+  """How many times longer the replacements of a normalizer or decoder may make a text."""
+  if not isinstance(step, dict):
+    return 1
+  inner = step.get("normalizers") or step.get("decoders") or []
+  return math.prod(map(_growth, inner)) * max(1, len(step.get("content") or ""))

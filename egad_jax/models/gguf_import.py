@@ -13,6 +13,7 @@ import gguf
 import numpy as np
 
 from egad_jax.errors import InputError
+from egad_jax.gguf_file import StoredTensor, open_gguf
 from egad_jax.models import llama, rotary
 from egad_jax.models.config import DecoderConfig, Llama3RopeScaling
 from egad_jax.models.model import Params
@@ -39,43 +40,21 @@ def read_gguf(path: pathlib.Path) -> GGUFModel:
     InputError: if the file is missing, truncated or not GGUF, if its architecture cannot be
       represented exactly, or if a tensor is missing, unexpected or of the wrong shape.
   """
-  reader = open_gguf(path)
+  metadata, found = open_gguf(path)
   source = str(path)
-  metadata = dict(reader.fields)
-  found = {tensor.name: tensor for tensor in reader.tensors}
   config = _config(source, metadata, found)
-  expected = {tensor.gguf for tensor in llama.tensors(config)}
-  llama.check_names(source, expected=expected, got=found.keys() - {_ROPE_FACTORS})
+  shapes = {name: stored.shape for name, stored in found.items() if name != _ROPE_FACTORS}
+  llama.check_tensors(source, config, lambda tensor: tensor.gguf, shapes)
 
   def read(tensor: llama.Tensor) -> np.ndarray:
-    stored = found[tensor.gguf]
-    # GGUF lists the fastest axis first.
-    got = tuple(int(n) for n in reversed(stored.shape))
-    llama.check_shape(source, tensor.gguf, expected=tensor.shape, got=got)
-    array = _dequantize(source, stored)
+    array = _dequantize(source, found[tensor.gguf])
+    llama.check_finite(source, tensor.gguf, array)
     heads = {"query": config.num_heads, "key": config.num_kv_heads}.get(tensor.path[-1])
     return array if heads is None else unpermute(array, heads)
 
   params = llama.assemble(config, read)
-  license_field = metadata.get("general.license")
-  return GGUFModel(config, params, license_field.contents() if license_field else None)
-
-
-def open_gguf(path: pathlib.Path) -> gguf.GGUFReader:
-  """Opens a GGUF file.
-
-  Raises:
-    InputError: if it is missing, truncated or not GGUF.
-  """
-  if not path.is_file():
-    raise InputError(f"{path}: no such GGUF file.")
-  try:
-    return gguf.GGUFReader(path)
-  except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:
-    raise InputError(
-      f"{path} ({path.stat().st_size} bytes) is not a whole GGUF file: {error}. It may be "
-      "truncated; fetch it again."
-    ) from error
+  license_name = metadata.get("general.license")
+  return GGUFModel(config, params, license_name if isinstance(license_name, str) else None)
 
 
 def unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -92,28 +71,31 @@ def unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
   return paired.swapaxes(1, 2).reshape(rows, dim)
 
 
-def _dequantize(source: str, stored: Any) -> np.ndarray:
+def _dequantize(source: str, stored: StoredTensor) -> np.ndarray:
   try:
-    return gguf.dequantize(stored.data, stored.tensor_type)
+    # Damaged scales may overflow; what is not finite is refused where the values are used.
+    with np.errstate(all="ignore"):
+      return gguf.dequantize(stored.data, stored.kind)
   except NotImplementedError as error:
-    kind = stored.tensor_type.name
     raise InputError(
-      f"{source}: tensor {stored.name} is stored as {kind}, which cannot be dequantized."
+      f"{source}: tensor {stored.name} is stored as {stored.kind.name}, which cannot be "
+      "dequantized."
     ) from error
 
 
-def _config(source: str, metadata: dict[str, Any], found: dict[str, Any]) -> DecoderConfig:
-  def get(key: str, default: Any = None) -> Any:
-    return metadata[key].contents() if key in metadata else default
-
+def _config(source: str, metadata: dict[str, Any], found: dict[str, StoredTensor]) -> DecoderConfig:
   def need(key: str) -> Any:
     if key not in metadata:
       raise InputError(f"{source}: expected the metadata key {key}; it has none.")
-    return get(key)
+    return metadata[key]
 
   def integer(key: str, default: int | None = None) -> int:
-    value = need(key) if default is None else get(key, default)
+    value = need(key) if default is None else metadata.get(key, default)
     return llama.positive_integer(source, key, value)
+
+  def number(key: str, value: Any) -> float:
+    # Stored as float32: its shortest decimal is what the model was configured with.
+    return float(str(np.float32(llama.positive_number(source, key, value))))
 
   architecture = need("general.architecture")
   if architecture != "llama":
@@ -129,14 +111,16 @@ def _config(source: str, metadata: dict[str, Any], found: dict[str, Any]) -> Dec
     ("llama.rope.scaling.type", "none"),
     ("llama.expert_count", 0),
   ):
-    if get(key, allowed) != allowed:
-      raise InputError(f"{source}: {key} must be {allowed!r}; got {get(key)!r}.")
+    got = metadata.get(key, allowed)
+    if got != allowed:
+      raise InputError(f"{source}: {key} must be {allowed!r}; got {got!r}.")
   if "token_embd.weight" not in found:
     raise InputError(f"{source} lacks tensors: token_embd.weight.")
-  theta = float(get("llama.rope.freq_base", 10_000.0))
+  base, eps = "llama.rope.freq_base", "llama.attention.layer_norm_rms_epsilon"
+  theta = number(base, metadata.get(base, 10_000.0))
   return llama.checked_config(
     source,
-    vocab_size=int(found["token_embd.weight"].shape[-1]),
+    vocab_size=found["token_embd.weight"].shape[0],
     dim=dim,
     num_layers=integer("llama.block_count"),
     num_heads=heads,
@@ -145,21 +129,21 @@ def _config(source: str, metadata: dict[str, Any], found: dict[str, Any]) -> Dec
     mlp_dim=integer("llama.feed_forward_length"),
     rope_theta=theta,
     rope_scaling=_rope_scaling(source, found.get(_ROPE_FACTORS), head_dim, theta),
-    # Stored as float32: its shortest decimal is what the model was configured with.
-    norm_eps=float(str(np.float32(need("llama.attention.layer_norm_rms_epsilon")))),
+    norm_eps=number(eps, need(eps)),
     tie_embeddings="output.weight" not in found,
     max_seq_len=integer("llama.context_length", 2048),
   )
 
 
 def _rope_scaling(
-  source: str, stored: Any, head_dim: int, theta: float
+  source: str, stored: StoredTensor | None, head_dim: int, theta: float
 ) -> Llama3RopeScaling | None:
   """Recognises Llama 3's scaling in the factors that llama.cpp stores in its place."""
   if stored is None:
     return None
-  factors = _dequantize(source, stored).reshape(-1)
-  llama.check_shape(source, _ROPE_FACTORS, expected=(head_dim // 2,), got=factors.shape)
+  llama.check_shape(source, _ROPE_FACTORS, expected=(head_dim // 2,), got=stored.shape)
+  factors = _dequantize(source, stored)
+  llama.check_finite(source, _ROPE_FACTORS, factors)
   scaling = Llama3RopeScaling(factor=float(factors.max()))
   plain = rotary.frequencies(head_dim, theta=theta).astype(np.float64)
   wanted = rotary.scaling_factors(plain, scaling)

@@ -123,6 +123,50 @@ def check_shape(source: str, name: str, *, expected: tuple[int, ...], got: tuple
     )
 
 
+def check_tensors(
+  source: str,
+  config: DecoderConfig,
+  name_of: Callable[[Tensor], str],
+  shapes: Mapping[str, tuple[int, ...]],
+) -> None:
+  """Checks names and shapes of all tensors of a checkpoint, before memory is taken for any.
+
+  Args:
+    source: what to call the checkpoint in messages.
+    config: the architecture that it must have.
+    name_of: a tensor's name in this kind of file.
+    shapes: what the checkpoint has, by name.
+
+  Raises:
+    InputError: naming the tensors that are missing, unexpected or of another shape.
+  """
+  # A number of layers is only a claim until there are tensors for them.
+  if config.num_layers > len(shapes):
+    raise InputError(
+      f"{source} lacks tensors: it has {len(shapes)}, too few for the {config.num_layers} layers "
+      "that its config claims."
+    )
+  expected = {name_of(tensor): tensor.shape for tensor in tensors(config)}
+  check_names(source, expected=expected, got=shapes)
+  for name, shape in expected.items():
+    check_shape(source, name, expected=shape, got=shapes[name])
+
+
+def check_finite(source: str, name: str, array: np.ndarray) -> None:
+  """Checks the values of one tensor of a checkpoint.
+
+  Raises:
+    InputError: if one is NaN or too large for float32.
+  """
+  # NaN survives min and max; neither needs memory.
+  largest = np.maximum(-array.min(), array.max())
+  if not largest <= np.finfo(np.float32).max:
+    raise InputError(
+      f"{source}: tensor {name} must hold finite float32 numbers; it holds others. The file may "
+      "be damaged; fetch it again."
+    )
+
+
 def assemble(config: DecoderConfig, read: Callable[[Tensor], np.ndarray]) -> Params:
   """Builds our parameters, numpy float32, from a reader of single tensors in the files' layout."""
   params: Params = {}
@@ -183,9 +227,9 @@ def config_from_hf(source: str, data: Mapping[str, Any]) -> DecoderConfig:
     if key in data and data[key] not in allowed:
       raise InputError(f"{source}: {key} must be {allowed[0]!r}; got {data[key]!r}.")
   eps, std = data.get("rms_norm_eps"), data.get("initializer_range", 0.02)
-  for key, value in (("rms_norm_eps", eps), ("initializer_range", std)):
-    if not isinstance(value, (int, float)):
-      raise InputError(f"{source}: {key} must be a number; got {value!r}.")
+  tied = data.get("tie_word_embeddings", False)
+  if not isinstance(tied, bool):
+    raise InputError(f"{source}: tie_word_embeddings must be true or false; got {tied!r}.")
 
   def integer(key: str, default: int | None = None) -> int:
     value = data.get(key)
@@ -204,10 +248,10 @@ def config_from_hf(source: str, data: Mapping[str, Any]) -> DecoderConfig:
     mlp_dim=integer("intermediate_size"),
     rope_theta=theta,
     rope_scaling=scaling,
-    norm_eps=eps,
-    tie_embeddings=bool(data.get("tie_word_embeddings", False)),
+    norm_eps=positive_number(source, "rms_norm_eps", eps),
+    tie_embeddings=tied,
     max_seq_len=integer("max_position_embeddings", 2048),
-    embedding_std=std,
+    embedding_std=positive_number(source, "initializer_range", std),
   )
 
 
@@ -217,9 +261,22 @@ def positive_integer(source: str, key: str, value: Any) -> int:
   Raises:
     InputError: if it is not a positive integer.
   """
-  if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-    raise InputError(f"{source}: {key} must be a positive integer; got {value!r}.")
-  return int(value)
+  if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+    raise InputError(
+      f"{source}: {key} must be a positive integer; got {value!r} (2^31 or more is none)."
+    )
+  return value
+
+
+def positive_number(source: str, key: str, value: Any) -> float:
+  """Checks one number of a model's description.
+
+  Raises:
+    InputError: if it is not a positive number that float32 holds.
+  """
+  if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-38 < value < 1e38:
+    raise InputError(f"{source}: {key} must be a positive number below 1e38; got {value!r}.")
+  return float(value)
 
 
 def checked_config(source: str, **fields: Any) -> DecoderConfig:
@@ -233,7 +290,10 @@ def checked_config(source: str, **fields: Any) -> DecoderConfig:
 def _rope_from_hf(source: str, data: Mapping[str, Any]) -> tuple[float, Llama3RopeScaling | None]:
   # transformers 5 writes `rope_parameters`, older ones `rope_theta` beside `rope_scaling`.
   rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
-  theta = float(rope.get("rope_theta") or data.get("rope_theta") or 10_000.0)
+  if not isinstance(rope, dict):
+    raise InputError(f"{source}: rope scaling must be an object; got {rope!r}.")
+  base = rope.get("rope_theta") or data.get("rope_theta") or 10_000.0
+  theta = positive_number(source, "rope_theta", base)
   kind = rope.get("rope_type", rope.get("type", "default"))
   if kind == "default":
     return theta, None
@@ -243,7 +303,11 @@ def _rope_from_hf(source: str, data: Mapping[str, Any]) -> tuple[float, Llama3Ro
   missing = [key for key in keys if key not in rope]
   if missing:
     raise InputError(f"{source}: llama3 rope scaling needs {', '.join(keys)}; got {dict(rope)}.")
-  return theta, Llama3RopeScaling(*(rope[key] for key in keys))
+  factor, low, high = (positive_number(source, key, rope[key]) for key in keys[:3])
+  if low >= high:
+    raise InputError(f"{source}: low_freq_factor ({low}) must be below high_freq_factor ({high}).")
+  original = positive_integer(source, keys[3], rope[keys[3]])
+  return theta, Llama3RopeScaling(factor, low, high, original)
 
 
 def config_to_hf(

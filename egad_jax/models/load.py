@@ -15,6 +15,9 @@ from egad_jax.models.gguf_import import read_gguf
 from egad_jax.models.model import Params
 from egad_jax.models.safetensors_io import read_directory
 
+# Bytes of a model card that are looked at.
+_MAX_FRONT_MATTER = 2**16
+
 
 class Pretrained(NamedTuple):
   """A model read from files.
@@ -75,6 +78,8 @@ def _readme_license(directory: pathlib.Path) -> str | None:
   readme = directory / "README.md"
   if not readme.is_file():
     return None
-  front = re.match(r"---\n(.*?)\n---", readme.read_text("utf-8", "replace"), re.DOTALL)
+  with readme.open("rb") as file:
+    text = file.read(_MAX_FRONT_MATTER).decode("utf-8", "replace")
+  front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
   found = front and re.search(r"^license:\s*[\"']?([^\"'\s]+)", front[1], re.MULTILINE)
   return found[1] if found else None

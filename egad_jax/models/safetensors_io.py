@@ -20,6 +20,10 @@ from egad_jax.models.model import Params
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# Safetensors' names of the kinds of values that are read.
+_FLOATING = ("F64", "F32", "F16", "BF16")
+# The index of the largest models has 10 MB.
+_MAX_JSON_BYTES = 2**28
 _DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -40,17 +44,14 @@ def read_directory(directory: pathlib.Path) -> tuple[DecoderConfig, Params]:
   config = llama.config_from_hf(str(config_path), read_json(config_path))
   with contextlib.ExitStack() as stack:
     found = _open_tensors(directory, stack)
-    expected = {tensor.hf for tensor in llama.tensors(config)}
     extra = {name for name in found if llama.DERIVED_BUFFERS.fullmatch(name)}
     if config.tie_embeddings:
       extra |= _tied_copy(directory, found)
-    llama.check_names(str(directory), expected=expected, got=found.keys() - extra)
+    shapes = {name: _shape(found[name], name) for name in found.keys() - extra}
+    llama.check_tensors(str(directory), config, lambda tensor: tensor.hf, shapes)
 
     def read(tensor: llama.Tensor) -> np.ndarray:
-      shard = found[tensor.hf]
-      got = tuple(shard.get_slice(tensor.hf).get_shape())
-      llama.check_shape(str(directory), tensor.hf, expected=tensor.shape, got=got)
-      return _floating(directory, tensor.hf, shard.get_tensor(tensor.hf))
+      return _read_floating(directory, found[tensor.hf], tensor.hf)
 
     return config, llama.assemble(config, read)
 
@@ -63,9 +64,12 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   """
   if not path.is_file():
     raise InputError(f"{path}: no such file; expected the one of a Hugging Face directory.")
+  if path.stat().st_size > _MAX_JSON_BYTES:
+    raise InputError(f"{path}: {path.stat().st_size} bytes are too many for a file of its name.")
   try:
     data = json.loads(path.read_text("utf-8"))
-  except ValueError as error:
+  # Nesting too deep for Python's parser is a RecursionError.
+  except (ValueError, RecursionError) as error:
     raise InputError(f"{path} is not valid JSON: {error}.") from error
   if not isinstance(data, dict):
     raise InputError(f"{path}: expected a JSON object; got {type(data).__name__}.")
@@ -135,8 +139,8 @@ def _tied_copy(directory: pathlib.Path, found: Mapping[str, Any]) -> set[str]:
   if head not in found:
     return set()
   if table in found:
-    arrays = found[head].get_tensor(head), found[table].get_tensor(table)
-    if not np.array_equal(*arrays):
+    copy, original = (_read_floating(directory, found[name], name) for name in (head, table))
+    if not np.array_equal(copy, original):
       raise InputError(
         f"{directory}: tensor {head} must equal {table} because config.json says "
         "tie_word_embeddings; they differ. Set it to false in config.json."
@@ -144,10 +148,17 @@ def _tied_copy(directory: pathlib.Path, found: Mapping[str, Any]) -> set[str]:
   return {head}
 
 
-def _floating(directory: pathlib.Path, name: str, array: np.ndarray) -> np.ndarray:
-  if array.dtype not in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16):
+def _shape(shard: Any, name: str) -> tuple[int, ...]:
+  return tuple(shard.get_slice(name).get_shape())
+
+
+def _read_floating(directory: pathlib.Path, shard: Any, name: str) -> np.ndarray:
+  kind = shard.get_slice(name).get_dtype()
+  if kind not in _FLOATING:
     raise InputError(
-      f"{directory}: tensor {name} must be float32, float16 or bfloat16; got {array.dtype}. "
+      f"{directory}: tensor {name} must be float32, float16 or bfloat16; got {kind}. "
       "Quantized weights are read from GGUF only."
     )
+  array = shard.get_tensor(name)
+  llama.check_finite(str(directory), name, array)
   return array

@@ -59,6 +59,27 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   )
 
 
+def read_config(path: epath.Path) -> dict[str, Any] | None:
+  """The config that a run stored, as plain values; None if there is no such file.
+
+  Raises:
+    InputError: the file is not a JSON object.
+  """
+  try:
+    stored = read_json(path)
+    if stored is None or isinstance(stored, dict):
+      # What nests too deeply to be flattened is no config either.
+      flat(stored or {})
+      return stored
+    problem = f"it holds a {type(stored).__name__}"
+  except (OSError, ValueError, RecursionError) as error:
+    problem = str(error)
+  raise InputError(
+    f"{path} must be the config of a run, a JSON object; {problem}. Restore the file, or choose "
+    "another workdir."
+  )
+
+
 class Workdir:
   """An open workdir. Holds a lock that the operating system frees when the process ends, however.
 
@@ -164,9 +185,9 @@ class Workdir:
       force: accept changes that alter what is trained.
 
     Raises:
-      InputError: the workdir holds a run of another config.
+      InputError: the workdir holds a run of another config, or a damaged one.
     """
-    stored = read_json(self.path / CONFIG)
+    stored = read_config(self.path / CONFIG)
     changed = changed_keys(stored, config) if stored is not None else []
     harmful = [key for key in changed if key not in HARMLESS_KEYS]
     old, new = flat(stored or {}), flat(config)

@@ -88,5 +88,5 @@ def test_truncated_files_are_refused(tmp_path, size):
   _write(whole)
   short = tmp_path / "short.gguf"
   short.write_bytes(whole.read_bytes()[:size])
-  with pytest.raises(InputError, match="not a readable GGUF file"):
+  with pytest.raises(InputError, match="not a whole GGUF file"):
     read_gguf_tokenizer(short)

@@ -61,7 +61,7 @@ def small_disk(path: pathlib.Path, size: str) -> Iterator[None]:
   try:
     yield
   finally:
-    subprocess.run(["umount", path], check=True)
+    subprocess.run(["umount", "--lazy", path], check=True)
 
 
 def full_disk(root: pathlib.Path, cache: pathlib.Path) -> Outcome:
@@ -71,9 +71,9 @@ def full_disk(root: pathlib.Path, cache: pathlib.Path) -> Outcome:
     workdir, ballast = root / "disk" / "run", root / "disk" / "ballast"
     job = Job(workdir, cache, *FLAGS)
     job.wait_for("step 8/")
-    with ballast.open("wb") as file, contextlib.suppress(OSError):
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
       while file.write(bytes(2**12)):
-        file.flush()
+        pass
     job.wait_for("could not be written")
     ballast.unlink()
     codes, text = job.wait(), job.text()

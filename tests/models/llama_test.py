@@ -98,8 +98,8 @@ def test_absent_keys_take_their_defaults(config):
     ({"vocab_size": "many"}, "vocab_size must be a positive integer; got 'many'"),
     ({"num_attention_heads": 0}, "num_attention_heads must be a positive integer; got 0"),
     ({"num_hidden_layers": 2.5}, "num_hidden_layers must be a positive integer; got 2.5"),
-    ({"initializer_range": "wide"}, "initializer_range must be a number; got 'wide'"),
-    ({"rms_norm_eps": None}, "rms_norm_eps must be a number; got None"),
+    ({"initializer_range": "wide"}, "initializer_range must be a positive number below 1e38; got 'wide'"),
+    ({"rms_norm_eps": None}, "rms_norm_eps must be a positive number below 1e38; got None"),
     ({"num_key_value_heads": 4}, r"num_heads \(6\) must be a multiple"),
   ],
 )

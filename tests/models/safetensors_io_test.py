@@ -108,7 +108,7 @@ def test_integers_are_refused(directory, config, params):
   arrays = llama.take_apart(config, params)
   arrays[DOWN] = arrays[DOWN].astype(np.int8)
   safetensors.numpy.save_file(arrays, directory / SINGLE)
-  with pytest.raises(InputError, match=f"{DOWN} must be float32.*got int8"):
+  with pytest.raises(InputError, match=f"{DOWN} must be float32.*got I8"):
     read_directory(directory)
 
 
