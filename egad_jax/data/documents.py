@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from absl import logging
 
@@ -52,24 +52,11 @@ def find_files(source: str) -> list[pathlib.Path]:
   Raises:
     InputError: if there is nothing to read, or a file of an unknown kind.
   """
-  path = pathlib.Path(source).expanduser()
-  if path.is_dir():
-    files = [
-      file
-      for suffix in SUFFIXES
-      for file in path.rglob(f"*{suffix}")
-      if not any(part.startswith(".") for part in file.relative_to(path).parts)
-    ]
-  elif path.exists():
-    files = [path]
-  elif glob.has_magic(source):
-    files = [pathlib.Path(name) for name in glob.glob(str(path), recursive=True)]
-  else:
-    raise InputError(
-      f"data.source {source!r}: no such file or directory, and not a glob pattern. Give a .txt, "
-      ".md or .jsonl file, a directory or pattern of them, or python_docs."
-    )
-  files = sorted((file for file in files if not file.is_dir()), key=str)
+  try:
+    files = sorted((file for file in _named(source) if not file.is_dir()), key=str)
+  # A name that is too long, or ~ of a user who does not exist.
+  except (OSError, RuntimeError) as error:
+    raise InputError(f"data.source {source!r}: {error}. Give another name.") from error
   if not files:
     raise InputError(
       f"data.source {source!r}: no files to read there. Expected {', '.join(SUFFIXES)} files."
@@ -86,6 +73,26 @@ def find_files(source: str) -> list[pathlib.Path]:
         f"{', '.join(SUFFIXES)}. Rename or convert it."
       )
   return files
+
+
+def _named(source: str) -> Iterable[pathlib.Path]:
+  """The files, and perhaps directories, that a source names."""
+  path = pathlib.Path(source).expanduser()
+  if path.is_dir():
+    return [
+      file
+      for suffix in SUFFIXES
+      for file in path.rglob(f"*{suffix}")
+      if not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
+  if path.exists():
+    return [path]
+  if glob.has_magic(source):
+    return map(pathlib.Path, glob.glob(str(path), recursive=True))
+  raise InputError(
+    f"data.source {source!r}: no such file or directory, and not a glob pattern. Give a .txt, "
+    ".md or .jsonl file, a directory or pattern of them, or python_docs."
+  )
 
 
 def read_documents(files: Sequence[pathlib.Path], bad: BadRecords) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ from egad_jax.models.model import Params
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# A file of the directory itself. The file may be a link, as in Hugging Face's cache.
+_SHARD_NAME = re.compile(r"[\w +,.=@-]{1,200}\.safetensors", re.ASCII)
 # Safetensors' names of the kinds of values that are read.
 _FLOATING = ("F64", "F32", "F16", "BF16")
 # The index of the largest models has 10 MB.
@@ -102,7 +105,7 @@ def _open_tensors(directory: pathlib.Path, stack: contextlib.ExitStack) -> dict[
   if index.is_file():
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(map(_is_plain_name, weight_map.values())):
-      raise InputError(f"{index}: expected a weight_map from tensor names to files beside it.")
+      raise InputError(f"{index}: expected a weight_map from tensor names to *.safetensors beside it.")
     files = sorted(set(weight_map.values()))
   elif (directory / SINGLE).is_file():
     files = [SINGLE]
@@ -118,7 +121,7 @@ def _open_tensors(directory: pathlib.Path, stack: contextlib.ExitStack) -> dict[
 
 
 def _is_plain_name(file: Any) -> bool:
-  return isinstance(file, str) and pathlib.PurePath(file).name == file
+  return isinstance(file, str) and _SHARD_NAME.fullmatch(file) is not None
 
 
 def _open_shard(path: pathlib.Path, stack: contextlib.ExitStack) -> Any:
