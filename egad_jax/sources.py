@@ -41,8 +41,8 @@ def _existing(name: str) -> pathlib.Path | None:
   try:
     path = pathlib.Path(name).expanduser()
     return path if name and path.exists() else None
-  # A name that is too long, or ~ of a user who does not exist.
-  except (OSError, RuntimeError):
+  # A name that is too long, with a null byte, or ~ of a user who does not exist.
+  except (OSError, RuntimeError, ValueError):
     return None
 
 

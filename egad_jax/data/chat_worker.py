@@ -38,15 +38,15 @@ def render(request: dict[str, Any]) -> dict[str, str]:
       add_generation_prompt=request["add_generation_prompt"],
       **request["special_tokens"],
     )
+    if len(text) > _MAX_CHARACTERS:
+      return {"error": f"it makes {len(text)} characters of them"}
     text.encode()
+    return {"text": text}
   except MemoryError:
     return {"error": "it needs too much memory"}
   # A template's own arithmetic, calls and recursion end in any error of Python's.
   except Exception as error:
     return {"error": str(error) or type(error).__name__}
-  if len(text) > _MAX_CHARACTERS:
-    return {"error": f"it makes {len(text)} characters of them"}
-  return {"text": text}
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:

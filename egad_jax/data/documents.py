@@ -53,9 +53,12 @@ def find_files(source: str) -> list[pathlib.Path]:
     InputError: if there is nothing to read, or a file of an unknown kind.
   """
   try:
-    files = sorted((file for file in _named(source) if not file.is_dir()), key=str)
-  # A name that is too long, or ~ of a user who does not exist.
-  except (OSError, RuntimeError) as error:
+    path = pathlib.Path(source).expanduser()
+    files = sorted((file for file in _named(source, path) if not file.is_dir()), key=str)
+  except InputError:
+    raise
+  # A name that is too long, with a null byte, or ~ of a user who does not exist.
+  except (OSError, RuntimeError, ValueError) as error:
     raise InputError(f"data.source {source!r}: {error}. Give another name.") from error
   if not files:
     raise InputError(
@@ -75,9 +78,8 @@ def find_files(source: str) -> list[pathlib.Path]:
   return files
 
 
-def _named(source: str) -> Iterable[pathlib.Path]:
+def _named(source: str, path: pathlib.Path) -> Iterable[pathlib.Path]:
   """The files, and perhaps directories, that a source names."""
-  path = pathlib.Path(source).expanduser()
   if path.is_dir():
     return [
       file

@@ -64,16 +64,23 @@ class Tokenizer:
     chat_template: str | None = None,
     max_length: int | None = None,
   ) -> None:
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    self._token_of = {index: token for token, index in vocabulary.items()}
+    if len(self._token_of) < len(vocabulary):
+      raise InputError(
+        f"the tokenizer gives {len(vocabulary)} tokens {len(self._token_of)} ids; each must have "
+        "one of its own. Copy its files again."
+      )
+    _check_ids(self._token_of, special)
     with rust_errors("the tokenizer cannot be copied", "Copy its files again."):
+      # Only now: this takes memory for each id below the largest.
       specification = backend.to_str()
       # Two copies, because the switch is state of the object and encoding runs in many threads.
       self._with_special = backend
       self._plain = tokenizers.Tokenizer.from_str(specification)
     self._plain.encode_special_tokens = True
     self._specification = json.loads(specification)
-    vocabulary = backend.get_vocab(with_added_tokens=True)
-    self._token_of = {index: token for token, index in vocabulary.items()}
-    _check_tokenizer(self._token_of, special, self._specification)
+    _check_steps(self._specification)
     self.vocab_size = max(self._token_of) + 1
     self.bos_id, self.eos_id, self.pad_id, self.unk_id = (
       special.bos,
@@ -345,10 +352,7 @@ _CANNOT_ENCODE = (
 )
 
 
-def _check_tokenizer(
-  token_of: Mapping[int, str], special: SpecialIds, specification: Mapping[str, Any]
-) -> None:
-  """Checks what tokenizers itself accepts: numbers that claim memory, and chance."""
+def _check_ids(token_of: Mapping[int, str], special: SpecialIds) -> None:
   if not token_of or max(token_of) >= _MAX_IDS:
     raise InputError(
       f"the tokenizer must have ids from 0 to at most {_MAX_IDS - 1}; its largest is "
@@ -357,6 +361,9 @@ def _check_tokenizer(
   unknown = [index for index in special if index is not None and index not in token_of]
   if unknown:
     raise InputError(f"the special ids {unknown} are not in the vocabulary. Copy its files again.")
+
+
+def _check_steps(specification: Mapping[str, Any]) -> None:
   if specification["model"].get("dropout"):
     raise InputError(
       "the tokenizer drops merges by chance (dropout in its model), so that no run could be "
@@ -375,4 +382,6 @@ def _growth(step: Any) -> int:
   if not isinstance(step, dict):
     return 1
   inner = step.get("normalizers") or step.get("decoders") or []
-  return math.prod(map(_growth, inner)) * max(1, len(step.get("content") or ""))
+  return math.prod(map(_growth, inner)) * max(
+    1, len(step.get("content") or step.get("prepend") or "")
+  )

@@ -105,7 +105,9 @@ def _open_tensors(directory: pathlib.Path, stack: contextlib.ExitStack) -> dict[
   if index.is_file():
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(map(_is_plain_name, weight_map.values())):
-      raise InputError(f"{index}: expected a weight_map from tensor names to *.safetensors beside it.")
+      raise InputError(
+        f"{index}: expected a weight_map from tensor names to *.safetensors beside it."
+      )
     files = sorted(set(weight_map.values()))
   elif (directory / SINGLE).is_file():
     files = [SINGLE]

@@ -46,3 +46,30 @@ def test_loop_controls_work():
 def test_refusals_name_the_reason(template, message):
   with pytest.raises(InputError, match=message):
     _render(template)
+
+
+@pytest.mark.parametrize(
+  ("template", "message"),
+  [
+    ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
+    (
+      "{% for i in range(9**5) %}{% for j in range(9**5) %}{% endfor %}{% endfor %}",
+      "too much time or memory",
+    ),
+    ("{{ 'a' * 10**10 }}", "too much memory"),
+    ("{{ 'x' | center(2 * 10**7) }}", "it makes 20000000 characters"),
+    ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+    ("{{ cycler.__init__.__globals__.os.getcwd() }}", "unsafe"),
+    ("{% include '/etc/passwd' %}", "cannot render"),
+  ],
+)
+def test_bombs_and_escapes_are_refused(template, message):
+  with pytest.raises(InputError, match=message):
+    _render(template)
+
+
+@pytest.mark.parametrize(
+  "template", ["{{ messages | attr('__class__') }}", "{{ '{0.__class__}'.format(1) }}"]
+)
+def test_internals_by_other_ways_are_nothing(template):
+  assert _render(template) == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -66,6 +67,7 @@ def test_long_lone_text_is_cut_at_the_next_blank_line(tmp_path):
     (b'["text"]', 'no string under "text" (found list)'),
     (b'{"text": "\\ud83d"}', "half of a surrogate pair"),
     (b"[" * 200_000, "nested too deeply"),
+    (b'{"text": ' + b"9" * 5000 + b"}", "too long a number"),
   ],
 )
 def test_bad_jsonl_is_named_by_file_and_line(tmp_path, line, problem):
@@ -120,3 +122,20 @@ def test_sources_without_files_are_named(tmp_path, name, message):
   with pytest.raises(InputError, match=message) as caught:
     documents.find_files(str(tmp_path / name))
   assert name in str(caught.value)
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+  (tmp_path / "a.txt").symlink_to("nowhere")
+  with pytest.raises(InputError, match=r"a\.txt is no file to read"):
+    documents.find_files(str(tmp_path))
+  (tmp_path / "a.txt").unlink()
+  # Opening it would wait for ever.
+  os.mkfifo(tmp_path / "a.txt")
+  with pytest.raises(InputError, match=r"a\.txt is no file to read"):
+    documents.find_files(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "~nobody_of_that_name/x", "a\0b", "~\0/a"])
+def test_impossible_names_are_refused(name):
+  with pytest.raises(InputError, match=r"data\.source"):
+    documents.find_files(name)

@@ -177,3 +177,21 @@ def test_harmless_keys_are_keys_of_the_default_config():
 def test_lists_and_tuples_are_the_same_config():
   assert files.changed_keys({"a": {"b": [1, 2]}}, {"a": {"b": (1, 2)}}) == []
   assert files.changed_keys({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "d": 2}) == ["a.b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    b"",
+    b"{",
+    b"[]",
+    b"3",
+    b"\xff",
+    b"[" * 100_000,
+    b"9" * 5000,
+  ],
+)
+def test_a_damaged_config_is_named(workdir, content):
+  (workdir / "config.json").write_bytes(content)
+  with pytest.raises(InputError, match=r"config\.json must be the config of a run"):
+    workdir.check_config({"steps": 1})

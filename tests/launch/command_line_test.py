@@ -1,0 +1,65 @@
+"""What commands read besides their flags: the config that a run stored."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from etils import epath
+
+from configs import default
+from egad_jax import build
+from egad_jax.errors import InputError
+from egad_jax.training import workdir
+from launch import command_line
+
+
+@pytest.fixture
+def path(tmp_path):
+  path = epath.Path(tmp_path / "config.json")
+  workdir.write_json(path, build.plain(default.get_config()))
+  return path
+
+
+def test_a_stored_config_comes_back(path):
+  config = default.get_config()
+  assert command_line.stored_config(path) == config
+  assert command_line.stored_config(path).eval.prompts == config.eval.prompts
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"steps": "many"}, "steps must be of type int; got 'many'"),
+    ({"steps": True}, "steps must be of type int; got True"),
+    ({"steps": None}, "steps must be of type int; got None"),
+    ({"tensorboard": 1}, "tensorboard must be of type bool; got 1"),
+    ({"loss": 3}, "exactly the keys of configs/default.py.*loss"),
+    ({"loss": {}}, "exactly the keys of configs/default.py.*loss.ce_weight"),
+    ({"method": {"a": {"b": 1}}}, "exactly the keys of configs/default.py.*method"),
+    ({"trust_remote_code": True}, "exactly the keys.*trust_remote_code"),
+  ],
+)
+def test_other_keys_and_types_are_refused(path, changes, message):
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+  with pytest.raises(InputError, match=message):
+    command_line.stored_config(path)
+
+
+def test_a_key_without_a_default_has_a_type_too(path):
+  stored = json.loads(path.read_text())
+  stored["branch"]["threshold"] = "high"
+  path.write_text(json.dumps(stored))
+  with pytest.raises(InputError, match=r"config\.json: "):
+    command_line.stored_config(path)
+
+
+def test_a_missing_config_is_named(tmp_path):
+  with pytest.raises(InputError, match=r"config\.json: no such file"):
+    command_line.stored_config(epath.Path(tmp_path / "config.json"))
+
+
+def test_messages_are_one_line_without_control_characters():
+  message = command_line._message(InputError("a\nb \x1b[31m\u202e" + "x" * 5000))
+  assert message.startswith(r"a b \x1b[31m\u202exxx")
+  assert len(message) < 2100
