@@ -50,7 +50,7 @@ def render_chat(
     "special_tokens": dict(special_tokens),
   }
   try:
-    # -P: no module is taken from the directory of the script, nor from the current one.
+    # -P: modules beside the script, whatever their names, stand for no others.
     worker = subprocess.run(
       [sys.executable, "-P", str(_WORKER)],
       input=json.dumps(request).encode(),

@@ -115,3 +115,18 @@ def test_missing_and_foreign_files_are_refused(tmp_path):
 
 def test_table_and_writer_agree_on_names(config):
   assert len(llama.tensors(config)) == 2 + 9 * config.num_layers
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(tmp_path, params, write_gguf, value):
+  up = np.zeros((32, 24), np.float32)
+  up[-1, -1] = value
+  path = write_gguf(tmp_path / "a.gguf", params, tensors={"blk.0.ffn_up.weight": up})
+  with pytest.raises(InputError, match=r"a\.gguf: tensor blk.0.ffn_up.weight must hold finite"):
+    read_gguf(path)
+
+
+def test_a_claim_of_endless_layers_takes_no_time(tmp_path, params, write_gguf):
+  path = write_gguf(tmp_path / "a.gguf", params, metadata={"llama.block_count": 2**31 - 1})
+  with pytest.raises(InputError, match="too few for the 2147483647 layers"):
+    read_gguf(path)
