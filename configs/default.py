@@ -37,6 +37,14 @@ def get_config() -> ml_collections.ConfigDict:
   # What the source must have, a name of models/architectures.py; plans read no files. "": any.
   teacher.architecture = ""
   teacher.dtype = "bfloat16"  # Of its parameters and compute: bfloat16 or float32.
+  # Where the parameters of its layers lie: device, or host (copied to the devices layer by layer).
+  teacher.placement = "device"
+  # Devices of its own, the last so many; the student's mesh is of the others. 0: none, they share.
+  teacher.mesh = ml_collections.ConfigDict()
+  teacher.mesh.devices = 0
+  teacher.mesh.data = 1  # With devices of its own: as those of mesh, below.
+  teacher.mesh.fsdp = -1
+  teacher.mesh.tensor = 1
 
   config.student = student = ml_collections.ConfigDict()
   student.init = "layers"  # layers (of the teacher), random, or source (a checkpoint of its own).

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -20,6 +21,8 @@ from egad_jax.errors import InputError
 # layer by layer; tensor: one layer's matmuls split.
 AXES = ("replica", "data", "fsdp", "tensor")
 BATCH_AXES = ("replica", "data", "fsdp")
+# As jax calls memory of the host that devices can read.
+HOST = "pinned_host"
 # What the batch leaves unused: the head splits the vocabulary over it, or positions.
 TENSOR_AXIS = "tensor"
 
@@ -39,7 +42,9 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 LogicalAxes = tuple[str | None, ...]
 
 
-def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(
+  shape: Mapping[str, int], devices: Sequence[Any] | None = None, *, name: str = "mesh"
+) -> Mesh:
   """The device mesh of a config.
 
   Slices of TPUs, which only slow links connect, lie along the replica axis: every slice has whole
@@ -48,6 +53,7 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) ->
   Args:
     shape: devices along each of `AXES`; one of them may be -1, the devices left over.
     devices: the devices to use; all of the process group's if None.
+    name: of the config's group, for messages.
 
   Raises:
     InputError: the sizes are not positive, more than one is -1, or they do not match the devices,
@@ -55,7 +61,7 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) ->
   """
   devices = list(jax.devices() if devices is None else devices)
   sizes = [int(shape[axis]) for axis in AXES]
-  given = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+  given = ", ".join(f"{name}.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
   if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
     raise InputError(f"mesh axes must be positive, at most one of them -1; got {given}.")
   known = math.prod(size for size in sizes if size != -1)
@@ -66,10 +72,10 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) ->
       f"the mesh must use all {len(devices)} devices; got {given}, a product of {known}. "
       "Set one axis to -1 to give it the devices left over."
     )
-  return Mesh(_by_slices(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  return Mesh(_by_slices(sizes, devices, name), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _by_slices(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
+def _by_slices(sizes: Sequence[int], devices: Sequence[Any], name: str) -> np.ndarray:
   """The devices of a mesh of these sizes, the replica axis across slices."""
   slices: dict[int, list[Any]] = {}
   for device in devices:
@@ -80,8 +86,8 @@ def _by_slices(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
   replicas, *rest = sizes
   if replicas % len(slices):
     raise InputError(
-      f"the devices are {len(slices)} slices with slow links between them, and mesh.replica must "
-      f"be a multiple of that; got {replicas}. Set mesh.replica={len(slices)}, or to -1 with the "
+      f"the devices are {len(slices)} slices with slow links between them, and {name}.replica must "
+      f"be a multiple of that; got {replicas}. Set {name}.replica={len(slices)}, or to -1 with the "
       "other axes those of one slice."
     )
   if len(set(counts.values())) > 1:
@@ -90,9 +96,9 @@ def _by_slices(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
   try:
     blocks = [jax.make_mesh(shape, AXES, devices=slices[i]).devices for i in counts]
   except (AssertionError, NotImplementedError) as error:
-    axes = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    axes = ", ".join(f"{name}.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     raise InputError(
-      f"a mesh of {axes} does not fit the links between these {len(devices)} devices; they must be "
+      f"{axes} does not fit the links between these {len(devices)} devices; they must be "
       "a block of the topology, and axes products of its sides."
     ) from error
   return np.concatenate(blocks)
@@ -125,7 +131,9 @@ def _dividing(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> Partit
   return PartitionSpec(*entries)
 
 
-def parameter_shardings(mesh: Mesh, logical_axes: Any, shapes: Any) -> Any:
+def parameter_shardings(
+  mesh: Mesh, logical_axes: Any, shapes: Any, *, layers_on_host: bool = False
+) -> Any:
   """A tree of shardings for parameters.
 
   Args:
@@ -133,12 +141,19 @@ def parameter_shardings(mesh: Mesh, logical_axes: Any, shapes: Any) -> Any:
     logical_axes: tree of tuples of logical names, of the same structure as the parameters.
     shapes: the parameters, or their `jax.ShapeDtypeStruct`s. An axis that its mesh axes do not
       divide stays whole.
+    layers_on_host: whether what is stacked over layers lies in the memory of the devices' host.
   """
-  return jax.tree.map(
-    lambda leaf, axes: NamedSharding(mesh, _dividing(partition_spec(axes), leaf.shape, mesh)),
-    shapes,
-    logical_axes,
-  )
+
+  def of_leaf(leaf, axes):
+    found = NamedSharding(mesh, _dividing(partition_spec(axes), leaf.shape, mesh))
+    return found.with_memory_kind(HOST) if layers_on_host and "layers" in axes else found
+
+  return jax.tree.map(of_leaf, shapes, logical_axes)
+
+
+def has_host_memory(mesh: Mesh) -> bool:
+  """Whether arrays can lie in the memory of the devices' host and be read by their programs."""
+  return any(memory.kind == HOST for memory in mesh.devices.flat[0].addressable_memories())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -254,3 +269,23 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.make_array_from_callback(shape, sharding, rows)
 
   return jax.tree.map(put, batch)
+
+
+def move_rows(x: jax.Array, mesh: Mesh) -> jax.Array:
+  """A [batch, ...] array that is split by rows, on another mesh of this process.
+
+  It is on its way when this returns: the copies are from device to device. (`jax.device_put` waits
+  for the array and sends it by the host wherever the two meshes do not cut the rows alike.)
+  """
+  sharding = batch_sharding(mesh)
+  held = {shard.index[0].indices(len(x))[0]: shard.data for shard in x.addressable_shards}
+  arrays = []
+  for device, index in sharding.devices_indices_map(x.shape).items():
+    start, stop, _ = index[0].indices(len(x))
+    pieces = [
+      jax.device_put(data[max(start - first, 0) : stop - first], device)
+      for first, data in sorted(held.items())
+      if first < stop and start < first + len(data)
+    ]
+    arrays.append(pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces))
+  return jax.make_array_from_single_device_arrays(x.shape, sharding, arrays)

@@ -169,10 +169,12 @@ def make_pair(
   teacher_tokenizer: Tokenizer | Vocabulary,
   *,
   method: Method,
-  mesh: Any,
+  meshes: tuple[Any, Any],
   planned: bool = False,
 ) -> Pair:
   """Student and teacher; `tokenizer` is the student's, the same object if there is one for both.
+
+  The meshes are the student's and the teacher's.
 
   No files are read if `planned`: the architectures are the config's, without parameters.
   """
@@ -190,20 +192,21 @@ def make_pair(
   if method.feature_loss is not None:
     depths = (student_config.num_layers, teacher.config.num_layers)
     pairs = layer_pairs(config.branch.layers, *depths)
-  constrain = sharding.constrain(mesh)
+  mesh, teacher_mesh = meshes
   return Pair(
     student=make_model(
       student_config,
       dtype=DTYPES[config.student.dtype],
       remat=config.student.remat,
-      constrain=constrain,
+      constrain=sharding.constrain(mesh),
       attention=make_attention(config, "student", student_config, mesh),
     ),
     teacher=make_model(
       teacher.config,
       dtype=DTYPES[config.teacher.dtype],
-      constrain=constrain,
-      attention=make_attention(config, "teacher", teacher.config, mesh),
+      constrain=sharding.constrain(teacher_mesh),
+      attention=make_attention(config, "teacher", teacher.config, teacher_mesh),
+      layers_on_host=config.teacher.placement == "host",
     ),
     student_params=student_params,
     teacher_params=teacher.params,

@@ -9,8 +9,8 @@ import jax
 import optax
 from etils import epath
 
-from egad_jax import sharding
 from egad_jax.build.attention import check_attention
+from egad_jax.build.meshes import eval_batch, make_meshes
 from egad_jax.build.methods import make_method
 from egad_jax.build.models import make_pair
 from egad_jax.build.planned import planned_projection, planned_vocabularies
@@ -31,25 +31,6 @@ from egad_jax.training.profiling import Window
 from egad_jax.training.run import Intervals, Pair, Run
 from egad_jax.training.storage import is_local
 from egad_jax.training.watchdog import Limits
-
-
-def _check_divides(config: Config, mesh: Any) -> None:
-  devices, micro = sharding.batch_devices(mesh), config.batch_size // config.accumulation
-  for key, rows in (("batch_size / accumulation", micro), ("eval.batch_size", _eval_batch(config))):
-    if rows % devices:
-      raise InputError(
-        f"the mesh splits rows over {devices} devices (replica * data * fsdp), which must divide "
-        f"config.{key} ({rows}); use a multiple of {devices} or give devices to mesh.tensor."
-      )
-  if config.seq_len % sharding.tensor_devices(mesh):
-    raise InputError(
-      f"config.mesh.tensor ({sharding.tensor_devices(mesh)}) must divide config.seq_len "
-      f"({config.seq_len})."
-    )
-
-
-def _eval_batch(config: Config) -> int:
-  return config.eval.batch_size or config.batch_size // config.accumulation
 
 
 def _data_cache(workdir: epath.PathLike) -> epath.PathLike:
@@ -74,9 +55,8 @@ def build(config: Config, workdir: epath.PathLike, *, devices: Any = None) -> Ru
   if config.compilation_cache:
     cache = os.path.expanduser(config.compilation_cache)
     jax.config.update("jax_compilation_cache_dir", cache)
-  mesh = sharding.make_mesh(config.mesh, devices)
-  _check_divides(config, mesh)
-  check_attention(config, mesh)
+  meshes = make_meshes(config, devices)
+  check_attention(config, meshes[0])
   data = config.data
   cache = epath.Path(data.cache or _data_cache(workdir))
   corpus = corpora.prepare_corpus(
@@ -90,15 +70,15 @@ def build(config: Config, workdir: epath.PathLike, *, devices: Any = None) -> Ru
   if config.method == X_TOKEN:
     projection = prepare_projection(*tokenizers, directory=cache)
     method = make_method(config, projection=(projection.ids, projection.weights))
-    pair = make_pair(config, *tokenizers, method=method, mesh=mesh)
+    pair = make_pair(config, *tokenizers, method=method, meshes=meshes)
     rows = prepare_paired_rows(corpus, *tokenizers, **to_rows)
   else:
     method = make_method(config)
-    pair = make_pair(config, *tokenizers, method=method, mesh=mesh)
+    pair = make_pair(config, *tokenizers, method=method, meshes=meshes)
     rows = prepare_rows(corpus, tokenizers[0], **to_rows)
   # What cannot be exported is refused before it is trained.
   llama.config_to_hf(pair.student.config, bos_id=None, eos_id=None, pad_id=None, dtype="float32")
-  return _assemble(config, method, pair, tokenizers, rows, mesh)
+  return _assemble(config, method, pair, tokenizers, rows, meshes)
 
 
 def plan_run(config: Config, devices: Any) -> Run:
@@ -111,19 +91,24 @@ def plan_run(config: Config, devices: Any) -> Run:
     InputError: the config is invalid, does not fit the devices, or needs files to be known.
   """
   validate(config)
-  mesh = sharding.make_mesh(config.mesh, devices)
-  _check_divides(config, mesh)
-  check_attention(config, mesh)
+  if config.teacher.mesh.devices:
+    raise InputError(
+      f"config.teacher.mesh.devices ({config.teacher.mesh.devices}) must be 0 for a plan, which is "
+      "of one program for all devices; plan it with config.teacher.placement=host if memory is "
+      "short."
+    )
+  meshes = make_meshes(config, devices)
+  check_attention(config, meshes[0])
   vocabularies = planned_vocabularies(config)
   paired = config.method == X_TOKEN
   inputs = {"projection": planned_projection(config, *vocabularies)} if paired else {}
   method = make_method(config, **inputs)
-  pair = make_pair(config, *vocabularies, method=method, mesh=mesh, planned=True)
+  pair = make_pair(config, *vocabularies, method=method, meshes=meshes, planned=True)
   nothing: dict[str, Any] = {}
   sides = 2 if paired else 1
   rows = Rows(epath.Path(), "", sides, config.seq_len, nothing, nothing, nothing, nothing)
   tokenizers = cast(tuple[Tokenizer, Tokenizer], vocabularies)
-  return _assemble(config, method, pair, tokenizers, rows, mesh)
+  return _assemble(config, method, pair, tokenizers, rows, meshes)
 
 
 def _assemble(
@@ -132,7 +117,7 @@ def _assemble(
   pair: Pair,
   tokenizers: tuple[Tokenizer, Tokenizer],
   rows: Rows,
-  mesh: Any,
+  meshes: tuple[Any, Any],
 ) -> Run:
   options = OptimizerOptions(**config.optimizer.to_dict())
   learning_rate = make_schedule(options, config.steps)
@@ -144,7 +129,9 @@ def _assemble(
     tokenizer=tokenizers[0],
     teacher_tokenizer=tokenizers[1],
     rows=rows,
-    mesh=mesh,
+    mesh=meshes[0],
+    teacher_mesh=meshes[1],
+    teacher_on_host=config.teacher.placement == "host",
     tx=make_optimizer(options, learning_rate),
     learning_rate=learning_rate,
     progress=optax.polynomial_schedule(c.start, c.end, c.power, config.steps),
@@ -158,7 +145,7 @@ def _assemble(
     max_skipped=guard.max_skipped,
     fill_batches=config.distribution.fill_batches,
     held_out_rows=config.eval.rows,
-    held_out_batch=_eval_batch(config),
+    held_out_batch=eval_batch(config),
     intervals=Intervals(
       config.log_every,
       config.checkpoint.every_steps,

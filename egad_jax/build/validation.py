@@ -16,6 +16,7 @@ _CHOICES = {
   "method": tuple(losses.METHODS),
   "attention": ATTENTIONS,
   "teacher.dtype": tuple(DTYPES),
+  "teacher.placement": ("device", "host"),
   "student.dtype": tuple(DTYPES),
   "student.init": ("layers", "random", "source"),
   "student.remat": ("none", "dots", "full"),
@@ -42,6 +43,7 @@ _NOT_NEGATIVE += ("eval.batch_size", "eval.sample_tokens", "student.dim", "stude
 _NOT_NEGATIVE += ("student.num_kv_heads", "student.mlp_dim", "curriculum.power")
 _NOT_NEGATIVE += ("guard.spike_sigmas",)
 _NOT_NEGATIVE += ("watchdog.step_seconds", "watchdog.other_seconds", "profile.start_step")
+_NOT_NEGATIVE += ("teacher.mesh.devices",)
 _SHARES = ("curriculum.start", "curriculum.end", "optimizer.final_fraction")
 # Each states what is valid, so that NaN never is.
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (

@@ -58,6 +58,10 @@ class Shared(NamedTuple):
   cache_length: jax.Array | None
 
 
+def _on_device(params: Any) -> Any:
+  return jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device), params)
+
+
 class MLP(nn.Module):
   """down(silu(gate(x)) · up(x))."""
 
@@ -172,6 +176,7 @@ class Decoder(nn.Module):
   constrain: Constrain = nn.with_logical_constraint
   remat: str = "none"
   packed: PackedAttention = XLA
+  layers_on_host: bool = False
 
   @nn.compact
   def __call__(
@@ -253,8 +258,10 @@ class Decoder(nn.Module):
     )
 
   def _scan(self) -> nn.Module:
+    # Inside the scan parameters are those of one turn, so that no more than those are copied ahead.
+    repeat = nn.map_variables(Repeat, "params", _on_device) if self.layers_on_host else Repeat
     scanned = nn.scan(
-      Repeat,
+      repeat,
       variable_axes={"params": 0},
       split_rngs={"params": True},
       in_axes=(0, 0, nn.broadcast),

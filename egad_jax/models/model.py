@@ -49,6 +49,7 @@ def make_model(
   params_dtype: Any = jnp.float32,
   constrain: Constrain = nn.with_logical_constraint,
   attention: PackedAttention = XLA,
+  layers_on_host: bool = False,
 ) -> Model:
   """Makes the functions of a decoder.
 
@@ -61,6 +62,7 @@ def make_model(
     constrain: pins an activation to the device mesh by the logical names of its axes; Flax's own
       does nothing unless its rules are set.
     attention: how `apply` attends within its rows; `decode` always does as `attention.XLA`.
+    layers_on_host: the layers' parameters come in host memory; each is copied when it is due.
 
   Raises:
     ValueError: if `remat` is unknown.
@@ -68,12 +70,13 @@ def make_model(
   if remat not in REMAT_POLICIES:
     raise ValueError(f'remat must be one of {", ".join(REMAT_POLICIES)}; got "{remat}".')
   dtypes = jnp.dtype(dtype), jnp.dtype(params_dtype)
-  decoder = Decoder(config, *dtypes, constrain, remat, attention)
+  decoder = Decoder(config, *dtypes, constrain, remat, attention, layers_on_host)
 
   def boxed_init(key: jax.Array) -> Params:
     ids = jnp.zeros((1, 1), jnp.int32)
     # Parameters do not depend on the attention, and kernels do not take rows of one token.
-    return decoder.clone(packed=XLA).init(key, ids, ids, ids)["params"]
+    plain = decoder.clone(packed=XLA, layers_on_host=False)
+    return plain.init(key, ids, ids, ids)["params"]
 
   def init(key: jax.Array) -> Params:
     return nn.meta.unbox(boxed_init(key))

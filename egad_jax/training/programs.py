@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -15,8 +16,9 @@ from egad_jax.data import pipeline
 from egad_jax.data.batches import AnyBatch
 from egad_jax.models.generation import generate
 from egad_jax.training import evaluation
+from egad_jax.training.micro_batches import micro_batches
 from egad_jax.training.run import Run
-from egad_jax.training.step import TrainState, micro_batches
+from egad_jax.training.step import TrainState
 
 _LOG = logging.getLogger(__name__)
 
@@ -26,18 +28,18 @@ class Programs:
 
   Attributes:
     run: the run.
-    teacher_params: the teacher on the devices.
+    teacher_params: what the student's programs take of the teacher.
   """
 
   def __init__(self, run: Run):
     """Places the teacher; compiles nothing yet."""
     self.run = run
-    self.teacher_params = run.place_teacher()
+    self._teacher_params = run.place_teacher()
+    self.teacher_params = run.beside_student(self._teacher_params)
+    self._teacher = run.separate_teacher(self._teacher_params) if run.separate else None
     self._options = run.compiler_options or None
-    vocab = run.teacher_tokenizer.vocab_size
-    statistics = run.statistics()
-    self._sums = jax.jit(evaluation.make_sums(statistics, vocab), compiler_options=self._options)
-    self._statistics = jax.jit(statistics, compiler_options=self._options)
+    self._sums = jax.jit(run.sums(), compiler_options=self._options)
+    self._statistics = jax.jit(run.statistics(), compiler_options=self._options)
     self._token_bytes = sharding.place(run.tokenizer.token_bytes(), sharding.replicated(run.mesh))
     self._held_out: list[AnyBatch] | None = None
     self._objective = jax.jit(run.objective(), compiler_options=self._options)
@@ -51,11 +53,12 @@ class Programs:
     compiled = self.run.lower_step().compile()
     _LOG.info("compiled the train step in %.1f s", time.monotonic() - started)
     if self.run.intervals.evaluate_steps:
-      jax.block_until_ready(self._sums_of(state)(self.held_out()[0]))
+      first = next(iter(self._taught(self.held_out()[:1])))
+      jax.block_until_ready(self._sums_of(state)(first))
     return compiled
 
-  def train_batches(self, start_step: int) -> Any:
-    """Batches from `start_step` on, on the devices."""
+  def train_batches(self, start_step: int, stop_step: int | None = None) -> Any:
+    """Batches from `start_step` on, on the devices, as the student's programs take them."""
     rows = pipeline.train_batches(
       self.run.rows,
       batch_size=self.run.batch_size,
@@ -63,7 +66,15 @@ class Programs:
       start_step=start_step,
       part=sharding.process_rows(self.run.mesh, self.run.batch_size),
     )
-    return (sharding.place_batch(batch, self.run.mesh) for batch in rows)
+    count = None if stop_step is None else stop_step - start_step
+    placed = (sharding.place_batch(batch, self.run.mesh) for batch in itertools.islice(rows, count))
+    return self._taught(placed, self.run.accumulation)
+
+  def _taught(self, batches: Iterable[AnyBatch], accumulation: int = 1) -> Iterator[Any]:
+    """Batches as the student's programs take them: with a separate teacher's outputs."""
+    if self._teacher is None:
+      return iter(batches)
+    return self._teacher.ahead(batches, accumulation)
 
   def held_out(self) -> list[AnyBatch]:
     """The held-out batches, on the devices."""
@@ -82,7 +93,7 @@ class Programs:
     run = self.run
     objective = run.objective()
 
-    def fill(state: TrainState, teacher_params: Any, batch: AnyBatch) -> TrainState:
+    def fill(state: TrainState, teacher_params: Any, batch: Any) -> TrainState:
       context = run.context(state.step, state.method_state)
       outcomes = jax.lax.map(
         lambda micro: objective(state.params, teacher_params, micro, context)[1],
@@ -93,9 +104,8 @@ class Programs:
 
     shardings = jax.tree.map(lambda x: x.sharding, run.abstract_state())
     program = jax.jit(fill, out_shardings=shardings, compiler_options=self._options)
-    batches = self.train_batches(0)
-    for _ in range(run.fill_batches):
-      state = program(state, self.teacher_params, next(batches))
+    for batch in self.train_batches(0, run.fill_batches):
+      state = program(state, self.teacher_params, batch)
     return state
 
   def evaluate(self, state: TrainState, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
@@ -112,7 +122,7 @@ class Programs:
       return sums(batch)
 
     vocab_size = self.run.teacher_tokenizer.vocab_size
-    return evaluation.evaluate(checked, self.held_out(), vocab_size=vocab_size)
+    return evaluation.evaluate(checked, self._taught(self.held_out()), vocab_size=vocab_size)
 
   def _sums_of(self, state: TrainState) -> Callable[[AnyBatch], dict[str, jax.Array]]:
     arguments = (state.params["student"], self.teacher_params)
@@ -127,7 +137,7 @@ class Programs:
     """
     context = self.run.context(state.step, state.method_state)
     total = count = 0.0
-    for batch in self.held_out():
+    for batch in self._taught(self.held_out()):
       loss, outcome = self._objective(params, self.teacher_params, batch, context)
       total, count = total + float(loss), count + float(outcome.mask.sum())
     return total / max(count, 1.0)
@@ -135,13 +145,14 @@ class Programs:
   def statistics(self, state: TrainState, batch: AnyBatch) -> dict[str, jax.Array]:
     """Statistics [batch, seq] of the tokens, or chunks, of a batch."""
     context = self.run.context(state.step, state.method_state)
-    return self._statistics(state.params["student"], self.teacher_params, batch, context)
+    (taught,) = self._taught([batch])
+    return self._statistics(state.params["student"], self.teacher_params, taught, context)
 
   def continuations(self, state: TrainState | None) -> list[str]:
     """The most probable continuation of each prompt, by the student, or by the teacher if None."""
     run = self.run
     model = run.pair.teacher if state is None else run.pair.student
-    params = self.teacher_params if state is None else state.params["student"]
+    params = self._teacher_params if state is None else state.params["student"]
     tokenizer = run.teacher_tokenizer if state is None else run.tokenizer
     room = model.config.max_seq_len - run.sample_tokens
     prompts = [tokenizer.encode(prompt)[:room] for prompt in run.prompts]

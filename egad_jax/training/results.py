@@ -90,7 +90,7 @@ def _summary(
   run = programs.run
   evaluations = read_lines(workdir / files.EVALUATIONS)
   shapes = jax.eval_shape(run.pair.student.init, jax.random.key(0))
-  student, teacher = count_parameters(shapes), count_parameters(programs.teacher_params)
+  student, teacher = count_parameters(shapes), count_parameters(run.abstract_teacher())
 
   def measured(result: Mapping[str, Any], parameters: int) -> dict[str, Any]:
     names = ("cross_entropy", "perplexity", "bits_per_byte", "forward_kl", "agreement")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,7 +30,13 @@ from egad_jax.training.guard import Guard, Spikes
 from egad_jax.training.objective import Objective, make_objective
 from egad_jax.training.profiling import Window
 from egad_jax.training.step import TrainState, TrainStep, make_train_step
-from egad_jax.training.teachers import colocated_teacher
+from egad_jax.training.teachers import (
+  SeparateTeacher,
+  Taught,
+  TeacherSource,
+  colocated_teacher,
+  taught,
+)
 from egad_jax.training.watchdog import Limits
 
 Params = Any
@@ -83,7 +90,9 @@ class Run:
     tokenizer: of the student.
     teacher_tokenizer: of the teacher; the same unless the rows are paired.
     rows: the packed data.
-    mesh: the devices.
+    mesh: the student's devices.
+    teacher_mesh: the teacher's: the same mesh, or one of other devices.
+    teacher_on_host: whether the parameters of the teacher's layers lie in host memory.
     tx: the optimizer.
     learning_rate: schedule inside `tx`.
     progress: schedule of the curriculum, step -> phi.
@@ -116,6 +125,8 @@ class Run:
   teacher_tokenizer: Tokenizer
   rows: Rows
   mesh: jax.sharding.Mesh
+  teacher_mesh: jax.sharding.Mesh
+  teacher_on_host: bool
   tx: optax.GradientTransformation
   learning_rate: optax.Schedule
   progress: optax.Schedule
@@ -165,9 +176,32 @@ class Run:
     )
     return sharded_aligned_head(head, self.mesh, batch_axes=sharding.BATCH_AXES)
 
+  @property
+  def separate(self) -> bool:
+    """Whether the teacher has devices of its own."""
+    return self.teacher_mesh is not self.mesh
+
+  def _taught(
+    self, make: Callable[[TeacherSource], Callable[..., Any]], taps: tuple[int, ...] = ()
+  ) -> Callable[..., Any]:
+    """What `make` makes of this run's teacher: a function of batches as the teacher leaves them."""
+    return taught(make) if self.separate else make(colocated_teacher(self.pair.teacher, taps=taps))
+
+  def separate_teacher(self, teacher_params: Params) -> SeparateTeacher:
+    """The teacher of a run whose teacher has devices of its own."""
+    return SeparateTeacher(
+      teacher_params,
+      colocated_teacher(self.pair.teacher, taps=self.pair.teacher_taps),
+      mesh=self.teacher_mesh,
+      student_mesh=self.mesh,
+      compiler_options=self.compiler_options or None,
+    )
+
   def objective(self) -> Objective:
     """The summed loss of a batch."""
-    teacher = colocated_teacher(self.pair.teacher, taps=self.pair.teacher_taps)
+    return self._taught(self._objective_of, self.pair.teacher_taps)
+
+  def _objective_of(self, teacher: TeacherSource) -> Objective:
     if self.method.chunk_loss is not None:
       return make_aligned_objective(
         student=self.pair.student,
@@ -197,7 +231,15 @@ class Run:
 
   def statistics(self) -> Any:
     """`(params, teacher_params, batch, context) -> {name: [batch, places]}` of an evaluation."""
-    student, teacher = self.pair.student, colocated_teacher(self.pair.teacher)
+    return self._taught(self._statistics_of)
+
+  def sums(self) -> Any:
+    """`(params, teacher_params, batch, token_bytes, context) -> sums` of an evaluation."""
+    vocab_size = self.teacher_tokenizer.vocab_size
+    return self._taught(lambda t: evaluation.make_sums(self._statistics_of(t), vocab_size))
+
+  def _statistics_of(self, teacher: TeacherSource) -> Any:
+    student = self.pair.student
     if self.method.chunk_loss is not None:
       chunks = self.aligned_head(evaluation.evaluation_row_loss(self.method.chunk_loss))
       return evaluation.make_chunk_statistics(student=student, teacher=teacher, head=chunks)
@@ -264,9 +306,10 @@ class Run:
     teacher = self.pair.teacher
     shapes = jax.eval_shape(teacher.init, jax.random.key(0))
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, self.pair.teacher_dtype), shapes)
-    return checkpoints.abstract(
-      shapes, sharding.parameter_shardings(self.mesh, teacher.logical_axes(), shapes)
+    shardings = sharding.parameter_shardings(
+      *(self.teacher_mesh, teacher.logical_axes(), shapes), layers_on_host=self.teacher_on_host
     )
+    return checkpoints.abstract(shapes, shardings)
 
   def place_teacher(self) -> Params:
     """The teacher's parameters on the devices, in the teacher's dtype."""
@@ -278,14 +321,35 @@ class Run:
     key = jax.random.split(jax.random.key(self.seed), 3)[2]
     dtype = self.pair.teacher_dtype
     init = lambda: jax.tree.map(lambda x: x.astype(dtype), self.pair.teacher.init(key))
-    return jax.jit(init, out_shardings=shardings)()
+    # Compilers for CPUs do not come to an end with results in host memory.
+    on_devices = jax.tree.map(lambda s: s.with_memory_kind("device"), shardings)
+    return jax.device_put(jax.jit(init, out_shardings=on_devices)(), shardings)
 
-  def abstract_batch(self) -> AnyBatch:
+  def beside_student(self, teacher_params: Params) -> Params:
+    """What the student's programs take of the teacher: all, or its unembedding if separate."""
+    if not self.separate:
+      return teacher_params
+    placed = self._abstract_unembedding()["unembedding"].sharding
+    return {"unembedding": jax.device_put(self.pair.teacher.unembedding(teacher_params), placed)}
+
+  def _abstract_unembedding(self) -> Params:
+    unembedding = self.pair.teacher.unembedding
+    shape = unembedding(self.abstract_teacher())
+    axes = unembedding(self.pair.teacher.logical_axes())
+    placed = sharding.parameter_shardings(self.mesh, axes, shape)
+    return {"unembedding": jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=placed)}
+
+  def abstract_batch(self) -> AnyBatch | Taught:
     """Shapes, dtypes and shardings of a train batch."""
     shape, rows = (self.batch_size, self.rows.seq_len), sharding.batch_sharding(self.mesh)
     ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
     batch = Batch(ids, ids, ids, ids, jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows))
-    return batch if self.rows.sides == 1 else PairedBatch(batch, batch, ids, ids)
+    both = batch if self.rows.sides == 1 else PairedBatch(batch, batch, ids, ids)
+    if not self.separate:
+      return both
+    shape, dtype = (*shape, self.pair.teacher.config.dim), self.pair.teacher_dtype
+    hidden = jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
+    return Taught(both, hidden, (hidden,) * len(self.pair.teacher_taps))
 
   def lower_step(self) -> jax.stages.Lowered:
     """The train step, `(state, teacher_params, batch) -> (state, metrics)`, ready to compile."""
@@ -297,7 +361,8 @@ class Run:
       donate_argnums=0,
       compiler_options=self.compiler_options or None,
     )
-    return step.lower(state, self.abstract_teacher(), self.abstract_batch())
+    teacher = self._abstract_unembedding() if self.separate else self.abstract_teacher()
+    return step.lower(state, teacher, self.abstract_batch())
 
   def disk_bytes(self) -> int:
     """Bytes of the checkpoints (those that stay and one being written) and the export, about."""

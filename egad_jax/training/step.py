@@ -12,6 +12,7 @@ import optax
 from egad_jax.data.batches import AnyBatch
 from egad_jax.losses.method import Context, Method, State, Stats
 from egad_jax.training.guard import Guard, Spikes, Verdict
+from egad_jax.training.micro_batches import micro_batches
 from egad_jax.training.objective import Metrics, Objective
 
 Params = Any
@@ -36,17 +37,6 @@ class TrainState(NamedTuple):
 
 
 TrainStep = Callable[[TrainState, Params, AnyBatch], tuple[TrainState, Metrics]]
-
-
-def micro_batches(batch: AnyBatch, accumulation: int) -> AnyBatch:
-  """Splits the rows of a batch: [batch, seq] -> [accumulation, batch / accumulation, seq].
-
-  Micro-batch m takes rows m, m + accumulation, …: rows then stay on the device that holds them.
-  """
-  return jax.tree.map(
-    lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1),
-    batch,
-  )
 
 
 def summarize(stats: Stats, mask: jax.Array) -> Metrics:

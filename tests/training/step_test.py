@@ -19,8 +19,9 @@ from egad_jax.losses.method import Context, Method
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.model import make_model
 from egad_jax.training.guard import Guard
+from egad_jax.training.micro_batches import micro_batches
 from egad_jax.training.objective import Metrics, make_objective
-from egad_jax.training.step import TrainState, make_train_step, micro_batches
+from egad_jax.training.step import TrainState, make_train_step
 from egad_jax.training.teachers import colocated_teacher
 
 VOCAB, ROWS, SEQ = 64, 8, 16
