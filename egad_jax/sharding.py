@@ -80,7 +80,7 @@ def _by_slices(sizes: Sequence[int], devices: Sequence[Any], name: str) -> np.nd
   slices: dict[int, list[Any]] = {}
   for device in devices:
     # GPUs call every host a slice; any axis may go across those.
-    index = device.slice_index if device.platform == "tpu" else 0
+    index = getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
     slices.setdefault(index, []).append(device)
   counts = {index: len(members) for index, members in sorted(slices.items())}
   replicas, *rest = sizes

@@ -67,13 +67,25 @@ def test_a_mesh_that_does_not_fit_says_why(given, message):
 
 
 @pytest.fixture(scope="module")
-def slices():
-  """Two slices of 16 TPUs, of 4 processes each."""
+def environment():
+  """That of a plan, which libtpu reads."""
   before = dict(os.environ)
   prepare_environment("v5e:4x4")
-  yield topologies.get_topology_desc("v5e:4x4", "tpu", num_slices=2).devices
+  yield
   os.environ.clear()
   os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def slices(environment):
+  """Two slices of 16 TPUs, of 4 processes each."""
+  return topologies.get_topology_desc("v5e:4x4", "tpu", num_slices=2).devices
+
+
+def test_one_slice_needs_no_replicas(environment):
+  devices = topologies.get_topology_desc("v5e:4x4", "tpu").devices
+  assert not hasattr(devices[0], "slice_index")
+  assert mesh_of(fsdp=-1, devices=devices).devices.shape == (1, 1, 16, 1)
 
 
 @pytest.mark.parametrize(
