@@ -28,12 +28,15 @@ PROFILE = "profile"
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"
 
-# Changing these does not change what is trained, so a run may go on with new values.
+# Changing these changes nothing of what is trained, or (where things are) its rounding alone, so a
+# run may go on with new values.
 HARMLESS_KEYS = frozenset(
   {
     *("log_every", "compilation_cache", "checkpoint.every_steps", "checkpoint.every_seconds"),
     *("checkpoint.keep", "checkpoint.keep_best", "eval.prompts", "eval.sample_tokens"),
     *("eval.every_steps", "tensorboard", "guard.max_skipped"),
+    *("mesh.replica", "mesh.data", "mesh.fsdp", "mesh.tensor", "teacher.placement"),
+    *(f"teacher.mesh.{axis}" for axis in ("devices", "data", "fsdp", "tensor")),
     *("watchdog.step_seconds", "watchdog.other_seconds", "profile.start_step", "profile.steps"),
   }
 )

@@ -45,6 +45,14 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     "resumed on other devices and by other processes",
     lambda root, cache, quick: conditions.other_devices(root, cache),
   ),
+  "stuck": (
+    "one of two processes stands still",
+    lambda root, cache, quick: conditions.stuck(root, cache),
+  ),
+  "teacher": (
+    "the teacher's place",
+    lambda root, cache, quick: conditions.teacher_places(root, cache),
+  ),
   "two_runs": (
     "a second run in the workdir; the same command after the end",
     lambda root, cache, quick: conditions.two_runs(root, cache),

@@ -111,7 +111,7 @@ def other_devices(root: pathlib.Path, cache: pathlib.Path) -> Outcome:
   for start, name, (processes, devices, mesh) in [("eight", "same", (1, 8, ())), *plans]:
     workdir = root / f"{start} to {name}".replace(" ", "-").replace(",", "")
     shutil.copytree(root / start, workdir)
-    job = Job(workdir, cache, *FLAGS, *mesh, "--force", processes=processes, devices=devices)
+    job = Job(workdir, cache, *FLAGS, *mesh, processes=processes, devices=devices)
     codes = job.wait()
     if any(codes):
       wrong.append(f"{start} to {name}: codes {codes}: {job.text()[-300:]}")
@@ -143,3 +143,57 @@ def two_runs(root: pathlib.Path, cache: pathlib.Path) -> Outcome:
 def again(root: pathlib.Path, cache: pathlib.Path) -> Job:
   """The same command again."""
   return Job(root / "run", cache, *FLAGS)
+
+
+# Process 1 never gets its sixth batch.
+_STUCK = """
+import runpy, sys, time
+from egad_jax.data import pipeline
+batches = pipeline.train_batches
+def stuck(*args, **options):
+  for i, batch in enumerate(batches(*args, **options)):
+    if i == 5 and "--process_id=1" in sys.argv:
+      time.sleep(10**6)
+    yield batch
+pipeline.train_batches = stuck
+runpy.run_path("launch/run.py", run_name="__main__")
+"""
+
+
+def stuck(root: pathlib.Path, cache: pathlib.Path) -> Outcome:
+  """One of two processes stands still, alive: both end, with the stacks of all threads."""
+  job = Job(
+    *(root / "run", cache, *FLAGS, "--config.watchdog.step_seconds=8"),
+    processes=2,
+    command=("-c", _STUCK, "--config=configs/tiny.py"),
+  )
+  codes, texts = job.wait(), [job.text(0), job.text(1)]
+  # Whichever watchdog is first ends its process; the other may hear of that before its own.
+  ended = 1 in codes and not set(codes) & {0, 2, 75}
+  told = any("Thread 0x" in text for text in texts)
+  wrong = [] if ended and told else [f"codes {codes}: {texts[1][-800:]}"]
+  return Outcome(1, int(not wrong), "exit codes, stacks", "; ".join(wrong) or f"codes {codes}")
+
+
+def teacher_places(root: pathlib.Path, cache: pathlib.Path) -> Outcome:
+  """The teacher on the student's devices, on devices of its own, and in host memory."""
+  places = {
+    "device": ("--config.mesh.fsdp=4", 4),
+    "own": ("--config.teacher.mesh.devices=4", 8),
+    "host": ("--config.teacher.placement=host", 4),
+  }
+  losses, wrong = {}, []
+  for name, (flag, devices) in places.items():
+    job = Job(root / name, cache, *FLAGS, flag, devices=devices)
+    codes = job.wait()
+    if codes != [0]:
+      wrong.append(f"{name}: codes {codes}: {job.text()[-300:]}")
+    losses[name] = [r["loss"] for r in lines(root / name / "metrics.jsonl")]
+  most = 0.0
+  if not wrong:
+    most = max(
+      float(np.max(np.abs(np.divide(losses[name], losses["device"]) - 1))) for name in places
+    )
+    wrong += [f"losses differ by {most:.1e}"] if most > 1e-5 else []
+  notes = "; ".join(wrong) or f"losses of {STEPS} steps differ by {most:.1e} at most"
+  return Outcome(3, 3 - len(wrong), "loss to 1e-5", notes)

@@ -53,7 +53,7 @@ def test_a_signal_to_one_of_two_ends_both_and_one_alone_goes_on(cache, alone, tm
   assert job.wait() == [75, 75], job.text()
   saved = max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
   assert 2 <= saved <= STEPS
-  assert Job(tmp_path / "run", cache, *FLAGS, "--force").wait() == [0]
+  assert Job(tmp_path / "run", cache, *FLAGS).wait() == [0]
   np.testing.assert_allclose(losses(tmp_path / "run"), alone, rtol=1e-5)
 
 
