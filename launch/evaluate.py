@@ -23,13 +23,13 @@ CHECKPOINT = command_line.required(
 def main() -> None:
   """Restores the student and prints its evaluation."""
   from egad_jax import build
-  from egad_jax.training import checkpoints
+  from egad_jax.training import restoring
   from egad_jax.training.programs import Programs
 
   config = command_line.config(CONFIG)
-  workdir, step = checkpoints.locate(CHECKPOINT.value)
+  workdir, step = restoring.locate(CHECKPOINT.value)
   run = build.build(config, workdir)
-  step, state = checkpoints.restore_state(workdir, step, run.abstract_state())
+  step, state = restoring.restore_state(workdir, step, run.abstract_state())
   result = Programs(run).evaluate(state)
   print(json.dumps({"step": step} | {k: result[k] for k in ("tokens", "student", "teacher")}))
 

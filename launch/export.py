@@ -24,14 +24,14 @@ def main() -> None:
   import jax
 
   from egad_jax import build
-  from egad_jax.training import checkpoints, results
+  from egad_jax.training import restoring, results
   from egad_jax.training import workdir as files
   from egad_jax.training.storage import read_json
 
-  workdir, step = checkpoints.locate(CHECKPOINT.value)
+  workdir, step = restoring.locate(CHECKPOINT.value)
   config = command_line.stored_config(workdir / files.CONFIG)
   run = build.build(config, workdir)
-  step, state = checkpoints.restore_state(workdir, step, run.abstract_state())
+  step, state = restoring.restore_state(workdir, step, run.abstract_state())
   # What was measured holds for the last step alone; of another one the card claims nothing.
   summary = read_json(workdir / files.SUMMARY) if step == run.steps else None
   results.export(

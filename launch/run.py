@@ -7,9 +7,11 @@ docs/running.md.
 
 from __future__ import annotations
 
+import os
 import pathlib
 import sys
 import time
+import traceback
 
 _STARTED = time.monotonic()
 # So that `launch` and `configs` are found from any working directory.
@@ -60,6 +62,12 @@ def main() -> int:
   except (FloatingPointError, CheckpointError) as error:
     print(f"run.py: {error}", file=sys.stderr)
     return 1
+  except Exception as error:
+    if isinstance(error, InputError) or not processes.joined():
+      raise
+    # An orderly end would wait for processes that wait for this one.
+    traceback.print_exc()
+    os._exit(1)
   return 0
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import jax
 
 from egad_jax import processes
+from egad_jax.errors import InputError
 from egad_jax.training import results
 from egad_jax.training import workdir as files
 from egad_jax.training.bad_batch import note_skipped
-from egad_jax.training.checkpoints import Checkpoints
+from egad_jax.training.checkpoints import CheckpointError, Checkpoints
 from egad_jax.training.goodput import Goodput, describe
 from egad_jax.training.lines import Lines
 from egad_jax.training.metrics import MetricLog, averages
@@ -28,6 +29,8 @@ from egad_jax.training.watchdog import Watchdog
 from egad_jax.training.workdir import Workdir
 
 _LOG = logging.getLogger(__name__)
+# What ends all processes of a run at the same place.
+_TOGETHER = (InputError, Preempted, CheckpointError, FloatingPointError)
 
 
 def _pass() -> None:
@@ -292,8 +295,13 @@ def _train(
     session = _Session(run, workdir, checkpoints, preemption, clock, profiler)
     try:
       session.train()
-      return session.finish()
+      summary = session.finish()
     finally:
       session.log.close()
-  finally:
-    checkpoints.close()
+  except Exception as error:
+    # Of trouble that it has alone a process tells the others by ending, not by waiting for them.
+    if not processes.joined() or isinstance(error, _TOGETHER):
+      checkpoints.close()
+    raise
+  checkpoints.close()
+  return summary

@@ -18,7 +18,7 @@ from egad_jax.head import head_on_mesh
 from egad_jax.head.chunked import Head
 from egad_jax.losses.method import Context, Method, State
 from egad_jax.models.model import Model
-from egad_jax.training import checkpoints, evaluation
+from egad_jax.training import evaluation, restoring
 from egad_jax.training.aligned import (
   AlignedHead,
   RowLoss,
@@ -291,7 +291,7 @@ class Run:
       method_state=jax.tree.map(lambda _: whole, shapes.method_state),
       guard=jax.tree.map(lambda _: whole, shapes.guard),
     )
-    return checkpoints.abstract(shapes, shardings)
+    return restoring.abstract(shapes, shardings)
 
   def place_student(self) -> TrainState:
     """The initial state on the devices; random parameters never exist unsharded."""
@@ -309,7 +309,7 @@ class Run:
     shardings = sharding.parameter_shardings(
       *(self.teacher_mesh, teacher.logical_axes(), shapes), layers_on_host=self.teacher_on_host
     )
-    return checkpoints.abstract(shapes, shardings)
+    return restoring.abstract(shapes, shardings)
 
   def place_teacher(self) -> Params:
     """The teacher's parameters on the devices, in the teacher's dtype."""

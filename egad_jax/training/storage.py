@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +39,25 @@ def write_text(path: epath.Path, text: str) -> None:
 def write_json(path: epath.Path, value: Any) -> None:
   """`write_text` of a JSON value, NaN as null."""
   write_text(path, json.dumps(finite_or_none(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def move(directory: epath.Path, target: epath.Path) -> None:
+  """Renames a directory; in an object store copies its objects and deletes them."""
+  if is_local(directory):
+    directory.rename(target)
+    return
+  for source in directory.rglob("*"):
+    if not source.is_dir():
+      source.copy(target / source.relative_to(directory))
+  directory.rmtree()
+
+
+def delete(directory: epath.Path) -> None:
+  """Deletes a directory as far as it can be."""
+  if is_local(directory):
+    shutil.rmtree(directory, ignore_errors=True)
+  elif directory.exists():
+    directory.rmtree()
 
 
 def read_json(path: epath.Path) -> Any:

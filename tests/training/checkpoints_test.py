@@ -21,7 +21,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from egad_jax.errors import InputError
 from egad_jax.training import checkpoints as module
-from egad_jax.training.checkpoints import CheckpointError, Checkpoints, restore_state
+from egad_jax.training import restoring
+from egad_jax.training.checkpoints import CheckpointError, Checkpoints
+from egad_jax.training.restoring import restore_state
 from tests.faults.damage import damage_cases, falls_back
 
 NAME = module.__name__
@@ -42,7 +44,7 @@ def make_state(step, rows=16):
 
 
 def like(state):
-  return module.abstract(state, jax.tree.map(lambda x: x.sharding, state))
+  return restoring.abstract(state, jax.tree.map(lambda x: x.sharding, state))
 
 
 LIKE = like(make_state(0))
