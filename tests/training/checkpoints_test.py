@@ -194,7 +194,7 @@ def test_a_config_that_does_not_fit_is_refused_and_nothing_moved(copy, monkeypat
 
 
 def test_another_format_is_refused_and_nothing_moved(tmp_path, monkeypatch):
-  monkeypatch.setattr(module, "_FORMAT", 7)
+  monkeypatch.setattr(restoring, "_FORMAT", 7)
   write(tmp_path / "checkpoints", 10)
   monkeypatch.undo()
   with pytest.raises(InputError, match="has format 7, this version reads 1"):
