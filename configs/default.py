@@ -37,7 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
   # What the source must have, a name of models/architectures.py; plans read no files. "": any.
   teacher.architecture = ""
   teacher.dtype = "bfloat16"  # Of its parameters and compute: bfloat16 or float32.
-  # Where the parameters of its layers lie: device, or host (copied to the devices layer by layer).
+  # Where the matrices of its layers lie: device, or host (copied to the devices layer by layer).
   teacher.placement = "device"
   # Devices of its own, the last so many; the student's mesh is of the others. 0: none, they share.
   teacher.mesh = ml_collections.ConfigDict()

@@ -141,12 +141,14 @@ def parameter_shardings(
     logical_axes: tree of tuples of logical names, of the same structure as the parameters.
     shapes: the parameters, or their `jax.ShapeDtypeStruct`s. An axis that its mesh axes do not
       divide stays whole.
-    layers_on_host: whether what is stacked over layers lies in the memory of the devices' host.
+    layers_on_host: whether the matrices of layers lie in the memory of the devices' host.
   """
 
   def of_leaf(leaf, axes):
     found = NamedSharding(mesh, _dividing(partition_spec(axes), leaf.shape, mesh))
-    return found.with_memory_kind(HOST) if layers_on_host and "layers" in axes else found
+    # TPUs do not slice vectors of two bytes a value out of host memory; they are small.
+    on_host = layers_on_host and "layers" in axes and len(axes) > 2
+    return found.with_memory_kind(HOST) if on_host else found
 
   return jax.tree.map(of_leaf, shapes, logical_axes)
 

@@ -28,16 +28,16 @@ def make_meshes(config: Config, devices: Any = None) -> tuple[Any, Any]:
       f"config.teacher.mesh.devices ({own}) leaves none of the {len(devices)} devices to the "
       "student; use fewer, or 0 to share them all."
     )
+  if own and len({device.process_index for device in devices}) > 1:
+    raise InputError(
+      f"config.teacher.mesh.devices ({own}) needs all devices in one process, since hidden states "
+      "go from the teacher's to the student's; with several processes use 0, and "
+      "config.teacher.placement=host if memory is short."
+    )
   mesh = sharding.make_mesh(config.mesh, devices[: len(devices) - own])
   _check_divides(config, mesh, "mesh")
   teacher_mesh = mesh
   if own:
-    if len({device.process_index for device in devices}) > 1:
-      raise InputError(
-        f"config.teacher.mesh.devices ({own}) needs all devices in one process, since hidden "
-        "states go from the teacher's to the student's; with several processes use 0, and "
-        "config.teacher.placement=host if memory is short."
-      )
     axes = {"replica": 1, **config.teacher.mesh}
     teacher_mesh = sharding.make_mesh(axes, devices[-own:], name="teacher.mesh")
     _check_divides(config, teacher_mesh, "teacher.mesh")

@@ -62,7 +62,7 @@ def make_model(
     constrain: pins an activation to the device mesh by the logical names of its axes; Flax's own
       does nothing unless its rules are set.
     attention: how `apply` attends within its rows; `decode` always does as `attention.XLA`.
-    layers_on_host: the layers' parameters come in host memory; each is copied when it is due.
+    layers_on_host: parameters of layers may come in host memory; each is copied when it is due.
 
   Raises:
     ValueError: if `remat` is unknown.

@@ -92,7 +92,7 @@ class Run:
     rows: the packed data.
     mesh: the student's devices.
     teacher_mesh: the teacher's: the same mesh, or one of other devices.
-    teacher_on_host: whether the parameters of the teacher's layers lie in host memory.
+    teacher_on_host: whether the matrices of the teacher's layers lie in host memory.
     tx: the optimizer.
     learning_rate: schedule inside `tx`.
     progress: schedule of the curriculum, step -> phi.
