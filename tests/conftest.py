@@ -1,15 +1,52 @@
-"""Session settings: CPU with 8 virtual devices, before jax is imported anywhere."""
+"""Session settings, before jax is imported: CPU with 8 virtual devices. An object store."""
 
 from __future__ import annotations
 
 import os
+from typing import ClassVar
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
 
+import fsspec
 import jax
+import pytest
+from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
 
 # A silent broadcast between ranks is how masks and weights go wrong.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+class Bucket(MemoryFileSystem):
+  """Stands in for an object store: whole objects only, no appending, no renaming."""
+
+  protocol = ("gcs", "gs")
+  store: ClassVar = {}
+  pseudo_dirs: ClassVar = [""]
+
+  @classmethod
+  def _strip_protocol(cls, path):
+    return "/" + path.removeprefix("gs://").strip("/")
+
+  def _open(self, path, mode="rb", **options):
+    assert not set(mode) & {"a", "+"}, f"object stores cannot open with {mode}"
+    return super()._open(path, mode, **options)
+
+  def mv(self, *_, **__):
+    raise AssertionError("object stores cannot rename")
+
+  rename = move = mv
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+  """A directory gs://bucket/run in an empty stand-in for an object store."""
+  monkeypatch.setattr(Bucket, "store", {})
+  monkeypatch.setattr(Bucket, "pseudo_dirs", [""])
+  fsspec.register_implementation("gcs", Bucket, clobber=True)
+  Bucket.clear_instance_cache()
+  fsspec.filesystem("gcs").mkdir("bucket")
+  return epath.Path("gs://bucket/run")

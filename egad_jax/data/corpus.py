@@ -164,9 +164,15 @@ def _open_source(source: str) -> tuple[list[pathlib.Path], _Reader]:
   return files, lambda bad: documents.read_documents(files, bad)
 
 
-def _state_of(files: Iterable[pathlib.Path]) -> list[list[Any]]:
+def _state_of(files: Iterable[Any]) -> list[list[Any]]:
   stats = ((path, path.stat()) for path in files)
-  return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+  return [
+    # Paths of an object store have a stat of their own.
+    [str(path), stat.length, stat.mtime]
+    if isinstance(path, epath.Path)
+    else [str(path), stat.st_size, stat.st_mtime_ns]
+    for path, stat in stats
+  ]
 
 
 def _position(text: str, seed: int) -> float:

@@ -6,8 +6,10 @@ import glob
 import json
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from absl import logging
+from etils import epath
 
 from egad_jax.errors import InputError
 
@@ -47,13 +49,14 @@ def find_files(source: str) -> list[pathlib.Path]:
 
   Args:
     source: a file, a directory (searched in depth for *.txt, *.md and *.jsonl; hidden files are
-      left out), or a glob pattern.
+      left out), or a glob pattern; also in an object store, gs://BUCKET/…, where directories are
+      not searched in depth.
 
   Raises:
     InputError: if there is nothing to read, or a file of an unknown kind.
   """
   try:
-    path = pathlib.Path(source).expanduser()
+    path = epath.Path(source) if "://" in source else pathlib.Path(source).expanduser()
     files = sorted((file for file in _named(source, path) if not file.is_dir()), key=str)
   except InputError:
     raise
@@ -78,8 +81,10 @@ def find_files(source: str) -> list[pathlib.Path]:
   return files
 
 
-def _named(source: str, path: pathlib.Path) -> Iterable[pathlib.Path]:
+def _named(source: str, path: Any) -> Iterable[Any]:
   """The files, and perhaps directories, that a source names."""
+  if path.is_dir() and isinstance(path, epath.Path):
+    return [file for file in path.iterdir() if file.suffix in SUFFIXES]
   if path.is_dir():
     return [
       file
@@ -90,6 +95,10 @@ def _named(source: str, path: pathlib.Path) -> Iterable[pathlib.Path]:
   if path.exists():
     return [path]
   if glob.has_magic(source):
+    if isinstance(path, epath.Path):
+      fixed = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
+      pattern = "/".join(path.parts[fixed:])
+      return path.parents[len(path.parts) - fixed - 1].glob(pattern)
     return map(pathlib.Path, glob.glob(str(path), recursive=True))
   raise InputError(
     f"data.source {source!r}: no such file or directory, and not a glob pattern. Give a .txt, "

@@ -46,10 +46,17 @@ def move(directory: epath.Path, target: epath.Path) -> None:
   if is_local(directory):
     directory.rename(target)
     return
-  for source in directory.rglob("*"):
-    if not source.is_dir():
-      source.copy(target / source.relative_to(directory))
+  _copy(directory, target)
   directory.rmtree()
+
+
+def _copy(directory: epath.Path, target: epath.Path) -> None:
+  for source in directory.iterdir():
+    if source.is_dir():
+      _copy(source, target / source.name)
+    else:
+      target.mkdir(parents=True, exist_ok=True)
+      source.copy(target / source.name)
 
 
 def delete(directory: epath.Path) -> None:

@@ -139,3 +139,18 @@ def test_what_is_no_file_is_refused(tmp_path):
 def test_impossible_names_are_refused(name):
   with pytest.raises(InputError, match=r"data\.source"):
     documents.find_files(name)
+
+
+def test_files_of_an_object_store_are_found_and_read(bucket):
+  data = bucket / "data"
+  data.mkdir(parents=True)
+  for name in ("b.txt", "a.txt", "c.md", "d.bin"):
+    (data / name).write_text(f"text of {name}")
+  found = documents.find_files(str(data))
+  assert [str(file) for file in found] == [f"{data}/{n}" for n in ("a.txt", "b.txt", "c.md")]
+  assert documents.find_files(f"{data}/*.txt") == found[:2]
+  assert documents.find_files(f"{data}/a.txt") == found[:1]
+  texts = documents.read_documents(found, documents.BadRecords(0))
+  assert list(texts) == ["text of a.txt", "text of b.txt", "text of c.md"]
+  with pytest.raises(InputError, match="no such file or directory"):
+    documents.find_files(f"{bucket}/none")

@@ -59,3 +59,15 @@ def test_only_a_process_that_writes_writes(directory):
   reader = Workdir(directory, writes=False)
   reader.write_json("x.json", 1)
   assert reader.read_json("x.json") is None
+
+
+def test_a_directory_is_moved_and_deleted(directory):
+  for name in ("a/x", "a/b/y"):
+    (directory / name).parent.mkdir(parents=True, exist_ok=True)
+    (directory / name).write_text(name)
+  storage.move(directory / "a", directory / "c")
+  assert not (directory / "a").exists()
+  assert (directory / "c" / "b" / "y").read_text() == "a/b/y"
+  storage.delete(directory / "c")
+  assert not (directory / "c").exists()
+  storage.delete(directory / "c")
