@@ -78,3 +78,10 @@ def test_unknown_dtype_is_refused_before_anything_is_written(tmp_path, config, p
   with pytest.raises(InputError, match="dtype must be one of"):
     export_student(tmp_path / "a", config, params, tokenizer(), model_card=CARD, dtype="fp8")
   assert not list(tmp_path.iterdir())
+
+
+def test_export_to_an_object_store_holds_the_same_bytes(tmp_path, bucket, config, params):
+  local = export_student(tmp_path / "export", config, params, tokenizer(), model_card=CARD)
+  remote = export_student(bucket / "export", config, params, tokenizer(), model_card=CARD)
+  read = lambda path: {p.name: p.read_bytes() for p in path.iterdir()}
+  assert read(remote) == read(local)
