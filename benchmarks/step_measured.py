@@ -50,12 +50,12 @@ def random_batch(run: Run) -> AnyBatch:
   return batch
 
 
-class _Timed:
+class Timed:
   """One variant: its state on the device, its program and the times of its steps."""
 
   def __init__(self, run: Run, teacher_params: Any):
     self._program = run.lower_step().compile()
-    self._state = run.place_student()
+    self.state = run.place_student()
     self._teacher_params = teacher_params
     self._batch = sharding.place_batch(random_batch(run), run.mesh)
     self.seconds: list[float] = []
@@ -63,12 +63,17 @@ class _Timed:
   def step(self) -> float:
     """Takes a step; the training goes on from it."""
     started = time.monotonic()
-    self._state, metrics = self._program(self._state, self._teacher_params, self._batch)
-    jax.block_until_ready((self._state, metrics))
+    self.state, metrics = self._program(self.state, self._teacher_params, self._batch)
+    jax.block_until_ready((self.state, metrics))
+    self._metrics = metrics
     total, count = metrics["finite"]
     if not jnp.all(total == count):
       raise FloatingPointError("a step was not finite, so that its time means nothing.")
     return time.monotonic() - started
+
+  def values(self) -> dict[str, float]:
+    """Averages of the last step's metrics."""
+    return averages(jax.device_get(self._metrics))
 
 
 def measured(
@@ -83,7 +88,7 @@ def measured(
   """
   began = time.monotonic()
   jax.config.update("jax_enable_compilation_cache", False)
-  timed: dict[str, _Timed] = {}
+  timed: dict[str, Timed] = {}
   teacher_params = student_params = None
   for label, config in variants:
     started = time.monotonic()
@@ -92,7 +97,7 @@ def measured(
       teacher_params = run.place_teacher()
       student_params = jax.device_get(run.place_student().params["student"])
     pair = dataclasses.replace(run.pair, student_params=student_params)
-    timed[label] = _Timed(dataclasses.replace(run, pair=pair), teacher_params)
+    timed[label] = Timed(dataclasses.replace(run, pair=pair), teacher_params)
     timed[label].step()
     report(f"measured {label}: ready in {time.monotonic() - started:.0f} s")
   order = list(timed)
