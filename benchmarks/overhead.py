@@ -1,8 +1,8 @@
 """What asynchronous saving and watching cost a run: python -m benchmarks.overhead [--rounds=3]
 
-Sections of steps in turn: bare; with a checkpoint begun at the first; with clock, watchdog, profiler
-and utilization around every step and a line of metrics after it. On this machine's CPU, in which
-writing takes time from computing that it would not take from an accelerator.
+Sections of steps in turn: bare; with a checkpoint begun at the first; with clock, watchdog,
+profiler and utilization around every step and a line of metrics after it. On this machine's CPU,
+where writing takes time from computing that it would not take from an accelerator.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ def main() -> None:
   """Prints the table."""
   import jax
 
-  from benchmarks.markdown import table
   from benchmarks.step_measured import Timed, small_config
   from egad_jax import build
   from egad_jax.training.checkpoints import Checkpoints
@@ -83,14 +82,21 @@ def main() -> None:
       checkpoints.wait()
     for thing in (log, watchdog, profiler, checkpoints):
       thing.close()
+  print(_table(took))
+  sections = f"{STEPS.value} steps a section, {ROUNDS.value} of each"
+  print(f"\n{sections}; a checkpoint has {size / 2**20:.0f} MiB.")
+
+
+def _table(took: dict[str, list[float]]) -> str:
+  from benchmarks.markdown import table
+
   rows = []
   for name, seconds in took.items():
     ratios = [a / b for a, b in zip(seconds, took["bare"], strict=True)]
     spread = f"{min(ratios):.4f} to {max(ratios):.4f}"
     median = statistics.median(seconds) / STEPS.value
     rows.append((name, f"{median:.3f}", f"{statistics.median(ratios):.4f}", spread))
-  print(table(("section", "step, s", "over bare", "spread"), rows))
-  print(f"\n{STEPS.value} steps a section, {ROUNDS.value} of each; a checkpoint has {size / 2**20:.0f} MiB.")
+  return table(("section", "step, s", "over bare", "spread"), rows)
 
 
 if __name__ == "__main__":

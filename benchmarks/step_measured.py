@@ -16,6 +16,7 @@ from benchmarks.markdown import table
 from configs import tiny
 from egad_jax import build, sharding
 from egad_jax.data.batches import AnyBatch, Batch, PairedBatch
+from egad_jax.training.metrics import averages
 from egad_jax.training.run import Run
 
 # No round starts later, unless there are too few.
@@ -51,7 +52,12 @@ def random_batch(run: Run) -> AnyBatch:
 
 
 class Timed:
-  """One variant: its state on the device, its program and the times of its steps."""
+  """One variant: its state on the device, its program and the times of its steps.
+
+  Attributes:
+    state: of the training.
+    seconds: of the steps that count.
+  """
 
   def __init__(self, run: Run, teacher_params: Any):
     self._program = run.lower_step().compile()
