@@ -172,7 +172,8 @@ class _Session:
     if self.step and self.saved_step != self.step:
       self.save()
     self._wait_until_saved()
-    self.clock.note(self.step)
+    if self.step:
+      self.clock.note(self.step)
     _LOG.info("saved step %d of %d; run the same command to resume", self.step, self.run.steps)
     raise Preempted
 

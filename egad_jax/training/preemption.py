@@ -98,7 +98,10 @@ class Preemption:
     finally:
       with self._lock:
         self._by_loop = False
-    if self._noticed.is_set():
+        late = self._noticed.is_set()
+    from egad_jax import processes
+
+    if processes.any_of_them(late):
       raise Preempted  # It came after the last question; the loop has ended with all saved.
 
   def requested(self) -> bool:
