@@ -77,6 +77,18 @@ def test_trees_have_the_bytes_of_their_arrays(vanilla, planned):
     assert bytes_of(arrays) <= planned.arguments_bytes[tree] < 20 * bytes_of(arrays), tree
 
 
+def test_a_teacher_in_host_memory_takes_none_of_its_matrices_on_a_device(devices, planned):
+  host = {"teacher__placement": "host", "teacher__dtype": "bfloat16"}
+  run = build.plan_run(changed(attention="xla", **LARGE_MATMULS | host), devices)
+  found = planning.plan(run, SLICE, config="host")
+  sizes = {"pinned_host": 0, None: 0}
+  for x in jax.tree.leaves(run.abstract_teacher()):
+    sizes[x.sharding.memory_kind] += math.prod(x.sharding.shard_shape(x.shape))
+  # The other plan is of four bytes a value.
+  freed = planned.arguments_bytes["teacher"] - 4 * sizes["pinned_host"]
+  assert 2 * sizes[None] <= found.arguments_bytes["teacher"] <= freed
+
+
 def test_flops_of_the_heads_are_the_least_possible(vanilla):
   run, compiled = vanilla
   program = Program(compiled.as_text(), traced_trips=planning.head_chunks(run, ""))
