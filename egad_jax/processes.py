@@ -157,13 +157,6 @@ def wait(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
-def same_everywhere(value: int) -> int:
-  """Process 0's value (below 2^31), on all."""
-  if not joined():
-    return value
-  return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
-
-
 def fetch(tree: Any) -> Any:
   """Whole arrays on the host, whichever processes hold their parts; all must call it."""
   if not joined():

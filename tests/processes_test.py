@@ -1,0 +1,86 @@
+"""How the processes of a run are found in flags and environments."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+from egad_jax import processes
+from egad_jax.errors import InputError
+
+SLURM = {
+  **{"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2"},
+  **{"SLURM_PROCID": "1", "SLURM_LOCALID": "0"},
+}
+OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}
+OPEN_MPI_4 = OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1:34911"}
+EXPLICIT = {
+  **{"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"},
+}
+
+
+@pytest.fixture
+def initialized(monkeypatch):
+  """The positional arguments of every call of jax.distributed.initialize."""
+  calls = []
+  monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **_: calls.append(a))
+  monkeypatch.setattr(processes.glob, "glob", lambda pattern: [])
+  return calls
+
+
+@pytest.mark.parametrize(
+  ("given", "environment", "calls"),
+  [
+    ((), {}, []),
+    (("host:1", 2, 0), {}, [("host:1", 2, 0)]),
+    (("host:1", 1, 0), {}, []),
+    ((None, 1, 0), {}, []),
+    ((), EXPLICIT, [("host:1", 2, 1)]),
+    (("other:2", 3, 2), EXPLICIT, [("other:2", 3, 2)]),
+    # JAX reads the rest of these itself.
+    ((), SLURM, [()]),
+    ((), SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, []),
+    ((), OPEN_MPI_4, [()]),
+    # Open MPI 5 does not say where process 0 is.
+    (("host:1", None, None), OPEN_MPI, [("host:1", 4, 3)]),
+    # A shell inside an allocation is no step of it.
+    ((), {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, []),
+  ],
+)
+def test_joins_what_flags_or_the_environment_say(initialized, given, environment, calls):
+  processes.join(*given, environment=environment)
+  assert initialized == calls
+
+
+def test_a_tpu_host_asks_jax_unless_another_platform_is_set(initialized, monkeypatch):
+  monkeypatch.setattr(processes.glob, "glob", lambda pattern: ["/dev/accel0"])
+  monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: True)
+  processes.join(environment={"JAX_PLATFORMS": "cpu"})
+  assert initialized == []
+  processes.join(environment={})
+  assert initialized == [()]
+
+
+@pytest.mark.parametrize(
+  ("given", "environment", "message"),
+  [
+    (("host:1", 2, None), {}, "--process_id must be given too"),
+    ((None, 2, 0), {}, "--coordinator_address must be given too"),
+    ((), OPEN_MPI, "--coordinator_address must be given too"),
+    (("host:1", 2, 2), {}, "from 0 to --num_processes - 1; got 2 of 2"),
+    (("host", 2, 0), {}, "must be HOST:PORT; got 'host'"),
+    ((), EXPLICIT | {"JAX_NUM_PROCESSES": "two"}, "must be integers; got 'two'"),
+  ],
+)
+def test_half_of_it_is_refused(initialized, given, environment, message):
+  with pytest.raises(InputError, match=message):
+    processes.join(*given, environment=environment)
+  assert initialized == []
+
+
+def test_one_process_needs_nobody():
+  assert processes.is_first()
+  assert processes.together(lambda: 3, first_alone=True) == 3
+  assert processes.any_of_them(True)
+  assert not processes.any_of_them(False)
+  assert processes.fetch({"a": jax.numpy.arange(2)})["a"].tolist() == [0, 1]
