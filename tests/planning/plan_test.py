@@ -81,12 +81,12 @@ def test_a_teacher_in_host_memory_takes_none_of_its_matrices_on_a_device(devices
   host = {"teacher__placement": "host", "teacher__dtype": "bfloat16"}
   run = build.plan_run(changed(attention="xla", **LARGE_MATMULS | host), devices)
   found = planning.plan(run, SLICE, config="host")
-  sizes = {"pinned_host": 0, None: 0}
+  sizes = {"pinned_host": 0, "device": 0}
   for x in jax.tree.leaves(run.abstract_teacher()):
     sizes[x.sharding.memory_kind] += math.prod(x.sharding.shard_shape(x.shape))
   # The other plan is of four bytes a value.
   freed = planned.arguments_bytes["teacher"] - 4 * sizes["pinned_host"]
-  assert 2 * sizes[None] <= found.arguments_bytes["teacher"] <= freed
+  assert 2 * sizes["device"] <= found.arguments_bytes["teacher"] <= freed
 
 
 def test_flops_of_the_heads_are_the_least_possible(vanilla):
