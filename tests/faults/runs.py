@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Wall-clock numbers differ from run to run; everything else must not.
@@ -116,10 +117,12 @@ def lines(path: pathlib.Path) -> list[dict[str, Any]]:
 
 def saved_state(workdir: pathlib.Path, step: int) -> list[tuple[str, np.ndarray]]:
   """(path, array) of every leaf of a checkpoint."""
-  with ocp.CheckpointManager(workdir / "checkpoints", item_names=("state", "meta")) as manager:
-    state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
-    flat = jax.tree_util.tree_leaves_with_path(state["state"])
-    return [(jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in flat]
+  reader, path = ocp.PyTreeCheckpointer(), epath.Path(workdir) / "checkpoints" / str(step) / "state"
+  as_numpy = jax.tree.map(
+    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree
+  )
+  flat = jax.tree_util.tree_leaves_with_path(reader.restore(path, restore_args=as_numpy))
+  return [(jax.tree_util.keystr(key), np.asarray(leaf)) for key, leaf in flat]
 
 
 def difference(one: pathlib.Path, other: pathlib.Path, step: int) -> str:

@@ -40,9 +40,6 @@ def test_four_processes_train_as_one_does(cache, alone, tmp_path):
   # What all would say alike is said once.
   assert "step 8/8" in job.text()
   assert "step 8/8" not in job.text(1)
-  again = Job(tmp_path / "run", cache, *FLAGS, processes=4)
-  assert again.wait() == [0] * 4, again.text()
-  assert "nothing to do" in again.text()
 
 
 def test_a_signal_to_one_of_two_ends_both_and_one_alone_goes_on(cache, alone, tmp_path):

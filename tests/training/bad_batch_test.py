@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from configs import tiny
 from egad_jax import build
 from egad_jax.data import pipeline
 from egad_jax.data.batches import Batch, PairedBatch
 from egad_jax.training import bad_batch, loop
+from egad_jax.training.restoring import restore_state
 from egad_jax.training.workdir import Workdir
 
 STEPS, BATCH = 8, 4
@@ -72,11 +74,7 @@ def lines_of(directory):
 
 
 def state_at(run, directory, step):
-  checkpoints = loop.Checkpoints(directory / "checkpoints", keep=run.keep)
-  try:
-    return checkpoints.restore(step, run.abstract_state())[0]
-  finally:
-    checkpoints.close()
+  return restore_state(epath.Path(directory), step, run.abstract_state())[1]
 
 
 @pytest.fixture(scope="module")

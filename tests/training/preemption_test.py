@@ -18,9 +18,12 @@ import hashlib, sys, time
 from egad_jax.training.preemption import Preempted, Preemption
 preemption = Preemption()
 preemption.watch()
-blocked = lambda: hashlib.pbkdf2_hmac("sha256", b"", b"", 10**8)  # A minute in C.
+def blocked():
+  print("ready", flush=True)
+  hashlib.pbkdf2_hmac("sha256", b"", b"", 10**8)  # A minute in C.
 def loop():
   with preemption.between_steps():
+    print("ready", flush=True)
     for step in range(600):
       if preemption.requested():
         print("saving", flush=True)
@@ -28,7 +31,6 @@ def loop():
         print("saved", flush=True)
         raise Preempted
       time.sleep(0.05)
-print("ready", flush=True)
 try:
   {"blocked": blocked, "loop": loop}[sys.argv[1]]()
 except Preempted:

@@ -53,7 +53,7 @@ def make(tmp_path_factory):
 def trained(programs):
   """The losses of some steps from a filled state, and that state."""
   filled = programs.fill(programs.run.place_student())
-  step, state, losses = programs.compile_step(), filled, []
+  step, state, losses = programs.compile(filled), filled, []
   # The step takes the memory of its state.
   state = jax.tree.map(jnp.copy, filled)
   for batch in itertools.islice(programs.train_batches(0), STEPS):
