@@ -115,7 +115,8 @@ def _kernel_cycles(program: Program, chip: str, sizes: Sizes) -> float:
   for kernel in program.kernels:
     name = kernel.name.split(".")[0]
     if name in ("teacher_logits", "student_logits", "logits_gradient"):
-      chunk = sizes.tokens // kernel.calls  # Chunks of these sizes divide the tokens.
+      # The last chunk may be filled up: all are whole pairs of vectors, `kernel_chunk_size`.
+      chunk = -(-sizes.tokens // (kernel.calls * 256)) * 256
       total += kernel.calls * _schedules(chip, chunk, sizes)[name]
     else:
       seconds = kernel.seconds(facts.flops_per_second, facts.hbm_bytes_per_second)
