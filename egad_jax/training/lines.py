@@ -44,28 +44,33 @@ class Lines:
     self._path, self._writes, self._local = path, writes, is_local(path)
     self.records = [r for r in read_lines(path) if r["step"] <= last_step]
     self._text = "".join(json.dumps(record) + "\n" for record in self.records)
-    self._written, self._failing, self._uploaded = len(self._text.encode()), False, time.monotonic()
+    self._written, self._waiting = len(self._text.encode()), ""
+    self._failing, self._uploaded = False, time.monotonic()
     if writes:
       write_text(path, self._text)
+    if self._local:
+      self._text = ""  # Only what is new is written from here on.
 
   def append(self, record: Mapping[str, Any]) -> None:
     """Adds one record."""
     self.records.append(finite_or_none(record))
-    self._text += json.dumps(self.records[-1]) + "\n"
+    self._waiting += json.dumps(self.records[-1]) + "\n"
     if self._local or time.monotonic() - self._uploaded >= _UPLOAD_SECONDS:
       self.sync()
 
   def sync(self) -> None:
     """Writes what is not on the disk yet, as far as the disk has room."""
-    data = self._text.encode()
-    if not self._writes or self._written == len(data):
+    if not self._writes or not self._waiting:
       return
     try:
       if self._local:
-        self._extend(data[self._written :])
+        data = self._waiting.encode()
+        self._extend(data)
+        self._written += len(data)
       else:
-        write_text(self._path, self._text)
-      self._written, self._failing, self._uploaded = len(data), False, time.monotonic()
+        write_text(self._path, self._text + self._waiting)
+        self._text += self._waiting
+      self._waiting, self._failing, self._uploaded = "", False, time.monotonic()
     except OSError as error:
       if not self._failing:
         _LOG.error("%s cannot be written (%s); it is tried again", self._path, error.strerror)
