@@ -1,8 +1,10 @@
-"""What asynchronous saving and watching cost a run: python -m benchmarks.overhead [--rounds=3]
+"""What asynchronous saving and watching cost a run: python -m benchmarks.overhead [--rounds=12]
 
-Sections of steps in turn: bare; with a checkpoint begun at the first; with clock, watchdog,
-profiler and utilization around every step and a line of metrics after it. On this machine's CPU,
-where writing takes time from computing that it would not take from an accelerator.
+A round begins a save and takes steps. Those while the checkpoint is written are compared with the
+later ones, which are bare and watched in turn (clock, watchdog, profiler and utilization around the
+step, a line of metrics after it): neighbours, because a machine's speed drifts by more in a minute
+than either costs. On a CPU, where writing takes time from computing that it would not take from an
+accelerator.
 """
 
 from __future__ import annotations
@@ -12,14 +14,18 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from absl import flags
 from etils import epath
 
+from benchmarks.markdown import table
+from egad_jax.errors import InputError
 from launch import command_line
 
-ROUNDS = flags.DEFINE_integer("rounds", 3, "Sections of each kind.", 1)
-STEPS = flags.DEFINE_integer("steps", 20, "Steps of a section, and between two saves.", 1)
+ROUNDS = flags.DEFINE_integer("rounds", 12, "How many saves.", 1)
+STEPS = flags.DEFINE_integer("steps", 20, "Steps of a round, from one save to the next.", 4)
 ROWS = flags.DEFINE_integer("rows", 8, "Rows of 64 tokens of a step.", 1)
 
 
@@ -43,10 +49,6 @@ def main() -> None:
   timed = Timed(run, run.place_teacher())
   timed.step()
   size = sum(x.nbytes for x in jax.tree.leaves(timed.state))
-  count = [0]
-
-  def bare(first: bool) -> None:
-    timed.step()
 
   with tempfile.TemporaryDirectory(dir=pathlib.Path.cwd()) as scratch, Workdir(scratch) as workdir:
     checkpoints = Checkpoints(epath.Path(scratch) / "checkpoints", keep=2)
@@ -55,48 +57,90 @@ def main() -> None:
     watchdog, profiler = Watchdog(Limits(600.0, 3600.0)), Profiler(workdir / "p", Window(0, 5))
     clock = Goodput(workdir, entered=watchdog.enter)
 
-    def saving(first: bool) -> None:
-      if first:
-        checkpoints.save(count[0], timed.state, {})
-      timed.step()
-      checkpoints.check()
-
-    def watching(first: bool) -> None:
+    def watched(step: int) -> None:
       with clock.section("step"):
         with clock.section("data"):
           pass
-        seconds = profiler.call(count[0], timed.step)
-        log.write(count[0], timed.values(), epoch=0.0, tokens=0, seconds=seconds)
-        clock.note(count[0])
+        seconds = profiler.call(step, timed.step)
+        log.write(step, timed.values(), epoch=0.0, tokens=0, seconds=seconds)
+        clock.note(step)
 
-    kinds = {"bare": bare, "saving": saving, "watching": watching}
-    took: dict[str, list[float]] = {name: [] for name in kinds}
-    for i in range(ROUNDS.value):
-      for name in kinds if i % 2 == 0 else reversed(kinds):
-        started = time.monotonic()
-        for step in range(STEPS.value):
-          count[0] += 1
-          kinds[name](step == 0)
-        took[name].append(time.monotonic() - started)
-        print(f"round {i + 1}, {name}: {took[name][-1]:.2f} s", file=sys.stderr, flush=True)
-      checkpoints.wait()
+    save = lambda step: checkpoints.save(step, timed.state, {})
+    rounds = [
+      _round(i * STEPS.value + 1, checkpoints, save, timed.step, watched)
+      for i in range(ROUNDS.value)
+    ]
     for thing in (log, watchdog, profiler, checkpoints):
       thing.close()
-  print(_table(took))
-  sections = f"{STEPS.value} steps a section, {ROUNDS.value} of each"
-  print(f"\n{sections}; a checkpoint has {size / 2**20:.0f} MiB.")
+  step = statistics.median(x for took in rounds for x in took.bare)
+  print(_table(rounds))
+  print(f"\n{ROUNDS.value} rounds of {STEPS.value} steps, a bare one {step:.2f} s (median).")
+  writing = statistics.median(len(took.saving) for took in rounds)
+  print(f"A checkpoint has {size / 2**20:.0f} MiB and is written for {writing:g} steps (median).")
 
 
-def _table(took: dict[str, list[float]]) -> str:
-  from benchmarks.markdown import table
+class Round(NamedTuple):
+  """Seconds of the steps of a round, by kind.
 
+  Attributes:
+    saving: from the call that begins a save until it is on the disk.
+    bare: of the rest, every other one.
+    watched: the ones between.
+  """
+
+  saving: list[float]
+  bare: list[float]
+  watched: list[float]
+
+  def saving_cost(self) -> float:
+    """What the save added, over the round without it."""
+    step = statistics.median(self.bare)
+    return sum(x - step for x in self.saving) / (step * sum(map(len, self)))
+
+  def watching_cost(self) -> float:
+    """What watching added to a step, over a bare one."""
+    return statistics.median(self.watched) / statistics.median(self.bare) - 1
+
+
+def _round(
+  first: int,
+  checkpoints: Any,
+  save: Callable[[int], None],
+  bare: Callable[[], Any],
+  watched: Callable[[int], None],
+) -> Round:
+  """Takes the steps of a round from number `first` on."""
+  took = Round([], [], [])
+  for step in range(first, first + STEPS.value):
+    started = time.monotonic()
+    if step == first:
+      save(step)
+    kind = took.saving
+    if checkpoints.latest() == first:
+      kind = took.bare if len(took.bare) <= len(took.watched) else took.watched
+    if kind is took.watched:
+      watched(step)
+    else:
+      bare()
+    checkpoints.check()
+    kind.append(time.monotonic() - started)
+  print(f"steps {first} to {step}: {took}", file=sys.stderr, flush=True)
+  if not took.watched:
+    raise InputError(f"--steps={STEPS.value} must be more: the checkpoint was still being written.")
+  return took
+
+
+def _table(rounds: list[Round]) -> str:
   rows = []
-  for name, seconds in took.items():
-    ratios = [a / b for a, b in zip(seconds, took["bare"], strict=True)]
-    spread = f"{min(ratios):.4f} to {max(ratios):.4f}"
-    median = statistics.median(seconds) / STEPS.value
-    rows.append((name, f"{median:.3f}", f"{statistics.median(ratios):.4f}", spread))
-  return table(("section", "step, s", "over bare", "spread"), rows)
+  for name, cost in (("saving", Round.saving_cost), ("watching", Round.watching_cost)):
+    costs = sorted(100 * cost(took) for took in rounds)
+    quartiles = (
+      statistics.quantiles(costs, n=4, method="inclusive") if len(costs) > 1 else costs * 3
+    )
+    cells = (f"{x:+.2f} %" for x in (quartiles[1], quartiles[0], quartiles[2], costs[0], costs[-1]))
+    rows.append((name, *cells))
+  header = ("", "cost, median of the rounds", "quartile", "quartile", "least", "most")
+  return table(header, rows)
 
 
 if __name__ == "__main__":

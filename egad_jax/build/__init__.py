@@ -6,13 +6,12 @@ from egad_jax.build.methods import make_method
 from egad_jax.build.models import layer_pairs
 from egad_jax.build.run import build, plan_run
 from egad_jax.build.validation import compiler_options, validate
-from egad_jax.build.values import Config, from_plain, plain
+from egad_jax.build.values import Config, plain
 
 __all__ = [
   "Config",
   "build",
   "compiler_options",
-  "from_plain",
   "layer_pairs",
   "make_method",
   "plain",

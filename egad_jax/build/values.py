@@ -1,9 +1,8 @@
-"""A config as plain values and back."""
+"""A config as plain values."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import jax.numpy as jnp
@@ -17,10 +16,5 @@ DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 
 
 def plain(config: Config) -> dict[str, Any]:
-  """The config as JSON values."""
+  """The config as JSON values; `ConfigDict` of them is the config again."""
   return json.loads(json.dumps(config.to_dict()))
-
-
-def from_plain(values: Mapping[str, Any]) -> Config:
-  """The config that `plain` was called with."""
-  return ml_collections.ConfigDict(values)

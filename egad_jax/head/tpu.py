@@ -240,7 +240,7 @@ def _by_lane(numbers: dict[int, jax.Array]) -> jax.Array:
   return jnp.pad(filled, ((0, 0), (0, LANES - len(lanes))))
 
 
-# Elements of one chunk's logits when no chunk size is given: 1.25 GiB in float32.
+# Elements of one chunk's logits, at most, when no chunk size is given: 1.25 GiB in float32.
 _CHUNK_ELEMENTS = 5 * 2**26
 
 
@@ -251,11 +251,15 @@ def kernel_chunk_size(
 
   >>> kernel_chunk_size(Kernels(2**27, 1), None, 8192, 151_936)
   1024
+  >>> kernel_chunk_size(Kernels(2**27, 1, 2048), None, 8192, 262_144)
+  1024
   >>> kernel_chunk_size(Kernels(2**27, 1), 1000, 300, 49_152)
   384
   """
   if chunk_size is None:
-    chunk_size = min(kernels_.largest_chunk, _CHUNK_ELEMENTS // vocab)
+    # A power of two: it divides most batches, and large tiles divide it.
+    affordable = max(LANES, _CHUNK_ELEMENTS // vocab)
+    chunk_size = min(kernels_.largest_chunk, 1 << affordable.bit_length() - 1)
   # Tiles of many rows want more than whole vectors.
   unit = 2 * LANES if chunk_size >= 2 * LANES else LANES
   whole = -(-num_tokens // LANES) * LANES

@@ -132,7 +132,7 @@ class Checkpoints:
       return
     record = make_record(step, state, meta, metrics)
     items = ocp.args.Composite(
-      **{STATE: ocp.args.StandardSave(state), META: ocp.args.JsonSave(record)}
+      **{STATE: ocp.args.PyTreeSave(state), META: ocp.args.JsonSave(record)}
     )
     reason = ""
     try:
@@ -281,4 +281,7 @@ class Checkpoints:
 
 
 def _new_writer() -> ocp.AsyncCheckpointer:
-  return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+  # Compression takes five times as long, all of it from the host's cores, for 8 % of the bytes.
+  arrays = ocp.PyTreeCheckpointHandler(use_compression=False)
+  handlers = {STATE: arrays, META: ocp.JsonCheckpointHandler()}
+  return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))

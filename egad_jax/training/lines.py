@@ -31,7 +31,11 @@ def read_lines(path: epath.Path) -> list[dict[str, Any]]:
 
 
 class Lines:
-  """Appends records. A full disk delays them, no more: they are written once there is room."""
+  """Appends records. A full disk delays them, no more: they are written once there is room.
+
+  Attributes:
+    last: the record of the highest step; None if there is none.
+  """
 
   def __init__(self, path: epath.Path, *, last_step: int, writes: bool = True):
     """Cuts the file back to the records of steps up to `last_step`.
@@ -42,8 +46,9 @@ class Lines:
       writes: whether this process does; else the file is only read.
     """
     self._path, self._writes, self._local = path, writes, is_local(path)
-    self.records = [r for r in read_lines(path) if r["step"] <= last_step]
-    self._text = "".join(json.dumps(record) + "\n" for record in self.records)
+    records = [r for r in read_lines(path) if r["step"] <= last_step]
+    self.last = records[-1] if records else None
+    self._text = "".join(json.dumps(record) + "\n" for record in records)
     self._written, self._waiting = len(self._text.encode()), ""
     self._failing, self._uploaded = False, time.monotonic()
     if writes:
@@ -53,8 +58,8 @@ class Lines:
 
   def append(self, record: Mapping[str, Any]) -> None:
     """Adds one record."""
-    self.records.append(finite_or_none(record))
-    self._waiting += json.dumps(self.records[-1]) + "\n"
+    self.last = finite_or_none(record)
+    self._waiting += json.dumps(self.last) + "\n"
     if self._local or time.monotonic() - self._uploaded >= _UPLOAD_SECONDS:
       self.sync()
 

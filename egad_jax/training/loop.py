@@ -106,7 +106,8 @@ class _Session:
 
   def evaluation(self) -> dict[str, Any] | None:
     """The record of the present step's evaluation, if it was made."""
-    return next((r for r in self.evaluations.records if r["step"] == self.step), None)
+    last = self.evaluations.last
+    return last if last and last["step"] == self.step else None
 
   def flush(self) -> None:
     """Fetches and writes the metrics of the step in flight.

@@ -1,6 +1,8 @@
-"""A config as plain values and back."""
+"""Tests of a config as plain values."""
 
 from __future__ import annotations
+
+import ml_collections
 
 from configs import tiny
 from egad_jax import build
@@ -8,6 +10,6 @@ from egad_jax import build
 
 def test_a_config_is_json_and_back():
   config = tiny.get_config()
-  again = build.from_plain(build.plain(config))
+  again = ml_collections.ConfigDict(build.plain(config))
   assert build.plain(again) == build.plain(config)
   build.validate(again)

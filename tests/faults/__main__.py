@@ -7,55 +7,51 @@ takes a few minutes.
 from __future__ import annotations
 
 import argparse
+import functools
 import pathlib
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from tests.faults import conditions, kills
 from tests.faults.kills import Outcome
 
-Fault = Callable[[pathlib.Path, pathlib.Path, bool], Outcome]
 
-FAULTS: dict[str, tuple[str, Fault]] = {
-  "sigkill": (
-    "SIGKILL, one process",
-    lambda root, cache, quick: kills.killed(root, cache, 3 if quick else 50),
-  ),
-  "sigkill_two": (
+class Fault(NamedTuple):
+  """A row of the table.
+
+  Attributes:
+    title: of it.
+    run: (directory, cache), then how many times if that is not fixed.
+    times: quick and full; none: fixed.
+  """
+
+  title: str
+  run: Callable[..., Outcome]
+  times: tuple[int, ...] = ()
+
+
+FAULTS = {
+  "sigkill": Fault("SIGKILL, one process", kills.killed, (3, 50)),
+  "sigkill_two": Fault(
     "SIGKILL, either or both of two processes",
-    lambda root, cache, quick: kills.killed(
-      root, cache, 2 if quick else 20, processes=2, devices=2, seed=1
-    ),
+    functools.partial(kills.killed, processes=2, devices=2, seed=1),
+    (2, 20),
   ),
-  "sigterm": (
-    "SIGTERM",
-    lambda root, cache, quick: kills.terminated(root, cache, 3 if quick else 20),
-  ),
-  "damage": (
+  "sigterm": Fault("SIGTERM", kills.terminated, (3, 20)),
+  "damage": Fault(
     "a file of the latest checkpoint deleted, cut short or with a flipped byte",
-    lambda root, cache, quick: conditions.damaged(root, cache, 3 if quick else 60),
+    conditions.damaged,
+    (3, 60),
   ),
-  "disk": (
-    "the disk fills up and is freed again",
-    lambda root, cache, quick: conditions.full_disk(root, cache),
-  ),
-  "devices": (
-    "resumed on other devices and by other processes",
-    lambda root, cache, quick: conditions.other_devices(root, cache),
-  ),
-  "stuck": (
-    "one of two processes stands still",
-    lambda root, cache, quick: conditions.stuck(root, cache),
-  ),
-  "teacher": (
-    "the teacher's place",
-    lambda root, cache, quick: conditions.teacher_places(root, cache),
-  ),
-  "two_runs": (
-    "a second run in the workdir; the same command after the end",
-    lambda root, cache, quick: conditions.two_runs(root, cache),
+  "disk": Fault("the disk fills up and is freed again", conditions.full_disk),
+  "devices": Fault("resumed on other devices and by other processes", conditions.other_devices),
+  "stuck": Fault("one of two processes stands still", conditions.stuck),
+  "teacher": Fault("the teacher's place", conditions.teacher_places),
+  "two_runs": Fault(
+    "a second run in the workdir; the same command after the end", conditions.two_runs
   ),
 }
 
@@ -74,10 +70,10 @@ def main() -> int:
     cache = pathlib.Path(scratch) / "cache"
     cache.mkdir()
     for name in arguments.names or FAULTS:
-      title, fault = FAULTS[name]
+      title, run, times = FAULTS[name]
       root, started = pathlib.Path(scratch) / name, time.monotonic()
       root.mkdir()
-      outcome = fault(root, cache, arguments.quick)
+      outcome = run(root, cache, *times[not arguments.quick :][:1])
       failed |= outcome.survived < outcome.tried
       minutes = (time.monotonic() - started) / 60
       cells = (title, outcome.tried, outcome.survived, outcome.compared, f"{minutes:.1f}")
