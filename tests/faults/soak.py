@@ -45,9 +45,11 @@ def main() -> int:
     seconds, rows, compiled = 60 * minutes, [], None
     start = time.monotonic()
     while (now := time.monotonic() - start) < seconds and job.running():
+      memory, files = sample(job.processes[0].pid)
+      print(f"{now:6.0f} s  {memory:.1f} MiB, {files} open files", file=sys.stderr, flush=True)
       if now > _SETTLE * seconds:
         compiled = job.text().count("Finished XLA compilation") if compiled is None else compiled
-        rows.append((now, *sample(job.processes[0].pid)))
+        rows.append((now, memory, files))
       time.sleep(min(5.0, seconds / 60))
     again = job.text().count("Finished XLA compilation") - (compiled or 0)
     steps = job.text().count("step ")
