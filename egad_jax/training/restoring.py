@@ -11,6 +11,7 @@ import math
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -248,6 +249,7 @@ def quieten() -> None:
   """Drops what the libraries print of an error, pages of text; one line of it is logged here."""
   logging.getLogger("absl").addFilter(lambda entry: "orbax" not in entry.pathname)
   # After the first error Orbax abandons its other readers and writers, and closes their loop.
+  warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
   logging.getLogger("asyncio").addFilter(lambda entry: "never retrieved" not in entry.getMessage())
   report = sys.unraisablehook
 
