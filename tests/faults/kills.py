@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import random
 import signal
@@ -43,18 +44,20 @@ class Reference(NamedTuple):
   Attributes:
     workdir: of the run.
     seconds: that it took, with everything compiled before.
+    training_seconds: of them, with evaluations and saves.
   """
 
   workdir: pathlib.Path
   seconds: float
+  training_seconds: float
 
 
 def reference(cache: pathlib.Path, *, processes: int = 1, devices: int = 1) -> Reference:
   """A run without a fault, made twice, since the first time everything is compiled."""
   root = cache / f"reference-{processes}-{devices}"
-  noted = root / "seconds"
+  noted = root / "seconds.json"
   if noted.exists():
-    return Reference(root / "uninterrupted", float(noted.read_text()))
+    return Reference(root / "uninterrupted", *json.loads(noted.read_text()))
   for name in ("first", "uninterrupted"):
     workdir, started = root / name, time.monotonic()
     workdir.mkdir(parents=True)
@@ -65,8 +68,10 @@ def reference(cache: pathlib.Path, *, processes: int = 1, devices: int = 1) -> R
   if found := difference(root / "first", workdir, STEPS):
     raise RuntimeError(f"two uninterrupted runs differ: {found}")
   seconds = time.monotonic() - started
-  noted.write_text(str(seconds))
-  return Reference(workdir, seconds)
+  sections = json.loads((workdir / "goodput.json").read_text())["seconds"]
+  training = sum(sections[name] for name in ("data", "step", "evaluation", "saving"))
+  noted.write_text(json.dumps([seconds, training]))
+  return Reference(workdir, seconds, training)
 
 
 def killed(
@@ -80,7 +85,7 @@ def killed(
 ) -> Outcome:
   """SIGKILL at random moments to a random process or to all, until `count` have struck."""
   rng, whole = random.Random(seed), reference(cache, processes=processes, devices=devices)
-  struck, chain, wrong = 0, 0, []
+  struck, in_loop, chain, wrong = 0, 0, 0, []
   by_signal = {-signal.SIGKILL, -signal.SIGABRT, 134, 1}
   while struck < count:
     chain += 1
@@ -88,8 +93,9 @@ def killed(
     while True:
       job = Job(workdir, cache, *FLAGS, processes=processes, devices=devices)
       if struck < count:
-        _pause(job, rng.uniform(0, 0.8 * whole.seconds))
+        trains = _pause(job, rng, whole)
         if job.running():
+          in_loop += trains
           job.send(signal.SIGKILL, to=rng.choice([[i] for i in range(processes)] + [None]))
           struck += 1
       codes = job.wait()
@@ -103,13 +109,14 @@ def killed(
         break
     if found := difference(whole.workdir, workdir, STEPS):
       wrong.append(f"run {chain}: {found}")
-  return Outcome(struck, struck if not wrong else 0, _COMPARED, "; ".join(wrong) or f"{chain} runs")
+  notes = "; ".join(wrong) or _moments(chain, in_loop, struck)
+  return Outcome(struck, struck if not wrong else 0, _COMPARED, notes)
 
 
 def terminated(root: pathlib.Path, cache: pathlib.Path, count: int, *, seed: int = 0) -> Outcome:
   """SIGTERM at random moments: code 75, soon, and the resumed run is the uninterrupted one."""
   rng, whole = random.Random(seed), reference(cache)
-  struck, chain, slowest, wrong = 0, 0, 0.0, []
+  struck, in_loop, chain, slowest, wrong = 0, 0, 0, 0.0, []
   while struck < count:
     chain += 1
     workdir = root / f"terminated-{chain}"
@@ -117,9 +124,9 @@ def terminated(root: pathlib.Path, cache: pathlib.Path, count: int, *, seed: int
       job = Job(workdir, cache, *FLAGS)
       sent = None
       if struck < count:
-        # Before its first lines the interpreter does as the system tells it.
-        _pause(job, rng.uniform(0.5, 0.8 * whole.seconds))
+        trains = _pause(job, rng, whole)
         if job.running():
+          in_loop += trains
           job.send(signal.SIGTERM)
           struck, sent = struck + 1, time.monotonic()
       codes = job.wait()
@@ -135,17 +142,38 @@ def terminated(root: pathlib.Path, cache: pathlib.Path, count: int, *, seed: int
       wrong.append(f"run {chain}: {found}")
   if slowest > _END_SECONDS:
     wrong.append(f"took {slowest:.1f} s to end")
-  notes = "; ".join(wrong) or f"{chain} runs; ended within {slowest:.1f} s"
+  notes = "; ".join(wrong) or f"{_moments(chain, in_loop, struck)}; ended within {slowest:.1f} s"
   return Outcome(struck, struck if not wrong else 0, _COMPARED, notes)
 
 
+# A process says so when its first step begins.
+_TRAINS = "compiled the train step"
 _COMPARED = "state, logs and export bit for bit"
 
 
-def _pause(job: Job, seconds: float) -> None:
-  end = time.monotonic() + seconds
+def _pause(job: Job, rng: random.Random, whole: Reference) -> bool:
+  """Waits for a random moment of a process that has just begun.
+
+  Of the whole run one time in three, else of its training, which is a small part of so short a run.
+
+  Returns:
+    Whether it trained then, or evaluated or saved meanwhile.
+  """
+  before = job.text().count(_TRAINS)
+  trains = lambda: job.text().count(_TRAINS) > before
+  # In its first moments the interpreter does with a signal as the system tells it.
+  end = time.monotonic() + rng.uniform(0.5, 0.8 * whole.seconds)
+  if rng.random() < 2 / 3:
+    while job.running() and not trains():
+      time.sleep(0.01)
+    end = time.monotonic() + rng.uniform(0, whole.training_seconds)
   while time.monotonic() < end and job.running():
     time.sleep(0.01)
+  return trains()
+
+
+def _moments(runs: int, in_loop: int, struck: int) -> str:
+  return f"in {runs} runs; {in_loop} during training, {struck - in_loop} before or after it"
 
 
 def _say(text: str) -> None:
