@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import subprocess
+import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -18,12 +19,28 @@ echo . >> starts
 code=$(head -n 1 codes); sed -i 1d codes
 exit "$code"
 """
-# Trains for ever; SIGTERM: saves for a while and ends with 75; a second one: ends at once.
-STEADY_TRAINER = """#!/usr/bin/env bash
-trap 'echo USR1 >> signals' USR1
-trap 'echo TERM >> signals; trap "echo TERM >> signals; exit 1" TERM; sleep 0.3; exit 75' TERM
-echo . >> starts
-while true; do sleep 0.02; done
+# Trains for ever; SIGTERM or SIGINT: saves for a while and ends with 75; after a second one with 1.
+# In Python: a trap of bash can miss a signal that comes while its `sleep` is started.
+STEADY_TRAINER = f"""#!{sys.executable}
+import signal, sys, time
+
+def note(text, file):
+  with open(file, "a") as notes:
+    notes.write(text + "\\n")
+
+ends = []
+def end(number, frame):
+  note("TERM", "signals")
+  ends.append(number)
+
+signal.signal(signal.SIGUSR1, lambda number, frame: note("USR1", "signals"))
+for number in (signal.SIGTERM, signal.SIGINT):
+  signal.signal(number, end)
+note(".", "starts")
+while not ends:
+  time.sleep(0.02)
+time.sleep(0.3)
+sys.exit(75 if len(ends) == 1 else 1)
 """
 GCLOUD = """#!/usr/bin/env bash
 printf '%s\\n' "$*" >> "$STUBS/calls"
