@@ -1,4 +1,4 @@
-"""Every method trains and resumes; the short form of `make methods`."""
+"""Methods train and resume; the short form of `make methods`, which has all of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ def root(tmp_path_factory):
   return tmp_path_factory.mktemp("methods")
 
 
-@pytest.mark.parametrize("method", METHODS)
+# Half a minute each. The loss and state of these three are those of others, or plain functions.
+LEFT_OUT = {"vanilla_kd", "ea_kd", "se_kd"}
+
+
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - LEFT_OUT))
 def test_lowers_its_own_objective_and_resumes_with_its_state(method, root):
   result = train_and_resume(method, 12, root)
   assert learns(result), result
