@@ -281,7 +281,7 @@ class Checkpoints:
 
 
 def _new_writer() -> ocp.AsyncCheckpointer:
-  # Compression takes five times as long, all of it from the host's cores, for 8 % of the bytes.
+  # Compression takes several times as long, on the host's cores, for 8 % of the bytes.
   arrays = ocp.PyTreeCheckpointHandler(use_compression=False)
   handlers = {STATE: arrays, META: ocp.JsonCheckpointHandler()}
   return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))
