@@ -59,13 +59,15 @@ class Lines:
   def append(self, record: Mapping[str, Any]) -> None:
     """Adds one record."""
     self.last = finite_or_none(record)
+    if not self._writes:
+      return
     self._waiting += json.dumps(self.last) + "\n"
     if self._local or time.monotonic() - self._uploaded >= _UPLOAD_SECONDS:
       self.sync()
 
   def sync(self) -> None:
     """Writes what is not on the disk yet, as far as the disk has room."""
-    if not self._writes or not self._waiting:
+    if not self._waiting:
       return
     try:
       if self._local:

@@ -51,6 +51,7 @@ def test_a_process_that_does_not_write_reads(path):
   other.append({"step": 2})
   other.sync()
   assert other.last == {"step": 2}
+  assert not other._waiting, "it would grow for ever"
   assert read_lines(path)[1] == {"step": 2, "loss": 2 / 3}
 
 
