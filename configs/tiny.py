@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import ml_collections
 
-from configs import default
+from configs import egad_abstract
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Changes of `default`."""
-  config = default.get_config()
+  """Changes of `egad_abstract`: all three mechanisms are on, to show them."""
+  config = egad_abstract.get_config()
   config.steps = 20
   config.batch_size = 8
   config.seq_len = 64

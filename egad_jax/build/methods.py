@@ -132,6 +132,12 @@ def _curriculum(config: Config) -> losses.Curriculum | None:
 
 
 def _adakd(config: Config) -> dict[str, Any]:
+  if config.temperature.kind == "fixed":
+    raise InputError(
+      'config.temperature.kind ("fixed") must be "adaptive" or "mean" for method adakd, whose '
+      "temperature follows each token's difficulty. Give --config.temperature.kind=adaptive; with "
+      "--config.temperature.strength=0 as well, the temperature is config.temperature.base for all."
+    )
   # The paper's place of a difficulty, whatever the config says of entropies.
   return {"temperature": _group(config, "temperature", losses.Temperature, position="median_ratio")}
 

@@ -1,8 +1,9 @@
 """Mechanism 2 of EGAD: a temperature for each token from its teacher entropy.
 
-The abstract of EGAD (arXiv 2605.01732) does not say in which direction. `confident_hot`, the
-default, heats tokens of which the teacher is sure, on the evidence of AdaKD (arXiv 2510.11615);
-`uncertain_hot` is the opposite reading. Neither is "the paper's".
+The abstract of EGAD (arXiv 2605.01732) does not say in which direction. `confident_hot` heats
+tokens of which the teacher is sure, as AdaKD (arXiv 2510.11615) does; `uncertain_hot` is the
+opposite reading. Neither is "the paper's", and neither has beaten a fixed temperature of 1 on a
+real teacher here: README, "What was measured".
 """
 
 from __future__ import annotations
@@ -128,9 +129,15 @@ def compensation_factor(
   """The factor that makes up for the 1/T^2 scale of a divergence at temperature T.
 
   - per_token: T^2; the gradient of forward KL becomes T (q_T - p_T), as in Hinton's KD.
-  - linear: T; the gradient becomes q_T - p_T, without an implicit token weight.
-  - none: 1.
-  - mean_norm: T^2 / E[T^2]; adaptive temperature is then no hidden change of learning rate.
+  - linear: T; the gradient becomes q_T - p_T.
+  - none: 1; the gradient becomes (q_T - p_T) / T.
+  - mean_norm: T^2 / E[T^2]: per_token with one factor common to all tokens. Under an optimizer that
+    divides by the gradient's scale, such as Adam, a common factor acts only through clipping and
+    beside other terms of the loss.
+
+  None of them leaves the weights of tokens alone: how the norm of q_T - p_T changes with T differs
+  from token to token, so that no power of T is right for all. A fixed T above 1 is a tilt of the
+  weights towards tokens of which the teacher is sure, whatever the compensation.
 
   Args:
     temperature: shape [...], or a scalar.

@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 import configs
-from configs import default, tiny
+from configs import default, egad_abstract, tiny
 from egad_jax import build
 from egad_jax.errors import InputError
 from tests.build.configs import changed
@@ -16,7 +16,8 @@ from tests.build.configs import changed
 CONFIGS = sorted(
   path.stem
   for path in pathlib.Path(configs.__file__).parent.glob("*.py")
-  if path.stem not in ("__init__", "default")
+  # These two name no teacher.
+  if path.stem not in ("__init__", "default", "egad_abstract")
 )
 
 
@@ -35,9 +36,33 @@ def test_the_defaults_are_few_and_need_a_teacher():
     build.validate(config)
 
 
+def test_the_defaults_are_what_did_not_lose_and_the_abstract_is_a_preset():
+  config = default.get_config()
+  mechanisms = lambda c: (
+    c.curriculum.kind,
+    c.temperature.kind,
+    c.temperature.base,
+    c.branch.tokens,
+  )
+  assert mechanisms(config) == ("uniform", "fixed", 1.0, "all")
+  assert config.branch.weight == 1.0
+  abstract = egad_abstract.get_config()
+  assert mechanisms(abstract) == ("linear", "adaptive", 1.0, "hard")
+  assert abstract.temperature.direction == "confident_hot"
+  assert (abstract.curriculum.start, abstract.curriculum.end) == (0.25, 0.75)
+  # The preset changes nothing else.
+  for group in ("curriculum", "temperature", "branch"):
+    abstract[group] = config[group]
+  assert abstract == config
+
+
 @pytest.mark.parametrize(
   ("values", "message"),
   [
+    (
+      {"method": "adakd", "temperature__kind": "fixed"},
+      r'config\.temperature\.kind \("fixed"\) must be "adaptive" or "mean" for method adakd',
+    ),
     ({"method": "egda"}, r"config\.method must be one of egad, vanilla_kd, .*; got 'egda'"),
     ({"attention": "flash"}, r"config\.attention must be one of auto, splash, cudnn, xla; got 'f"),
     ({"student__dtype": "f16"}, r"config\.student\.dtype must be one of bfloat16, float32"),
