@@ -6,31 +6,40 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from configs import default, egad_abstract
 from egad_jax.errors import InputError
 
 BASELINE = "vanilla_kd"
+_GROUPS = ("curriculum", "temperature", "branch")
 _UNIFORM = {"curriculum.kind": "uniform"}
 _FIXED = {"temperature.kind": "fixed"}
 _NO_BRANCH = {"branch.weight": 0.0}
-# EGAD with the other two mechanisms absent from the program.
+# EGAD as in configs/egad_abstract.py, with the other two mechanisms absent from the program.
 _ALONE: dict[str, dict[str, Any]] = {
   "curriculum": _FIXED | _NO_BRANCH,
   "temperature": _UNIFORM | _NO_BRANCH,
   "branch": _UNIFORM | _FIXED,
 }
-LABELS = {name: f"egad, {name} alone" for name in _ALONE}
+# EGAD as in configs/default.py.
+_DEFAULT = "default"
+LABELS = {name: f"egad, {name} alone" for name in _ALONE} | {
+  _DEFAULT: "egad, the defaults",
+  "egad": "egad, all three mechanisms",
+}
 
 
 def names() -> list[str]:
   """All variants: the baseline, the mechanisms, EGAD, then the rest of the table of methods."""
   from egad_jax.losses import METHODS
 
-  first = [BASELINE, *_ALONE, "egad"]
+  first = [BASELINE, *_ALONE, _DEFAULT, "egad"]
   return first + [name for name in METHODS if name not in first]
 
 
 def variants(config: Any, chosen: Sequence[str]) -> Iterator[tuple[str, Any]]:
   """(label, config) of each variant chosen, the baseline first whether chosen or not.
+
+  The config's own settings of the three mechanisms are replaced.
 
   Raises:
     InputError: there is no such variant.
@@ -41,6 +50,9 @@ def variants(config: Any, chosen: Sequence[str]) -> Iterator[tuple[str, Any]]:
   for name in known:
     if name == BASELINE or not chosen or name in chosen:
       changed = copy.deepcopy(config)
-      changed.method = "egad" if name in _ALONE else name
+      changed.method = "egad" if name in (*_ALONE, _DEFAULT) else name
+      mechanisms = (default if name == _DEFAULT else egad_abstract).get_config()
+      for group in _GROUPS:
+        changed[group].update(mechanisms[group].to_dict())
       changed.update_from_flattened_dict(_ALONE.get(name, {}))
       yield LABELS.get(name, name), changed

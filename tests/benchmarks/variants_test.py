@@ -1,0 +1,40 @@
+"""Which settings each variant of the step's benchmark has."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.variants import variants
+from configs import default, quickstart
+from egad_jax.errors import InputError
+
+
+def settings(config):
+  return (
+    config.method,
+    config.curriculum.kind,
+    config.temperature.kind,
+    config.branch.tokens if config.branch.weight else None,
+  )
+
+
+@pytest.mark.parametrize("base", [default, quickstart])
+def test_variants_do_not_depend_on_the_mechanisms_of_the_config(base):
+  found = {label: settings(config) for label, config in variants(base.get_config(), [])}
+  assert found["egad, the defaults"] == ("egad", "uniform", "fixed", "all")
+  assert found["egad, all three mechanisms"] == ("egad", "linear", "adaptive", "hard")
+  assert found["egad, curriculum alone"] == ("egad", "linear", "fixed", None)
+  assert found["egad, temperature alone"] == ("egad", "uniform", "adaptive", None)
+  assert found["egad, branch alone"] == ("egad", "uniform", "fixed", "hard")
+  # The paper's, whose temperature follows the difficulty.
+  assert found["adakd"][2] == "adaptive"
+
+
+def test_the_baseline_comes_first_and_unknown_names_are_refused():
+  config = default.get_config()
+  assert [label for label, _ in variants(config, ["default"])] == [
+    "vanilla_kd",
+    "egad, the defaults",
+  ]
+  with pytest.raises(InputError, match=r"--methods: no egda; there are vanilla_kd, curriculum"):
+    list(variants(config, ["egda"]))
