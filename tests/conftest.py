@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import ClassVar
 
+from tests.compiler import xla_flags
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-).strip()
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), xla_flags(devices=8)]).strip()
 
 import fsspec
 import jax
