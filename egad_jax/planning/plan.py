@@ -35,7 +35,8 @@ class Plan:
     devices: as jax counts them: chips, or two a chip (TPU7x).
     chip: kind.
     fits: whether the compiler places the step in a device's memory.
-    hbm_bytes: that memory, of one device; the compiler keeps some of it, and the program's code lies there too.
+    hbm_bytes: that memory, of one device; the compiler keeps some of it, and the program's code
+      lies there too.
     arguments_bytes: of one device, by tree; "other" is the batch and the method's own.
     temporaries_bytes: of one device, what lives only during a step.
     total_bytes: of one device: arguments, outputs that are not in their place, temporaries.
