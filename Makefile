@@ -50,7 +50,8 @@ test: lint $(VENV)/teacher
 
 # Notes which versions the environment has; after `make test` has passed with them.
 constraints: $(VENV)/dev $(VENV)/teacher
-	{ echo "# Versions that \`make test\` passed with; written by \`make constraints PYTHON=$(notdir $(PYTHON))\`."; \
+	mkdir -p constraints
+	{ echo "# Versions that \`make test PYTHON=python$(VERSION)\` passed with; from \`make constraints\`."; \
 	  $(BIN)/pip freeze --exclude-editable; } >constraints/python$(VERSION).txt
 
 # Every method of the table for 200 steps from configs/tiny.py, and resumed mid-way.
