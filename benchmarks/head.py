@@ -101,7 +101,7 @@ def main() -> None:
   """Prints the tables."""
   _check(TABLES, _TABLES)
   _check(CONTENDERS, (*_CONTENDERS, *_RIVALS))
-  _check(CHIPS, ("v5e", "v5p", "v6e"))
+  _check(CHIPS, ("v5e", "v5p", "v6e", "tpu7x"))
   measured_sizes, errors_sizes = _integers(MEASURED, 4), _integers(ERRORS, 4)
   tokens, vocabularies, dims = _integers(TOKENS), _integers(VOCABULARIES), _integers(DIMS, 2)
   tables = [name for name in _TABLES if name in TABLES.value]

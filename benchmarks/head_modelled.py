@@ -22,7 +22,7 @@ from egad_jax.planning.chips import CHIPS, topology
 from egad_jax.planning.program import Program
 
 # The smallest slice of each; one device of it is used.
-TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 _HEADER = (
   "chip",
   "tokens",
@@ -70,12 +70,13 @@ def model(
   contender: Contender, chip_name: str, sizes: Sizes, settings: Settings
 ) -> Modelled | None:
   """Compiles a head for one device of a chip; None if it does not fit its memory."""
-  chip = CHIPS[chip_name]
+  facts = CHIPS[chip_name].device
   device = plan.devices_of(topology(TOPOLOGIES[chip_name]))[0]
   settings = settings._replace(kernels=kernels_of(device))
   # A cached executable leaves no dump.
   jax.config.update("jax_enable_compilation_cache", False)
-  lowered = jax.jit(with_gradients(contender, settings)).lower(abstract_inputs(sizes, device))
+  with plan.compiling_for(device):
+    lowered = jax.jit(with_gradients(contender, settings)).lower(abstract_inputs(sizes, device))
   with tempfile.TemporaryDirectory(prefix="egad_jax_benchmark_") as directory:
     options: dict[str, str | bool] = {"xla_dump_to": directory, "xla_dump_hlo_as_text": True}
     try:
@@ -92,7 +93,7 @@ def model(
   kernels = program.kernels
   flops = program.matmul_flops() + sum(k.calls * (k.flops or 0) for k in kernels)
   return Modelled(
-    cycles=cycles / chip.hertz / (sizes.minimum_flops / chip.flops_per_second),
+    cycles=cycles / facts.hertz / (sizes.minimum_flops / facts.flops_per_second),
     temporaries=stats.temp_size_in_bytes,
     flops=flops / sizes.minimum_flops,
     unknown_kernels=sum(k.calls for k in kernels if k.flops is None),
@@ -111,7 +112,7 @@ def _schedules(chip: str, chunk: int, sizes: Sizes) -> dict[str, float]:
 
 def _kernel_cycles(program: Program, chip: str, sizes: Sizes) -> float:
   """Cycles of all kernels: ours by their static schedules, others by their bytes and FLOPs."""
-  facts, total = CHIPS[chip], 0.0
+  facts, total = CHIPS[chip].device, 0.0
   for kernel in program.kernels:
     name = kernel.name.split(".")[0]
     if name in ("teacher_logits", "student_logits", "logits_gradient"):

@@ -23,9 +23,9 @@ import tempfile
 from typing import Any, NamedTuple
 
 from benchmarks.markdown import table
-from egad_jax.planning.chips import CHIPS
+from egad_jax.planning.chips import CHIPS, topology
 
-_TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+_TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 
 
 class Schedule(NamedTuple):
@@ -96,12 +96,12 @@ def _compile(
   prepare_environment(_TOPOLOGIES[chip])
   import jax
   import jax.numpy as jnp
-  from jax.experimental import topologies
 
   from egad_jax.head import tpu, tpu_kernels
+  from egad_jax.planning import plan
 
   jax.config.update("jax_enable_compilation_cache", False)
-  device = topologies.get_topology_desc(platform="tpu", topology_name=_TOPOLOGIES[chip]).devices[0]
+  device = plan.devices_of(topology(_TOPOLOGIES[chip]))[0]
   sharding = jax.sharding.SingleDeviceSharding(device)
   kernels = tpu.kernels_of(device)
   assert kernels is not None
@@ -141,10 +141,12 @@ def _compile(
       (5,),
     ),
   }
-  facts = CHIPS[chip]
+  facts = CHIPS[chip].device
   found = []
   for name, (function, arguments, donated) in calls.items():
-    jax.jit(function, donate_argnums=donated).lower(*arguments).compile()
+    with plan.compiling_for(device):
+      lowered = jax.jit(function, donate_argnums=donated).lower(*arguments)
+    lowered.compile()
     (path,) = dump.glob(f"*-{name}*-final_bundles.txt".replace("*-final", "*[0-9]-final"))
     tile = getattr(tiles, name.split("_")[0] if name != "logits_gradient" else "gradient")
     rows, width = tile[:2]
@@ -196,7 +198,7 @@ def main() -> None:
   rows = []
   for vocab in vocabularies:
     for chip in chips:
-      per_cycle = CHIPS[chip].flops_per_second / CHIPS[chip].hertz
+      per_cycle = CHIPS[chip].device.flops_per_second / CHIPS[chip].device.hertz
       least = 2 * sizes["chunk"] * vocab * (sizes["teacher_dim"] + 3 * sizes["student_dim"])
       found = schedules(chip, vocab=vocab, **sizes)
       for s in found:

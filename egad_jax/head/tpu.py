@@ -26,7 +26,7 @@ class Kernels(NamedTuple):
 
   Attributes:
     vector_memory: bytes of one core's.
-    cores: that run one program together.
+    cores: that run one program together: two of v5p do, those of TPU7x are two devices.
     largest_chunk: tokens; with more, matmuls hide no more of what a chunk moves to and from memory.
     interpret: run them step by step on any device, slowly, for tests.
   """
@@ -51,6 +51,12 @@ _CHIPS = {
   "TPU v5 lite": Kernels(128 * _MIB, 1),
   "TPU v5": Kernels(64 * _MIB, 2),
   "TPU v6 lite": Kernels(128 * _MIB, 1, 2048),
+  "TPU7x": Kernels(64 * _MIB, 1),
+}
+_CHIPS |= {
+  "TPU v5e": _CHIPS["TPU v5 lite"],
+  "TPU v5p": _CHIPS["TPU v5"],
+  "TPU v6e": _CHIPS["TPU v6 lite"],
 }
 
 

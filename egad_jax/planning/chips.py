@@ -11,17 +11,15 @@ from egad_jax.errors import InputError
 _GIB, _GB, _TERA = 2**30, 1e9, 1e12
 
 
-class Chip(NamedTuple):
-  """Facts about one chip, from its page of Google Cloud's TPU documentation.
+class Device(NamedTuple):
+  """Facts about one device, as jax counts them: a chip, or a share of one.
 
   Attributes:
     hbm_bytes: memory; the compiler keeps a part of it (0.25 GiB on v5e) for itself.
     flops_per_second: peak in bfloat16.
     hbm_bytes_per_second: bandwidth of the memory.
-    ici_bytes_per_second: of all links between chips together, both directions.
-    hertz: clock, peak / (2 * multiply-accumulate units): the pages do not give it.
-    shapes: the slices that exist.
-    source: the page.
+    ici_bytes_per_second: of all links to other chips together, both directions.
+    hertz: clock.
   """
 
   hbm_bytes: int
@@ -29,8 +27,43 @@ class Chip(NamedTuple):
   hbm_bytes_per_second: float
   ici_bytes_per_second: float
   hertz: float
+
+
+class Chip(NamedTuple):
+  """Facts about one whole chip, from its page of Google Cloud's TPU documentation.
+
+  Attributes:
+    device_kinds: what its devices say they are: the first is libtpu's, jax knows the others too.
+    hbm_bytes: memory.
+    flops_per_second: peak in bfloat16.
+    hbm_bytes_per_second: bandwidth of the memory.
+    ici_bytes_per_second: of all links between chips together, both directions.
+    hertz: clock, peak / (2 * multiply-accumulate units): the pages do not give it.
+    shapes: the slices that exist, in chips.
+    source: the page.
+    devices: how many jax devices it is; they share everything above but the clock equally.
+  """
+
+  device_kinds: tuple[str, ...]
+  hbm_bytes: int
+  flops_per_second: float
+  hbm_bytes_per_second: float
+  ici_bytes_per_second: float
+  hertz: float
   shapes: tuple[str, ...]
   source: str
+  devices: int = 1
+
+  @property
+  def device(self) -> Device:
+    """What one of its devices has."""
+    return Device(
+      self.hbm_bytes // self.devices,
+      self.flops_per_second / self.devices,
+      self.hbm_bytes_per_second / self.devices,
+      self.ici_bytes_per_second / self.devices,
+      self.hertz,
+    )
 
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -39,6 +72,7 @@ _SOLID += ("8x16x16", "16x16x16", "16x16x24")
 
 CHIPS: dict[str, Chip] = {
   "v5e": Chip(
+    device_kinds=("TPU v5 lite", "TPU v5e"),
     hbm_bytes=16 * _GIB,
     flops_per_second=197 * _TERA,
     hbm_bytes_per_second=819 * _GB,
@@ -48,6 +82,7 @@ CHIPS: dict[str, Chip] = {
     source="https://docs.cloud.google.com/tpu/docs/v5e",
   ),
   "v5p": Chip(
+    device_kinds=("TPU v5", "TPU v5p"),
     hbm_bytes=95 * _GIB,
     flops_per_second=459 * _TERA,
     hbm_bytes_per_second=2765 * _GB,
@@ -57,6 +92,7 @@ CHIPS: dict[str, Chip] = {
     source="https://docs.cloud.google.com/tpu/docs/v5p",
   ),
   "v6e": Chip(
+    device_kinds=("TPU v6 lite", "TPU v6e"),
     hbm_bytes=32 * _GIB,
     flops_per_second=918 * _TERA,
     hbm_bytes_per_second=1638 * _GB,
@@ -65,15 +101,25 @@ CHIPS: dict[str, Chip] = {
     shapes=_FLAT,
     source="https://docs.cloud.google.com/tpu/docs/v6e",
   ),
+  # Its two chiplets are two devices, each with a core and half of the memory.
+  "tpu7x": Chip(
+    device_kinds=("TPU7x",),
+    hbm_bytes=192 * _GIB,
+    flops_per_second=2307 * _TERA,
+    hbm_bytes_per_second=7380 * _GB,
+    ici_bytes_per_second=1200 * _GB,
+    hertz=2307 * _TERA / (2 * 8 * 256**2),
+    shapes=_SOLID,
+    source="https://docs.cloud.google.com/tpu/docs/tpu7x",
+    devices=2,
+  ),
 }
 
 
 # Peak FLOPs per second of a device in dense bfloat16, by its `device_kind`. NVIDIA's pages give
 # twice as much, "with sparsity".
 _PEAKS = {
-  "TPU v5 lite": CHIPS["v5e"].flops_per_second,
-  "TPU v5": CHIPS["v5p"].flops_per_second,
-  "TPU v6 lite": CHIPS["v6e"].flops_per_second,
+  **{k: chip.device.flops_per_second for chip in CHIPS.values() for k in chip.device_kinds},
   # https://www.nvidia.com/en-us/data-center/a100/
   "NVIDIA A100-SXM4-40GB": 312 * _TERA,
   "NVIDIA A100-SXM4-80GB": 312 * _TERA,
@@ -82,6 +128,9 @@ _PEAKS = {
   # https://www.nvidia.com/en-us/data-center/h100/
   "NVIDIA H100 80GB HBM3": 1979 / 2 * _TERA,
   "NVIDIA H100 PCIe": 1513 / 2 * _TERA,
+  "NVIDIA H100 NVL": 1671 / 2 * _TERA,
+  # https://www.nvidia.com/en-us/data-center/h200/
+  "NVIDIA H200": 1979 / 2 * _TERA,
 }
 
 
@@ -95,11 +144,22 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 class Topology(NamedTuple):
-  """A slice of a TPU pod: `v5e:16x16` is 256 chips of kind v5e."""
+  """A slice of a TPU pod: `v5e:16x16` is 256 chips of kind v5e.
+
+  Attributes:
+    name: as libtpu calls it.
+    chip: a key of `CHIPS`.
+    devices: jax devices of all its chips.
+  """
 
   name: str
   chip: str
   devices: int
+
+  @property
+  def chips(self) -> int:
+    """How many chips it has."""
+    return self.devices // CHIPS[self.chip].devices
 
 
 def topology(name: str) -> Topology:
@@ -110,13 +170,15 @@ def topology(name: str) -> Topology:
 
   >>> topology("v5p:2x4x4")
   Topology(name='v5p:2x4x4', chip='v5p', devices=32)
+  >>> topology("tpu7x:2x2x1")
+  Topology(name='tpu7x:2x2x1', chip='tpu7x', devices=8)
   """
   found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
   if not found or found[1] not in CHIPS:
     raise InputError(
       f"--topology must be CHIP:SHAPE such as v5e:2x2, of a chip {', '.join(CHIPS)}; got {name!r}. "
       "GPU programs compile only on a machine with a GPU: plan the config for a TPU slice of as "
-      "many chips, whose bytes of teacher, student and optimizer a chip are about the same."
+      "many devices, whose bytes of teacher, student and optimizer a device are about the same."
     )
   chip, shape = found.groups()
   shapes = CHIPS[chip].shapes
@@ -124,4 +186,5 @@ def topology(name: str) -> Topology:
     raise InputError(
       f"--topology: there is no slice {shape} of {chip}; there are {', '.join(shapes)}."
     )
-  return Topology(name, chip, math.prod(map(int, shape.split("x"))))
+  chips = math.prod(map(int, shape.split("x")))
+  return Topology(name, chip, chips * CHIPS[chip].devices)

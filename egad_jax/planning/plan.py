@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import re
@@ -10,6 +11,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import topologies
 
 from egad_jax import sharding
@@ -30,10 +32,11 @@ class Plan:
   Attributes:
     config: its file's name.
     topology: such as v5e:16x16.
-    devices: chips of it.
+    devices: as jax counts them: chips, or two a chip (TPU7x).
     chip: kind.
-    fits: whether the compiler places the step in the chip's memory.
-    hbm_bytes: that memory; the compiler keeps some of it, and the program's code lies there too.
+    fits: whether the compiler places the step in a device's memory.
+    hbm_bytes: that memory, of one device; the compiler keeps some of it, and the program's code
+      lies there too.
     arguments_bytes: of one device, by tree; "other" is the batch and the method's own.
     temporaries_bytes: of one device, what lives only during a step.
     total_bytes: of one device: arguments, outputs that are not in their place, temporaries.
@@ -94,6 +97,15 @@ def devices_of(slice_: Topology) -> Any:
   return found
 
 
+def compiling_for(device: Any) -> contextlib.AbstractContextManager[Any]:
+  """Where a program without a mesh is traced for a device that is not there.
+
+  Pallas asks the mesh which chip its kernels are for, and where there is none the default device.
+  """
+  mesh = jax.sharding.Mesh(np.array([device]), ("device",))
+  return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
 def minimum_flops(run: Run) -> int:
   """FLOPs of both models that no way of computing a step avoids; see `utilization`."""
   return sum(utilization.minimum_flops(run))
@@ -124,7 +136,7 @@ def plan(run: Run, slice_: Topology, *, config: str) -> Plan:
     slice_: the topology.
     config: what to call the config.
   """
-  chip = CHIPS[slice_.chip]
+  device = CHIPS[slice_.chip].device
   minimum = minimum_flops(run)
   # A cached executable leaves no dump.
   jax.config.update("jax_enable_compilation_cache", False)
@@ -144,12 +156,12 @@ def plan(run: Run, slice_: Topology, *, config: str) -> Plan:
     outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
     memory = memory._replace(outputs=outputs, temporaries=stats.temp_size_in_bytes)
   tokens = run.batch_size * run.rows.seq_len
-  peak = chip.flops_per_second * slice_.devices
-  bandwidth = chip.hbm_bytes_per_second
+  peak = device.flops_per_second * slice_.devices
+  bandwidth = device.hbm_bytes_per_second
   modelled = None
   if compiled is not None:
-    kernels = (kernel.seconds(chip.flops_per_second, bandwidth) for kernel in program.kernels)
-    modelled = program.cycles / chip.hertz + sum(kernels)
+    kernels = (kernel.seconds(device.flops_per_second, bandwidth) for kernel in program.kernels)
+    modelled = program.cycles / device.hertz + sum(kernels)
   in_kernels = sum(kernel.calls * (kernel.flops or 0) for kernel in program.kernels)
   return Plan(
     config=config,
@@ -157,7 +169,7 @@ def plan(run: Run, slice_: Topology, *, config: str) -> Plan:
     devices=slice_.devices,
     chip=slice_.chip,
     fits=compiled is not None,
-    hbm_bytes=chip.hbm_bytes,
+    hbm_bytes=device.hbm_bytes,
     arguments_bytes=memory.arguments,
     temporaries_bytes=memory.temporaries,
     total_bytes=memory.total,
@@ -193,14 +205,14 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _notes(program: Program, slice_: Topology) -> tuple[str, ...]:
-  chip = CHIPS[slice_.chip]
+  links = CHIPS[slice_.chip].device.ici_bytes_per_second
   moved = sum(collective.bytes for collective in program.collectives)
   notes = [
     "The modelled time adds up the compiler's estimated cycles, loops times their trips. It leaves "
     "out communication between chips, waiting for memory that those estimates do not foresee, and "
     "the host.",
     f"The collectives move {moved / 1e9:.2f} GB a device and step; at the links' "
-    f"{chip.ici_bytes_per_second / 1e9:.0f} GB/s that takes {moved / chip.ici_bytes_per_second:.4f}"
+    f"{links / 1e9:.0f} GB/s that takes {moved / links:.4f}"
     " s, hidden behind the computation or not.",
     "FLOPs and times are for batches in which every place is a target; the least FLOPs are "
     "those of rows that are one document each.",

@@ -85,6 +85,23 @@ def _balanced(text: str) -> int:
   raise ValueError(f"unbalanced parentheses in {text[:80]!r}")
 
 
+def _elements(shape: str) -> list[str]:
+  """The shapes that a tuple's shape is made of, as written.
+
+  >>> _elements("(s32[]{:T(128)}, (f32[2,3]{1,0}, pred[]), /*index=2*/u8[4])")
+  ['s32[]{:T(128)}', '(f32[2,3]{1,0}, pred[])', 'u8[4]']
+  """
+  inside = re.sub(r"/\*.*?\*/", "", shape[1:-1])
+  parts, depth = [""], 0
+  for c in inside:
+    depth += (c in "([{") - (c in ")]}")
+    if c == "," and not depth:
+      parts.append("")
+    else:
+      parts[-1] += c
+  return [part.strip() for part in parts]
+
+
 def _place(op: Op) -> int | None:
   """Which element of a tuple an instruction takes; None if it does something else."""
   found = re.search(r"\bindex=(\d+)", op.rest) if op.kind == "get-tuple-element" else None
@@ -107,7 +124,7 @@ def _parse_op(line: str) -> Op | None:
     return None
   rest = rest[len(kind) :]
   end = _balanced(rest)
-  operands = tuple(re.findall(r"%([\w.\-]+)", rest[:end]))
+  operands = tuple(re.findall(r"%([\w.\-]+(?:#\d+)*)", rest[:end]))
   return Op(found[1], shape, kind, operands, rest[end:], rest[1 : end - 1])
 
 
@@ -142,10 +159,22 @@ class Program:
       elif current and (op := _parse_op(line)):
         self.computations[current].append(op)
     self.ops = {op.name: op for ops in self.computations.values() for op in ops}
+    for op in list(self.ops.values()):
+      for name in op.operands:
+        self._add_element(name)
     self.traced_loops = 0
     self.times: dict[str, int] = collections.Counter()
     self._scheduled: set[str] = set()
     self._visit(entry, 1, True, traced_trips)
+
+  def _add_element(self, name: str) -> None:
+    """Adds the instruction that `%tuple#2`, an operand as newer compilers write it, stands for."""
+    whole, mark, index = name.rpartition("#")
+    if not mark or name in self.ops:
+      return
+    self._add_element(whole)
+    shape = _elements(self.ops[whole].shape)[int(index)]
+    self.ops[name] = Op(name, shape, "get-tuple-element", (whole,), f", index={index}", "")
 
   def _visit(self, name: str, times: int, scheduled: bool, traced_trips: int) -> None:
     """Counts a computation and what it calls; inside a fusion nothing is `scheduled` by itself."""

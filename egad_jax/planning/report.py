@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from egad_jax.planning.chips import topology
 from egad_jax.planning.plan import Plan
 
 _GIB = 2**30
@@ -35,8 +36,10 @@ def _tokens_per_second(plan: Plan) -> str:
 def print_plan(plan: Plan, console: Console) -> None:
   """Prints everything that a plan knows."""
   verdict = "fits" if plan.fits else "DOES NOT FIT"
+  chips = topology(plan.topology).chips
+  size = f"{chips} chips" + (f", {plan.devices} devices" if plan.devices > chips else "")
   console.print(
-    f"{plan.config} on {plan.topology} ({plan.devices} chips): {verdict}; "
+    f"{plan.config} on {plan.topology} ({size}): {verdict}; "
     f"compiled in {plan.compile_seconds:.0f} s\n",
     markup=False,
   )
@@ -48,7 +51,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     ("temporaries", plan.temporaries_bytes),
     ("outputs besides", rest),
     ("total", plan.total_bytes),
-    ("the chip has", plan.hbm_bytes),
+    ("the device has", plan.hbm_bytes),
   ):
     memory.add_row(name, f"{size:,}", _gib(size))
   console.print(memory, "")

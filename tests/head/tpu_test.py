@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +13,21 @@ import pytest
 from egad_jax import losses
 from egad_jax.head import distillation_head
 from egad_jax.head.tpu import Kernels, chunk_tiles, kernel_chunk_size, kernels_of
-from egad_jax.planning.chips import topology
+from egad_jax.planning.chips import CHIPS, topology
 from egad_jax.planning.environment import prepare_environment
-from egad_jax.planning.plan import devices_of
+from egad_jax.planning.plan import compiling_for, devices_of
 from tests.head.chunked_test import assert_same
 from tests.head.closed_form_test import by_autodiff, value_and_gradients
 from tests.head.problems import Problem, filled_context
 
-V5E, V5P = Kernels(2**27, 1), Kernels(2**26, 2)
+V5E, V5P, TPU7X = Kernels(2**27, 1), Kernels(2**26, 2), Kernels(2**26, 1)
+
+
+class Described(NamedTuple):
+  """A device by its description."""
+
+  platform: str
+  device_kind: str
 
 
 def half_problem(vocab: int, *, seq: int = 70, padding: int = 0) -> Problem:
@@ -105,7 +113,7 @@ def test_evaluation_calls_no_kernel():
   assert "pallas_call" not in str(program)
 
 
-@pytest.mark.parametrize("kernels", [V5E, V5P])
+@pytest.mark.parametrize("kernels", [V5E, V5P, TPU7X])
 @pytest.mark.parametrize("chunk", [128, 256, 768, 1024])
 @pytest.mark.parametrize(
   "dims", [(128, 128), (1024, 2048), (1024, 4096), (2560, 5120), (4096, 8192)]
@@ -136,20 +144,38 @@ def test_no_kernels_on_other_devices():
   assert kernels_of(jax.devices()[0]) is None
 
 
-@pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_every_chip_has_its_kernels_under_each_of_its_names():
+  for name, chip in CHIPS.items():
+    found = {kernels_of(Described("tpu", kind)) for kind in chip.device_kinds}
+    assert len(found) == 1, name
+    assert None not in found, name
+  assert kernels_of(Described("gpu", "TPU7x")) is None
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "v5e:2x2",
+    "tpu7x:2x2x1",
+    pytest.param("v5p:2x2x1", marks=pytest.mark.slow),
+    pytest.param("v6e:2x2", marks=pytest.mark.slow),
+  ],
+)
 def test_the_train_head_compiles_for_chips_that_are_not_here(name, monkeypatch):
   environment = dict(os.environ)
   prepare_environment(name, environment)
   for key, value in environment.items():
     monkeypatch.setenv(key, value)
   device = devices_of(topology(name))[0]
+  assert device.device_kind == CHIPS[topology(name).chip].device_kinds[0]
   sharding = jax.sharding.SingleDeviceSharding(device)
   head = distillation_head(losses.make_egad(ce_weight=0.1).token_loss, kernels=kernels_of(device))
   problem = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
     half_problem(5000, seq=512),
   )
-  lowered = jax.jit(lambda p: value_and_gradients(head, p)).lower(problem)
+  with compiling_for(device):
+    lowered = jax.jit(lambda p: value_and_gradients(head, p)).lower(problem)
   assert lowered.as_text().count("tpu_custom_call") == 3
   # The text of a compiled program of two cores is more than jax can read.
   assert lowered.compile().memory_analysis().temp_size_in_bytes > 0

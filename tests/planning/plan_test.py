@@ -10,7 +10,7 @@ import pytest
 
 from egad_jax import build
 from egad_jax.planning import plan as planning
-from egad_jax.planning.chips import topology
+from egad_jax.planning.chips import CHIPS, topology
 from egad_jax.planning.environment import prepare_environment
 from egad_jax.planning.program import Program
 from tests.build.configs import changed
@@ -139,6 +139,36 @@ def test_times_are_consistent(planned):
   assert planned.tokens_per_second == pytest.approx(512 / planned.modelled_seconds)
   peak = 4 * 197e12 * planned.modelled_seconds
   assert planned.mfu == pytest.approx(planned.flops_minimum / peak)
+
+
+@pytest.mark.slow
+def test_a_device_of_tpu7x_is_half_a_chip(devices):
+  slice_ = topology("tpu7x:2x2x1")
+  config = changed(**LARGE_MATMULS | {"batch_size": 8})
+  run = build.plan_run(config, planning.devices_of(slice_))
+  found = planning.plan(run, slice_, config="tpu7x")
+  assert (found.devices, found.hbm_bytes) == (8, 96 * 2**30)
+  peak = 4 * 2307e12 * found.modelled_seconds
+  assert found.mfu == pytest.approx(found.flops_minimum / peak)
+  assert found.roofline_seconds >= sum(found.arguments_bytes.values()) / (7380e9 / 2)
+  assert any("links' 600 GB/s" in note for note in found.notes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+def test_the_clock_fits_the_compiler_s_cycles(devices, tmp_path, name):
+  """A large product takes no less than at the peak, and not twice as long."""
+  device = planning.devices_of(topology(name))[0]
+  size = 8192
+  matrix = jax.ShapeDtypeStruct(
+    (size, size), "bfloat16", sharding=jax.sharding.SingleDeviceSharding(device)
+  )
+  options = {"xla_dump_to": str(tmp_path), "xla_dump_hlo_as_text": True}
+  jax.jit(lambda x, y: x @ y).lower(matrix, matrix).compile(options)
+  (path,) = tmp_path.glob("*.after_codegen.txt")
+  facts = CHIPS[topology(name).chip].device
+  seconds = Program(path.read_text()).cycles / facts.hertz
+  assert 1 < seconds * facts.flops_per_second / (2 * size**3) < 1.5
 
 
 def test_what_is_large_has_its_line(planned):

@@ -86,6 +86,12 @@ def test_the_report_has_everything():
   assert "communication" in text
 
 
+def test_the_report_counts_chips_and_where_they_are_more_devices():
+  assert "on v5e:2x2 (4 chips): fits" in printed(report.print_plan, PLAN)
+  two_a_chip = dataclasses.replace(PLAN, topology="tpu7x:2x2x1", chip="tpu7x", devices=8)
+  assert "on tpu7x:2x2x1 (4 chips, 8 devices): fits" in printed(report.print_plan, two_a_chip)
+
+
 def test_what_does_not_fit_has_no_times():
   nothing = dict.fromkeys(
     ("modelled_seconds", "roofline_seconds", "tokens_per_second", "mfu"), None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,10 @@ def traced_steps(directory):
     (file,) = path.glob("plugins/profile/*/*.xplane.pb")
     data = jax.profiler.ProfileData.from_file(os.fspath(file))
     events = (e for plane in data.planes for line in plane.lines for e in line.events)
-    steps = {dict(e.stats)["step_num"] for e in events if e.name == "train"}
+    with warnings.catch_warnings():
+      # Python 3.13 deprecates what jaxlib's iterator of the stats is; as an error it ends the process.
+      warnings.simplefilter("ignore", DeprecationWarning)
+      steps = {dict(e.stats)["step_num"] for e in events if e.name == "train"}
     found[path.name] = sorted(map(int, steps))
   return found
 
