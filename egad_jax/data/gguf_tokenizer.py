@@ -10,7 +10,7 @@ import tokenizers
 
 from egad_jax.data.rust_errors import rust_errors
 from egad_jax.errors import InputError
-from egad_jax.gguf_file import open_gguf
+from egad_jax.gguf_file import as_list, open_gguf
 
 
 class TokenType(enum.IntEnum):
@@ -59,7 +59,7 @@ def read_gguf_tokenizer(path: str | os.PathLike[str]) -> GgufTokenizer:
       "from GGUF metadata. Give the model's Hugging Face directory with tokenizer.json instead."
     )
   lists: list[Any] = [
-    fields.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type", "merges")
+    as_list(fields.get(f"tokenizer.ggml.{key}")) for key in ("tokens", "token_type", "merges")
   ]
   tokens, types, merges = lists
   whole = _is_list(tokens, str) and _is_list(types, int) and _is_list(merges, str)
