@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import collections
 import json
 import math
 import os
@@ -74,9 +75,8 @@ def parse_json(source: os.PathLike[str] | str, content: bytes) -> dict[str, Any]
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   found = dict(pairs)
   if len(found) < len(pairs):
-    seen: set[str] = set()
-    twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-    raise ValueError(f"the key {twice!r} is there twice")
+    counts = collections.Counter(key for key, _ in pairs)
+    raise ValueError(f"the key {counts.most_common(1)[0][0]!r} is there twice")
   return found
 
 

@@ -18,7 +18,7 @@ def test_reads_an_object(tmp_path):
 @pytest.mark.parametrize(
   ("content", "message"),
   [
-    (b"", "is not valid JSON: Expecting value"),
+    (b"", r"is not valid JSON: Expecting value"),
     (b'{"a": 1', "is not valid JSON"),
     (b"[1]", "expected a JSON object; got list"),
     (b"null", "expected a JSON object; got NoneType"),
@@ -42,7 +42,7 @@ def test_what_could_mean_two_things_is_refused(content, message):
 
 def test_files_that_are_none(tmp_path):
   for name in ("absent.json", ".", "a" * 300):
-    with pytest.raises(InputError, match="no such file|cannot be read"):
+    with pytest.raises(InputError, match=r"no such file|cannot be read"):
       read_json(tmp_path / name)
   with (tmp_path / "huge.json").open("wb") as file:
     file.truncate(2**28 + 1)

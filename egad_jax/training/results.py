@@ -127,6 +127,7 @@ def export(
     jax.tree.map(np.asarray, params),
     run.tokenizer,
     model_card=card,
+    generation=pair.student_generation,
   )
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from egad_jax.errors import InputError
 from egad_jax.models.export import export_student
+from egad_jax.models.license import License
 from egad_jax.models.load import load_pretrained
 
 CARD = "---\nlicense: apache-2.0\n---\n# A student\n"
@@ -26,7 +27,9 @@ class FakeTokenizer(types.SimpleNamespace):
 
 
 def tokenizer(*, broken=False):
-  return FakeTokenizer(bos_id=1, eos_id=2, pad_id=None, broken=broken)
+  return FakeTokenizer(
+    vocab_size=40, bos_id=1, eos_id=2, document_end_id=2, pad_id=None, broken=broken
+  )
 
 
 def test_export_is_read_back(tmp_path, config, params):
@@ -39,7 +42,7 @@ def test_export_is_read_back(tmp_path, config, params):
     "tokenizer.json",
   ]
   read = load_pretrained(str(path))
-  assert (read.config, read.license, read.name) == (config, "apache-2.0", "export")
+  assert (read.config, read.license, read.name) == (config, License("apache-2.0"), "export")
   jax.tree.map(np.testing.assert_array_equal, read.params, params)
   generation = json.loads((path / "generation_config.json").read_text())
   assert generation == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}

@@ -11,13 +11,14 @@ import pytest
 
 from egad_jax.errors import InputError
 from egad_jax.models import llama
+from egad_jax.models.license import License
 from egad_jax.models.load import load_pretrained
 from egad_jax.models.safetensors_io import SINGLE, write_safetensors
 
 
 def test_gguf_file(tmp_path, config, params, write_gguf):
   read = load_pretrained(str(write_gguf(tmp_path / "some-model.gguf", params)))
-  assert (read.config, read.license, read.name) == (config, "mit", "some-model")
+  assert (read.config, read.license, read.name) == (config, License("mit"), "some-model")
   jax.tree.map(np.testing.assert_array_equal, read.params, params)
 
 
@@ -30,7 +31,7 @@ def test_directory_with_a_model_card(tmp_path, config, params):
   assert load_pretrained(str(directory)).license is None
   (directory / "README.md").write_text("---\ntags: [x]\nlicense: apache-2.0\n---\nlicense: mit\n")
   read = load_pretrained(str(directory))
-  assert (read.config, read.license, read.name) == (config, "apache-2.0", "some-model")
+  assert (read.config, read.license, read.name) == (config, License("apache-2.0"), "some-model")
 
 
 def test_file_in_a_package_that_cannot_be_imported(

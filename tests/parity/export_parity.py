@@ -107,7 +107,9 @@ def check_ids(directory: pathlib.Path, tokenizer: Tokenizer) -> None:
 def check_generation_config(directory: pathlib.Path, tokenizer: Tokenizer) -> None:
   """What transformers would stop at."""
   read = transformers.GenerationConfig.from_pretrained(directory)
-  assert read.eos_token_id == tokenizer.eos_id
+  wanted = load_pretrained(str(directory)).generation.end_ids
+  assert wanted == tuple(np.atleast_1d(read.eos_token_id))
+  assert {tokenizer.eos_id, tokenizer.document_end_id} <= set(wanted)
   assert read.bos_token_id == tokenizer.bos_id
 
 
