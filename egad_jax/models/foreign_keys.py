@@ -47,7 +47,7 @@ class Table(NamedTuple):
     return [
       key
       for key, value in data.items()
-      if key in self.neutral and value is not None and not _is_one_of(value, self.neutral[key])
+      if key in self.neutral and value is not None and not is_one_of(value, self.neutral[key])
     ]
 
   def unknown(self, data: Mapping[str, Any]) -> list[str]:
@@ -115,7 +115,8 @@ def positive_number(source: str, key: str, value: Any) -> float:
   return float(value)
 
 
-def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
-  if isinstance(value, (bool, int, float, str)):
+def is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
+  """Whether a value of a file is one of these, or as good as absent."""
+  if value is None or isinstance(value, (bool, int, float, str)):
     return value in allowed  # 0 equals False, as is meant here.
   return not len(value)  # An empty list or object is as absent as null.

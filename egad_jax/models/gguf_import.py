@@ -17,7 +17,13 @@ from egad_jax.errors import InputError
 from egad_jax.gguf_file import StoredTensor, Texts, open_gguf
 from egad_jax.models import llama
 from egad_jax.models.config import DecoderConfig, Llama3RopeScaling
-from egad_jax.models.foreign_keys import check_closed, positive_integer, positive_number, shown
+from egad_jax.models.foreign_keys import (
+  check_closed,
+  is_one_of,
+  positive_integer,
+  positive_number,
+  shown,
+)
 from egad_jax.models.generation_settings import check_end_ids
 from egad_jax.models.key_tables import LLAMA_GGUF
 from egad_jax.models.license import License, license_of_gguf
@@ -91,13 +97,14 @@ def read_gguf(path: pathlib.Path) -> GGUFModel:
 
 def _end_ids(source: str, metadata: dict[str, Any], vocab_size: int) -> tuple[int, ...]:
   """The ids that end a text, as llama.cpp takes them: by keys, and by the texts of tokens."""
-  stated = [metadata[key] for key in _END_KEYS if key in metadata]
-  ends = check_end_ids(f"{source}: each of {', '.join(_END_KEYS)}", stated, vocab_size)
+  ends: tuple[int, ...] = ()
+  for key in _END_KEYS:
+    ends += check_end_ids(f"{source}: {key}", metadata.get(key), vocab_size)
   tokens = metadata.get("tokenizer.ggml.tokens")
-  if not ends or not isinstance(tokens, Texts):
-    return ends
-  rows = itertools.islice(enumerate(tokens), vocab_size)
-  return tuple(dict.fromkeys((*ends, *(index for index, text in rows if text in _END_TEXTS))))
+  if ends and isinstance(tokens, Texts):
+    rows = itertools.islice(enumerate(tokens), vocab_size)
+    ends += tuple(index for index, text in rows if text in _END_TEXTS)
+  return tuple(dict.fromkeys(ends))
 
 
 def unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -129,19 +136,19 @@ def _dequantize(source: str, stored: StoredTensor) -> np.ndarray:
 def _check_kind(source: str, metadata: dict[str, Any]) -> None:
   """Refuses files that hold no whole Llama, and keys that would make it another model."""
   kind = metadata.get("general.type", "model")
-  if kind != "model":
+  if not is_one_of(kind, ("model",)):
     raise InputError(
       f"{source}: general.type must be 'model'; got {shown(kind)}, which is a part that is used "
       "with a model. Merge it into the model first, or give the model's own file."
     )
   parts = metadata.get("split.count", 0)
-  if parts not in (0, 1):
+  if not is_one_of(parts, (0, 1)):
     raise InputError(
       f"{source} is one of {shown(parts)} parts (split.count). Join them first: "
       "llama-gguf-split --merge FIRST_PART OUTPUT.gguf."
     )
   architecture = _need(source, metadata, "general.architecture")
-  if architecture != "llama":
+  if not (isinstance(architecture, str) and architecture == "llama"):
     raise InputError(
       f'{source}: general.architecture must be "llama"; got {shown(architecture)}. '
       "Other families are not supported."
@@ -208,11 +215,11 @@ def _rope_scaling(
 ) -> Llama3RopeScaling | None:
   scaling = "llama.rope.scaling"
   kind = metadata.get(f"{scaling}.type", "linear")
-  if kind not in ("none", "linear"):
+  if not is_one_of(kind, ("none", "linear")):
     raise InputError(f"{source}: {scaling}.type must be 'none'; got {shown(kind)}. {_ROPE_REMEDY}")
   for key in (f"{scaling}.factor", "llama.rope.scale_linear"):
     # Without a type, or with "none", llama.cpp leaves a factor aside or takes it for a linear one.
-    if metadata.get(key, 1) not in (0, 1) and kind != "none":
+    if kind != "none" and not is_one_of(metadata.get(key), (0, 1, None)):
       raise InputError(f"{source}: {key} must be 1; got {shown(metadata[key])}. {_ROPE_REMEDY}")
   original = f"{scaling}.original_context_length"
   if original in metadata:
