@@ -21,8 +21,8 @@ from egad_jax.errors import InputError
 _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
 _MAX_DIMENSIONS = 4
-# Far above any model. Each takes some hundred bytes of memory, whatever it takes in the file.
-_MAX_ENTRIES = 2**16
+# Far above any model. Each takes up to a kilobyte of memory, whatever it takes in the file.
+_MAX_ENTRIES = 2**14
 # Layouts of GGUF's scalar types by their numbers; 8 is a string, 9 an array.
 _SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -88,7 +88,7 @@ def as_list(value: Any) -> list[Any] | None:
 def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
   """Reads the header of a GGUF file and maps its tensors.
 
-  Memory is below twice the size of the file, whatever its header claims, and 64 MiB for its names.
+  Memory is below twice the size of the file, whatever its header claims, and 16 MiB for its names.
 
   Raises:
     InputError: if the file is missing, truncated, damaged or not GGUF.
