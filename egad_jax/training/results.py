@@ -107,6 +107,7 @@ def _summary(
     "student_after": measured(evaluations[-1]["student"], student),
     "export": str(workdir / files.EXPORT),
     "goodput": dict(seconds),
+    "unread": list(run.pair.unread),
   }
 
 
