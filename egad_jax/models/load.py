@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -54,16 +55,12 @@ def load_pretrained(source: str, *, tokenizer_size: int | None = None) -> Pretra
       than the tokenizer has ids.
   """
   path = sources.resolve(source)
-  if path.is_dir():
-    model = read_directory(path)
-    read = Pretrained(
-      *(model.config, model.params, license_of_directory(path), path.resolve().name),
-      *(model.generation, model.unread),
-    )
-  else:
-    file = read_gguf(path)
-    generation = GenerationSettings(file.end_ids)
-    read = Pretrained(file.config, file.params, file.license, path.stem, generation, file.unread)
+  try:
+    read = _read(path)
+  except OSError as error:
+    raise InputError(
+      f"{source} cannot be read: {error}. Check who may read it, or copy it again."
+    ) from error
   if tokenizer_size is not None:
     _zero_padding(source, read.params or {}, tokenizer_size)
     _check_ends(source, read.generation, tokenizer_size)
@@ -74,6 +71,18 @@ def load_pretrained(source: str, *, tokenizer_size: int | None = None) -> Pretra
       *(source, "; ".join(read.unread)),
     )
   return read
+
+
+def _read(path: pathlib.Path) -> Pretrained:
+  if path.is_dir():
+    model = read_directory(path)
+    return Pretrained(
+      *(model.config, model.params, license_of_directory(path), path.resolve().name),
+      *(model.generation, model.unread),
+    )
+  file = read_gguf(path)
+  generation = GenerationSettings(file.end_ids)
+  return Pretrained(file.config, file.params, file.license, path.stem, generation, file.unread)
 
 
 def _check_ends(source: str, generation: GenerationSettings, tokenizer_size: int) -> None:

@@ -144,6 +144,19 @@ def test_what_is_not_read_is_named_in_one_warning(tmp_path, caplog):
   assert not caplog.records
 
 
+def test_a_directory_that_may_not_be_read(tmp_path, monkeypatch):
+  path = tiny_llama.make(tmp_path / "m")
+
+  def forbidden(*_, **__):
+    raise PermissionError(13, "Permission denied")
+
+  monkeypatch.setattr("pathlib.Path.iterdir", forbidden)
+  with pytest.raises(
+    InputError, match=r"m cannot be read: .*Permission denied\. Check who may read"
+  ):
+    load_pretrained(str(path))
+
+
 def test_an_end_token_that_the_tokenizer_lacks(tmp_path):
   path = tiny_llama.make(
     tmp_path / "m", tiny_llama.tensors(rows=512), vocab_size=512, eos_token_id=[0, 260]
