@@ -5,10 +5,12 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 
 from __future__ import annotations
 
+import array
 import math
 import os
 import pathlib
 import struct
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import gguf
@@ -19,6 +21,8 @@ from egad_jax.errors import InputError
 _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
 _MAX_DIMENSIONS = 4
+# Far above any model. Each takes up to a kilobyte of memory, whatever it takes in the file.
+_MAX_ENTRIES = 2**14
 # Layouts of GGUF's scalar types by their numbers; 8 is a string, 9 an array.
 _SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -40,17 +44,51 @@ class StoredTensor(NamedTuple):
   data: np.ndarray
 
 
+class Texts(Sequence[str]):
+  """An array of texts, left in the file; each access decodes one."""
+
+  def __init__(self, data: memoryview, offsets: array.array[int]) -> None:
+    """Takes the bytes of the file and where each text begins with its length."""
+    self._data, self._offsets = data, offsets
+
+  def __len__(self) -> int:
+    return len(self._offsets)
+
+  def __getitem__(self, index: Any) -> Any:
+    if isinstance(index, slice):
+      return [self._at(offset) for offset in self._offsets[index]]
+    return self._at(self._offsets[index])
+
+  def __iter__(self) -> Iterator[str]:
+    return map(self._at, self._offsets)
+
+  def _at(self, offset: int) -> str:
+    start = offset + 8
+    (length,) = struct.unpack("<Q", self._data[offset:start])
+    return str(self._data[start : start + length], "utf-8")
+
+
 class GGUFFile(NamedTuple):
-  """Metadata by key (arrays as lists) and tensors by name."""
+  """Metadata by key and tensors by name.
+
+  Arrays stay in the file: those of numbers are numpy arrays, those of text are `Texts`.
+  """
 
   metadata: dict[str, Any]
   tensors: dict[str, StoredTensor]
 
 
+def as_list(value: Any) -> list[Any] | None:
+  """The entries of an array of the metadata, as Python has them; None of what is no array."""
+  if isinstance(value, np.ndarray):
+    return value.tolist()
+  return list(value) if isinstance(value, Texts) else None
+
+
 def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
   """Reads the header of a GGUF file and maps its tensors.
 
-  Memory is bounded by the size of the file, whatever its header claims.
+  Memory is below twice the size of the file, whatever its header claims, and 16 MiB for its names.
 
   Raises:
     InputError: if the file is missing, truncated, damaged or not GGUF.
@@ -95,17 +133,27 @@ class _Cursor:
 
   def value(self) -> Any:
     kind = self.scalar("I")
-    if kind != _ARRAY:
-      return self._values(kind, 1)[0]
-    return self._values(self.scalar("I"), self.scalar("Q"))
-
-  def _values(self, kind: int, count: int) -> list[Any]:
+    if kind == _ARRAY:
+      kind, count = self.scalar("I"), self.scalar("Q")
+      return self._texts(count) if kind == _STRING else self._numbers(kind, count)
     if kind == _STRING:
-      # Each string reads 8 bytes at least, so that the end of the file ends this.
-      return [self.string() for _ in range(count)]
+      return self.string()
+    return self._numbers(kind, 1).item()
+
+  def _numbers(self, kind: int, count: int) -> np.ndarray:
     if kind not in _SCALARS:
       raise ValueError(f"a value of unknown type {kind} ends before byte {self.offset}")
-    return self.scalars(_SCALARS[kind], count)
+    dtype = np.dtype(f"<{_SCALARS[kind]}")
+    values = np.frombuffer(self.take(count * dtype.itemsize), dtype)
+    return values.view(np.uint8) != 0 if dtype.kind == "b" else values
+
+  def _texts(self, count: int) -> Texts:
+    offsets = array.array("Q")
+    # Each text reads 8 bytes at least, so that the end of the file ends this.
+    for _ in range(count):
+      offsets.append(self.offset)
+      self.string()
+    return Texts(self._data, offsets)
 
 
 def _read(data: np.ndarray) -> GGUFFile:
@@ -116,6 +164,8 @@ def _read(data: np.ndarray) -> GGUFFile:
   if version not in _VERSIONS:
     raise ValueError(f"its version is {version}, not 2 or 3 of little-endian GGUF")
   num_tensors, num_keys = cursor.scalars("Q", 2)
+  if max(num_tensors, num_keys) > _MAX_ENTRIES:
+    raise ValueError(f"it has {num_tensors} tensors and {num_keys} keys, more than any model")
   metadata: dict[str, Any] = {}
   for _ in range(num_keys):
     key = cursor.string()

@@ -40,7 +40,6 @@ def main() -> None:
   if CHAT.value:
     prompt = tokenizer.apply_chat([{"role": "user", "content": prompt}], add_generation_prompt=True)
   pretrained = load_pretrained(MODEL.value, tokenizer_size=tokenizer.vocab_size)
-  ends = {tokenizer.eos_id, tokenizer.document_end_id}
   [continuation] = generate(
     make_model(pretrained.config),
     jax.device_put(pretrained.params),
@@ -50,7 +49,7 @@ def main() -> None:
     top_k=TOP_K.value,
     top_p=TOP_P.value,
     seed=SEED.value,
-    eos_id=None if IGNORE_EOS.value else sorted(ends),
+    eos_id=None if IGNORE_EOS.value else pretrained.generation.ends(tokenizer),
     vocab_size=tokenizer.vocab_size,
   )
   sys.stdout.write(tokenizer.decode(continuation))

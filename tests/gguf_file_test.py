@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from egad_jax.errors import InputError
-from egad_jax.gguf_file import open_gguf
+from egad_jax.gguf_file import as_list, open_gguf
 
 _STRING, _ARRAY, _UINT32, _F32 = 8, 9, 4, 0
 
@@ -44,7 +44,8 @@ def test_reads_metadata_and_tensors(tmp_path):
     _file(keys=(_key("a", 7), array, text), tensors=(_tensor("t", 3, 2),), data=values)
   )
   metadata, tensors = open_gguf(path)
-  assert metadata == {"a": 7, "list": [5, 6], "text": "né"}
+  assert as_list(metadata.pop("list")) == [5, 6]
+  assert metadata == {"a": 7, "text": "né"}
   assert tensors["t"].shape == (2, 3)
   np.testing.assert_array_equal(tensors["t"].data.view("<f4"), [[0, 1, 2], [3, 4, 5]])
 
@@ -74,6 +75,41 @@ def test_claims_beyond_the_file_take_no_memory(tmp_path, claim):
   peak = tracemalloc.get_traced_memory()[1]
   tracemalloc.stop()
   assert peak < 2**20
+
+
+def _array(kind: int, count: int, content: bytes) -> bytes:
+  return _text("k") + struct.pack("<IIQ", _ARRAY, kind, count) + content
+
+
+@pytest.mark.parametrize(
+  ("array", "first"),
+  [
+    (_array(1, 10**6, b"\xc8" * 10**6), -56),
+    (_array(7, 10**6, b"\1" * 10**6), True),
+    (_array(2, 500_000, b"\xc8\xc8" * 500_000), 51400),
+    (_array(_STRING, 20_000, _text("ab") * 20_000), "ab"),
+    (_array(_STRING, 20_000, _text("") * 20_000), ""),
+    (_array(_STRING, 5_000, _text("abcdefgh" * 8) * 5_000), "abcdefgh" * 8),
+  ],
+)
+def test_arrays_take_less_memory_than_the_file(tmp_path, array, first):
+  path = tmp_path / "a.gguf"
+  path.write_bytes(_file(keys=(array,)))
+  tracemalloc.start()
+  read = open_gguf(path).metadata["k"]
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert peak < 1.2 * path.stat().st_size
+  assert list(read[:2]) == [first] * 2
+  assert as_list(read)[-1] == first
+
+
+@pytest.mark.parametrize("what", ["num_keys", "num_tensors"])
+def test_more_entries_than_any_model_has_are_refused(tmp_path, what):
+  path = tmp_path / "a.gguf"
+  path.write_bytes(_file(**{what: 2**14 + 1}) + bytes(2**20))
+  with pytest.raises(InputError, match=r"16385.* more than any model"):
+    open_gguf(path)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from egad_jax.errors import InputError
 from egad_jax.losses.method import Method
 from egad_jax.models.architectures import architecture
 from egad_jax.models.config import DecoderConfig
+from egad_jax.models.generation_settings import GenerationSettings
 from egad_jax.models.load import Pretrained, load_pretrained
 from egad_jax.models.model import make_model
 from egad_jax.models.student import evenly_spaced, shape_from_layers, student_from_layers
@@ -132,12 +133,11 @@ def _student(
   tokenizer: Tokenizer | Vocabulary,
   teacher_tokenizer: Tokenizer | Vocabulary,
   planned: bool,
-) -> tuple[DecoderConfig, Any]:
+) -> Pretrained:
   options = config.student
   if options.init == "source":
     named = (options.source, options.architecture)
-    read = _load("student", *named, tokenizer, planned)
-    return read.config, read.params
+    return _load("student", *named, tokenizer, planned)
   if options.init == "random":
     names = ("dim", "num_heads", "num_kv_heads", "mlp_dim")
     sizes = {name: options[name] for name in names}
@@ -145,7 +145,7 @@ def _student(
       sizes["vocab_size"] = tokenizer.vocab_size
     like = architecture(options.architecture) if options.architecture else teacher.config
     shape = _replace(like, num_layers=options.layers, **sizes)
-    return dataclasses.replace(shape, embedding_std=DecoderConfig.embedding_std), None
+    return _untrained(dataclasses.replace(shape, embedding_std=DecoderConfig.embedding_std))
   if teacher.params is None and (not planned or config.teacher.source.startswith(RANDOM)):
     raise InputError(
       f"config.student.init=layers takes layers of a trained teacher, but config.teacher.source="
@@ -159,8 +159,20 @@ def _student(
       f"({len(indices)} of them) disagree; leave one at its default."
     )
   if teacher.params is None:
-    return shape_from_layers(teacher.config, indices), None
-  return student_from_layers(teacher.config, teacher.params, indices)
+    return _untrained(shape_from_layers(teacher.config, indices))
+  cut, params = student_from_layers(teacher.config, teacher.params, indices)
+  return _untrained(cut)._replace(params=params)
+
+
+def _untrained(shape: DecoderConfig) -> Pretrained:
+  return Pretrained(shape, None, None, "student")
+
+
+def _generation(student: Pretrained, teacher: Pretrained, shared: bool) -> GenerationSettings:
+  """How the student's texts end: as the teacher's, which teaches it, if the ids mean the same."""
+  if shared and teacher.generation.end_ids:
+    return teacher.generation
+  return student.generation
 
 
 def make_pair(
@@ -181,8 +193,8 @@ def make_pair(
   options = config.teacher
   teacher = _load("teacher", options.source, options.architecture, teacher_tokenizer, planned)
   tokenizers = (tokenizer, teacher_tokenizer)
-  student_config, student_params = _student(config, teacher, *tokenizers, planned)
-  for who, shape in (("teacher", teacher.config), ("student", student_config)):
+  student = _student(config, teacher, *tokenizers, planned)
+  for who, shape in (("teacher", teacher.config), ("student", student.config)):
     if config.seq_len > shape.max_seq_len:
       raise InputError(
         f"config.seq_len ({config.seq_len}) is above the {who}'s {shape.max_seq_len} positions; "
@@ -190,16 +202,16 @@ def make_pair(
       )
   pairs: tuple[tuple[int, int], ...] = ()
   if method.feature_loss is not None:
-    depths = (student_config.num_layers, teacher.config.num_layers)
+    depths = (student.config.num_layers, teacher.config.num_layers)
     pairs = layer_pairs(config.branch.layers, *depths)
   mesh, teacher_mesh = meshes
   return Pair(
     student=make_model(
-      student_config,
+      student.config,
       dtype=DTYPES[config.student.dtype],
       remat=config.student.remat,
       constrain=sharding.constrain(mesh),
-      attention=make_attention(config, "student", student_config, mesh),
+      attention=make_attention(config, "student", student.config, mesh),
     ),
     teacher=make_model(
       teacher.config,
@@ -208,11 +220,14 @@ def make_pair(
       attention=make_attention(config, "teacher", teacher.config, teacher_mesh),
       layers_on_host=config.teacher.placement == "host",
     ),
-    student_params=student_params,
+    student_params=student.params,
     teacher_params=teacher.params,
     student_taps=tuple(s for s, _ in pairs),
     teacher_taps=tuple(t for _, t in pairs),
     teacher_name=teacher.name,
     teacher_license=teacher.license,
     teacher_dtype=DTYPES[config.teacher.dtype],
+    teacher_generation=teacher.generation,
+    student_generation=_generation(student, teacher, tokenizer is teacher_tokenizer),
+    unread=tuple(f"{model.name}: {what}" for model in (teacher, student) for what in model.unread),
   )

@@ -10,7 +10,10 @@ import tokenizers
 
 from egad_jax.data.rust_errors import rust_errors
 from egad_jax.errors import InputError
-from egad_jax.gguf_file import open_gguf
+from egad_jax.gguf_file import as_list, open_gguf
+
+# Twice the largest vocabulary there is. A token takes about a kilobyte while a tokenizer is built.
+_MAX_TOKENS = 2**19
 
 
 class TokenType(enum.IntEnum):
@@ -59,9 +62,14 @@ def read_gguf_tokenizer(path: str | os.PathLike[str]) -> GgufTokenizer:
       "from GGUF metadata. Give the model's Hugging Face directory with tokenizer.json instead."
     )
   lists: list[Any] = [
-    fields.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type", "merges")
+    as_list(fields.get(f"tokenizer.ggml.{key}")) for key in ("tokens", "token_type", "merges")
   ]
   tokens, types, merges = lists
+  if tokens and len(tokens) > _MAX_TOKENS:
+    raise InputError(
+      f"{path}: tokenizer.ggml.tokens has {len(tokens)} entries; at most {_MAX_TOKENS} are read. "
+      "The file is damaged: download or convert it again."
+    )
   whole = _is_list(tokens, str) and _is_list(types, int) and _is_list(merges, str)
   if not (whole and tokens and len(tokens) == len(types) and all(" " in m for m in merges)):
     raise InputError(

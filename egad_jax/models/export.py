@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -14,15 +15,23 @@ from etils import epath
 
 from egad_jax.models import llama
 from egad_jax.models.config import DecoderConfig
+from egad_jax.models.directory_layout import CONFIG, SINGLE
+from egad_jax.models.generation_settings import FILE as GENERATION_CONFIG
+from egad_jax.models.generation_settings import NO_SETTINGS, GenerationSettings
 from egad_jax.models.model import Params
-from egad_jax.models.safetensors_io import SINGLE, write_safetensors
+from egad_jax.models.safetensors_io import write_safetensors
+
+# Parameters with a row for each id.
+_TABLES = ("embedding", "unembedding")
 
 
 class TokenizerFiles(Protocol):
   """What the export needs of a tokenizer."""
 
+  vocab_size: int
   bos_id: int | None
   eos_id: int
+  document_end_id: int
   pad_id: int | None
 
   def save(self, directory: Any) -> None:
@@ -36,9 +45,13 @@ def export_student(
   tokenizer: TokenizerFiles,
   *,
   model_card: str,
+  generation: GenerationSettings = NO_SETTINGS,
   dtype: str = "float32",
 ) -> epath.Path:
   """Writes a model that `transformers.AutoModelForCausalLM.from_pretrained` loads.
+
+  It has a row for each id of the tokenizer and no more: training and evaluation leave further rows
+  out of the softmax, and so must whoever loads it.
 
   On a disk the directory is written beside its place and renamed, so it is whole or absent; one
   that is there already is replaced. To an object store its files are copied, config.json last.
@@ -49,6 +62,8 @@ def export_student(
     params: the parameters.
     tokenizer: whose files and special ids go with them.
     model_card: contents of README.md.
+    generation: how texts of the model that it learnt from end and are sampled; what ends a document
+      of plain text is added, because the student learnt to end so.
     dtype: "float32" or "bfloat16", dtype of the saved weights.
 
   Returns:
@@ -58,16 +73,34 @@ def export_student(
     InputError: if Llama cannot express the architecture, or `dtype` is another.
   """
   target = epath.Path(directory)
-  ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
-  hf_config = llama.config_to_hf(config, dtype=dtype, **ids)
-  generation = {f"{name[:-3]}_token_id": value for name, value in ids.items()}
+  config, params = _without_padding(config, params, tokenizer.vocab_size)
+  ends = generation.learnt_ends(tokenizer)
+  eos = list(ends) if len(ends) > 1 else ends[0]
+  hf_config = llama.config_to_hf(
+    config, dtype=dtype, bos_id=tokenizer.bos_id, eos_id=eos, pad_id=tokenizer.pad_id
+  )
+  special = {key: hf_config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
   with _replacing(target) as staged:
     write_safetensors(staged / SINGLE, llama.take_apart(config, params), dtype=dtype)
-    _write_json(staged / "config.json", hf_config)
-    _write_json(staged / "generation_config.json", generation)
+    _write_json(staged / CONFIG, hf_config)
+    _write_json(staged / GENERATION_CONFIG, special | dict(generation.sampling))
     tokenizer.save(staged)
     (staged / "README.md").write_text(model_card, "utf-8")
   return target
+
+
+def _without_padding(
+  config: DecoderConfig, params: Params, rows: int
+) -> tuple[DecoderConfig, Params]:
+  """The model with `rows` rows of its embedding and unembedding.
+
+  Raises:
+    ValueError: if it has fewer.
+  """
+  if rows > config.vocab_size:
+    raise ValueError(f"a tokenizer of {rows} ids cannot go with {config.vocab_size} rows.")
+  tables: Params = {name: params[name][:rows] for name in _TABLES if name in params}
+  return dataclasses.replace(config, vocab_size=rows), params | tables
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ Tensor names, metadata keys and block formats are those of the `gguf` package
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 from typing import Any, NamedTuple
 
@@ -13,21 +14,53 @@ import gguf
 import numpy as np
 
 from egad_jax.errors import InputError
-from egad_jax.gguf_file import StoredTensor, open_gguf
-from egad_jax.models import llama, rotary
+from egad_jax.gguf_file import StoredTensor, Texts, open_gguf
+from egad_jax.models import llama
 from egad_jax.models.config import DecoderConfig, Llama3RopeScaling
+from egad_jax.models.foreign_keys import (
+  check_closed,
+  is_one_of,
+  positive_integer,
+  positive_number,
+  shown,
+)
+from egad_jax.models.generation_settings import check_end_ids
+from egad_jax.models.key_tables import LLAMA_GGUF
+from egad_jax.models.license import License, license_of_gguf
 from egad_jax.models.model import Params
+from egad_jax.models.rope_config import rope_from_factors
 
 _ROPE_FACTORS = "rope_freqs.weight"
-_MAX_ROPE_ERROR = 1e-4
+_ROPE_REMEDY = "Use a model with plain or llama3 rotary positions."
+_PREFIX = "llama."
+# What describes the file, how it was quantized, and the tokenizer, which has a reader of its own.
+_KNOWN_PREFIXES = (_PREFIX, "general.", "tokenizer.", "split.", "quantize.")
+# Files made before there were keys for them rely on these texts; llama.cpp ends at them always.
+_END_TEXTS = frozenset(
+  {
+    *("<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>"),
+    "<end_of_turn>",
+  }
+)
+_END_KEYS = tuple(f"tokenizer.ggml.{role}_token_id" for role in ("eos", "eot", "eom"))
 
 
 class GGUFModel(NamedTuple):
-  """What a GGUF file says about a model, apart from its tokenizer."""
+  """What a GGUF file says about a model, apart from its tokenizer.
+
+  Attributes:
+    config: its architecture.
+    params: numpy float32 in the layout of `Model.init`.
+    license: what the file says about its licence, or None.
+    end_ids: the ids that end a text or a turn.
+    unread: metadata keys that are neither read nor known to be harmless.
+  """
 
   config: DecoderConfig
   params: Params
-  license: str | None
+  license: License | None
+  end_ids: tuple[int, ...]
+  unread: tuple[str, ...]
 
 
 def read_gguf(path: pathlib.Path) -> GGUFModel:
@@ -42,6 +75,7 @@ def read_gguf(path: pathlib.Path) -> GGUFModel:
   """
   metadata, found = open_gguf(path)
   source = str(path)
+  _check_kind(source, metadata)
   config = _config(source, metadata, found)
   shapes = {name: stored.shape for name, stored in found.items() if name != _ROPE_FACTORS}
   llama.check_tensors(source, config, lambda tensor: tensor.gguf, shapes)
@@ -52,9 +86,25 @@ def read_gguf(path: pathlib.Path) -> GGUFModel:
     heads = {"query": config.num_heads, "key": config.num_kv_heads}.get(tensor.path[-1])
     return array if heads is None else unpermute(array, heads)
 
-  params = llama.assemble(config, read)
-  license_name = metadata.get("general.license")
-  return GGUFModel(config, params, license_name if isinstance(license_name, str) else None)
+  return GGUFModel(
+    config,
+    llama.assemble(config, read),
+    license_of_gguf(metadata),
+    _end_ids(source, metadata, config.vocab_size),
+    tuple(key for key in metadata if not key.startswith(_KNOWN_PREFIXES)),
+  )
+
+
+def _end_ids(source: str, metadata: dict[str, Any], vocab_size: int) -> tuple[int, ...]:
+  """The ids that end a text, as llama.cpp takes them: by keys, and by the texts of tokens."""
+  ends: tuple[int, ...] = ()
+  for key in _END_KEYS:
+    ends += check_end_ids(f"{source}: {key}", metadata.get(key), vocab_size)
+  tokens = metadata.get("tokenizer.ggml.tokens")
+  if ends and isinstance(tokens, Texts):
+    rows = itertools.islice(enumerate(tokens), vocab_size)
+    ends += tuple(index for index, text in rows if text in _END_TEXTS)
+  return tuple(dict.fromkeys(ends))
 
 
 def unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -83,44 +133,65 @@ def _dequantize(source: str, stored: StoredTensor) -> np.ndarray:
     ) from error
 
 
-def _config(source: str, metadata: dict[str, Any], found: dict[str, StoredTensor]) -> DecoderConfig:
-  def need(key: str) -> Any:
-    if key not in metadata:
-      raise InputError(f"{source}: expected the metadata key {key}; it has none.")
-    return metadata[key]
+def _check_kind(source: str, metadata: dict[str, Any]) -> None:
+  """Refuses files that hold no whole Llama, and keys that would make it another model."""
+  kind = metadata.get("general.type", "model")
+  if not is_one_of(kind, ("model",)):
+    raise InputError(
+      f"{source}: general.type must be 'model'; got {shown(kind)}, which is a part that is used "
+      "with a model. Merge it into the model first, or give the model's own file."
+    )
+  parts = metadata.get("split.count", 0)
+  if not is_one_of(parts, (0, 1)):
+    raise InputError(
+      f"{source} is one of {shown(parts)} parts (split.count). Join them first: "
+      "llama-gguf-split --merge FIRST_PART OUTPUT.gguf."
+    )
+  architecture = _need(source, metadata, "general.architecture")
+  if not (isinstance(architecture, str) and architecture == "llama"):
+    raise InputError(
+      f'{source}: general.architecture must be "llama"; got {shown(architecture)}. '
+      "Other families are not supported."
+    )
+  own = {key: value for key, value in metadata.items() if key.startswith(_PREFIX)}
+  LLAMA_GGUF.check(source, own)
+  check_closed(source, LLAMA_GGUF.unknown(own), LLAMA_GGUF.remedy)
 
+
+def _need(source: str, metadata: dict[str, Any], key: str) -> Any:
+  if key not in metadata:
+    raise InputError(
+      f"{source}: expected the metadata key {key}; it has none. Convert the model again."
+    )
+  return metadata[key]
+
+
+def _config(source: str, metadata: dict[str, Any], found: dict[str, StoredTensor]) -> DecoderConfig:
   def integer(key: str, default: int | None = None) -> int:
-    value = need(key) if default is None else metadata.get(key, default)
-    return llama.positive_integer(source, key, value)
+    value = _need(source, metadata, key) if default is None else metadata.get(key, default)
+    return positive_integer(source, key, value)
 
   def number(key: str, value: Any) -> float:
     # Stored as float32: its shortest decimal is what the model was configured with.
-    return float(str(np.float32(llama.positive_number(source, key, value))))
+    return float(str(np.float32(positive_number(source, key, value))))
 
-  architecture = need("general.architecture")
-  if architecture != "llama":
-    raise InputError(
-      f'{source}: general.architecture must be "llama"; got "{architecture}". '
-      "Other families are not supported."
-    )
   heads, dim = integer("llama.attention.head_count"), integer("llama.embedding_length")
   head_dim = integer("llama.attention.key_length", dim // heads)
-  for key, allowed in (
+  if "token_embd.weight" not in found:
+    raise InputError(f"{source} lacks tensors: token_embd.weight. Convert the model again.")
+  rows = found["token_embd.weight"].shape[0]
+  for key, expected in (
     ("llama.rope.dimension_count", head_dim),
     ("llama.attention.value_length", head_dim),
-    ("llama.rope.scaling.type", "none"),
-    ("llama.expert_count", 0),
+    ("llama.vocab_size", rows),
   ):
-    got = metadata.get(key, allowed)
-    if got != allowed:
-      raise InputError(f"{source}: {key} must be {allowed!r}; got {got!r}.")
-  if "token_embd.weight" not in found:
-    raise InputError(f"{source} lacks tensors: token_embd.weight.")
+    if integer(key, expected) != expected:
+      raise InputError(f"{source}: {key} must be {expected!r}; got {metadata[key]!r}.")
   base, eps = "llama.rope.freq_base", "llama.attention.layer_norm_rms_epsilon"
   theta = number(base, metadata.get(base, 10_000.0))
   return llama.checked_config(
     source,
-    vocab_size=found["token_embd.weight"].shape[0],
+    vocab_size=rows,
     dim=dim,
     num_layers=integer("llama.block_count"),
     num_heads=heads,
@@ -128,28 +199,40 @@ def _config(source: str, metadata: dict[str, Any], found: dict[str, StoredTensor
     head_dim=head_dim,
     mlp_dim=integer("llama.feed_forward_length"),
     rope_theta=theta,
-    rope_scaling=_rope_scaling(source, found.get(_ROPE_FACTORS), head_dim, theta),
-    norm_eps=number(eps, need(eps)),
+    rope_scaling=_rope_scaling(source, metadata, found.get(_ROPE_FACTORS), head_dim, theta),
+    norm_eps=number(eps, _need(source, metadata, eps)),
     tie_embeddings="output.weight" not in found,
     max_seq_len=integer("llama.context_length", 2048),
   )
 
 
 def _rope_scaling(
-  source: str, stored: StoredTensor | None, head_dim: int, theta: float
+  source: str,
+  metadata: dict[str, Any],
+  stored: StoredTensor | None,
+  head_dim: int,
+  theta: float,
 ) -> Llama3RopeScaling | None:
-  """Recognises Llama 3's scaling in the factors that llama.cpp stores in its place."""
+  scaling = "llama.rope.scaling"
+  kind = metadata.get(f"{scaling}.type", "linear")
+  if not is_one_of(kind, ("none", "linear")):
+    raise InputError(f"{source}: {scaling}.type must be 'none'; got {shown(kind)}. {_ROPE_REMEDY}")
+  for key in (f"{scaling}.factor", "llama.rope.scale_linear"):
+    # Without a type, or with "none", llama.cpp leaves a factor aside or takes it for a linear one.
+    if kind != "none" and not is_one_of(metadata.get(key), (0, 1, None)):
+      raise InputError(f"{source}: {key} must be 1; got {shown(metadata[key])}. {_ROPE_REMEDY}")
+  original = f"{scaling}.original_context_length"
+  if original in metadata:
+    positive_integer(source, original, metadata[original])
   if stored is None:
     return None
   llama.check_shape(source, _ROPE_FACTORS, expected=(head_dim // 2,), got=stored.shape)
   factors = _dequantize(source, stored)
   llama.check_finite(source, _ROPE_FACTORS, factors)
-  scaling = Llama3RopeScaling(factor=float(factors.max()))
-  plain = rotary.frequencies(head_dim, theta=theta).astype(np.float64)
-  wanted = rotary.scaling_factors(plain, scaling)
-  if not np.allclose(factors, wanted, rtol=_MAX_ROPE_ERROR):
-    raise InputError(
-      f"{source}: {_ROPE_FACTORS} must be the factors of Llama 3's rope scaling; they differ by "
-      f"up to {np.max(np.abs(factors / wanted - 1)):.2g} of their value."
-    )
-  return scaling
+  return rope_from_factors(
+    f"{source}: {_ROPE_FACTORS}",
+    factors,
+    head_dim=head_dim,
+    theta=theta,
+    original_max_seq_len=metadata.get(original),
+  )

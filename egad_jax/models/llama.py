@@ -9,8 +9,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from egad_jax.errors import InputError
-from egad_jax.models.config import DecoderConfig, Llama3RopeScaling
+from egad_jax.models.config import DecoderConfig
+from egad_jax.models.foreign_keys import listed, positive_integer, positive_number, shown
+from egad_jax.models.key_tables import LEGACY_GENERATION, LLAMA_CONFIG
+from egad_jax.models.llama_family import check_family, check_layers
 from egad_jax.models.model import Params
+from egad_jax.models.rope_config import rope_from_hf
+
+# Endings of the tensors that quantized checkpoints have beside, or in place of, the weights.
+_QUANTIZED = (
+  *(".qweight", ".qzeros", ".scales", ".weight_scale", ".weight_scale_inv", ".weight_packed"),
+  *(".absmax", ".quant_map", ".g_idx", ".SCB", ".input_scale", ".biases"),
+)
+_DERIVED = re.compile(
+  r"(\w+\.)*(rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)|position_ids)"
+)
 
 
 class Tensor(NamedTuple):
@@ -103,11 +116,32 @@ def check_names(source: str, *, expected: Collection[str], got: Collection[str])
     ("has unexpected", sorted(set(got) - set(expected))),
   ):
     if names:
-      more = f" and {len(names) - 5} more" if len(names) > 5 else ""
       raise InputError(
-        f"{source} {problem} tensors: {', '.join(names[:5])}{more}. Expected the "
-        f"{len(expected)} tensors of a Llama model without biases; got {len(got)}."
+        f"{source} {problem} tensors: {listed(names)}. Expected the {len(expected)} tensors of a "
+        f"Llama model without biases; got {len(got)}. {_names_hint(set(expected), set(got))}"
       )
+
+
+def _names_hint(expected: set[str], got: set[str]) -> str:
+  """What a person may do about tensors that are missing or unexpected."""
+  extra, table = got - expected, "embed_tokens.weight"
+  if expected - got == {"lm_head.weight"} and not extra:
+    return (
+      "If the model shares its embedding table, set tie_word_embeddings to true in config.json."
+    )
+  if any(name.endswith(_QUANTIZED) for name in extra):
+    return "Quantized weights are read from GGUF only: use the model's GGUF file."
+  if any("lora_" in name for name in extra):
+    return "They are a LoRA adapter's; merge it into its model first."
+  if table in extra:
+    return "It was saved from the model without its head; save a LlamaForCausalLM."
+  prefixes = {n.removesuffix(f"model.{table}") for n in extra if n.endswith(f"model.{table}")}
+  if prefixes:
+    return (
+      f"Its names begin with {min(prefixes)!r}, as of a part of a larger model; save the language "
+      "model by itself, as a LlamaForCausalLM."
+    )
+  return "Use the files that belong to this config, or a plain Llama."
 
 
 def check_shape(source: str, name: str, *, expected: tuple[int, ...], got: tuple[int, ...]) -> None:
@@ -197,19 +231,8 @@ def take_apart(config: DecoderConfig, params: Params) -> dict[str, np.ndarray]:
   return found
 
 
-# What the decoder does, by the names of Hugging Face's config.json; absent means the same.
-_FIXED = {
-  "hidden_act": ("silu",),
-  "attention_bias": (False,),
-  "mlp_bias": (False,),
-  "pretraining_tp": (1,),
-  "quantization_config": (None,),
-  "partial_rotary_factor": (None, 1, 1.0),
-}
-
-
 def config_from_hf(source: str, data: Mapping[str, Any]) -> DecoderConfig:
-  """Reads the contents of a Hugging Face config.json.
+  """Reads the contents of a Hugging Face config.json; `unread_keys` tells what it leaves.
 
   Args:
     source: what to call the file in messages.
@@ -218,24 +241,19 @@ def config_from_hf(source: str, data: Mapping[str, Any]) -> DecoderConfig:
   Raises:
     InputError: if it is not a Llama model, or one that the decoder cannot represent exactly.
   """
-  if data.get("model_type") != "llama":
-    raise InputError(
-      f'{source}: model_type must be "llama"; got {data.get("model_type")!r}. '
-      "Other families are not supported."
-    )
-  for key, allowed in _FIXED.items():
-    if key in data and data[key] not in allowed:
-      raise InputError(f"{source}: {key} must be {allowed[0]!r}; got {data[key]!r}.")
-  eps, std = data.get("rms_norm_eps"), data.get("initializer_range", 0.02)
-  tied = data.get("tie_word_embeddings", False)
-  if not isinstance(tied, bool):
-    raise InputError(f"{source}: tie_word_embeddings must be true or false; got {tied!r}.")
+  check_family(source, data)
+  LLAMA_CONFIG.check(source, data)
+  check_layers(source, data)
+  std = data.get("initializer_range")
+  tied = data.get("tie_word_embeddings")
+  if not isinstance(tied, bool | None):
+    raise InputError(f"{source}: tie_word_embeddings must be true or false; got {shown(tied)}.")
 
   def integer(key: str, default: int | None = None) -> int:
     value = data.get(key)
     return positive_integer(source, key, default if value is None else value)
 
-  theta, scaling = _rope_from_hf(source, data)
+  theta, scaling = rope_from_hf(source, data)
   heads, dim = integer("num_attention_heads"), integer("hidden_size")
   return checked_config(
     source,
@@ -248,35 +266,16 @@ def config_from_hf(source: str, data: Mapping[str, Any]) -> DecoderConfig:
     mlp_dim=integer("intermediate_size"),
     rope_theta=theta,
     rope_scaling=scaling,
-    norm_eps=positive_number(source, "rms_norm_eps", eps),
-    tie_embeddings=tied,
+    norm_eps=positive_number(source, "rms_norm_eps", data.get("rms_norm_eps", 1e-6)),
+    tie_embeddings=bool(tied),
     max_seq_len=integer("max_position_embeddings", 2048),
-    embedding_std=positive_number(source, "initializer_range", std),
+    embedding_std=positive_number(source, "initializer_range", 0.02 if std is None else std),
   )
 
 
-def positive_integer(source: str, key: str, value: Any) -> int:
-  """Checks one number of a model's description.
-
-  Raises:
-    InputError: if it is not a positive integer.
-  """
-  if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-    raise InputError(
-      f"{source}: {key} must be a positive integer; got {value!r} (2^31 or more is none)."
-    )
-  return value
-
-
-def positive_number(source: str, key: str, value: Any) -> float:
-  """Checks one number of a model's description.
-
-  Raises:
-    InputError: if it is not a positive number that float32 holds.
-  """
-  if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-38 < value < 1e38:
-    raise InputError(f"{source}: {key} must be a positive number below 1e38; got {value!r}.")
-  return float(value)
+def unread_keys(data: Mapping[str, Any]) -> list[str]:
+  """The keys of a config.json that are neither read nor known to be harmless."""
+  return [key for key in LLAMA_CONFIG.unknown(data) if key not in LEGACY_GENERATION]
 
 
 def checked_config(source: str, **fields: Any) -> DecoderConfig:
@@ -287,38 +286,20 @@ def checked_config(source: str, **fields: Any) -> DecoderConfig:
     raise InputError(f"{source}: {error}") from error
 
 
-def _rope_from_hf(source: str, data: Mapping[str, Any]) -> tuple[float, Llama3RopeScaling | None]:
-  # transformers 5 writes `rope_parameters`, older ones `rope_theta` beside `rope_scaling`.
-  rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
-  if not isinstance(rope, dict):
-    raise InputError(f"{source}: rope scaling must be an object; got {rope!r}.")
-  base = rope.get("rope_theta") or data.get("rope_theta") or 10_000.0
-  theta = positive_number(source, "rope_theta", base)
-  kind = rope.get("rope_type", rope.get("type", "default"))
-  if kind == "default":
-    return theta, None
-  if kind != "llama3":
-    raise InputError(f'{source}: rope scaling must be absent or "llama3"; got {kind!r}.')
-  keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-  missing = [key for key in keys if key not in rope]
-  if missing:
-    raise InputError(f"{source}: llama3 rope scaling needs {', '.join(keys)}; got {dict(rope)}.")
-  factor, low, high = (positive_number(source, key, rope[key]) for key in keys[:3])
-  if low >= high:
-    raise InputError(f"{source}: low_freq_factor ({low}) must be below high_freq_factor ({high}).")
-  original = positive_integer(source, keys[3], rope[keys[3]])
-  return theta, Llama3RopeScaling(factor, low, high, original)
-
-
 def config_to_hf(
-  config: DecoderConfig, *, bos_id: int | None, eos_id: int | None, pad_id: int | None, dtype: str
+  config: DecoderConfig,
+  *,
+  bos_id: int | None,
+  eos_id: int | list[int] | None,
+  pad_id: int | None,
+  dtype: str,
 ) -> dict[str, Any]:
   """The contents of a config.json that transformers loads as `LlamaForCausalLM`.
 
   Args:
     config: the architecture.
     bos_id: id of the beginning-of-sequence token.
-    eos_id: id of the end-of-sequence token.
+    eos_id: id of the end-of-sequence token, or a list of them.
     pad_id: id of the padding token.
     dtype: dtype of the weights, such as "float32".
 
@@ -370,5 +351,6 @@ def config_to_hf(
   }
 
 
-# Buffers that old exporters saved; they follow from the config.
-DERIVED_BUFFERS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+def is_derived(name: str) -> bool:
+  """Whether a tensor is a buffer that follows from the config, as other programs save them."""
+  return _DERIVED.fullmatch(name) is not None

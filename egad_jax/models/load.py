@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import pathlib
-import re
 from typing import NamedTuple
 
 import numpy as np
@@ -11,12 +11,13 @@ import numpy as np
 from egad_jax import sources
 from egad_jax.errors import InputError
 from egad_jax.models.config import DecoderConfig
+from egad_jax.models.generation_settings import NO_SETTINGS, GenerationSettings
 from egad_jax.models.gguf_import import read_gguf
+from egad_jax.models.license import License, license_of_directory
 from egad_jax.models.model import Params
 from egad_jax.models.safetensors_io import read_directory
 
-# Bytes of a model card that are looked at.
-_MAX_FRONT_MATTER = 2**16
+_LOG = logging.getLogger(__name__)
 
 
 class Pretrained(NamedTuple):
@@ -25,18 +26,23 @@ class Pretrained(NamedTuple):
   Attributes:
     config: its architecture.
     params: numpy float32 in the layout of `Model.init`; None for a model of random values.
-    license: what the files say about it, such as "apache-2.0"; None if nothing.
+    license: as the files state it; None if they do not.
     name: of the file or directory.
+    generation: how its texts end and are sampled, as the files say.
+    unread: what the files hold that is neither read nor known to be harmless, such as
+      "config.json: some_key".
   """
 
   config: DecoderConfig
   params: Params | None
-  license: str | None
+  license: License | None
   name: str
+  generation: GenerationSettings = NO_SETTINGS
+  unread: tuple[str, ...] = ()
 
 
 def load_pretrained(source: str, *, tokenizer_size: int | None = None) -> Pretrained:
-  """Reads a model of the Llama family.
+  """Reads a model of the Llama family; what is left unread is named in one warning.
 
   Args:
     source: a `*.gguf` file, a Hugging Face directory (config.json and safetensors), or
@@ -49,15 +55,44 @@ def load_pretrained(source: str, *, tokenizer_size: int | None = None) -> Pretra
       than the tokenizer has ids.
   """
   path = sources.resolve(source)
-  if path.is_dir():
-    config, params = read_directory(path)
-    read = Pretrained(config, params, _readme_license(path), path.resolve().name)
-  else:
-    model = read_gguf(path)
-    read = Pretrained(model.config, model.params, model.license, path.stem)
+  try:
+    read = _read(path)
+  except OSError as error:
+    raise InputError(
+      f"{source} cannot be read: {error}. Check who may read it, or copy it again."
+    ) from error
   if tokenizer_size is not None:
     _zero_padding(source, read.params or {}, tokenizer_size)
+    _check_ends(source, read.generation, tokenizer_size)
+  if read.unread:
+    _LOG.warning(
+      "%s holds what is not read here: %s. If one of them changes what the model computes or "
+      "writes, it is another model here.",
+      *(source, "; ".join(read.unread)),
+    )
   return read
+
+
+def _read(path: pathlib.Path) -> Pretrained:
+  if path.is_dir():
+    model = read_directory(path)
+    return Pretrained(
+      *(model.config, model.params, license_of_directory(path), path.resolve().name),
+      *(model.generation, model.unread),
+    )
+  file = read_gguf(path)
+  generation = GenerationSettings(file.end_ids)
+  return Pretrained(file.config, file.params, file.license, path.stem, generation, file.unread)
+
+
+def _check_ends(source: str, generation: GenerationSettings, tokenizer_size: int) -> None:
+  for index in generation.end_ids:
+    if index >= tokenizer_size:
+      raise InputError(
+        f"{source}: its files name the end token {index}, but the tokenizer has the ids 0 to "
+        f"{tokenizer_size - 1} only. Use the tokenizer that belongs to the model, or correct "
+        "eos_token_id."
+      )
 
 
 def _zero_padding(source: str, params: Params, tokenizer_size: int) -> None:
@@ -71,15 +106,3 @@ def _zero_padding(source: str, params: Params, tokenizer_size: int) -> None:
         f"it has {len(table)}. Use the tokenizer that belongs to the model."
       )
     table[tokenizer_size:] = 0.0
-
-
-def _readme_license(directory: pathlib.Path) -> str | None:
-  """The `license:` of a model card's front matter."""
-  readme = directory / "README.md"
-  if not readme.is_file():
-    return None
-  with readme.open("rb") as file:
-    text = file.read(_MAX_FRONT_MATTER).decode("utf-8", "replace")
-  front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-  found = front and re.search(r"^license:\s*[\"']?([^\"'\s]+)", front[1], re.MULTILINE)
-  return found[1] if found else None

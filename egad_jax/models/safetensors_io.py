@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -15,68 +14,75 @@ import safetensors
 import safetensors.numpy
 
 from egad_jax.errors import InputError
+from egad_jax.json_file import read_json
 from egad_jax.models import llama
 from egad_jax.models.config import DecoderConfig
+from egad_jax.models.directory_layout import CONFIG, INDEX, SINGLE, check_layout, other_weights
+from egad_jax.models.foreign_keys import check_closed, listed, shown
+from egad_jax.models.generation_settings import GenerationSettings, read_settings
+from egad_jax.models.key_tables import INDEX_METADATA, SAFETENSORS_INDEX
 from egad_jax.models.model import Params
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 # A file of the directory itself. The file may be a link, as in Hugging Face's cache.
 _SHARD_NAME = re.compile(r"[\w +,.=@-]{1,200}\.safetensors", re.ASCII)
 # Safetensors' names of the kinds of values that are read.
 _FLOATING = ("F64", "F32", "F16", "BF16")
-# The index of the largest models has 10 MB.
-_MAX_JSON_BYTES = 2**28
 _DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
-def read_directory(directory: pathlib.Path) -> tuple[DecoderConfig, Params]:
-  """Reads a Llama model from `config.json` and safetensors.
+class DirectoryModel(NamedTuple):
+  """What a Hugging Face directory says about a model, apart from its tokenizer and its licence.
+
+  Attributes:
+    config: its architecture.
+    params: numpy float32 in the layout of `Model.init`.
+    generation: how its texts end and are sampled.
+    unread: keys, files and tensors that are neither read nor known to be harmless.
+  """
+
+  config: DecoderConfig
+  params: Params
+  generation: GenerationSettings
+  unread: tuple[str, ...]
+
+
+class _Stored(NamedTuple):
+  """Where a tensor is: an open file, and its name there."""
+
+  shard: Any
+  name: str
+
+
+def read_directory(directory: pathlib.Path) -> DirectoryModel:
+  """Reads a Llama model from `config.json`, `generation_config.json` and safetensors.
 
   Args:
     directory: holds config.json and model.safetensors, or the index of its shards.
 
-  Returns:
-    The architecture and the parameters, numpy float32.
-
   Raises:
     InputError: if a file is missing, truncated or not what it should be, if the model cannot be
-      represented exactly, or if a tensor is missing, unexpected or of the wrong shape.
+      represented exactly, if a tensor is missing, unexpected or of the wrong shape, or if there are
+      two sets of weights.
   """
-  config_path = directory / "config.json"
-  config = llama.config_from_hf(str(config_path), read_json(config_path))
+  check_layout(directory)
+  config_path = directory / CONFIG
+  data = read_json(config_path)
+  config = llama.config_from_hf(str(config_path), data)
+  generation, unread = read_settings(directory, data, config.vocab_size)
+  unread = [f"{CONFIG}: {key}" for key in llama.unread_keys(data)] + unread
   with contextlib.ExitStack() as stack:
-    found = _open_tensors(directory, stack)
-    extra = {name for name in found if llama.DERIVED_BUFFERS.fullmatch(name)}
+    found, more = _open_tensors(directory, stack)
+    found = {name: at for name, at in found.items() if not llama.is_derived(name)}
     if config.tie_embeddings:
-      extra |= _tied_copy(directory, found)
-    shapes = {name: _shape(found[name], name) for name in found.keys() - extra}
+      _one_table(directory, found)
+    shapes = {name: _shape(at) for name, at in found.items()}
     llama.check_tensors(str(directory), config, lambda tensor: tensor.hf, shapes)
 
     def read(tensor: llama.Tensor) -> np.ndarray:
-      return _read_floating(directory, found[tensor.hf], tensor.hf)
+      return _read_floating(directory, found[tensor.hf])
 
-    return config, llama.assemble(config, read)
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """Reads a JSON object.
-
-  Raises:
-    InputError: if the file is missing or holds something else.
-  """
-  if not path.is_file():
-    raise InputError(f"{path}: no such file; expected the one of a Hugging Face directory.")
-  if path.stat().st_size > _MAX_JSON_BYTES:
-    raise InputError(f"{path}: {path.stat().st_size} bytes are too many for a file of its name.")
-  try:
-    data = json.loads(path.read_text("utf-8"))
-  # Nesting too deep for Python's parser is a RecursionError.
-  except (ValueError, RecursionError) as error:
-    raise InputError(f"{path} is not valid JSON: {error}.") from error
-  if not isinstance(data, dict):
-    raise InputError(f"{path}: expected a JSON object; got {type(data).__name__}.")
-  return data
+    params = llama.assemble(config, read)
+  return DirectoryModel(config, params, generation, (*unread, *more))
 
 
 def write_safetensors(
@@ -99,27 +105,54 @@ def write_safetensors(
   safetensors.numpy.save_file(cast, path, metadata={"format": "pt"})
 
 
-def _open_tensors(directory: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, Any]:
-  """Maps each tensor's name to the open file that holds it."""
+def _open_tensors(
+  directory: pathlib.Path, stack: contextlib.ExitStack
+) -> tuple[dict[str, _Stored], list[str]]:
+  """Maps each tensor's name to where it is; also what is beside them and not read."""
   index = directory / INDEX
-  if index.is_file():
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(map(_is_plain_name, weight_map.values())):
-      raise InputError(
-        f"{index}: expected a weight_map from tensor names to *.safetensors beside it."
-      )
-    files = sorted(set(weight_map.values()))
-  elif (directory / SINGLE).is_file():
-    files = [SINGLE]
-  else:
-    raise InputError(f"{directory}: expected {SINGLE} or {INDEX}; it has neither.")
+  if not index.is_file():
+    shard = _open_shard(directory / SINGLE, stack)
+    found = {name: _Stored(shard, name) for name in sorted(shard.keys())}
+    return found, [f"the file {name}" for name in other_weights(directory, {SINGLE})]
+  weight_map, more = _read_index(index)
+  files = {file: _open_shard(directory / file, stack) for file in sorted(set(weight_map.values()))}
+  names = {file: set(shard.keys()) for file, shard in files.items()}
   found = {}
-  for file in files:
-    shard = _open_shard(directory / file, stack)
-    found.update(dict.fromkeys(shard.keys(), shard))
-  if index.is_file():
-    llama.check_names(f"{directory} (by its index)", expected=weight_map, got=found)
-  return found
+  for name, file in weight_map.items():
+    if name not in names[file]:
+      raise InputError(
+        f"{index} says that {name} is in {file}, which lacks it; they do not belong together. Copy "
+        "the index and all its files again."
+      )
+    found[name] = _Stored(files[file], name)
+  for file, held in names.items():
+    unnamed = [n for n in sorted(held - weight_map.keys()) if not llama.is_derived(n)]
+    if unnamed:
+      raise InputError(
+        f"{directory / file} has unexpected tensors: {listed(unnamed)}, which {INDEX} does not "
+        "name; they do not belong together. Copy the index and all its files again."
+      )
+    twice = sorted(name for name in held & weight_map.keys() if weight_map[name] != file)
+    if twice:
+      more.append(f"{file}: the tensors {listed(twice)}, which the index takes from elsewhere")
+  return found, [f"the file {name}" for name in other_weights(directory, files)] + more
+
+
+def _read_index(index: pathlib.Path) -> tuple[dict[str, str], list[str]]:
+  """The file of each tensor by an index, and the keys of its metadata that are not known."""
+  data = read_json(index)
+  check_closed(
+    str(index), SAFETENSORS_INDEX.unknown(data), "Copy the index again, or save the model again."
+  )
+  weight_map, metadata = data.get("weight_map"), data.get("metadata") or {}
+  if not isinstance(weight_map, dict) or not all(map(_is_plain_name, weight_map.values())):
+    raise InputError(
+      f"{index}: expected a weight_map from tensor names to *.safetensors beside it. Copy the "
+      "index again."
+    )
+  if not isinstance(metadata, dict):
+    raise InputError(f"{index}: metadata must be an object; got {shown(metadata)}.")
+  return weight_map, [f"{index.name}: metadata.{key}" for key in INDEX_METADATA.unknown(metadata)]
 
 
 def _is_plain_name(file: Any) -> bool:
@@ -138,32 +171,33 @@ def _open_shard(path: pathlib.Path, stack: contextlib.ExitStack) -> Any:
     ) from error
 
 
-def _tied_copy(directory: pathlib.Path, found: Mapping[str, Any]) -> set[str]:
-  """Accepts a saved copy of tied embeddings, if it is one."""
-  head, table = "lm_head.weight", "model.embed_tokens.weight"
-  if head not in found:
-    return set()
-  if table in found:
-    copy, original = (_read_floating(directory, found[name], name) for name in (head, table))
-    if not np.array_equal(copy, original):
-      raise InputError(
-        f"{directory}: tensor {head} must equal {table} because config.json says "
-        "tie_word_embeddings; they differ. Set it to false in config.json."
-      )
-  return {head}
+def _one_table(directory: pathlib.Path, found: dict[str, _Stored]) -> None:
+  """Leaves one of the two names that tied embeddings may have, if both mean the same."""
+  table, head = "model.embed_tokens.weight", "lm_head.weight"
+  copy = found.pop(head, None)
+  if copy is None:
+    return
+  original = found.setdefault(table, copy)
+  if original is copy:
+    return
+  if not np.array_equal(_read_floating(directory, copy), _read_floating(directory, original)):
+    raise InputError(
+      f"{directory}: tensor {head} must equal {table} because config.json says "
+      "tie_word_embeddings; they differ. Set it to false in config.json."
+    )
 
 
-def _shape(shard: Any, name: str) -> tuple[int, ...]:
-  return tuple(shard.get_slice(name).get_shape())
+def _shape(at: _Stored) -> tuple[int, ...]:
+  return tuple(at.shard.get_slice(at.name).get_shape())
 
 
-def _read_floating(directory: pathlib.Path, shard: Any, name: str) -> np.ndarray:
-  kind = shard.get_slice(name).get_dtype()
+def _read_floating(directory: pathlib.Path, at: _Stored) -> np.ndarray:
+  kind = at.shard.get_slice(at.name).get_dtype()
   if kind not in _FLOATING:
     raise InputError(
-      f"{directory}: tensor {name} must be float32, float16 or bfloat16; got {kind}. "
-      "Quantized weights are read from GGUF only."
+      f"{directory}: tensor {at.name} must be float32, float16, bfloat16 or float64; got {kind}. "
+      "Quantized weights are read from GGUF only: use the model's GGUF file."
     )
-  array = shard.get_tensor(name)
-  llama.check_finite(str(directory), name, array)
+  array = at.shard.get_tensor(at.name)
+  llama.check_finite(str(directory), at.name, array)
   return array

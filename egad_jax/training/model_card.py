@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from egad_jax.models.license import License
 from egad_jax.training.report import digits, duration, flatten, magnitude
 
 MAX_SAMPLES = 3
@@ -37,6 +38,7 @@ _MEASURES = (
   ("agreement", "Same most likely token as the teacher"),
 )
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_ADDRESS = re.compile(r"https?://\S+")
 _LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
@@ -45,7 +47,7 @@ def write_model_card(
   config: Mapping[str, Any],
   *,
   teacher_name: str,
-  teacher_license: str | None,
+  teacher_license: License | None,
   samples: Sequence[Mapping[str, Any]] | None,
 ) -> str:
   """Returns the text of the model card, Markdown with YAML front matter.
@@ -56,7 +58,7 @@ def write_model_card(
       is made to be published.
     teacher_name: the teacher as a reader would look it up. It becomes `base_model` only if it has
       the form owner/name, which is what that field means.
-    teacher_license: licence identifier or text as the teacher's files state it, None if unknown.
+    teacher_license: as the teacher's files state it, None if they do not.
     samples: content of samples.json, of which the first few are shown, or None.
   """
   environment = jinja2.Environment(
@@ -77,7 +79,8 @@ def write_model_card(
     measured=_measured,
     duration=duration(summary.get("seconds")).replace("\u00a0", " "),
     teacher_name=teacher_name,
-    teacher_license=teacher_license,
+    license=teacher_license,
+    license_text=None if teacher_license is None else teacher_license.name or teacher_license[0],
     settings=_settings(config),
     samples=list(samples or [])[:MAX_SAMPLES],
   )
@@ -85,14 +88,19 @@ def write_model_card(
   return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _front_matter(teacher_name: str, teacher_license: str | None) -> str:
+def _front_matter(teacher_name: str, teacher_license: License | None) -> str:
   fields: dict[str, Any] = {}
-  if not teacher_license:
+  if teacher_license is None:
     fields["license"] = "unknown"
-  elif _LICENSE_ID.fullmatch(teacher_license.lower()):
-    fields["license"] = teacher_license.lower()
+  elif _LICENSE_ID.fullmatch(teacher_license.identifier.lower()):
+    fields["license"] = teacher_license.identifier.lower()
+    if teacher_license.name:
+      fields["license_name"] = teacher_license.name
   else:
-    fields |= {"license": "other", "license_name": teacher_license}
+    fields |= {"license": "other", "license_name": teacher_license.name or teacher_license[0]}
+  # A link into the teacher's directory would lead nowhere from here.
+  if teacher_license is not None and _ADDRESS.fullmatch(teacher_license.link or ""):
+    fields["license_link"] = teacher_license.link
   if _HUB_ID.fullmatch(teacher_name):
     fields["base_model"] = teacher_name
   fields |= {

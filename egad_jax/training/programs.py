@@ -154,13 +154,19 @@ class Programs:
     model = run.pair.teacher if state is None else run.pair.student
     params = self._teacher_params if state is None else state.params["student"]
     tokenizer = run.teacher_tokenizer if state is None else run.tokenizer
+    pair = run.pair
+    ends = (
+      pair.teacher_generation.ends(tokenizer)
+      if state is None
+      else pair.student_generation.learnt_ends(tokenizer)
+    )
     room = model.config.max_seq_len - run.sample_tokens
     prompts = [tokenizer.encode(prompt)[:room] for prompt in run.prompts]
     ids = generate(
       *(model, params, prompts),
       max_new_tokens=run.sample_tokens,
       temperature=0.0,
-      eos_id=tokenizer.eos_id,
+      eos_id=ends,
       vocab_size=tokenizer.vocab_size,
     )
     return [tokenizer.decode(continuation) for continuation in ids]

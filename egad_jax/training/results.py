@@ -107,6 +107,7 @@ def _summary(
     "student_after": measured(evaluations[-1]["student"], student),
     "export": str(workdir / files.EXPORT),
     "goodput": dict(seconds),
+    "unread": list(run.pair.unread),
   }
 
 
@@ -127,6 +128,7 @@ def export(
     jax.tree.map(np.asarray, params),
     run.tokenizer,
     model_card=card,
+    generation=pair.student_generation,
   )
 
 

@@ -17,6 +17,8 @@ from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.head import head_on_mesh
 from egad_jax.head.chunked import Head
 from egad_jax.losses.method import Context, Method, State
+from egad_jax.models.generation_settings import NO_SETTINGS, GenerationSettings
+from egad_jax.models.license import License
 from egad_jax.models.model import Model
 from egad_jax.training import evaluation, restoring
 from egad_jax.training.aligned import (
@@ -66,6 +68,10 @@ class Pair:
     teacher_name: for people.
     teacher_license: as its files say, or None.
     teacher_dtype: of its parameters on the devices.
+    teacher_generation: how the teacher's texts end and are sampled.
+    student_generation: the same for the student, whose export says so: the teacher's if they share
+      a tokenizer.
+    unread: what the models' files hold that is neither read nor known to be harmless.
   """
 
   student: Model
@@ -75,8 +81,11 @@ class Pair:
   student_taps: tuple[int, ...]
   teacher_taps: tuple[int, ...]
   teacher_name: str
-  teacher_license: str | None
+  teacher_license: License | None
   teacher_dtype: Any
+  teacher_generation: GenerationSettings = NO_SETTINGS
+  student_generation: GenerationSettings = NO_SETTINGS
+  unread: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import types
 
@@ -10,7 +11,10 @@ import numpy as np
 import pytest
 
 from egad_jax.errors import InputError
+from egad_jax.models.config import Llama3RopeScaling
 from egad_jax.models.export import export_student
+from egad_jax.models.generation_settings import GenerationSettings
+from egad_jax.models.license import License
 from egad_jax.models.load import load_pretrained
 
 CARD = "---\nlicense: apache-2.0\n---\n# A student\n"
@@ -25,8 +29,9 @@ class FakeTokenizer(types.SimpleNamespace):
     (directory / "tokenizer.json").write_text("{}")
 
 
-def tokenizer(*, broken=False):
-  return FakeTokenizer(bos_id=1, eos_id=2, pad_id=None, broken=broken)
+def tokenizer(**changes):
+  values = {"vocab_size": 40, "bos_id": 1, "eos_id": 2, "document_end_id": 2, "pad_id": None}
+  return FakeTokenizer(**values | {"broken": False} | changes)
 
 
 def test_export_is_read_back(tmp_path, config, params):
@@ -39,11 +44,53 @@ def test_export_is_read_back(tmp_path, config, params):
     "tokenizer.json",
   ]
   read = load_pretrained(str(path))
-  assert (read.config, read.license, read.name) == (config, "apache-2.0", "export")
+  assert (read.config, read.license, read.name) == (config, License("apache-2.0"), "export")
   jax.tree.map(np.testing.assert_array_equal, read.params, params)
   generation = json.loads((path / "generation_config.json").read_text())
   assert generation == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
   assert [p.name for p in (tmp_path / "a").iterdir()] == ["export"]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_beyond_the_tokenizer_are_not_exported(tmp_path, config, params, tied):
+  config = dataclasses.replace(config, tie_embeddings=tied)
+  if not tied:
+    params = params | {"unembedding": params["embedding"] + 1}
+  path = export_student(tmp_path / "a", config, params, tokenizer(vocab_size=37), model_card=CARD)
+  read = load_pretrained(str(path), tokenizer_size=37)
+  assert read.config == dataclasses.replace(config, vocab_size=37)
+  tables = {"embedding", "unembedding"} & params.keys()
+  wanted = params | {name: params[name][:37] for name in tables}
+  jax.tree.map(np.testing.assert_array_equal, read.params, wanted)
+  with pytest.raises(ValueError, match="a tokenizer of 41 ids cannot go with 40 rows"):
+    export_student(tmp_path / "b", config, params, tokenizer(vocab_size=41), model_card=CARD)
+  assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+  ("stated", "document_end", "wanted"),
+  [((), 2, 2), ((), 5, [2, 5]), ((7,), 7, 7), ((7, 3), 5, [7, 3, 5]), ((5, 3), 5, [5, 3])],
+)
+def test_texts_end_as_the_teachers_do(tmp_path, config, params, stated, document_end, wanted):
+  sampling = {"do_sample": True, "temperature": 0.6}
+  path = export_student(
+    *(tmp_path / "a", config, params, tokenizer(document_end_id=document_end)),
+    model_card=CARD,
+    generation=GenerationSettings(stated, sampling),
+  )
+  settings = json.loads((path / "generation_config.json").read_text())
+  assert settings == {"bos_token_id": 1, "eos_token_id": wanted, "pad_token_id": None} | sampling
+  assert json.loads((path / "config.json").read_text())["eos_token_id"] == wanted
+  read = load_pretrained(str(path)).generation
+  assert (list(read.end_ids), read.sampling) == (list(np.atleast_1d(wanted)), sampling)
+
+
+def test_what_the_program_depends_on_is_exported(tmp_path, config, params):
+  scaling = Llama3RopeScaling(factor=4.0, low_freq_factor=1.5, original_max_seq_len=32)
+  config = dataclasses.replace(config, rope_scaling=scaling, norm_eps=3e-6, rope_theta=777.0)
+  path = export_student(tmp_path / "a", config, params, tokenizer(), model_card=CARD)
+  read = load_pretrained(str(path))
+  assert (read.config, read.unread) == (config, ())
 
 
 def test_bfloat16_halves_the_file(tmp_path, config, params):

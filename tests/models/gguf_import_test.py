@@ -10,12 +10,14 @@ from egad_jax.errors import InputError
 from egad_jax.models import llama, rotary
 from egad_jax.models.config import Llama3RopeScaling
 from egad_jax.models.gguf_import import read_gguf, unpermute
+from egad_jax.models.license import License
+from tests.models import tiny_llama
 
 
 def test_reads_what_was_written(tmp_path, config, params, write_gguf):
   model = read_gguf(write_gguf(tmp_path / "a.gguf", params))
   assert model.config == config
-  assert model.license == "mit"
+  assert model.license == License("mit")
   jax.tree.map(np.testing.assert_array_equal, model.params, params)
   assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {np.dtype(np.float32)}
 
@@ -46,7 +48,7 @@ def test_output_tensor_means_untied(tmp_path, params, write_gguf):
       {"blk.0.ffn_up.weight": np.zeros((33, 24), np.float32)},
       r"blk.0.ffn_up.weight must have shape \[32, 24\].*got \[33, 24\]",
     ),
-    ({"rope_freqs.weight": np.ones(2, np.float32) * [1, 3]}, "Llama 3's rope scaling"),
+    ({"rope_freqs.weight": np.ones(2, np.float32) * [3, 1]}, "Llama 3's rope scaling"),
   ],
 )
 def test_wrong_tensors_are_named(tmp_path, params, write_gguf, tensors, message):
@@ -66,6 +68,29 @@ def test_wrong_tensors_are_named(tmp_path, params, write_gguf, tensors, message)
     ({"llama.block_count": 4}, "lacks tensors: blk.3"),
     ({"llama.attention.head_count": 0}, "llama.attention.head_count must be a positive integer"),
     ({"llama.feed_forward_length": "big"}, "llama.feed_forward_length .* integer; got 'big'"),
+    ({"llama.of_tomorrow": 1}, "a.gguf has keys that are not known: llama.of_tomorrow"),
+    (
+      {"llama.attention.sliding_window": 4096},
+      "llama.attention.sliding_window must be 0; got 4096",
+    ),
+    ({"llama.logit_scale": 0.5}, "llama.logit_scale must be 0; got 0.5"),
+    ({"llama.attention.scale": 0.1}, "llama.attention.scale must be 0; got 0.1"),
+    ({"llama.rope.scaling.factor": 2.0}, "llama.rope.scaling.factor must be 1; got 2.0"),
+    ({"llama.rope.scale_linear": 4.0}, "llama.rope.scale_linear must be 1; got 4.0"),
+    (
+      {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 8.0},
+      "llama.rope.scaling.factor must be 1; got 8.0. Use a model with plain or llama3",
+    ),
+    ({"llama.rope.scaling.attn_factor": 0.5}, "llama.rope.scaling.attn_factor must be 1"),
+    ({"llama.rope.freq_base": "10000"}, "llama.rope.freq_base must be a positive number"),
+    ({"llama.vocab_size": 39}, "llama.vocab_size must be 40; got 39"),
+    ({"llama.attention.key_length": 8}, r"attn_q.weight must have shape \[48, 24\]"),
+    ({"llama.attention.value_length": 8}, "llama.attention.value_length must be 4; got 8"),
+    ({"general.type": "adapter"}, "general.type must be 'model'; got 'adapter'.*Merge it into"),
+    ({"general.type": "mmproj"}, "general.type must be 'model'"),
+    ({"split.count": 3}, r"is one of 3 parts \(split.count\). Join them.*llama-gguf-split --merge"),
+    ({"tokenizer.ggml.eot_token_id": 40}, "eot_token_id.*must be one or more ids from 0 to 39"),
+    ({"tokenizer.ggml.eos_token_id": "</s>"}, "must be one or more ids from 0 to 39; got '</s>'"),
     ({"llama.attention.head_count_kv": 4}, r"a.gguf: num_heads \(6\) must be a multiple"),
   ],
 )
@@ -77,7 +102,7 @@ def test_metadata_that_cannot_be_represented(tmp_path, params, write_gguf, metad
 
 def test_other_architectures_are_refused(tmp_path, params, write_gguf):
   path = write_gguf(tmp_path / "a.gguf", params, architecture="qwen3")
-  with pytest.raises(InputError, match=r'general\.architecture must be "llama"; got "qwen3"'):
+  with pytest.raises(InputError, match=r"general\.architecture must be .llama.; got 'qwen3'"):
     read_gguf(path)
 
 
@@ -130,3 +155,64 @@ def test_a_claim_of_endless_layers_takes_no_time(tmp_path, params, write_gguf):
   path = write_gguf(tmp_path / "a.gguf", params, metadata={"llama.block_count": 2**31 - 1})
   with pytest.raises(InputError, match="too few for the 2147483647 layers"):
     read_gguf(path)
+
+
+@pytest.mark.parametrize(
+  "metadata",
+  [
+    {"llama.expert_count": 0, "llama.expert_used_count": 0, "llama.logit_scale": 0.0},
+    {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0},
+    {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 1.0},
+    {"llama.vocab_size": 40, "llama.attention.key_length": 4, "split.count": 1},
+    {"llama.tensor_data_layout": "Meta AI original pth", "general.type": "model"},
+    {"general.quantization_version": 2, "quantize.imatrix.file": "x"},
+  ],
+)
+def test_other_spellings_of_the_same_model(tmp_path, config, params, write_gguf, metadata):
+  read = read_gguf(write_gguf(tmp_path / "a.gguf", params, metadata=metadata))
+  assert (read.config, read.unread) == (config, ())
+
+
+def test_keys_outside_the_architecture_are_named(tmp_path, params, write_gguf):
+  path = write_gguf(tmp_path / "a.gguf", params, metadata={"clip.of_tomorrow": 1, "mine": "x"})
+  assert read_gguf(path).unread == ("clip.of_tomorrow", "mine")
+
+
+def test_numbers_for_each_layer_are_refused(tmp_path):
+  metadata = {"llama.attention.head_count_kv": [2, 1]}
+  path = tiny_llama.make_gguf(tmp_path / "a.gguf", metadata=metadata)
+  with pytest.raises(InputError, match=r"head_count_kv must be a positive integer; got .*\[2, 1\]"):
+    read_gguf(path)
+
+
+@pytest.mark.parametrize(
+  "key",
+  [
+    *("general.type", "split.count", "llama.rope.scaling.type", "llama.rope.scaling.factor"),
+    *(
+      "tokenizer.ggml.eot_token_id",
+      "llama.logit_scale",
+      "llama.context_length",
+      "llama.vocab_size",
+    ),
+  ],
+)
+@pytest.mark.parametrize("value", [[1, 2], ["none", "model"]])
+def test_a_list_in_place_of_a_value(tmp_path, key, value):
+  path = tiny_llama.make_gguf(tmp_path / "a.gguf", metadata={key: value})
+  with pytest.raises(InputError, match=f"{key}|is one of .* parts"):
+    read_gguf(path)
+
+
+@pytest.mark.parametrize(
+  ("metadata", "ends"),
+  [
+    # <|end_of_text|> is 0 and <|eot_id|> is 2: llama.cpp ends at these texts too.
+    ({}, (0, 2)),
+    ({"tokenizer.ggml.eot_token_id": 7, "tokenizer.ggml.eom_token_id": 9}, (0, 7, 9, 2)),
+    ({"tokenizer.ggml.eos_token_id": 5, "tokenizer.ggml.eot_token_id": 5}, (5, 0, 2)),
+    ({"tokenizer.ggml.eos_token_id": None}, ()),
+  ],
+)
+def test_end_tokens(tmp_path, metadata, ends):
+  assert read_gguf(tiny_llama.make_gguf(tmp_path / "a.gguf", metadata=metadata)).end_ids == ends

@@ -22,6 +22,7 @@ from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.models.architectures import architecture
 from egad_jax.models.config import DecoderConfig, Llama3RopeScaling
 from egad_jax.models.export import export_student
+from egad_jax.models.generation_settings import GenerationSettings
 from egad_jax.models.load import load_pretrained
 from egad_jax.models.model import Params, make_model
 from egad_jax.models.student import evenly_spaced, student_from_layers
@@ -107,7 +108,9 @@ def check_ids(directory: pathlib.Path, tokenizer: Tokenizer) -> None:
 def check_generation_config(directory: pathlib.Path, tokenizer: Tokenizer) -> None:
   """What transformers would stop at."""
   read = transformers.GenerationConfig.from_pretrained(directory)
-  assert read.eos_token_id == tokenizer.eos_id
+  wanted = load_pretrained(str(directory)).generation.end_ids
+  assert wanted == tuple(np.atleast_1d(read.eos_token_id))
+  assert {tokenizer.eos_id, tokenizer.document_end_id} <= set(wanted)
   assert read.bos_token_id == tokenizer.bos_id
 
 
@@ -122,11 +125,17 @@ def check_random(directory: pathlib.Path, tokenizer: Tokenizer) -> None:
   params = jax.device_get(jax.jit(make_model(config).init)(jax.random.key(0)))
   # Logits of a fresh model are too small for differences to show.
   params["unembedding"] = params["unembedding"] * 5
-  export_student(directory, config, params, tokenizer, model_card="# Random\n")
-  tokens = random_tokens(config, seq=256)
+  settings = GenerationSettings((tokenizer.eos_id, 5), {"do_sample": True, "temperature": 0.6})
+  export_student(directory, config, params, tokenizer, model_card="# Random\n", generation=settings)
+  read = transformers.GenerationConfig.from_pretrained(directory)
+  assert set(read.eos_token_id) == {tokenizer.eos_id, 5, tokenizer.document_end_id}
+  assert (read.do_sample, read.temperature) == (True, 0.6)
+  # The export has no padding rows: its whole softmax is that of training and evaluation.
+  exported = dataclasses.replace(config, vocab_size=tokenizer.vocab_size)
+  tokens = random_tokens(exported, seq=256)
   report(
-    "random, untied, llama3 rope scaling",
-    our_logits(config, params, tokens),
+    "random, untied, llama3 rope scaling, without its 64 padding rows",
+    our_logits(config, params, tokens)[..., : tokenizer.vocab_size],
     torch_logits(directory, tokens),
   )
 

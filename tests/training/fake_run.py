@@ -153,6 +153,7 @@ def _summary(lines: list[dict[str, Any]], steps: int) -> dict[str, Any]:
     "student_before": first["student"] | small,
     "student_after": last["student"] | small,
     "export": "runs/quickstart/export",
+    "unread": [f"teacher: config.json: {HOSTILE}", "student: the file pytorch_model.bin"],
     "goodput": {"init": 12.4, "compile": 30.0, "step": 260.0, "lost": 10.0, "finish": 0.0},
   }
 

@@ -8,6 +8,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 
+from egad_jax.models.license import License
 from egad_jax.training import model_card
 
 SUMMARY: dict[str, Any] = {
@@ -65,7 +66,7 @@ SAMPLES = [
 def card(**changes: Any) -> str:
   arguments: dict[str, Any] = {
     "teacher_name": "HuggingFaceTB/SmolLM2-135M-Instruct",
-    "teacher_license": "apache-2.0",
+    "teacher_license": License("apache-2.0"),
     "samples": SAMPLES,
   }
   summary = changes.pop("summary", SUMMARY)
@@ -104,11 +105,27 @@ def test_licence_unknown_is_said_plainly():
 
 
 def test_licence_that_is_no_identifier_keeps_its_name():
-  text = card(teacher_license="Example: Research Only #1")
+  text = card(teacher_license=License("Example: Research Only #1"))
   data = huggingface_hub.ModelCard(text).data
   assert (data.license, data.license_name) == ("other", "Example: Research Only #1")
   assert "licence is unknown" not in text
-  assert huggingface_hub.ModelCard(card(teacher_license="Apache-2.0")).data.license == "apache-2.0"
+  assert (
+    huggingface_hub.ModelCard(card(teacher_license=License("Apache-2.0"))).data.license
+    == "apache-2.0"
+  )
+
+
+def test_licence_with_a_name_of_its_own_and_a_link():
+  named = License("other", "llama3.2", "https://example.org/LICENSE")
+  text = card(teacher_license=named)
+  data = huggingface_hub.ModelCard(text).data
+  assert (data.license, data.license_name) == ("other", "llama3.2")
+  assert data.license_link == named.link
+  assert "state the licence `llama3.2`, whose text is at `https://example.org/LICENSE`." in text
+  # A file of the teacher's directory is named to people; no link could lead to it.
+  text = card(teacher_license=License("other", "A Licence", "LICENSE.txt"))
+  assert huggingface_hub.ModelCard(text).data.license_link is None
+  assert "state the licence `A Licence`, whose text is at `LICENSE.txt`." in text
 
 
 def test_numbers_are_the_measured_ones():

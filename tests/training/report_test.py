@@ -128,8 +128,8 @@ def test_text_of_tokens_prompts_samples_and_config_is_escaped(full):
   source = (directory / "report.html").read_text(encoding="utf-8")
   assert "<script" not in source
   assert "<img" not in source
-  # Three passage views, a prompt, a continuation; the config shows it as JSON.
-  assert page.text.count(HOSTILE) == 5
+  # Three passage views, a prompt, a continuation, a foreign key; the config shows it as JSON.
+  assert page.text.count(HOSTILE) == 6
   assert json.dumps(content["config.json"]["data"]["source"]) in page.text
   assert page.text.count("[U+0000][U+202E]") == 3
   assert "\x00" not in source
@@ -148,6 +148,7 @@ def test_values_shown_are_the_files_values(full):
   assert "5\u00a0min\u00a012\u00a0s" in page.text
   assert set(summary["goodput"].values()) - {0.0} <= shown
   assert "83.2 %" in page.text
+  assert "; ".join(summary["unread"]) in page.text
   for key, value in report.flatten(content["config.json"]):
     assert key in page.text
     assert value in page.text

@@ -1,0 +1,115 @@
+"""How a model's texts end and how its makers sample from it, as its files say."""
+
+from __future__ import annotations
+
+import pathlib
+import types
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+from egad_jax.errors import InputError
+from egad_jax.json_file import read_json
+from egad_jax.models.foreign_keys import shown
+from egad_jax.models.key_tables import GENERATION_CONFIG, LEGACY_GENERATION, SAMPLING
+
+FILE = "generation_config.json"
+_REMEDY = "Correct the file, or copy it again."
+
+
+class EndTokens(Protocol):
+  """What must be known of a tokenizer."""
+
+  eos_id: int
+  document_end_id: int
+
+
+class GenerationSettings(NamedTuple):
+  """What a model's files say about generation.
+
+  Attributes:
+    end_ids: the ids that end a text or a turn, in the order of the files; empty if they name none.
+    sampling: settings of sampling by their names in generation_config.json. Nothing here samples
+      by them: an export passes them on.
+  """
+
+  end_ids: tuple[int, ...] = ()
+  sampling: Mapping[str, Any] = types.MappingProxyType({})
+
+  def ends(self, tokenizer: EndTokens) -> tuple[int, ...]:
+    """The ids that end a text of the model: those of its files, or else its tokenizer's."""
+    return self.end_ids or _once(tokenizer.eos_id, tokenizer.document_end_id)
+
+  def learnt_ends(self, tokenizer: EndTokens) -> tuple[int, ...]:
+    """The ids that end a text of a student of the model: also what ended its training documents."""
+    return _once(*self.ends(tokenizer), tokenizer.document_end_id)
+
+
+# Files say nothing.
+NO_SETTINGS = GenerationSettings()
+
+
+def read_settings(
+  directory: pathlib.Path, config: Mapping[str, Any], vocab_size: int
+) -> tuple[GenerationSettings, list[str]]:
+  """Reads generation_config.json, or in its place the same keys of config.json.
+
+  Args:
+    directory: of the model.
+    config: contents of its config.json.
+    vocab_size: rows of the embedding.
+
+  Returns:
+    The settings, and the keys, of either file, that ask for another text than sampling gives.
+
+  Raises:
+    InputError: if the file is no JSON object, or a key that is read has a value of another kind.
+  """
+  path = directory / FILE
+  legacy = {key: config[key] for key in config if key in LEGACY_GENERATION}
+  data = read_json(path) if path.exists() else legacy
+  name = str(path if path.exists() else directory / "config.json")
+  ends, where = data.get("eos_token_id"), name
+  if ends in (None, []):
+    ends, where = config.get("eos_token_id"), str(directory / "config.json")
+  sampling = {key: data[key] for key in SAMPLING if data.get(key) is not None}
+  for key, value in sampling.items():
+    _check_setting(name, key, value)
+  departures = GENERATION_CONFIG.departures(data) + GENERATION_CONFIG.unknown(data)
+  settings = GenerationSettings(check_end_ids(f"{where}: eos_token_id", ends, vocab_size), sampling)
+  return settings, [f"{pathlib.Path(name).name}: {key}" for key in departures]
+
+
+def check_end_ids(what: str, value: Any, vocab_size: int) -> tuple[int, ...]:
+  """The ids that end a text, each once.
+
+  Args:
+    what: to call them in messages.
+    value: None, an id or a list of ids.
+    vocab_size: rows of the embedding.
+
+  Raises:
+    InputError: if it is anything else.
+  """
+  ids = [] if value is None else value if isinstance(value, list) else [value]
+  for index in ids:
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < vocab_size:
+      raise InputError(
+        f"{what} must be one or more ids from 0 to {vocab_size - 1}; got {shown(value)}. {_REMEDY}"
+      )
+  return _once(*ids)
+
+
+def _once(*ids: int) -> tuple[int, ...]:
+  return tuple(dict.fromkeys(ids))
+
+
+def _check_setting(source: str, key: str, value: Any) -> None:
+  if key == "do_sample":
+    right = isinstance(value, bool)
+  elif key == "top_k":
+    right = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+  else:
+    right = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e38
+  if not right:
+    expected = "true or false" if key == "do_sample" else "a number that is not negative"
+    raise InputError(f"{source}: {key} must be {expected}; got {shown(value)}. {_REMEDY}")

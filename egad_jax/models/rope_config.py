@@ -1,0 +1,153 @@
+"""Rotary frequencies as other people's files describe them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from egad_jax.errors import InputError
+from egad_jax.models import rotary
+from egad_jax.models.config import Llama3RopeScaling
+from egad_jax.models.foreign_keys import listed, positive_integer, positive_number, shown
+
+_DEFAULT_THETA = 10_000.0
+_LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+_KNOWN_KEYS = frozenset({"rope_type", "type", "rope_theta", *_LLAMA3_KEYS})
+_REMEDY = "Correct the file, or use a model with plain or llama3 rotary positions."
+# Largest relative difference between stored factors and those of the scaling they are taken for.
+_MAX_ERROR = 1e-4
+
+
+def rope_from_hf(source: str, data: Mapping[str, Any]) -> tuple[float, Llama3RopeScaling | None]:
+  """The base and the scaling of a config.json.
+
+  transformers 5 writes `rope_parameters`, older versions `rope_theta` beside `rope_scaling`. Where
+  a file says both, they must agree: versions of transformers differ in which of them they take.
+
+  Raises:
+    InputError: if they do not, or are not what the decoder computes.
+  """
+  rope = _agreed(source, data, "rope_parameters", "rope_scaling", default={})
+  if not isinstance(rope, dict):
+    raise InputError(f"{source}: rope scaling must be an object; got {shown(rope)}. {_REMEDY}")
+  rope = {key: value for key, value in rope.items() if value is not None}
+  if rope.get("partial_rotary_factor") == 1:
+    del rope["partial_rotary_factor"]
+  unknown = sorted(rope.keys() - _KNOWN_KEYS)
+  kind = _agreed(source, rope, "rope_type", "type", default="default")
+  if kind not in ("default", "llama3"):
+    raise InputError(
+      f'{source}: rope scaling must be absent or "llama3"; got {shown(kind)}. {_REMEDY}'
+    )
+  if unknown:
+    raise InputError(f"{source}: rope scaling has keys not known: {listed(unknown)}. {_REMEDY}")
+  bases = {"rope_theta": data.get("rope_theta"), "its rope_theta": rope.get("rope_theta")}
+  base = _agreed(source, bases, *bases, default=_DEFAULT_THETA)
+  theta = positive_number(source, "rope_theta", base)
+  if kind == "default":
+    if rope.get("factor", 1) != 1:
+      raise InputError(
+        f"{source}: rope scaling has a factor ({shown(rope['factor'])}) but no type that uses it. "
+        f"{_REMEDY}"
+      )
+    return theta, None
+  return theta, _llama3(source, data, rope)
+
+
+def _llama3(source: str, data: Mapping[str, Any], rope: Mapping[str, Any]) -> Llama3RopeScaling:
+  missing = [key for key in _LLAMA3_KEYS if key not in rope]
+  if missing:
+    raise InputError(
+      f"{source}: llama3 rope scaling needs {', '.join(_LLAMA3_KEYS)}; got {shown(dict(rope))}."
+    )
+  factor, low, high = (positive_number(source, key, rope[key]) for key in _LLAMA3_KEYS[:3])
+  if low >= high:
+    raise InputError(f"{source}: low_freq_factor ({low}) must be below high_freq_factor ({high}).")
+  if factor < 1:
+    raise InputError(f"{source}: factor of llama3 rope scaling must be 1 or more; got {factor}.")
+  key = _LLAMA3_KEYS[3]
+  originals = {key: data.get(key), f"its {key}": rope[key]}
+  return Llama3RopeScaling(
+    factor, low, high, positive_integer(source, key, _agreed(source, originals, *originals))
+  )
+
+
+def _agreed(source: str, data: Mapping[str, Any], *keys: str, default: Any = None) -> Any:
+  """The value of the keys that are there; refused if they are there with different values."""
+  values = {key: data[key] for key in keys if data.get(key) is not None}
+  first = next(iter(values.values()), default)
+  if any(value != first for value in values.values()):
+    said = " and ".join(f"{key} {shown(value)}" for key, value in values.items())
+    raise InputError(f"{source} says {said}; they must agree. {_REMEDY}")
+  return first
+
+
+def rope_from_factors(
+  source: str,
+  factors: np.ndarray,
+  *,
+  head_dim: int,
+  theta: float,
+  original_max_seq_len: int | None,
+) -> Llama3RopeScaling | None:
+  """The scaling of Llama 3 that gives the factors which llama.cpp stores in its place.
+
+  Args:
+    source: what to call them in messages.
+    factors: `[head_dim // 2]`, what each frequency is divided by.
+    head_dim: width of one head.
+    theta: base of the wavelengths.
+    original_max_seq_len: as the file says, or None; it does not change the frequencies.
+
+  Raises:
+    InputError: if they are the factors of another scaling.
+  """
+  factors = factors.astype(np.float64)
+  plain = rotary.frequencies(head_dim, theta=theta).astype(np.float64)
+  if np.allclose(factors, 1, rtol=_MAX_ERROR, atol=0):
+    return None
+  original = original_max_seq_len or Llama3RopeScaling.original_max_seq_len
+  candidates = [Llama3RopeScaling(float(factors.max()))]
+  if factors.min() > 1 - _MAX_ERROR:
+    candidates.append(_fitted(factors, plain, original))
+  error = math.inf
+  for scaling in candidates:
+    wanted = rotary.scaling_factors(plain, scaling)
+    error = min(error, float(np.max(np.abs(factors / wanted - 1))))
+    if error <= _MAX_ERROR:
+      return scaling
+  raise InputError(
+    f"{source} must be the factors of Llama 3's rope scaling; they differ by up to {error:.2g} of "
+    "their value. Use a file with plain or llama3 rotary positions, or the Hugging Face directory."
+  )
+
+
+def _fitted(factors: np.ndarray, plain: np.ndarray, original: int) -> Llama3RopeScaling:
+  """The scaling through the factors that lie between 1 and the largest.
+
+  There, 1 / factor is linear in the frequency, so that two of them tell where it begins and ends.
+  With fewer it may begin anywhere between its neighbours, and all such scalings are the same.
+  """
+  largest = factors.max()
+  smooth = (1 / factors - 1 / largest) / (1 - 1 / largest)
+  turns = original * plain / (2 * math.pi)
+  inside = np.flatnonzero((smooth > 1e-3) & (smooth < 1 - 1e-3))
+  if len(inside) > 1:
+    slope, offset = np.polyfit(turns[inside], smooth[inside], 1)
+    low, width = -offset / slope, 1 / slope
+  elif len(inside) == 1:
+    (i,) = inside
+    below = turns[i + 1] if i + 1 < len(turns) else turns[i] / 2
+    above = turns[i - 1] if i else 2 * turns[i]
+    width = min((turns[i] - below) / smooth[i], (above - turns[i]) / (1 - smooth[i]))
+    low = turns[i] - smooth[i] * width
+  else:
+    unscaled = turns[smooth >= 0.5]
+    low = turns[smooth < 0.5].max()
+    width = unscaled.min() - low if len(unscaled) else low
+  # What is no such scaling at all gives bounds out of order, and is refused by its factors.
+  low, width = max(float(low), 1e-6), max(float(width), 1e-6)
+  return Llama3RopeScaling(float(largest), low, low + width, original)
