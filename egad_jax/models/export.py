@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import pathlib
-import tempfile
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 from etils import epath
 
+from egad_jax import owned, paths
 from egad_jax.models import llama
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.model import Params
 from egad_jax.models.safetensors_io import SINGLE, write_safetensors
+from egad_jax.replacing import replacing
 
 
 class TokenizerFiles(Protocol):
@@ -37,11 +35,13 @@ def export_student(
   *,
   model_card: str,
   dtype: str = "float32",
+  what: str = "the export",
 ) -> epath.Path:
   """Writes a model that `transformers.AutoModelForCausalLM.from_pretrained` loads.
 
-  On a disk the directory is written beside its place and renamed, so it is whole or absent; one
-  that is there already is replaced. To an object store its files are copied, config.json last.
+  On a disk the directory is written beside its place and renamed, so it is whole or absent. An
+  earlier export of ours is replaced, and nothing else: `egad_jax.json` in it lists the files that
+  we wrote. To an object store its files are copied, config.json last.
 
   Args:
     directory: where.
@@ -50,45 +50,26 @@ def export_student(
     tokenizer: whose files and special ids go with them.
     model_card: contents of README.md.
     dtype: "float32" or "bfloat16", dtype of the saved weights.
+    what: the flag that named the directory, for messages.
 
   Returns:
     The directory.
 
   Raises:
-    InputError: if Llama cannot express the architecture, or `dtype` is another.
+    InputError: if Llama cannot express the architecture, `dtype` is another, or the directory
+      holds something that we did not write.
   """
-  target = epath.Path(directory)
+  target = paths.parse(directory, what)
   ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
   hf_config = llama.config_to_hf(config, dtype=dtype, **ids)
   generation = {f"{name[:-3]}_token_id": value for name, value in ids.items()}
-  with _replacing(target) as staged:
+  with replacing(target, what, owned.EXPORT) as staged:
     write_safetensors(staged / SINGLE, llama.take_apart(config, params), dtype=dtype)
     _write_json(staged / "config.json", hf_config)
     _write_json(staged / "generation_config.json", generation)
     tokenizer.save(staged)
     (staged / "README.md").write_text(model_card, "utf-8")
   return target
-
-
-@contextlib.contextmanager
-def _replacing(target: epath.Path) -> Iterator[pathlib.Path]:
-  """A local directory that takes the target's place when the block ends without an error."""
-  local = "://" not in os.fspath(target)
-  if local:
-    target.parent.mkdir(parents=True, exist_ok=True)
-  beside = os.fspath(target.parent) if local else None
-  with tempfile.TemporaryDirectory(dir=beside, prefix=f".{target.name}-") as scratch:
-    staged = pathlib.Path(scratch) / "new"
-    staged.mkdir()
-    yield staged
-    if local:
-      if target.exists():
-        # A directory that holds files cannot be renamed over; the old one goes with the scratch.
-        pathlib.Path(target).rename(pathlib.Path(scratch) / "old")
-      staged.rename(target)
-    else:
-      for file in sorted(staged.iterdir(), key=lambda f: f.name == "config.json"):
-        epath.Path(file).copy(target / file.name, overwrite=True)
 
 
 def _write_json(path: pathlib.Path, data: dict[str, Any]) -> None:
