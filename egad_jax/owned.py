@@ -24,6 +24,7 @@ MARK = "egad_jax.json"
 EXPORT, WORKDIR, DATA, SCRATCH = "export", "workdir", "data", "scratch"
 # How the names of what is being written begin, in directories that hold other things.
 PREFIX, PARTIAL = ".egad_jax-", ".partial"
+_SMALL = 2**24  # Bytes of a file that is read whenever it is looked at.
 _NAMED = 4  # Files that a message names at most.
 
 
@@ -34,9 +35,12 @@ def read_mark(directory: epath.PathLike) -> dict[str, Any] | None:
     mark = json.loads(path.read_text())
   except (OSError, ValueError, RecursionError):
     return None
-  if isinstance(mark, dict) and mark.get("made_by") == "egad_jax" and "kind" in mark:
-    return mark if isinstance(mark.setdefault("files", {}), dict) else None
-  return None
+  if not isinstance(mark, dict) or mark.get("made_by") != "egad_jax":
+    return None
+  files = mark.get("files")
+  if not isinstance(mark.get("kind"), str) or not isinstance(files, dict):
+    return None
+  return mark if all(isinstance(written, dict | None) for written in files.values()) else None
 
 
 def write_mark(directory: epath.PathLike, kind: str, files: Mapping[str, Any], **more: Any) -> None:
@@ -81,96 +85,35 @@ def entry(path: epath.PathLike) -> dict[str, Any]:
   return {"size": size, "sha256": digest.hexdigest()}
 
 
-def not_ours(directory: epath.Path, mark: Mapping[str, Any], *, others: bool = True) -> list[str]:
-  """What is in a directory and is not as we wrote it.
-
-  Args:
-    directory: with that mark.
-    mark: lists the files.
-    others: whether files that the mark does not list count.
-
-  Returns:
-    A phrase for each, "notes.txt" or "config.json (changed since)".
-  """
-  files = mark["files"]
+def strangers(directory: epath.Path, mark: Mapping[str, Any]) -> list[str]:
+  """What is in a directory and not in its mark, by name."""
   present = sorted(path.name for path in directory.iterdir())
-  found = [name for name in present if name not in files and name != MARK] if others else []
-  changed = [name for name in present if name in files and _changed(directory, name, files[name])]
-  return found + [f"{name} (changed since we wrote it)" for name in changed]
+  return [name for name in present if name not in mark["files"] and name != MARK]
 
 
-def _changed(directory: epath.Path, name: str, written: Mapping[str, Any] | None) -> bool:
+def changed(directory: epath.Path, mark: Mapping[str, Any]) -> list[str]:
+  """The files of a directory that are there and no longer as its mark says, by name."""
+  return sorted(
+    name
+    for name, written in mark["files"].items()
+    if written is not None and _differs(directory, name, written)
+  )
+
+
+def _differs(directory: epath.Path, name: str, written: Mapping[str, Any]) -> bool:
   path = directory / name
-  if written is None:
-    return False
   if not paths.is_local(path):
     # To read what lies in an object store would take as long as to write it again.
-    return path.stat().length != written.get("size")
+    return path.exists() and path.stat().length != written.get("size")
+  if not os.path.lexists(path):
+    return False
   status = os.lstat(path)
-  if not stat.S_ISREG(status.st_mode):
+  if not stat.S_ISREG(status.st_mode) or status.st_size != written.get("size"):
     return True
-  if status.st_size != written.get("size"):
-    return True
-  # The mark is written last. Nobody can set this time back, and a copy is read through once.
+  # Weights are read only if they were touched after the mark was written. Nobody can set this time
+  # back, and a copy of the directory is read once more.
   later = status.st_ctime_ns > os.stat(directory / MARK).st_ctime_ns
-  return later and entry(path) != dict(written)
-
-
-def require_replaceable(target: epath.Path, what: str, kind: str) -> None:
-  """Checks that a directory may be made, or replaced because it is an earlier one of ours.
-
-  Args:
-    target: from `paths.parse`.
-    what: the flag that names it, for the message.
-    kind: of directory.
-
-  Raises:
-    InputError: something is in the way, or it cannot be written; nothing has been touched.
-  """
-  if paths.is_local(target):
-    _require_place(target, what)
-  if not target.exists():
-    return
-  mark = read_mark(target)
-  if mark is not None and mark["kind"] == kind:
-    found = not_ours(target, mark)
-  else:
-    found = sorted(path.name for path in target.iterdir())
-  if found:
-    raise InputError(
-      f"{what} {target} is replaced only if it is an earlier {kind} of egad_jax or empty, but it "
-      f"holds {name_some(found)}. Nothing was touched: give another directory, or move that away."
-    )
-
-
-def _require_place(target: epath.Path, what: str) -> None:
-  """Checks where a directory on a disk lies."""
-  place, remedy = paths.real(target), "Give another directory."
-  if os.path.islink(target) and not place.exists():
-    raise InputError(f"{what} {target} is a link to {place}, which does not exist. {remedy}")
-  if place.exists() and not place.is_dir():
-    raise InputError(f"{what} {target} is a file, not a directory. {remedy}")
-  here = pathlib.Path.cwd()
-  if place.exists() and any(os.path.samefile(place, path) for path in (here, *here.parents)):
-    raise InputError(
-      f"{what} {target} is, or holds, the current directory, which cannot be replaced. {remedy}"
-    )
-  if os.path.ismount(place):
-    raise InputError(
-      f"{what} {target} is a mount point, which cannot be replaced. Give a directory in it, like "
-      f"{target}/model."
-    )
-  require_outside(target, what)
-  above = next(path for path in place.parents if path.exists())
-  if not above.is_dir():
-    raise InputError(f"{what} {target} lies below {above}, which is a file. {remedy}")
-  if not _may_write(above):
-    raise InputError(f"{what} {target} cannot be made: {above} cannot be written. {remedy}")
-
-
-def _may_write(directory: pathlib.Path) -> bool:
-  effective = os.access in os.supports_effective_ids
-  return os.access(directory, os.W_OK | os.X_OK, effective_ids=effective)
+  return (later or status.st_size <= _SMALL) and entry(path) != dict(written)
 
 
 def require_outside(path: epath.Path, what: str) -> None:

@@ -14,6 +14,66 @@ import filelock
 from etils import epath
 
 from egad_jax import owned, paths
+from egad_jax.errors import InputError
+
+
+def require_replaceable(target: epath.Path, what: str, kind: str) -> None:
+  """Checks that a directory may be made, or replaced because it is an earlier one of ours.
+
+  Args:
+    target: from `paths.parse`.
+    what: the flag that names it, for the message.
+    kind: of directory.
+
+  Raises:
+    InputError: something is in the way, or it cannot be written; nothing has been touched.
+  """
+  if paths.is_local(target):
+    _require_place(target, what)
+  if not target.exists():
+    return
+  mark = owned.read_mark(target)
+  if mark is not None and mark["kind"] == kind:
+    edited = [f"{name} (changed since we wrote it)" for name in owned.changed(target, mark)]
+    found = owned.strangers(target, mark) + edited
+  else:
+    found = sorted(path.name for path in target.iterdir())
+  if found:
+    raise InputError(
+      f"{what} {target} is replaced only if it is an earlier {kind} of egad_jax or empty, but it "
+      f"holds {owned.name_some(found)}. Nothing was touched: give another directory, or move "
+      "that away."
+    )
+
+
+def _require_place(target: epath.Path, what: str) -> None:
+  """Checks where a directory on a disk lies."""
+  place, remedy = paths.real(target), "Give another directory."
+  if os.path.islink(target) and not place.exists():
+    raise InputError(f"{what} {target} is a link to {place}, which does not exist. {remedy}")
+  if place.exists() and not place.is_dir():
+    raise InputError(f"{what} {target} is a file, not a directory. {remedy}")
+  here = pathlib.Path.cwd()
+  if place.exists() and any(os.path.samefile(place, path) for path in (here, *here.parents)):
+    raise InputError(
+      f"{what} {target} is, or holds, the current directory, which cannot be replaced. {remedy}"
+    )
+  if os.path.ismount(place):
+    raise InputError(
+      f"{what} {target} is a mount point, which cannot be replaced. Give a directory in it, like "
+      f"{target}/model."
+    )
+  owned.require_outside(target, what)
+  above = next(path for path in place.parents if path.exists())
+  if not above.is_dir():
+    raise InputError(f"{what} {target} lies below {above}, which is a file. {remedy}")
+  if not _may_write(above):
+    raise InputError(f"{what} {target} cannot be made: {above} cannot be written. {remedy}")
+
+
+def _may_write(directory: pathlib.Path) -> bool:
+  effective = os.access in os.supports_effective_ids
+  return os.access(directory, os.W_OK | os.X_OK, effective_ids=effective)
 
 
 @contextlib.contextmanager
@@ -26,7 +86,7 @@ def replacing(target: epath.Path, what: str, kind: str) -> Iterator[pathlib.Path
   Raises:
     InputError: what is there is not ours; see `require_replaceable`.
   """
-  owned.require_replaceable(target, what, kind)
+  require_replaceable(target, what, kind)
   if not paths.is_local(target):
     with scratch(pathlib.Path(tempfile.gettempdir())) as work:
       yield work
@@ -37,7 +97,7 @@ def replacing(target: epath.Path, what: str, kind: str) -> Iterator[pathlib.Path
   with scratch(place.parent, replaces=place.name) as work:
     yield work
     owned.write_mark(work, kind, _entries(work))
-    owned.require_replaceable(target, what, kind)
+    require_replaceable(target, what, kind)
     if place.exists():
       # A directory that holds files cannot be renamed over; the old one goes with the scratch.
       place.rename(work.parent / "old")

@@ -25,7 +25,7 @@ def main() -> None:
   """Restores the student and writes it."""
   import jax
 
-  from egad_jax import build, owned, paths
+  from egad_jax import build, owned, paths, replacing
   from egad_jax.training import restoring, results
   from egad_jax.training import workdir as files
   from egad_jax.training.storage import read_json
@@ -33,7 +33,7 @@ def main() -> None:
   workdir, step = restoring.locate(CHECKPOINT.value)
   config = command_line.stored_config(workdir / files.CONFIG)
   output = paths.parse(OUTPUT.value, "--output")
-  owned.require_replaceable(output, "--output", owned.EXPORT)
+  replacing.require_replaceable(output, "--output", owned.EXPORT)
   read = {f"--checkpoint {name}": workdir / name for name in (files.CONFIG, files.CHECKPOINTS)}
   owned.require_apart(output, "--output", build.input_paths(config) | read)
   run = build.build(config, workdir)

@@ -40,7 +40,7 @@ def snapshot(root):
 
 
 def require(target):
-  owned.require_replaceable(paths.parse(target, "--output"), "--output", owned.EXPORT)
+  replacing.require_replaceable(paths.parse(target, "--output"), "--output", owned.EXPORT)
 
 
 @pytest.fixture

@@ -222,7 +222,8 @@ class Workdir:
     if not self.writes:
       return
     mark = owned.read_mark(self.path)
-    found = owned.not_ours(self.path, mark, others=False) if mark else []
+    changed = owned.changed(self.path, mark) if mark else []
+    found = [f"{name} (changed since we wrote it)" for name in changed]
     for name in _FILES:
       path = self.path / name
       if is_link(path) or path.is_dir():
@@ -240,8 +241,19 @@ class Workdir:
         "leave there so and would replace. Nothing was touched: move that away, or choose another "
         "workdir."
       )
-    owned.require_replaceable(self.path / EXPORT, "--workdir", owned.EXPORT)
+    replacing.require_replaceable(self.path / EXPORT, "--workdir", owned.EXPORT)
     ledger.require_ours(self.path / CHECKPOINTS)
+
+  def free_name(self, name: str) -> str:
+    """The name of a file to write: `name`, or one like it if somebody else's file has that."""
+    mark = owned.read_mark(self.path) or {"files": {}}
+    changed = owned.changed(self.path, mark)
+    stem, dot, suffix = name.rpartition(".")
+    copies, free = 0, name
+    while os.path.lexists(self.path / free) and (free not in mark["files"] or free in changed):
+      copies += 1
+      free = f"{stem}.{copies}{dot}{suffix}"
+    return free
 
   @contextlib.contextmanager
   def writing(self, name: str) -> Iterator[None]:
