@@ -6,6 +6,7 @@ import importlib.util
 import os
 import pathlib
 
+from egad_jax import paths
 from egad_jax.errors import InputError
 
 _PACKAGE_SCHEME = "python:"
@@ -39,10 +40,9 @@ def resolve(source: str | os.PathLike[str]) -> pathlib.Path:
 
 def _existing(name: str) -> pathlib.Path | None:
   try:
-    path = pathlib.Path(name).expanduser()
-    return path if name and path.exists() else None
-  # A name that is too long, with a null byte, or ~ of a user who does not exist.
-  except (OSError, RuntimeError, ValueError):
+    path = pathlib.Path(paths.expand(name, "source"))
+    return path if path.exists() else None
+  except OSError:  # Of a name that is too long.
     return None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ from absl import app, flags
 from etils import epath
 from ml_collections import config_flags
 
+from egad_jax import paths
 from egad_jax.errors import InputError
 
 BAD_INPUT = 2
@@ -104,7 +106,7 @@ def _message(error: BaseException) -> str:
 def _parse(argv: list[str]) -> None:
   app.define_help_flags()
   try:
-    rest = flags.FLAGS(argv)
+    rest = flags.FLAGS(_with_home(argv))
   except SystemExit:  # --help has printed; absl gives it code 1.
     sys.exit(0)
   except flags.Error as error:
@@ -118,6 +120,17 @@ def _parse(argv: list[str]) -> None:
     ) from error
   if rest[1:]:
     raise InputError(f"unexpected arguments {rest[1:]}; every argument is a flag, --name=value.")
+
+
+def _with_home(argv: list[str]) -> list[str]:
+  """The arguments with `~` in --config=~/FILE replaced, which the shell leaves as it is."""
+  name = re.compile("--?config=(?=~)")
+  return [
+    found[0] + paths.expand(argument[found.end() :], "--config")
+    if (found := name.match(argument))
+    else argument
+    for argument in argv
+  ]
 
 
 def _log_to_stderr() -> None:

@@ -16,31 +16,38 @@ from launch import command_line
 CHECKPOINT = command_line.required(
   "checkpoint", "A workdir, meaning its latest whole checkpoint, or its checkpoints/<step>."
 )
-OUTPUT = command_line.required("output", "Directory to write; one that is there is replaced.")
+OUTPUT = command_line.required(
+  "output", "Directory to write: a new or empty one, or an earlier export, which is replaced."
+)
 
 
 def main() -> None:
   """Restores the student and writes it."""
   import jax
 
-  from egad_jax import build
+  from egad_jax import build, owned, paths, replacing
   from egad_jax.training import restoring, results
   from egad_jax.training import workdir as files
   from egad_jax.training.storage import read_json
 
   workdir, step = restoring.locate(CHECKPOINT.value)
   config = command_line.stored_config(workdir / files.CONFIG)
+  output = paths.parse(OUTPUT.value, "--output")
+  replacing.require_replaceable(output, "--output", owned.EXPORT)
+  read = {f"--checkpoint {name}": workdir / name for name in (files.CONFIG, files.CHECKPOINTS)}
+  owned.require_apart(output, "--output", build.input_paths(config) | read)
   run = build.build(config, workdir)
   step, state = restoring.restore_state(workdir, step, run.abstract_state())
   # What was measured holds for the last step alone; of another one the card claims nothing.
   summary = read_json(workdir / files.SUMMARY) if step == run.steps else None
   results.export(
-    *(run, jax.device_get(state.params["student"]), OUTPUT.value),
+    *(run, jax.device_get(state.params["student"]), output),
     summary=summary or {"method": run.method_name, "steps": step, "seed": run.seed},
     config=build.plain(config),
     samples=read_json(workdir / files.SAMPLES) if summary else None,
+    what="--output",
   )
-  print(OUTPUT.value)
+  print(output)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pathlib
 import sys
 import time
 import traceback
+from typing import TYPE_CHECKING
 
 _STARTED = time.monotonic()
 # So that `launch` and `configs` are found from any working directory.
@@ -23,6 +24,9 @@ from absl import flags
 from egad_jax.errors import InputError
 from egad_jax.training import preemption
 from launch import command_line
+
+if TYPE_CHECKING:
+  from egad_jax.training.workdir import Workdir
 
 CONFIG = command_line.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, made if missing.")
@@ -84,12 +88,23 @@ def _train(config: ml_collections.ConfigDict, path: str, early: preemption.Preem
       if workdir.writes:
         print(f"{workdir.path}: this run is finished; nothing to do.")
       return
+    processes.together(lambda: _require_untouched(config, workdir))
     run = processes.together(lambda: build.build(config, workdir.path), first_alone=True)
     processes.together(lambda: workdir.require_space(run.disk_bytes()))
     workdir.store_config(values)
     loop.train(run, workdir, early, started=_STARTED)
     if workdir.writes:
       results.print_whereabouts(workdir)
+
+
+def _require_untouched(config: ml_collections.ConfigDict, workdir: Workdir) -> None:
+  """Checks, before any work, that nothing of others' is in the way of what the run will write."""
+  from egad_jax import build, owned
+  from egad_jax.training import workdir as files
+
+  workdir.require_ours()
+  export = workdir / files.EXPORT
+  owned.require_apart(export, "--workdir's", build.input_paths(config))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,9 @@ def test_package_is_found_without_importing_it(tmp_path, monkeypatch):
   ("source", "message"),
   [
     ("/nowhere/model.gguf", "no such file or directory"),
-    ("", "no such file or directory"),
+    ("", "must be a path"),
+    ("~nobody_of_that_name/x", "no home directory for ~nobody_of_that_name"),
+    ("file:///etc/passwd", "without file://"),
     ("python:not_installed_here/a.gguf", "pip install not-installed-here"),
     ("python:no_file", "expected python:PACKAGE/FILE"),
     ("python:a.b/c", "expected python:PACKAGE/FILE"),

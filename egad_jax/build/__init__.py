@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from egad_jax.build.methods import make_method
 from egad_jax.build.models import layer_pairs
-from egad_jax.build.run import build, plan_run
+from egad_jax.build.run import build, input_paths, plan_run
 from egad_jax.build.validation import compiler_options, validate
 from egad_jax.build.values import Config, plain
 
@@ -12,6 +12,7 @@ __all__ = [
   "Config",
   "build",
   "compiler_options",
+  "input_paths",
   "layer_pairs",
   "make_method",
   "plain",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import pathlib
 from typing import Any, cast
 
 import jax
 import optax
 from etils import epath
 
+from egad_jax import paths
 from egad_jax.build.attention import check_attention
 from egad_jax.build.meshes import eval_batch, make_meshes
 from egad_jax.build.methods import make_method
@@ -16,7 +17,7 @@ from egad_jax.build.models import make_pair
 from egad_jax.build.planned import planned_projection, planned_vocabularies
 from egad_jax.build.tokenizers import X_TOKEN, make_tokenizers
 from egad_jax.build.validation import compiler_options, validate
-from egad_jax.build.values import Config
+from egad_jax.build.values import RANDOM, TRAIN, Config
 from egad_jax.data import corpus as corpora
 from egad_jax.data.packing import Rows, prepare_rows
 from egad_jax.data.paired_packing import prepare_paired_rows
@@ -33,11 +34,40 @@ from egad_jax.training.storage import is_local
 from egad_jax.training.watchdog import Limits
 
 
-def _data_cache(workdir: epath.PathLike) -> epath.PathLike:
+def _data_cache(config: Config, workdir: epath.PathLike) -> epath.Path:
+  if config.data.cache:
+    return paths.local(config.data.cache, "config.data.cache")
   # Rows are read one by one from files that are mapped; each host makes the same ones.
   if is_local(workdir):
     return epath.Path(workdir) / "data"
-  return os.path.expanduser("~/.cache/egad_jax/data")
+  return paths.local("~/.cache/egad_jax/data", "config.data.cache")
+
+
+def _compilation_cache(config: Config) -> str:
+  path = paths.parse(config.compilation_cache, "config.compilation_cache")
+  if path.exists() and not path.is_dir():
+    raise InputError(f"config.compilation_cache {path} must be a directory, and is a file.")
+  return str(path)
+
+
+def input_paths(config: Config) -> dict[str, pathlib.Path]:
+  """The files and directories on this machine's disks that a config reads, by their keys.
+
+  Raises:
+    InputError: a path cannot be understood.
+  """
+  found = {}
+  for group, key in (
+    *(("teacher", "source"), ("student", "source"), ("student", "tokenizer")),
+    *(("data", "tokenizer"), ("data", "source"), ("data", "cache")),
+  ):
+    name = config[group][key]
+    if not name or name.startswith((RANDOM, TRAIN)) or not is_local(name):
+      continue
+    path = pathlib.Path(paths.expand(name, f"config.{group}.{key}"))
+    if path.exists():
+      found[f"config.{group}.{key}"] = path
+  return found
 
 
 def build(config: Config, workdir: epath.PathLike, *, devices: Any = None) -> Run:
@@ -53,12 +83,11 @@ def build(config: Config, workdir: epath.PathLike, *, devices: Any = None) -> Ru
   """
   validate(config)
   if config.compilation_cache:
-    cache = os.path.expanduser(config.compilation_cache)
-    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_compilation_cache_dir", _compilation_cache(config))
   meshes = make_meshes(config, devices)
   check_attention(config, meshes[0])
   data = config.data
-  cache = epath.Path(data.cache or _data_cache(workdir))
+  cache = _data_cache(config, workdir)
   corpus = corpora.prepare_corpus(
     data.source,
     cache,

@@ -11,6 +11,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
+from egad_jax import paths
 from egad_jax.errors import InputError
 
 SUFFIXES = (".txt", ".md", ".jsonl")
@@ -49,19 +50,22 @@ def find_files(source: str) -> list[pathlib.Path]:
 
   Args:
     source: a file, a directory (searched in depth for *.txt, *.md and *.jsonl; hidden files are
-      left out), or a glob pattern; also in an object store, gs://BUCKET/…, where directories are
+      left out), or a glob pattern, unless a file or directory of that very name exists; also in an
+      object store, gs://BUCKET/…, where directories are
       not searched in depth.
 
   Raises:
     InputError: if there is nothing to read, or a file of an unknown kind.
   """
   try:
-    path = epath.Path(source) if "://" in source else pathlib.Path(source).expanduser()
+    if paths.is_local(source):
+      path: Any = pathlib.Path(paths.expand(source, "data.source"))
+    else:
+      path = paths.parse(source, "data.source")
     files = sorted((file for file in _named(source, path) if not file.is_dir()), key=str)
   except InputError:
     raise
-  # A name that is too long, with a null byte, or ~ of a user who does not exist.
-  except (OSError, RuntimeError, ValueError) as error:
+  except (OSError, RuntimeError, ValueError) as error:  # Of a name that is too long, say.
     raise InputError(f"data.source {source!r}: {error}. Give another name.") from error
   if not files:
     raise InputError(
@@ -99,7 +103,10 @@ def _named(source: str, path: Any) -> Iterable[Any]:
       fixed = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
       pattern = "/".join(path.parts[fixed:])
       return path.parents[len(path.parts) - fixed - 1].glob(pattern)
-    return map(pathlib.Path, glob.glob(str(path), recursive=True))
+    # Directories that are there are taken by their names, whatever characters those have.
+    fixed = next(place for place in path.parents if place.exists())
+    pattern = str(path.relative_to(fixed))
+    return (fixed / name for name in glob.glob(pattern, root_dir=fixed, recursive=True))
   raise InputError(
     f"data.source {source!r}: no such file or directory, and not a glob pattern. Give a .txt, "
     ".md or .jsonl file, a directory or pattern of them, or python_docs."

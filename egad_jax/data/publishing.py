@@ -6,12 +6,14 @@ import errno
 import hashlib
 import json
 import os
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import filelock
 from etils import epath
 
+from egad_jax import owned, paths, replacing
 from egad_jax.errors import InputError
 
 MANIFEST = "manifest.json"
@@ -23,6 +25,7 @@ _UNWRITABLE = (
   errno.EROFS,
   errno.EEXIST,
   errno.ENOTDIR,
+  errno.EISDIR,
 )
 
 
@@ -47,23 +50,17 @@ def publish(
     The directory, which holds `manifest.json`.
 
   Raises:
-    InputError: if the cache directory cannot be written or the disk is full.
+    InputError: if the cache directory cannot be written, the disk is full, or somebody else's
+      directory has that name.
   """
-  final, partial = parent / name, parent / f".partial-{name}"
-  if (final / MANIFEST).exists():
-    return final
+  final = parent / name
   try:
-    parent.mkdir(parents=True, exist_ok=True)
-    # The lock lets a second process wait and then find the work done. It dies with its process.
-    with filelock.FileLock(os.fspath(parent / f".{name}.lock")):
-      if not (final / MANIFEST).exists():
-        for stale in (final, partial):
-          if stale.exists():
-            stale.rmtree()
-        partial.mkdir()
-        manifest = build(partial)
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        partial.rename(final)
+    if not _is_there(final):
+      parent.mkdir(parents=True, exist_ok=True)
+      # The lock lets a second process wait and then find the work done. It dies with its process.
+      with filelock.FileLock(os.fspath(parent / f".{name}.lock")):
+        if not _is_there(final):
+          _build(final, build)
   except (OSError, RuntimeError) as error:
     reason = _unwritable(error)
     if reason is None:
@@ -73,6 +70,31 @@ def publish(
       "data cache directory that can be written."
     ) from error
   return final
+
+
+def _is_there(final: epath.Path) -> bool:
+  """Whether a directory was published, and perhaps damaged since.
+
+  Raises:
+    InputError: something else has its name.
+  """
+  if not os.path.lexists(final):
+    return False
+  mark = owned.read_mark(final)
+  if mark is None or mark["kind"] != owned.DATA:
+    raise InputError(
+      f"{final} is in the way: data is to be prepared under that name, and this was not made by "
+      "egad_jax. Nothing was touched: move it away, or give another data cache directory."
+    )
+  return True
+
+
+def _build(final: epath.Path, build: Callable[[epath.Path], dict[str, Any]]) -> None:
+  with replacing.scratch(pathlib.Path(final.parent)) as partial:
+    manifest = build(paths.LocalPath(partial))
+    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    owned.write_mark(partial, owned.DATA, {MANIFEST: owned.entry(partial / MANIFEST)})
+    partial.rename(final)
 
 
 def _unwritable(error: Exception) -> str | None:

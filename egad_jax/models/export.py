@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 import pathlib
-import tempfile
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 from etils import epath
 
+from egad_jax import owned, paths
 from egad_jax.models import llama
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.directory_layout import CONFIG, SINGLE
@@ -20,6 +17,7 @@ from egad_jax.models.generation_settings import FILE as GENERATION_CONFIG
 from egad_jax.models.generation_settings import NO_SETTINGS, GenerationSettings
 from egad_jax.models.model import Params
 from egad_jax.models.safetensors_io import write_safetensors
+from egad_jax.replacing import replacing
 
 # Parameters with a row for each id.
 _TABLES = ("embedding", "unembedding")
@@ -47,14 +45,16 @@ def export_student(
   model_card: str,
   generation: GenerationSettings = NO_SETTINGS,
   dtype: str = "float32",
+  what: str = "the export",
 ) -> epath.Path:
   """Writes a model that `transformers.AutoModelForCausalLM.from_pretrained` loads.
 
   It has a row for each id of the tokenizer and no more: training and evaluation leave further rows
   out of the softmax, and so must whoever loads it.
 
-  On a disk the directory is written beside its place and renamed, so it is whole or absent; one
-  that is there already is replaced. To an object store its files are copied, config.json last.
+  On a disk the directory is written beside its place and renamed, so it is whole or absent. An
+  earlier export of ours is replaced, and nothing else: `egad_jax.json` in it lists the files that
+  we wrote. To an object store its files are copied, config.json last.
 
   Args:
     directory: where.
@@ -65,14 +65,16 @@ def export_student(
     generation: how texts of the model that it learnt from end and are sampled; what ends a document
       of plain text is added, because the student learnt to end so.
     dtype: "float32" or "bfloat16", dtype of the saved weights.
+    what: the flag that named the directory, for messages.
 
   Returns:
     The directory.
 
   Raises:
-    InputError: if Llama cannot express the architecture, or `dtype` is another.
+    InputError: if Llama cannot express the architecture, `dtype` is another, or the directory
+      holds something that we did not write.
   """
-  target = epath.Path(directory)
+  target = paths.parse(directory, what)
   config, params = _without_padding(config, params, tokenizer.vocab_size)
   ends = generation.learnt_ends(tokenizer)
   eos = list(ends) if len(ends) > 1 else ends[0]
@@ -80,7 +82,7 @@ def export_student(
     config, dtype=dtype, bos_id=tokenizer.bos_id, eos_id=eos, pad_id=tokenizer.pad_id
   )
   special = {key: hf_config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-  with _replacing(target) as staged:
+  with replacing(target, what, owned.EXPORT) as staged:
     write_safetensors(staged / SINGLE, llama.take_apart(config, params), dtype=dtype)
     _write_json(staged / CONFIG, hf_config)
     _write_json(staged / GENERATION_CONFIG, special | dict(generation.sampling))
@@ -101,27 +103,6 @@ def _without_padding(
     raise ValueError(f"a tokenizer of {rows} ids cannot go with {config.vocab_size} rows.")
   tables: Params = {name: params[name][:rows] for name in _TABLES if name in params}
   return dataclasses.replace(config, vocab_size=rows), params | tables
-
-
-@contextlib.contextmanager
-def _replacing(target: epath.Path) -> Iterator[pathlib.Path]:
-  """A local directory that takes the target's place when the block ends without an error."""
-  local = "://" not in os.fspath(target)
-  if local:
-    target.parent.mkdir(parents=True, exist_ok=True)
-  beside = os.fspath(target.parent) if local else None
-  with tempfile.TemporaryDirectory(dir=beside, prefix=f".{target.name}-") as scratch:
-    staged = pathlib.Path(scratch) / "new"
-    staged.mkdir()
-    yield staged
-    if local:
-      if target.exists():
-        # A directory that holds files cannot be renamed over; the old one goes with the scratch.
-        pathlib.Path(target).rename(pathlib.Path(scratch) / "old")
-      staged.rename(target)
-    else:
-      for file in sorted(staged.iterdir(), key=lambda f: f.name == "config.json"):
-        epath.Path(file).copy(target / file.name, overwrite=True)
 
 
 def _write_json(path: pathlib.Path, data: dict[str, Any]) -> None:

@@ -64,7 +64,9 @@ def note_skipped(
   path = workdir / f"bad_batch_{step}.json"
   try:
     if workdir.writes:
-      save_bad_batch(path, run, step, values)
+      path = workdir / workdir.free_name(path.name)
+      with workdir.writing(path.name):
+        save_bad_batch(path, run, step, values)
     saved = f"Its batch is in {path}."
   except OSError as error:  # A full disk must not hide what went wrong before.
     saved = f"Its batch could not be saved ({error})."

@@ -19,26 +19,30 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from egad_jax import processes
+from egad_jax import paths, processes
 from egad_jax.errors import InputError
+from egad_jax.training import ledger
+from egad_jax.training.ledger import META, QUARANTINE
 from egad_jax.training.restoring import (
-  META,
   NOT_DAMAGE,
-  QUARANTINE,
   STATE,
+  abstract,
   agreed,
   forward_kl_of,
   make_record,
   one_line,
   quieten,
+  require_readable,
   restore_whole,
   steps_of,
 )
-from egad_jax.training.storage import delete, is_local, move
+from egad_jax.training.storage import delete, is_link, is_local, move
 
 _LOG = logging.getLogger(__name__)
 # What Orbax names a directory that is being written; all its tools pass over it.
 _UNFINISHED = ".orbax-checkpoint-tmp"
+# The first checkpoint is read back as a whole if it is not larger; reading takes as much memory.
+_READ_BACK_BYTES = 2**30
 
 
 class CheckpointError(RuntimeError):
@@ -70,6 +74,9 @@ class Checkpoints:
     self._directory, self._keep, self._keep_best = directory, keep, keep_best
     self._retry_seconds = retry_seconds
     self._writing: tuple[int, str] | None = None
+    # Shapes and places of the first state that is saved, until it has been read back.
+    self._first: Any = None
+    self._unproven = True
     self._failure: tuple[int, str] | None = None
     self._retry_at = 0.0
     if jax.process_index() == 0:
@@ -92,8 +99,10 @@ class Checkpoints:
       Its step, state and metadata; None if nothing was ever saved here.
 
     Raises:
-      InputError: it does not fit the config, or there were checkpoints and none is whole.
+      InputError: it does not fit the config, there were checkpoints and none is whole, or one is
+        not ours.
     """
+    processes.together(self.require_ours)
     quarantine = self._directory / QUARANTINE
     workdir = f"--workdir {self._directory.parent}"
     found = restore_whole(self._directory, like, argument=workdir, on_damage=self._set_aside)
@@ -104,6 +113,14 @@ class Checkpoints:
         "start again."
       )
     return found
+
+  def require_ours(self) -> None:
+    """Checks that no checkpoint in the directory is somebody else's.
+
+    Raises:
+      InputError: one is.
+    """
+    ledger.require_ours(self._directory)
 
   def save(
     self,
@@ -126,17 +143,19 @@ class Checkpoints:
     if step in agreed(steps_of(self._directory)):
       _LOG.info("the checkpoint of step %d is there already", step)
       return
-    lack = self._lack_of_space(state) if jax.process_index() == 0 else ""
+    lack = self._prepare(step, state) if jax.process_index() == 0 else ""
     if processes.any_of_them(bool(lack)):
-      self._fail(step, lack or "process 0 has no space left", final=False)
+      self._fail(step, lack or "process 0 cannot write it", final=False)
       return
+    if self._unproven:
+      self._first = abstract(state, jax.tree.map(lambda x: x.sharding, state))
     record = make_record(step, state, meta, metrics)
     items = ocp.args.Composite(
       **{STATE: ocp.args.PyTreeSave(state), META: ocp.args.JsonSave(record)}
     )
     reason = ""
     try:
-      self._writer.save(self._directory / str(step), args=items)
+      self._writer.save(paths.speakable(self._directory) / str(step), args=items)
     except NOT_DAMAGE:
       raise
     except Exception as error:
@@ -199,6 +218,8 @@ class Checkpoints:
     except Exception as error:
       reason = reason or one_line(error)
     if not processes.any_of_them(bool(reason)):
+      reason = self._unreadable(step)
+    if not processes.any_of_them(bool(reason)):
       self._failure = None
       if jax.process_index() == 0:
         self._clean()
@@ -225,38 +246,74 @@ class Checkpoints:
     last = "there is none" if latest is None else f"the last whole one is of step {latest}"
     return f"checkpoint of step {step} could not be written: {reason}; {last}"
 
+  def _unreadable(self, step: int) -> str:
+    """Why a checkpoint that was written cannot be read, or ""; the first is read as a whole."""
+    whole = None
+    if self._unproven and not processes.joined() and _num_bytes(self._first) <= _READ_BACK_BYTES:
+      whole = self._first
+    reason = ""
+    try:
+      require_readable(self._directory, step, whole)
+    except NOT_DAMAGE as error:  # There may be no room beside the state.
+      _LOG.warning("the checkpoint of step %d was not read back: %s", step, one_line(error))
+    except Exception as error:
+      reason = f"it cannot be read back ({one_line(error)})"
+      if jax.process_index() == 0:
+        self._remove(step)
+    self._unproven, self._first = bool(reason), None
+    return reason
+
+  def _prepare(self, step: int, state: Any) -> str:
+    """Notes the step as ours; returns what is wrong if it cannot be written."""
+    if (self._directory / str(step)).exists():
+      return f"{self._directory / str(step)} is in the way"
+    if lack := self._lack_of_space(state):
+      return lack
+    try:
+      ledger.note_step(self._directory, step)
+    except OSError as error:
+      return one_line(error)
+    return ""
+
   def _lack_of_space(self, state: Any) -> str:
     """What is wrong if the state does not fit the disk; a writer that finds out fills it first."""
     if not is_local(self._directory):
       return ""
-    needed = sum(x.nbytes for x in jax.tree.leaves(state))
+    needed = _num_bytes(state)
     free = shutil.disk_usage(self._directory).free
     if free >= needed:
       return ""
     return f"{os.strerror(errno.ENOSPC)} ({free / 2**20:.1f} of {needed / 2**20:.1f} MiB)"
 
   def _clean(self) -> None:
-    """Deletes what unfinished saves and deletions left; it takes up the disk."""
+    """Deletes what unfinished saves and deletions of ours left; it takes up the disk."""
     for path in self._directory.iterdir():
+      if _UNFINISHED not in path.name or not ledger.is_ours(path) or is_link(path):
+        continue
       # Threads of a save that failed may still make files while these are deleted.
-      for _ in range(3 if _UNFINISHED in path.name else 0):
+      for _ in range(3):
         delete(path)
 
   def _delete_old(self) -> None:
     """Deletes all but the latest and the best."""
-    steps = steps_of(self._directory)
+    steps = [s for s in steps_of(self._directory) if ledger.is_ours(self._directory / str(s))]
     keep = set(steps[: self._keep])
     if self._keep_best:
       kls = {step: kl for step in steps if (kl := forward_kl_of(self._directory, step)) is not None}
       keep |= {min(kls, key=lambda step: (kls[step], -step))} if kls else set()
     for step in set(steps) - keep:
-      doomed = self._directory / f"{step}-deleted{_UNFINISHED}"
-      try:
-        # A deletion that is killed half-way must not leave a step.
-        move(self._directory / str(step), doomed)
-        delete(doomed)
-      except OSError as error:
-        _LOG.warning("the old checkpoint of step %d stays: %s", step, one_line(error))
+      # What a link leads to was put there by somebody, and so was the link.
+      if not is_link(self._directory / str(step)):
+        self._remove(step)
+
+  def _remove(self, step: int) -> None:
+    doomed = self._directory / f"{step}-deleted{_UNFINISHED}"
+    try:
+      # A deletion that is killed half-way must not leave a step.
+      move(self._directory / str(step), doomed)
+      delete(doomed)
+    except OSError as error:
+      _LOG.warning("the old checkpoint of step %d stays: %s", step, one_line(error))
 
   def _set_aside(self, step: int) -> str:
     """Moves a damaged step to the quarantine; returns what was done."""
@@ -278,6 +335,10 @@ class Checkpoints:
         f"moved to {target}: {reason or 'see process 0'}; mend the permissions there."
       )
     return f", moved to {target.parent}"
+
+
+def _num_bytes(tree: Any) -> int:
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def _new_writer() -> ocp.AsyncCheckpointer:

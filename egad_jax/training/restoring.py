@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import pathlib
 import re
 import sys
 import warnings
@@ -16,18 +17,23 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from egad_jax import processes
+from egad_jax import paths, processes
 from egad_jax.errors import InputError
 from egad_jax.training.digest import digests, leaves_by_path
+from egad_jax.training.ledger import META, QUARANTINE
 
 _LOG = logging.getLogger(__name__)
-STATE, META, QUARANTINE = "state", "meta", "quarantine"
+STATE = "state"
+CHECKPOINTS = "checkpoints"
 _FORMAT = 1
+# Smaller arrays lie compressed among the names.
+_OWN_BYTES = 4096
 # These say something of the devices and nothing of the files.
 NOT_DAMAGE = (MemoryError, jax.errors.JaxRuntimeError)
 
@@ -54,19 +60,31 @@ def locate(checkpoint: str) -> tuple[epath.Path, int | None]:
   Raises:
     InputError: neither is there.
   """
-  path = epath.Path(checkpoint).absolute()
-  workdir, step = path, None
-  if path.name.isdigit() and path.parent.name == "checkpoints":
-    workdir, step = path.parent.parent, int(path.name)
-  if not (workdir / "config.json").exists() or not (workdir / "checkpoints").exists():
-    raise InputError(
-      f"--checkpoint {checkpoint} must be a workdir with config.json and checkpoints/, or its "
-      "checkpoints/<step>; there is none."
-    )
+  given = paths.parse(checkpoint, "--checkpoint")
+  # A link to a step, or a name with "..", is looked at by where it leads.
+  places = [given, paths.LocalPath(paths.real(given))] if paths.is_local(given) else [given]
+  for path in places:
+    workdir, step = path, None
+    if re.fullmatch("[0-9]+", path.name) and path.parent.name == CHECKPOINTS:
+      workdir, step = path.parent.parent, int(path.name)
+    if (workdir / "config.json").exists() and (workdir / CHECKPOINTS).is_dir():
+      break
+  else:
+    raise InputError(_not_a_checkpoint(checkpoint, given))
   if step is not None and not path.exists():
     saved = sorted(steps_of(path.parent))
     raise InputError(f"--checkpoint {checkpoint} does not exist; saved steps are {saved}.")
   return workdir, step
+
+
+def _not_a_checkpoint(checkpoint: str, path: epath.Path) -> str:
+  expected = "must be a workdir with config.json and checkpoints/, or its checkpoints/<step>"
+  if QUARANTINE in (path.name, path.parent.name):
+    return f"--checkpoint {checkpoint} {expected}; what is in {QUARANTINE}/ is damaged."
+  for above in (path, path.parent):
+    if above.name == CHECKPOINTS and (steps := sorted(steps_of(above))):
+      return f"--checkpoint {checkpoint} {expected}; saved steps are {steps}."
+  return f"--checkpoint {checkpoint} {expected}; there is none."
 
 
 def restore_state(workdir: epath.Path, step: int | None, like: Any) -> tuple[int, Any]:
@@ -76,7 +94,7 @@ def restore_state(workdir: epath.Path, step: int | None, like: Any) -> tuple[int
     InputError: there is no whole checkpoint, the one asked for is damaged, or it does not fit the
       config.
   """
-  directory, argument = workdir / "checkpoints", f"--checkpoint {workdir}"
+  directory, argument = workdir / CHECKPOINTS, f"--checkpoint {workdir}"
   if step is None:
     found = restore_whole(directory, like, argument=argument, on_damage=lambda step: "")
     if found is None:
@@ -120,16 +138,51 @@ def _read(directory: epath.Path, step: int, like: Any, argument: str) -> tuple[A
   """
   record = _attempt(lambda: _read_record(directory, step))
   _require_fit(record, like, f"{argument}: the checkpoint of step {step}")
-  # Not through a checkpointer: its barrier after the reading would wait for ever for a process
-  # whose reading failed.
-  handler = ocp.StandardCheckpointHandler()
-  state = _attempt(
-    lambda: handler.restore(directory / str(step) / STATE, args=ocp.args.StandardRestore(like))
-  )
+  state = _read_state(directory, step, like)
   for path, digest in digests(state).items():
     if digest != record["leaves"][path]["digest"]:
       raise _DamageError(f"{path} has changed since it was saved")
   return state, record["meta"]
+
+
+def _read_state(directory: epath.Path, step: int, like: Any) -> Any:
+  # Not through a checkpointer: its barrier after the reading would wait for ever for a process
+  # whose reading failed.
+  handler = ocp.StandardCheckpointHandler()
+  path = paths.speakable(directory) / str(step) / STATE
+  return _attempt(lambda: handler.restore(path, args=ocp.args.StandardRestore(like)))
+
+
+def require_readable(directory: epath.Path, step: int, like: Any = None) -> None:
+  """Checks that a checkpoint can be found again: its record, and each array that the record names.
+
+  Args:
+    directory: of the checkpoints.
+    step: which.
+    like: as for `restore_whole`, to read the arrays too and compare their digests; None does not.
+
+  Raises:
+    Exception: of any kind, if not; every process raises then.
+  """
+  record = _attempt(lambda: _read_record(directory, step))
+  _attempt(lambda: _require_arrays(directory / str(step) / STATE, record["leaves"]))
+  if like is not None:
+    _read(directory, step, like, "the checkpoint")
+
+
+def _require_arrays(state: epath.Path, leaves: Mapping[str, Any]) -> None:
+  path = paths.speakable(state.parent.parent) / state.parent.name / state.name
+  found = leaves_by_path(ocp.PyTreeCheckpointHandler().metadata(path).tree)
+  expected = 0
+  for name, leaf in leaves.items():
+    if name not in found or list(found[name].shape) != leaf["shape"]:
+      raise ValueError(f"{name} is not in it")
+    num_bytes = math.prod(leaf["shape"]) * jnp.dtype(found[name].dtype).itemsize
+    expected += num_bytes if num_bytes >= _OWN_BYTES else 0
+  if paths.is_local(state):
+    written = sum(file.stat().st_size for file in pathlib.Path(state).rglob("*") if file.is_file())
+    if written < expected:
+      raise ValueError(f"it has {written} bytes, {expected} were to be written")
 
 
 def _attempt(action: Callable[[], _Value]) -> _Value:
@@ -220,7 +273,7 @@ def _require_fit(record: Mapping[str, Any], like: Any, what: str) -> None:
 
 def steps_of(directory: epath.Path) -> list[int]:
   """The steps of a directory, the latest first; unfinished saves have other names."""
-  names = [path.name for path in directory.iterdir()] if directory.exists() else []
+  names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
   return sorted((int(n) for n in names if re.fullmatch(r"0|[1-9][0-9]*", n)), reverse=True)
 
 

@@ -25,15 +25,18 @@ from egad_jax.training.run import Run
 from egad_jax.training.step import TrainState
 from egad_jax.training.workdir import Workdir
 
-REPORT = "report.html"
+REPORT = files.REPORT
 PASSAGE_TOKENS = 160
 
 
 def is_finished(workdir: Workdir, steps: int) -> bool:
   """Whether a run of so many steps has left everything it should."""
-  summary = workdir.read_json(files.SUMMARY)
+  try:
+    summary = workdir.read_json(files.SUMMARY)
+  except ValueError:  # Not of a run; `Workdir.require_ours` says so.
+    return False
   complete = (workdir / REPORT).exists() and (workdir / files.EXPORT).exists()
-  return bool(summary) and summary["steps"] == steps and complete
+  return isinstance(summary, dict) and summary.get("steps") == steps and complete
 
 
 def samples_before(programs: Programs, workdir: Workdir, state: TrainState) -> None:
@@ -112,7 +115,14 @@ def _summary(
 
 
 def export(
-  run: Run, params: Any, directory: Any, *, summary: Any, config: Any, samples: Any
+  run: Run,
+  params: Any,
+  directory: Any,
+  *,
+  summary: Any,
+  config: Any,
+  samples: Any,
+  what: str = "--workdir",
 ) -> None:
   """Writes the student, its parameters on the host, in Hugging Face layout with its model card."""
   pair = run.pair
@@ -129,6 +139,7 @@ def export(
     run.tokenizer,
     model_card=card,
     generation=pair.student_generation,
+    what=what,
   )
 
 
@@ -157,6 +168,8 @@ def finish(
     return whole if workdir.writes else None
 
   params = jax.tree.map(to_host, state.params["student"])
+  # Somebody may have put something there during the run.
+  processes.together(workdir.require_ours)
   if workdir.writes:
     summary = _summary(programs, workdir, tokens, seconds)
     export(
@@ -166,7 +179,8 @@ def finish(
       samples=samples,
     )
     workdir.write_json(files.SUMMARY, summary)
-    write_report(workdir.path)
+    with workdir.writing(REPORT):
+      write_report(workdir.path)
   processes.wait("results")
   return summary if workdir.writes else workdir.read_json(files.SUMMARY)
 

@@ -11,10 +11,8 @@ from typing import Any
 
 from etils import epath
 
-
-def is_local(path: epath.PathLike) -> bool:
-  """Whether a path is in the file system; gs://BUCKET/… and the like are not."""
-  return "://" not in os.fspath(path)
+from egad_jax.owned import write_text
+from egad_jax.paths import is_local
 
 
 def finite_or_none(value: Any) -> Any:
@@ -24,16 +22,6 @@ def finite_or_none(value: Any) -> Any:
   if isinstance(value, list | tuple):
     return [finite_or_none(v) for v in value]
   return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_text(path: epath.Path, text: str) -> None:
-  """Writes a file so that readers see the old one or the whole new one."""
-  if not is_local(path):
-    path.write_text(text)  # An object appears when all of it is there.
-    return
-  partial = path.with_name(path.name + ".partial")
-  partial.write_text(text)
-  partial.replace(path)
 
 
 def write_json(path: epath.Path, value: Any) -> None:
@@ -59,8 +47,13 @@ def _copy(directory: epath.Path, target: epath.Path) -> None:
       source.copy(target / source.name)
 
 
+def is_link(path: epath.Path) -> bool:
+  """Whether a path is a symbolic link; object stores have none."""
+  return is_local(path) and os.path.islink(path)
+
+
 def delete(directory: epath.Path) -> None:
-  """Deletes a directory as far as it can be."""
+  """Deletes a directory as far as it can be; links in it go, what they lead to stays."""
   if is_local(directory):
     shutil.rmtree(directory, ignore_errors=True)
   elif directory.exists():

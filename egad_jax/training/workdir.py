@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import filelock
 from etils import epath
 
+from egad_jax import owned, paths, replacing
 from egad_jax.errors import InputError
-from egad_jax.training.storage import is_local, read_json, write_json, write_text
+from egad_jax.training import ledger
+from egad_jax.training.storage import is_link, is_local, read_json, write_json, write_text
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,6 +31,16 @@ GOODPUT = "goodput.json"
 PROFILE = "profile"
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"
+REPORT = "report.html"
+TENSORBOARD = "tensorboard"
+DATA = "data"
+
+# What a run writes; in a directory that no run has marked as its workdir they are somebody's.
+_FILES = (CONFIG, METRICS, EVALUATIONS, SUMMARY, SAMPLES, PASSAGE, GOODPUT, REPORT)
+_DIRECTORIES = (CHECKPOINTS, EXPORT, PROFILE, TENSORBOARD, DATA)
+# Known by what they hold, or written too often for a digest of each version.
+_WITHOUT_DIGEST = (CONFIG, METRICS, EVALUATIONS, GOODPUT)
+_LOCK, _PROBE = ".lock", f"{owned.PREFIX}probe"
 
 # Changing these changes nothing of what is trained, or (where things are) its rounding alone, so a
 # run may go on with new values.
@@ -40,6 +54,22 @@ HARMLESS_KEYS = frozenset(
     *("watchdog.step_seconds", "watchdog.other_seconds", "profile.start_step", "profile.steps"),
   }
 )
+
+
+def _holds_records(path: epath.Path) -> bool:
+  """Whether a .jsonl file is absent or holds records of steps; a kill may have cut the last."""
+  try:
+    lines = path.read_text().splitlines() if path.exists() and path.is_file() else []
+  except ValueError:
+    return False
+  for line in lines[:-1]:
+    try:
+      record = json.loads(line)
+    except (ValueError, RecursionError):
+      return False
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+      return False
+  return True
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -99,9 +129,7 @@ class Workdir:
     Raises:
       InputError: it cannot be created or written, or another run uses it.
     """
-    self.path = epath.Path(path)
-    if is_local(path):
-      self.path = self.path.absolute()
+    self.path = paths.parse(path, "--workdir")
     self.writes = writes
     if writes:
       self._open()
@@ -113,13 +141,19 @@ class Workdir:
 
   def _open(self) -> None:
     try:
+      self._require_free_or_ours()
       self.path.mkdir(parents=True, exist_ok=True)
       if is_local(self.path):
-        self._lock = filelock.FileLock(os.fspath(self.path / ".lock"))
+        self._lock = filelock.FileLock(os.fspath(self.path / _LOCK))
         self._lock.acquire(timeout=0)
+        self._require_free_or_ours()
       # An empty file can be created on a full disk; one with a byte in it can not.
-      write_text(self.path / ".writable", "x" * 4096)
-      (self.path / ".writable").unlink()
+      write_text(self.path / _PROBE, "x" * 4096)
+      (self.path / _PROBE).unlink()
+      if owned.read_mark(self.path) is None:
+        closed = [name for name in _DIRECTORIES if name != EXPORT]  # It has a mark of its own.
+        owned.write_mark(self.path, owned.WORKDIR, {}, closed=closed)
+      self._sweep()
     except filelock.Timeout:
       raise InputError(
         f"--workdir {self.path} is in use by another run; wait for it to end or choose another."
@@ -130,6 +164,106 @@ class Workdir:
         f"--workdir {self.path} cannot be written: {error.strerror or error}. "
         "Free space there, mend its permissions, or choose another directory."
       ) from None
+    except InputError:
+      self.close()
+      raise
+
+  def _require_free_or_ours(self) -> None:
+    """Checks that a run has marked the directory, or that nothing is there that a run writes.
+
+    Raises:
+      InputError: somebody else's files are there; nothing has been touched.
+    """
+    if is_link(self.path) and not self.path.exists():
+      raise InputError(
+        f"--workdir {self.path} is a link to {os.readlink(self.path)}, which does not exist. Make "
+        "that directory, or choose another."
+      )
+    if is_local(self.path):
+      owned.require_outside(self.path, "--workdir")
+    if not self.path.is_dir():
+      return
+    mark = owned.read_mark(self.path)
+    if mark is not None and mark["kind"] == owned.WORKDIR:
+      return
+    found = [path.name for path in self.path.iterdir() if self._is_in_the_way(path)]
+    if found:
+      raise InputError(
+        f"--workdir {self.path} is no workdir of egad_jax, but holds "
+        f"{owned.name_some(sorted(found))}, which a run would replace. Nothing was touched: choose "
+        "another directory, or the workdir of an earlier run."
+      )
+
+  def _is_in_the_way(self, path: epath.Path) -> bool:
+    if path.name == _LOCK:
+      return not pathlib.Path(path).is_file()
+    if path.name == DATA:
+      return not path.is_dir()  # What is prepared there has names and marks of its own.
+    if path.name in _DIRECTORIES:
+      return not path.is_dir() or any(path.iterdir())
+    return path.name in (*_FILES, owned.MARK)
+
+  def _sweep(self) -> None:
+    """Removes what killed processes of runs here were writing."""
+    if not is_local(self.path):
+      return
+    for path in self.path.iterdir():
+      unfinished = path.name.startswith(owned.PREFIX) and path.name.endswith(owned.PARTIAL)
+      if (unfinished or path.name == _PROBE) and not path.is_dir():
+        path.unlink()
+    replacing.sweep(pathlib.Path(self.path))
+
+  def require_ours(self) -> None:
+    """Checks that what the run would replace or go on with is as a run here left it.
+
+    Raises:
+      InputError: something else is there, or was changed since; nothing has been touched.
+    """
+    if not self.writes:
+      return
+    mark = owned.read_mark(self.path)
+    changed = owned.changed(self.path, mark) if mark else []
+    found = [f"{name} (changed since we wrote it)" for name in changed]
+    for name in _FILES:
+      path = self.path / name
+      if is_link(path) or path.is_dir():
+        found.append(f"{name} (no plain file)")
+      elif path.exists() and name not in _WITHOUT_DIGEST and mark and name not in mark["files"]:
+        found.append(name)
+    found += [name for name in (METRICS, EVALUATIONS) if not _holds_records(self.path / name)]
+    for name in _DIRECTORIES:
+      path = self.path / name
+      if (path.exists() or is_link(path)) and not path.is_dir():
+        found.append(f"{name} (no directory)")
+    if found:
+      raise InputError(
+        f"--workdir {self.path} holds {owned.name_some(sorted(found))}, which this run did not "
+        "leave there so and would replace. Nothing was touched: move that away, or choose another "
+        "workdir."
+      )
+    replacing.require_replaceable(self.path / EXPORT, "--workdir", owned.EXPORT)
+    ledger.require_ours(self.path / CHECKPOINTS)
+
+  def free_name(self, name: str) -> str:
+    """The name of a file to write: `name`, or one like it if somebody else's file has that."""
+    mark = owned.read_mark(self.path) or {"files": {}}
+    changed = owned.changed(self.path, mark)
+    stem, dot, suffix = name.rpartition(".")
+    copies, free = 0, name
+    while os.path.lexists(self.path / free) and (free not in mark["files"] or free in changed):
+      copies += 1
+      free = f"{stem}.{copies}{dot}{suffix}"
+    return free
+
+  @contextlib.contextmanager
+  def writing(self, name: str) -> Iterator[None]:
+    """Notes a file as the run's own while it is written; a kill at any moment leaves it so."""
+    if name in _WITHOUT_DIGEST:
+      yield
+      return
+    owned.amend_mark(self.path, {name: None})
+    yield
+    owned.amend_mark(self.path, {name: owned.entry(self.path / name)})
 
   def close(self) -> None:
     """Frees the lock."""
@@ -148,7 +282,8 @@ class Workdir:
   def write_json(self, name: str, value: Any) -> None:
     """Writes one of the run's files, on the process that does."""
     if self.writes:
-      write_json(self.path / name, value)
+      with self.writing(name):
+        write_json(self.path / name, value)
 
   def read_json(self, name: str) -> Any:
     """The value of one of the run's files, None if there is no such file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 
 import pytest
@@ -44,14 +45,55 @@ def test_a_build_that_died_leaves_nothing_and_is_made_anew(parent):
     publishing.publish(parent, "a", die)
   assert not (parent / "a").exists()
   directory = publishing.publish(parent, "a", _builder([]))
-  assert sorted(path.name for path in directory.iterdir()) == ["file", "manifest.json"]
+  names = ["egad_jax.json", "file", "manifest.json"]
+  assert sorted(path.name for path in directory.iterdir()) == names
+  assert sorted(path.name for path in parent.iterdir()) == [".a.lock", "a"]
 
 
-def test_a_directory_without_manifest_is_made_anew(parent):
+@pytest.mark.parametrize("files", [["half"], ["manifest.json"], ["egad_jax.json"], []])
+def test_somebody_elses_directory_of_that_name_stays(parent, files):
   (parent / "a").mkdir(parents=True)
-  (parent / "a" / "half").write_text("x")
+  for name in files:
+    (parent / "a" / name).write_text("{}")
+  with pytest.raises(InputError, match=r"cache/a is in the way.*Nothing was touched"):
+    publishing.publish(parent, "a", _builder([]))
+  assert sorted(path.name for path in (parent / "a").iterdir()) == files
+  assert [path.name for path in parent.iterdir()] == ["a"]
+
+
+def test_a_file_or_a_link_of_that_name_stays(parent, tmp_path):
+  parent.mkdir()
+  (parent / "a").write_text("mine")
+  os.symlink(tmp_path / "nowhere", parent / "b")
+  for name in ("a", "b"):
+    with pytest.raises(InputError, match="is in the way"):
+      publishing.publish(parent, name, _builder([]))
+  assert (parent / "a").read_text() == "mine"
+  assert not (tmp_path / "nowhere").exists()
+
+
+def test_prepared_data_without_its_manifest_is_damaged_not_deleted(parent):
   directory = publishing.publish(parent, "a", _builder([]))
-  assert not (directory / "half").exists()
+  (directory / "manifest.json").unlink()
+  assert publishing.publish(parent, "a", _builder([])) == directory
+  with pytest.raises(InputError, match="Delete the directory"):
+    publishing.read_manifest(directory)
+  assert (directory / "file").exists()
+
+
+def test_a_cache_among_other_files_leaves_them(tmp_path):
+  (tmp_path / "mine").write_text("x")
+  (tmp_path / ".partial-a").mkdir()
+  (tmp_path / ".partial-a" / "mine").write_text("x")
+  publishing.publish(epath.Path(tmp_path), "a", _builder([]))
+  assert (tmp_path / "mine").exists()
+  assert (tmp_path / ".partial-a" / "mine").exists()
+
+
+def test_a_lock_that_is_a_directory_is_named(tmp_path):
+  (tmp_path / ".a.lock").mkdir()
+  with pytest.raises(InputError, match="cannot prepare data"):
+    publishing.publish(epath.Path(tmp_path), "a", _builder([]))
 
 
 def test_two_at_once_build_once(parent):

@@ -39,6 +39,7 @@ def test_export_is_read_back(tmp_path, config, params):
   assert sorted(p.name for p in path.iterdir()) == [
     "README.md",
     "config.json",
+    "egad_jax.json",
     "generation_config.json",
     "model.safetensors",
     "tokenizer.json",
@@ -101,12 +102,15 @@ def test_bfloat16_halves_the_file(tmp_path, config, params):
   assert json.loads((tmp_path / "b" / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
-def test_replaces_an_older_export_whole(tmp_path, config, params):
+def test_replaces_an_older_export_whole_and_nothing_else(tmp_path, config, params):
   target = tmp_path / "export"
-  target.mkdir()
-  (target / "leftover").write_text("x")
-  export_student(target, config, params, tokenizer(), model_card=CARD)
-  assert not (target / "leftover").exists()
+  for card in ("old", CARD):
+    export_student(target, config, params, tokenizer(), model_card=card)
+  assert (target / "README.md").read_text() == CARD
+  (target / "notes").write_text("x")
+  with pytest.raises(InputError, match=r"--output .*export is replaced only.*holds notes"):
+    export_student(target, config, params, tokenizer(), model_card="", what="--output")
+  assert (target / "notes").exists()
   assert [p.name for p in tmp_path.iterdir()] == ["export"]
 
 

@@ -34,7 +34,7 @@ def workdir(tmp_path):
 
 def test_is_made_with_its_parents_and_leaves_no_trace_of_the_probe(workdir):
   assert workdir.path.is_dir()
-  assert {path.name for path in workdir.path.iterdir()} <= {".lock"}
+  assert {path.name for path in workdir.path.iterdir()} <= {".lock", "egad_jax.json"}
 
 
 def test_one_at_a_time(tmp_path):
@@ -128,6 +128,143 @@ def test_space_is_required_beyond_what_the_run_holds_already(workdir, monkeypatc
   workdir.require_space(2**20 + 4096)
   with pytest.raises(InputError, match="free space"):
     workdir.require_space(2**20 + 4097)
+
+
+def test_tilde_is_the_home_directory(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  with Workdir("~/runs/a") as workdir:
+    assert str(workdir.path) == str(tmp_path / "runs" / "a")
+  assert not (tmp_path / "~").exists()
+
+
+def snapshot(root):
+  return {p: p.is_file() and p.read_bytes() for p in sorted(pathlib.Path(root).rglob("*"))}
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    *("config.json", "model.safetensors config.json", "summary.json", "report.html"),
+    *("metrics.jsonl", "samples.json", "export/x", "checkpoints/999/x", "profile/x"),
+    *("tensorboard/events", "egad_jax.json", "goodput.json", ".lock/x", "data"),
+  ],
+)
+def test_a_directory_with_files_of_others_becomes_no_workdir(tmp_path, name):
+  for path in name.split():
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / path).write_text("{}")
+  before = snapshot(tmp_path)
+  word = name.split()[-1].split("/")[0]
+  with pytest.raises(InputError, match=rf"no workdir of egad_jax.*{word}.*Nothing was touched"):
+    Workdir(tmp_path)
+  assert snapshot(tmp_path) == before
+
+
+def test_other_files_and_places_made_ready_are_no_hindrance(tmp_path):
+  (tmp_path / "run" / "data" / "mine").mkdir(parents=True)
+  (tmp_path / "scratch" / "mine").mkdir(parents=True)
+  (tmp_path / "run" / "checkpoints").mkdir()
+  (tmp_path / "run" / "notes.txt").write_text("x")
+  (tmp_path / "run" / ".writable").write_text("x")
+  (tmp_path / "link").symlink_to(tmp_path / "run")
+  before = snapshot(tmp_path / "run")
+  with Workdir(tmp_path / "link") as workdir:
+    workdir.require_ours()
+  assert before.items() <= snapshot(tmp_path / "run").items()
+
+
+def test_a_link_to_nowhere_and_a_place_inside_ours_are_refused(tmp_path):
+  (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+  with pytest.raises(InputError, match="nowhere, which does not exist"):
+    Workdir(tmp_path / "link")
+  with Workdir(tmp_path / "run") as outer:
+    for name in ("checkpoints/5", "data", "tensorboard/x"):
+      with pytest.raises(InputError, match="keeps for itself"):
+        Workdir(outer / name)
+    Workdir(outer / "student-1").close()
+
+
+def test_what_a_killed_run_left_half_written_goes_at_the_next_start(tmp_path):
+  Workdir(tmp_path).close()
+  for name in (".egad_jax-x.json.partial", ".egad_jax-probe", "report.html.partial", "x.partial"):
+    (tmp_path / name).write_text("half")
+  Workdir(tmp_path).close()
+  assert {path.name for path in tmp_path.glob("*partial")} == {"report.html.partial", "x.partial"}
+  assert not (tmp_path / ".egad_jax-probe").exists()
+
+
+def test_files_of_the_run_may_be_replaced_and_removed(workdir):
+  for value in (1, 2):
+    workdir.write_json(files.SUMMARY, value)
+    workdir.write_json(files.GOODPUT, value)
+    workdir.require_ours()
+  (workdir / files.METRICS).write_text('{"step": 1}\n{"step": 2}\n{"st')
+  (workdir / files.SUMMARY).unlink()
+  workdir.require_ours()
+
+
+def test_a_kill_while_a_file_is_written_leaves_it_the_runs_own(workdir):
+  workdir.write_json(files.SAMPLES, 1)
+
+  def killed():
+    with workdir.writing(files.SAMPLES):
+      (workdir / files.SAMPLES).write_text("other")
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    killed()
+  workdir.require_ours()
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "word"),
+  [
+    ("report.html", "mine", "report.html"),
+    ("summary.json", "{}", "summary.json"),
+    ("passage.json", "[]", r"passage.json \(changed"),
+    ("metrics.jsonl", "a,b\n1,2\n", "metrics.jsonl"),
+    ("evaluations.jsonl", "[1]\n[2]\n", "evaluations.jsonl"),
+    ("evaluations.jsonl/x", "", r"evaluations.jsonl \(no plain file"),
+    ("tensorboard", "", r"tensorboard \(no directory"),
+    ("profile", "", r"profile \(no directory"),
+    ("export", "", r"export \(no directory"),
+    ("export/notes", "", "export .*holds notes"),
+    ("checkpoints/999/x", "", "checkpoints holds 999"),
+    ("checkpoints/7", "", "checkpoints holds 7"),
+    ("checkpoints/8.orbax-checkpoint-tmp/x", "", "checkpoints holds 8.orbax"),
+    ("checkpoints/quarantine", "", "checkpoints holds quarantine"),
+  ],
+)
+def test_what_others_put_into_a_workdir_is_named_and_stays(workdir, name, content, word):
+  workdir.write_json(files.PASSAGE, 1)
+  path = pathlib.Path(workdir / name)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(content)
+  before = snapshot(workdir.path)
+  with pytest.raises(InputError, match=f"--workdir .*{word}"):
+    workdir.require_ours()
+  assert snapshot(workdir.path) == before
+
+
+def test_a_link_in_place_of_a_file_is_not_written_over(workdir, tmp_path):
+  (tmp_path / "mine").write_text("x")
+  pathlib.Path(workdir / files.SUMMARY).symlink_to(tmp_path / "mine")
+  with pytest.raises(InputError, match=r"summary\.json \(no plain file"):
+    workdir.require_ours()
+
+
+def test_object_stores_know_their_workdirs_too(bucket):
+  with Workdir(bucket) as workdir:
+    workdir.write_json(files.SUMMARY, 1)
+    workdir.require_ours()
+  with Workdir(bucket) as workdir:
+    (workdir / files.REPORT).write_text("mine")
+    with pytest.raises(InputError, match=r"report\.html"):
+      workdir.require_ours()
+  (bucket.parent / "other" / "config.json").write_text("{}")
+  with pytest.raises(InputError, match="no workdir of egad_jax"):
+    Workdir(bucket.parent / "other")
 
 
 def test_any_config_may_start_and_the_same_may_go_on(workdir):

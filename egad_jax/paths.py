@@ -1,0 +1,136 @@
+"""Paths as a person writes them: `~` is the home directory, and every other character is itself."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import glob
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from etils import epath
+from etils.epath.gpath import PosixGPath
+
+from egad_jax.errors import InputError
+
+_SCHEMES = ("gs", "s3", "az", "hf")
+
+
+@epath.register_path_cls
+class LocalPath(PosixGPath):
+  """A path on a disk, which `epath.Path` alone does not always take it for.
+
+  It reads `[` in a directory's name as a pattern, leaves out names that end in `~`, and takes
+  /gs/DIRECTORY for a bucket. Orbax, which is given such paths, finds its files by `glob`.
+  """
+
+  @property
+  def _uri_scheme(self) -> None:
+    return None
+
+  def glob(self, pattern: str) -> Iterator[LocalPath]:
+    """The files below this very directory that match a pattern."""
+    for name in glob.glob(pattern, root_dir=os.fspath(self), recursive=True):
+      yield self / name
+
+  def iterdir(self) -> Iterator[LocalPath]:
+    """Everything in the directory."""
+    for name in os.listdir(self):
+      yield self / name
+
+
+def parse(name: str | os.PathLike[str], what: str) -> epath.Path:
+  """The path that a flag or a config key names: absolute, or in an object store.
+
+  Args:
+    name: on a disk, with `~` for the home directory, or gs://BUCKET/… and the like.
+    what: the flag or key, for messages.
+
+  Raises:
+    InputError: it is empty, of an unknown kind, or below the home of nobody.
+  """
+  text = os.fspath(name)
+  scheme = re.match(r"([a-z][a-z0-9+.-]*)://", text)
+  if scheme is None:
+    return local(text, what)
+  if scheme[1] not in _SCHEMES:
+    raise InputError(
+      f"{what} {text!r}: {scheme[1]}:// is not supported. Give a path on a disk, or one of an "
+      f"object store: {', '.join(f'{known}://' for known in _SCHEMES)}."
+    )
+  return epath.Path(text)
+
+
+def local(name: str | os.PathLike[str], what: str) -> LocalPath:
+  """The absolute path on a disk that a flag or a config key names; links are not followed.
+
+  Raises:
+    InputError: it is empty, a URL, no name of a file, or below the home of nobody.
+  """
+  return LocalPath(expand(name, what)).absolute()
+
+
+def expand(name: str | os.PathLike[str], what: str) -> str:
+  """A path on a disk with `~` and `~USER` at its beginning replaced by the home directory.
+
+  Raises:
+    InputError: it is empty, a URL, no name of a file, or below the home of nobody.
+  """
+  text = os.fspath(name)
+  if not text or "\0" in text:
+    raise InputError(f"{what} {text!r} must be a path; it has no name of a file. Give one.")
+  if re.match(r"[a-z][a-z0-9+.-]*://", text):
+    raise InputError(f"{what} {text!r} must be a path on a disk, without {text.split('//')[0]}//.")
+  try:
+    pathlib.Path.cwd()
+    # pathlib would expand ./~ too.
+    return os.fspath(pathlib.Path(text).expanduser()) if text.startswith("~") else text
+  except FileNotFoundError:
+    raise InputError(
+      f"{what} {text!r}: the current directory no longer exists. Change to one that does."
+    ) from None
+  except RuntimeError:
+    owner = text.split("/")[0]
+    raise InputError(
+      f"{what} {text!r}: there is no home directory for {owner}. Write the path out, or ./{owner} "
+      "for a directory of that name."
+    ) from None
+
+
+def is_local(path: str | os.PathLike[str]) -> bool:
+  """Whether a path is on a disk; gs://BUCKET/… and the like are not."""
+  return "://" not in os.fspath(path)
+
+
+def real(path: str | os.PathLike[str]) -> pathlib.Path:
+  """The path with all links followed, by which directories are compared."""
+  return pathlib.Path(os.path.realpath(path))
+
+
+def speakable(directory: epath.Path) -> epath.Path:
+  """The same directory under a name that Orbax and TensorStore can be given.
+
+  Orbax takes brackets for a pattern, which `LocalPath` mends. It also takes `gs:` anywhere for a
+  bucket; TensorStore reads a backslash as a slash, and no text that is not UTF-8. A directory of
+  such a name gets a link in the temporary directory, for as long as the process lives.
+  """
+  if not is_local(directory):
+    return directory
+  name = os.fspath(directory)
+  awkward = (
+    "\\" in name or "gs:/" in f"{name}/" or name.encode("utf-8", "replace") != os.fsencode(name)
+  )
+  return _link_to(name) if awkward else LocalPath(name)
+
+
+@functools.cache
+def _link_to(name: str) -> LocalPath:
+  scratch = tempfile.mkdtemp(prefix="egad_jax-")
+  link = LocalPath(scratch) / "directory"
+  os.symlink(name, link)
+  atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+  return link
