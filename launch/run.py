@@ -1,6 +1,6 @@
 """Trains: `python launch/run.py --config=configs/tiny.py --workdir=runs/tiny`.
 
-The same command again resumes; a finished run is a no-op. SIGTERM or SIGINT ends it with a
+The same command again resumes; a finished run is a no-op. SIGTERM, SIGINT or SIGHUP ends it with a
 checkpoint and code 75. Several processes join by flags or by what their launcher has set; see
 docs/running.md.
 """
@@ -20,6 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import ml_collections
 from absl import flags
 
+from egad_jax import streams
 from egad_jax.errors import InputError
 from egad_jax.training import preemption
 from launch import command_line
@@ -55,6 +56,7 @@ def main() -> int:
   if processes.joined():
     early.share()
   command_line.log_only_warnings_unless(processes.is_first())
+  streams.outlive_stdout()
   try:
     _train(config, WORKDIR.value, early)
   except preemption.Preempted:
@@ -74,20 +76,27 @@ def main() -> int:
 def _train(config: ml_collections.ConfigDict, path: str, early: preemption.Preemption) -> None:
   from egad_jax import build, processes
   from egad_jax.training import loop, results
+  from egad_jax.training.watchdog import Limits, Watchdog
   from egad_jax.training.workdir import Workdir
 
   values = build.plain(config)
   open_workdir = lambda: Workdir(path, writes=processes.is_first())
-  with processes.together(open_workdir, first_alone=True) as workdir:
+  alone = not processes.joined()
+  with (
+    Watchdog(Limits(**config.watchdog.to_dict())) as watchdog,
+    processes.together(watchdog.prepare(open_workdir, alone=alone), first_alone=True) as workdir,
+  ):
+    early.while_stopped = watchdog.suspended
     processes.together(lambda: workdir.check_config(values, force=FORCE.value))
     if results.is_finished(workdir, config.steps):
       if workdir.writes:
         print(f"{workdir.path}: this run is finished; nothing to do.")
       return
-    run = processes.together(lambda: build.build(config, workdir.path), first_alone=True)
+    make = watchdog.prepare(lambda: build.build(config, workdir.path), alone=alone)
+    run = processes.together(make, first_alone=True)
     processes.together(lambda: workdir.require_space(run.disk_bytes()))
     workdir.store_config(values)
-    loop.train(run, workdir, early, started=_STARTED)
+    loop.train(run, workdir, early, started=_STARTED, watchdog=watchdog)
     if workdir.writes:
       results.print_whereabouts(workdir)
 
