@@ -41,6 +41,10 @@ def _existing(name: str) -> pathlib.Path | None:
   try:
     path = pathlib.Path(name).expanduser()
     return path if name and path.exists() else None
+  except PermissionError as error:
+    raise InputError(
+      f"source {name!r}: {error.strerror}. Make it readable for this user."
+    ) from error
   # A name that is too long, with a null byte, or ~ of a user who does not exist.
   except (OSError, RuntimeError, ValueError):
     return None

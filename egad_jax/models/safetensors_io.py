@@ -18,6 +18,7 @@ from egad_jax.errors import InputError
 from egad_jax.models import llama
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.model import Params
+from egad_jax.regular_file import read_regular, require_regular
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -25,8 +26,6 @@ INDEX = "model.safetensors.index.json"
 _SHARD_NAME = re.compile(r"[\w +,.=@-]{1,200}\.safetensors", re.ASCII)
 # Safetensors' names of the kinds of values that are read.
 _FLOATING = ("F64", "F32", "F16", "BF16")
-# The index of the largest models has 10 MB.
-_MAX_JSON_BYTES = 2**28
 _DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -65,12 +64,11 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   Raises:
     InputError: if the file is missing or holds something else.
   """
-  if not path.is_file():
+  if not path.exists():
     raise InputError(f"{path}: no such file; expected the one of a Hugging Face directory.")
-  if path.stat().st_size > _MAX_JSON_BYTES:
-    raise InputError(f"{path}: {path.stat().st_size} bytes are too many for a file of its name.")
+  content = read_regular(path)
   try:
-    data = json.loads(path.read_text("utf-8"))
+    data = json.loads(content.decode("utf-8"))
   # Nesting too deep for Python's parser is a RecursionError.
   except (ValueError, RecursionError) as error:
     raise InputError(f"{path} is not valid JSON: {error}.") from error
@@ -102,14 +100,14 @@ def write_safetensors(
 def _open_tensors(directory: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, Any]:
   """Maps each tensor's name to the open file that holds it."""
   index = directory / INDEX
-  if index.is_file():
+  if index.exists():
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(map(_is_plain_name, weight_map.values())):
       raise InputError(
         f"{index}: expected a weight_map from tensor names to *.safetensors beside it."
       )
     files = sorted(set(weight_map.values()))
-  elif (directory / SINGLE).is_file():
+  elif (directory / SINGLE).exists():
     files = [SINGLE]
   else:
     raise InputError(f"{directory}: expected {SINGLE} or {INDEX}; it has neither.")
@@ -117,7 +115,7 @@ def _open_tensors(directory: pathlib.Path, stack: contextlib.ExitStack) -> dict[
   for file in files:
     shard = _open_shard(directory / file, stack)
     found.update(dict.fromkeys(shard.keys(), shard))
-  if index.is_file():
+  if index.exists():
     llama.check_names(f"{directory} (by its index)", expected=weight_map, got=found)
   return found
 
@@ -127,8 +125,9 @@ def _is_plain_name(file: Any) -> bool:
 
 
 def _open_shard(path: pathlib.Path, stack: contextlib.ExitStack) -> Any:
-  if not path.is_file():
+  if not path.exists():
     raise InputError(f"{path}: no such file, though the index names it; fetch it again.")
+  require_regular(path)
   try:
     return stack.enter_context(safetensors.safe_open(path, framework="numpy"))
   except (safetensors.SafetensorError, OSError) as error:
