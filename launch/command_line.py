@@ -22,6 +22,7 @@ from egad_jax import streams
 from egad_jax.errors import InputError
 
 BAD_INPUT = 2
+_OWN = ("egad_jax", "configs", "launch")
 # As of a program that SIGPIPE ends.
 _NOBODY_READS = 141
 _MAX_MESSAGE = 2000
@@ -166,11 +167,24 @@ def run(main: Callable[[], int | None]) -> None:
   sys.exit(code)
 
 
+def _with_packages(main: Callable[[], int | None]) -> int:
+  try:
+    return main() or 0
+  except ModuleNotFoundError as error:
+    # One of this project's own would be a fault of ours.
+    if not error.name or error.name.split(".")[0] in _OWN:
+      raise
+    raise InputError(
+      f"the Python package {error.name} is not installed for {sys.executable}: {error}. Use "
+      ".venv/bin/python of `make install`, or pip install the package."
+    ) from error
+
+
 def _run(main: Callable[[], int | None], program: str) -> int:
   try:
     _parse(sys.argv)
     _log_to_stderr()
-    return main() or 0
+    return _with_packages(main)
   except InputError as error:
     print(f"{program}: {_message(error)}", file=sys.stderr)
     return BAD_INPUT

@@ -11,7 +11,11 @@ import sys
 # So that `launch` and `configs` are found from any working directory.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from launch import command_line
+import launch
+
+launch.require_environment()
+
+from launch import accelerators, command_line
 
 CHECKPOINT = command_line.required(
   "checkpoint", "A workdir, meaning its latest whole checkpoint, or its checkpoints/<step>."
@@ -21,13 +25,17 @@ OUTPUT = command_line.required("output", "Directory to write; one that is there 
 
 def main() -> None:
   """Restores the student and writes it."""
+  accelerators.import_jax()
   import jax
 
-  from egad_jax import build
+  from egad_jax import build, object_store
   from egad_jax.training import restoring, results
   from egad_jax.training import workdir as files
   from egad_jax.training.storage import read_json
 
+  object_store.require(CHECKPOINT.value, "--checkpoint")
+  object_store.require(OUTPUT.value, "--output")
+  accelerators.require_devices()
   workdir, step = restoring.locate(CHECKPOINT.value)
   config = command_line.stored_config(workdir / files.CONFIG)
   run = build.build(config, workdir)

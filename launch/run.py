@@ -17,13 +17,17 @@ _STARTED = time.monotonic()
 # So that `launch` and `configs` are found from any working directory.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import launch
+
+launch.require_environment()
+
 import ml_collections
 from absl import flags
 
 from egad_jax import streams
 from egad_jax.errors import InputError
 from egad_jax.training import preemption
-from launch import command_line
+from launch import accelerators, command_line
 
 CONFIG = command_line.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, made if missing.")
@@ -48,13 +52,20 @@ def main() -> int:
   early = preemption.Preemption()
   early.watch()
   # Late, so that --help and bad flags answer at once.
-  from egad_jax import build, processes
+  accelerators.import_jax()
+  from egad_jax import build, object_store, processes
   from egad_jax.training.checkpoints import CheckpointError
 
   build.validate(config)
-  processes.join(ADDRESS.value, COUNT.value, INDEX.value, heartbeat_seconds=HEARTBEAT.value)
+  object_store.require(WORKDIR.value, "--workdir")
+  try:
+    processes.join(ADDRESS.value, COUNT.value, INDEX.value, heartbeat_seconds=HEARTBEAT.value)
+  except processes.JoinError as error:
+    print(f"run.py: {error}", file=sys.stderr)
+    return 1
   if processes.joined():
     early.share()
+  accelerators.require_devices()
   command_line.log_only_warnings_unless(processes.is_first())
   streams.outlive_stdout()
   try:

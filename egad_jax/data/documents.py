@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 from absl import logging
 from etils import epath
 
+from egad_jax import object_store
 from egad_jax.errors import InputError
 from egad_jax.regular_file import open_regular
 
@@ -65,6 +66,7 @@ def find_files(source: str) -> list[pathlib.Path]:
   Raises:
     InputError: if there is nothing to read, or a file of an unknown kind.
   """
+  object_store.require(source, "data.source")
   try:
     path = epath.Path(source) if "://" in source else pathlib.Path(source).expanduser()
     files = sorted((file for file in _named(source, path) if not file.is_dir()), key=str)
