@@ -7,12 +7,14 @@ docs/running.md.
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import sys
 import time
 import traceback
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STARTED = time.monotonic()
 # So that `launch` and `configs` are found from any working directory.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -76,12 +78,28 @@ def main() -> int:
     print(f"run.py: {error}", file=sys.stderr)
     return 1
   except Exception as error:
+    full = _full_disk(error)
+    if full:
+      print(f"run.py: {full}", file=sys.stderr)
+    if full and not processes.joined():
+      return 1
     if isinstance(error, InputError) or not processes.joined():
       raise
     # An orderly end would wait for processes that wait for this one.
     traceback.print_exc()
     os._exit(1)
   return 0
+
+
+def _full_disk(error: Exception) -> str:
+  """What to say of an error that a full disk is the cause of, "" of another."""
+  if not isinstance(error, OSError) or error.errno not in _FULL:
+    return ""
+  where = f"{error.filename}: " if error.filename else ""
+  return (
+    f"{where}{error.strerror}. Free space there and run the same command again: it goes on from the "
+    "last whole checkpoint."
+  )
 
 
 def _train(config: ml_collections.ConfigDict, path: str, early: preemption.Preemption) -> None:
