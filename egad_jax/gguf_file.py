@@ -17,6 +17,7 @@ import gguf
 import numpy as np
 
 from egad_jax.errors import InputError
+from egad_jax.regular_file import require_regular
 
 _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
@@ -94,9 +95,7 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     InputError: if the file is missing, truncated, damaged or not GGUF.
   """
   path = pathlib.Path(path)
-  if not path.is_file():
-    raise InputError(f"{path}: no such GGUF file.")
-  size = path.stat().st_size
+  size = require_regular(path)
   try:
     if not size:
       raise ValueError("it is empty")

@@ -12,9 +12,8 @@ from typing import Any
 from etils import epath
 
 from egad_jax.errors import InputError
+from egad_jax.regular_file import read_regular
 
-# The index of the largest models has 10 MB, the largest tokenizer.json 35 MB.
-_MAX_BYTES = 2**28
 _BYTE_ORDER_MARKS = {
   "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
   "UTF-8 with a byte-order mark": (codecs.BOM_UTF8,),
@@ -30,16 +29,9 @@ def read_json(path: os.PathLike[str]) -> dict[str, Any]:
   Raises:
     InputError: if the file is missing or holds something else.
   """
-  file = epath.Path(path)
-  try:
-    if not file.is_file():
-      raise InputError(f"{path}: no such file; expected one that holds a JSON object.")
-    if (size := file.stat().length) > _MAX_BYTES:
-      raise InputError(f"{path}: {size} bytes are too many for a file of its name.")
-    content = file.read_bytes()
-  except OSError as error:
-    raise InputError(f"{path} cannot be read: {error}. Copy the file again.") from error
-  return parse_json(path, content)
+  if not epath.Path(path).exists():
+    raise InputError(f"{path}: no such file; expected one that holds a JSON object.")
+  return parse_json(path, read_regular(path))
 
 
 def parse_json(source: os.PathLike[str] | str, content: bytes) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import glob
 import importlib.util
 import os
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -16,7 +18,13 @@ from jax.experimental import multihost_utils
 from egad_jax.errors import InputError
 
 _T = TypeVar("_T")
-_MESSAGE_BYTES = 4096
+
+
+class JoinError(RuntimeError):
+  """The processes of a run did not find each other, and may at the next attempt; one line."""
+
+
+_MESSAGE_BYTES, _PORTS = 4096, 2**16
 # Where each kind of launcher says how many processes there are and which one this is.
 _RANKS = {
   "JAX": ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
@@ -48,6 +56,7 @@ def join(
 
   Raises:
     InputError: some of the three are missing, or are not what they should be.
+    JoinError: the others cannot be reached, or the port is taken.
   """
   found = _found(environment)
   address = address or environment.get("JAX_COORDINATOR_ADDRESS")
@@ -57,9 +66,7 @@ def join(
     count, index = found
   given = {"--coordinator_address": address, "--num_processes": count, "--process_id": index}
   missing = [name for name, value in given.items() if value is None]
-  initialize = functools.partial(
-    jax.distributed.initialize, heartbeat_timeout_seconds=heartbeat_seconds
-  )
+  initialize = functools.partial(_initialize, heartbeat_timeout_seconds=heartbeat_seconds)
   if len(missing) == 3:
     if _on_tpu_host(environment):
       initialize()
@@ -80,9 +87,45 @@ def join(
   if count == 1 or address is None:
     return
   host, _, port = address.rpartition(":")
-  if not host or not port.isdigit():
-    raise InputError(f"--coordinator_address must be HOST:PORT; got {address!r}.")
+  if not host or not port.isdecimal() or not 0 < int(port) < _PORTS:
+    raise InputError(
+      f"--coordinator_address must be HOST:PORT, with a port from 1 to {_PORTS - 1}; got "
+      f"{address!r}."
+    )
+  if index == 0:
+    _require_free(int(port))
   initialize(address, count, index, cluster_detection_method="deactivate")
+
+
+def _require_free(port: int) -> None:
+  """Checks the port that process 0 is going to listen at: JAX crashes if it is taken."""
+  with socket.socket() as probe:
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+      probe.bind(("", port))
+    except OSError as error:
+      if error.errno == errno.EADDRINUSE:
+        raise JoinError(
+          f"port {port} of --coordinator_address is taken on this machine. End what has it, or "
+          "choose another."
+        ) from error
+
+
+def _initialize(*args: Any, **options: Any) -> None:
+  try:
+    jax.distributed.initialize(*args, **options)
+  # A launcher's variable that should be a number.
+  except (ValueError, KeyError) as error:
+    raise InputError(
+      f"JAX cannot tell the processes of this run from the launcher's variables: {error}. Correct "
+      "them, or give --coordinator_address, --num_processes and --process_id."
+    ) from error
+  except RuntimeError as error:
+    where = f" at {args[0]}" if args else ""
+    raise JoinError(
+      f"the processes of this run did not find each other{where}: {' '.join(str(error).split())}. "
+      "The port may be taken, or process 0 not be there."
+    ) from error
 
 
 def _found(environment: Mapping[str, str]) -> tuple[int, int] | None:

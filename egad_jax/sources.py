@@ -42,7 +42,11 @@ def _existing(name: str) -> pathlib.Path | None:
   try:
     path = pathlib.Path(paths.expand(name, "source"))
     return path if path.exists() else None
-  except OSError:  # Of a name that is too long.
+  except PermissionError as error:
+    raise InputError(
+      f"source {name!r}: {error.strerror}. Make it readable for this user."
+    ) from error
+  except OSError:  # A name that is too long.
     return None
 
 

@@ -1,6 +1,7 @@
 """How every command starts and ends: flags, one message for bad input, exit codes.
 
-0 done; 2 bad config, flag or input (one message, no traceback); 1 anything else.
+0 done; 2 bad config, flag or input (one message, no traceback); 1 anything else. Commands but
+for training, which saves first, end at once by SIGINT, as other programs do.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 
@@ -17,10 +19,13 @@ from absl import app, flags
 from etils import epath
 from ml_collections import config_flags
 
-from egad_jax import paths
+from egad_jax import paths, streams
 from egad_jax.errors import InputError
 
 BAD_INPUT = 2
+_OWN = ("egad_jax", "configs", "launch")
+# As of a program that SIGPIPE ends.
+_NOBODY_READS = 141
 _MAX_MESSAGE = 2000
 
 
@@ -153,14 +158,45 @@ def log_only_warnings_unless(first: bool) -> None:
 def run(main: Callable[[], int | None]) -> None:
   """Parses the flags, runs `main`, and exits with its code (None is 0).
 
-  An `InputError`, and nothing else, is reported as one message on stderr with exit code 2.
+  An `InputError`, and nothing else, is reported as one message on stderr with exit code 2. If what
+  was printed does not arrive, the code is 1, or 141 if nobody reads any more (as in `| head -1`).
   """
+  streams.take_over()
+  if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    # Not a KeyboardInterrupt, which waits until a compilation is over.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
   program = os.path.basename(sys.argv[0])
+  try:
+    try:
+      code = _run(main, program)
+    finally:
+      streams.close_stdout()
+  except streams.StdoutError as error:
+    code = _NOBODY_READS
+    if not streams.reader_is_gone(error):
+      print(f"{program}: standard output: {error.strerror}", file=sys.stderr)
+      code = 1
+  sys.exit(code)
+
+
+def _with_packages(main: Callable[[], int | None]) -> int:
+  try:
+    return main() or 0
+  except ModuleNotFoundError as error:
+    # One of this project's own would be a fault of ours.
+    if not error.name or error.name.split(".")[0] in _OWN:
+      raise
+    raise InputError(
+      f"the Python package {error.name} is not installed for {sys.executable}: {error}. Use "
+      ".venv/bin/python of `make install`, or pip install the package."
+    ) from error
+
+
+def _run(main: Callable[[], int | None], program: str) -> int:
   try:
     _parse(sys.argv)
     _log_to_stderr()
-    code = main() or 0
+    return _with_packages(main)
   except InputError as error:
     print(f"{program}: {_message(error)}", file=sys.stderr)
-    code = BAD_INPUT
-  sys.exit(code)
+    return BAD_INPUT

@@ -12,7 +12,11 @@ import sys
 # So that `launch` and `configs` are found from any working directory.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from launch import command_line
+import launch
+
+launch.require_environment()
+
+from launch import accelerators, command_line
 
 CONFIG = command_line.define_config()
 CHECKPOINT = command_line.required(
@@ -22,11 +26,14 @@ CHECKPOINT = command_line.required(
 
 def main() -> None:
   """Restores the student and prints its evaluation."""
-  from egad_jax import build
+  accelerators.import_jax()
+  from egad_jax import build, object_store
   from egad_jax.training import restoring
   from egad_jax.training.programs import Programs
 
   config = command_line.config(CONFIG)
+  object_store.require(CHECKPOINT.value, "--checkpoint")
+  accelerators.require_devices()
   workdir, step = restoring.locate(CHECKPOINT.value)
   run = build.build(config, workdir)
   step, state = restoring.restore_state(workdir, step, run.abstract_state())

@@ -11,7 +11,11 @@ import sys
 # So that `launch` and `configs` are found from any working directory.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from launch import command_line
+import launch
+
+launch.require_environment()
+
+from launch import accelerators, command_line
 
 CHECKPOINT = command_line.required(
   "checkpoint", "A workdir, meaning its latest whole checkpoint, or its checkpoints/<step>."
@@ -23,13 +27,17 @@ OUTPUT = command_line.required(
 
 def main() -> None:
   """Restores the student and writes it."""
+  accelerators.import_jax()
   import jax
 
-  from egad_jax import build, owned, paths, replacing
+  from egad_jax import build, object_store, owned, paths, replacing
   from egad_jax.training import restoring, results
   from egad_jax.training import workdir as files
   from egad_jax.training.storage import read_json
 
+  object_store.require(CHECKPOINT.value, "--checkpoint")
+  object_store.require(OUTPUT.value, "--output")
+  accelerators.require_devices()
   workdir, step = restoring.locate(CHECKPOINT.value)
   config = command_line.stored_config(workdir / files.CONFIG)
   output = paths.parse(OUTPUT.value, "--output")

@@ -11,9 +11,13 @@ import sys
 # So that `launch` and `configs` are found from any working directory.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import launch
+
+launch.require_environment()
+
 from absl import flags
 
-from launch import command_line
+from launch import accelerators, command_line
 
 MODEL = command_line.required("model", "Hugging Face directory, GGUF file or python:PACKAGE/FILE.")
 PROMPT = command_line.required("prompt", "Text to continue; with --chat, the user's message.")
@@ -28,6 +32,7 @@ CHAT = flags.DEFINE_bool("chat", False, "Put the prompt into the model's chat te
 
 def main() -> None:
   """Reads the model, continues the prompt and prints the continuation."""
+  accelerators.import_jax()
   import jax
 
   from egad_jax.data.tokenizer import Tokenizer
@@ -35,6 +40,7 @@ def main() -> None:
   from egad_jax.models.load import load_pretrained
   from egad_jax.models.model import make_model
 
+  accelerators.require_devices()
   tokenizer = Tokenizer.from_source(MODEL.value)
   prompt = PROMPT.value
   if CHAT.value:

@@ -14,10 +14,14 @@ import sys
 # So that `launch` and `configs` are found from any working directory.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import launch
+
+launch.require_environment()
+
 from absl import flags
 from ml_collections import config_flags
 
-from launch import command_line
+from launch import accelerators, command_line
 
 CONFIG = command_line.define_config()
 TOPOLOGY = command_line.required("topology", "CHIP:SHAPE, such as v5e:16x16 or v5p:2x4x4.")
@@ -36,6 +40,7 @@ def main() -> int:
   from egad_jax.planning.environment import prepare_environment
 
   prepare_environment(TOPOLOGY.value)
+  accelerators.import_jax()
   from rich.console import Console
 
   from egad_jax import build

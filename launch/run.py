@@ -1,12 +1,13 @@
 """Trains: `python launch/run.py --config=configs/tiny.py --workdir=runs/tiny`.
 
-The same command again resumes; a finished run is a no-op. SIGTERM or SIGINT ends it with a
+The same command again resumes; a finished run is a no-op. SIGTERM, SIGINT or SIGHUP ends it with a
 checkpoint and code 75. Several processes join by flags or by what their launcher has set; see
 docs/running.md.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import sys
@@ -14,16 +15,22 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STARTED = time.monotonic()
 # So that `launch` and `configs` are found from any working directory.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import launch
+
+launch.require_environment()
+
 import ml_collections
 from absl import flags
 
+from egad_jax import streams
 from egad_jax.errors import InputError
 from egad_jax.training import preemption
-from launch import command_line
+from launch import accelerators, command_line
 
 if TYPE_CHECKING:
   from egad_jax.training.workdir import Workdir
@@ -51,14 +58,22 @@ def main() -> int:
   early = preemption.Preemption()
   early.watch()
   # Late, so that --help and bad flags answer at once.
-  from egad_jax import build, processes
+  accelerators.import_jax()
+  from egad_jax import build, object_store, processes
   from egad_jax.training.checkpoints import CheckpointError
 
   build.validate(config)
-  processes.join(ADDRESS.value, COUNT.value, INDEX.value, heartbeat_seconds=HEARTBEAT.value)
+  object_store.require(WORKDIR.value, "--workdir")
+  try:
+    processes.join(ADDRESS.value, COUNT.value, INDEX.value, heartbeat_seconds=HEARTBEAT.value)
+  except processes.JoinError as error:
+    print(f"run.py: {error}", file=sys.stderr)
+    return 1
   if processes.joined():
     early.share()
+  accelerators.require_devices()
   command_line.log_only_warnings_unless(processes.is_first())
+  streams.outlive_stdout()
   try:
     _train(config, WORKDIR.value, early)
   except preemption.Preempted:
@@ -67,6 +82,11 @@ def main() -> int:
     print(f"run.py: {error}", file=sys.stderr)
     return 1
   except Exception as error:
+    full = _full_disk(error)
+    if full:
+      print(f"run.py: {full}", file=sys.stderr)
+    if full and not processes.joined():
+      return 1
     if isinstance(error, InputError) or not processes.joined():
       raise
     # An orderly end would wait for processes that wait for this one.
@@ -75,24 +95,42 @@ def main() -> int:
   return 0
 
 
+def _full_disk(error: Exception) -> str:
+  """What to say of an error that a full disk is the cause of, "" of another."""
+  if not isinstance(error, OSError) or error.errno not in _FULL:
+    return ""
+  where = f"{error.filename}: " if error.filename else ""
+  return (
+    f"{where}{error.strerror}. Free space there and run the same command again: it goes on from "
+    "the last whole checkpoint."
+  )
+
+
 def _train(config: ml_collections.ConfigDict, path: str, early: preemption.Preemption) -> None:
   from egad_jax import build, processes
   from egad_jax.training import loop, results
+  from egad_jax.training.watchdog import Limits, Watchdog
   from egad_jax.training.workdir import Workdir
 
   values = build.plain(config)
   open_workdir = lambda: Workdir(path, writes=processes.is_first())
-  with processes.together(open_workdir, first_alone=True) as workdir:
+  alone = not processes.joined()
+  with (
+    Watchdog(Limits(**config.watchdog.to_dict())) as watchdog,
+    processes.together(watchdog.prepare(open_workdir, alone=alone), first_alone=True) as workdir,
+  ):
+    early.while_stopped = watchdog.suspended
     processes.together(lambda: workdir.check_config(values, force=FORCE.value))
     if results.is_finished(workdir, config.steps):
       if workdir.writes:
         print(f"{workdir.path}: this run is finished; nothing to do.")
       return
     processes.together(lambda: _require_untouched(config, workdir))
-    run = processes.together(lambda: build.build(config, workdir.path), first_alone=True)
+    make = watchdog.prepare(lambda: build.build(config, workdir.path), alone=alone)
+    run = processes.together(make, first_alone=True)
     processes.together(lambda: workdir.require_space(run.disk_bytes()))
     workdir.store_config(values)
-    loop.train(run, workdir, early, started=_STARTED)
+    loop.train(run, workdir, early, started=_STARTED, watchdog=watchdog)
     if workdir.writes:
       results.print_whereabouts(workdir)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import jax
 import pytest
 
@@ -68,7 +70,7 @@ def test_a_tpu_host_asks_jax_unless_another_platform_is_set(initialized, monkeyp
     ((None, 2, 0), {}, "--coordinator_address must be given too"),
     ((), OPEN_MPI, "--coordinator_address must be given too"),
     (("host:1", 2, 2), {}, "from 0 to --num_processes - 1; got 2 of 2"),
-    (("host", 2, 0), {}, "must be HOST:PORT; got 'host'"),
+    (("host", 2, 0), {}, "must be HOST:PORT, with a port from 1 to 65535; got 'host'"),
     ((), EXPLICIT | {"JAX_NUM_PROCESSES": "two"}, "must be integers; got 'two'"),
   ],
 )
@@ -84,3 +86,37 @@ def test_one_process_needs_nobody():
   assert processes.any_of_them(True)
   assert not processes.any_of_them(False)
   assert processes.fetch({"a": jax.numpy.arange(2)})["a"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "many", "-1", ""])
+def test_ports_that_there_are_not(initialized, port):
+  with pytest.raises(InputError, match="a port from 1 to 65535"):
+    processes.join(f"host:{port}", 2, 1, environment={})
+
+
+def test_a_port_that_is_taken_may_be_free_later(initialized):
+  with socket.socket() as taken:
+    taken.bind(("127.0.0.1", 0))
+    taken.listen()
+    address = f"127.0.0.1:{taken.getsockname()[1]}"
+    processes.join(address, 2, 1, environment={})  # Process 1 listens at none.
+    with pytest.raises(processes.JoinError, match="is taken on this machine"):
+      processes.join(address, 2, 0, environment={})
+  assert initialized == [(address, 2, 1)]
+
+
+@pytest.mark.parametrize(
+  ("error", "raised", "message"),
+  [
+    (ValueError("invalid literal for int(): 'y'"), InputError, "the launcher's variables: invalid"),
+    (KeyError("SLURM_LOCALID"), InputError, "SLURM_LOCALID"),
+    (RuntimeError("DEADLINE_EXCEEDED:\n no"), processes.JoinError, "host:1: DEADLINE_EXCEEDED: no"),
+  ],
+)
+def test_what_jax_makes_of_the_environment_is_told_in_a_line(monkeypatch, error, raised, message):
+  def fail(*args, **options):
+    raise error
+
+  monkeypatch.setattr(jax.distributed, "initialize", fail)
+  with pytest.raises(raised, match=message):
+    processes.join("host:1", 2, 1, environment={})

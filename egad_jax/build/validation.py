@@ -35,7 +35,7 @@ _POSITIVE += (
   "guard.max_skipped",
   "profile.steps",
 )
-_NOT_NEGATIVE = ("seed", "student.layers", "data.max_bad_records", "loss.ce_weight")
+_NOT_NEGATIVE = ("student.layers", "data.max_bad_records", "loss.ce_weight")
 _NOT_NEGATIVE += ("loss.chunk_size", "branch.weight", "distribution.fill_batches")
 _NOT_NEGATIVE += ("optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm")
 _NOT_NEGATIVE += ("checkpoint.every_steps", "checkpoint.every_seconds", "eval.every_steps")
@@ -50,6 +50,8 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
   (_POSITIVE, lambda x: x > 0, "be positive"),
   (_NOT_NEGATIVE, lambda x: x >= 0, "not be negative"),
   (_SHARES, lambda x: 0 <= x <= 1, "be between 0 and 1"),
+  # JAX and grain take no other; JAX would take the rest of a division by 2**32.
+  (("seed",), lambda x: 0 <= x < 2**32, "be at least 0 and below 2**32"),
   (("data.held_out_fraction",), lambda x: 0 < x < 1, "lie between 0 and 1"),
   (("optimizer.beta1", "optimizer.beta2"), lambda x: 0 <= x < 1, "be at least 0 and below 1"),
 )

@@ -6,18 +6,28 @@ import glob
 import json
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from absl import logging
 from etils import epath
 
-from egad_jax import paths
+from egad_jax import object_store, paths
 from egad_jax.errors import InputError
+from egad_jax.regular_file import open_regular
 
 SUFFIXES = (".txt", ".md", ".jsonl")
 # A lone file longer than this is cut at its next blank line, so that a held-out split can exist.
 _CUT_AFTER_CHARACTERS = 8192
 _FORM_FEED = "\f"
+# Bytes; a file may have any number of such documents. Nobody writes longer ones, but a file without
+# line ends is one, and would have to be held in memory.
+_LONGEST_DOCUMENT = 2**28
+# JSON can take twenty times its size in memory.
+_LONGEST_RECORD = 2**26
+_TOO_LONG = (
+  f"a document of more than {_LONGEST_DOCUMENT} bytes; in a lone .txt or .md file two blank lines "
+  "or a form feed end one"
+)
 _MAX_LOGGED = 10
 
 
@@ -57,6 +67,7 @@ def find_files(source: str) -> list[pathlib.Path]:
   Raises:
     InputError: if there is nothing to read, or a file of an unknown kind.
   """
+  object_store.require(source, "data.source")
   try:
     if paths.is_local(source):
       path: Any = pathlib.Path(paths.expand(source, "data.source"))
@@ -147,7 +158,11 @@ def _decode(data: bytes) -> tuple[str, str]:
 
 
 def _read_whole_text(file: pathlib.Path, bad: BadRecords) -> Iterator[str]:
-  data = _without_mark(file.read_bytes())
+  with open_regular(file) as lines:
+    data = _without_mark(lines.read(_LONGEST_DOCUMENT + 1))
+  if len(data) > _LONGEST_DOCUMENT:
+    bad.add(file, 1, _TOO_LONG)
+    return
   text, problem = _decode(data)
   if problem:
     lines = data.split(b"\n")
@@ -158,16 +173,28 @@ def _read_whole_text(file: pathlib.Path, bad: BadRecords) -> Iterator[str]:
 
 
 def _read_jsonl(file: pathlib.Path, bad: BadRecords) -> Iterator[str]:
-  with file.open("rb") as lines:
-    for number, line in enumerate(lines, start=1):
+  with open_regular(file) as lines:
+    for number, line in _numbered_lines(lines):
       data = _without_mark(line) if number == 1 else line
       if not data.strip():
         continue
-      text, problem = _parse_record(data)
+      text, problem = "", f"a record of more than {_LONGEST_RECORD} bytes"
+      if len(line) <= _LONGEST_RECORD:
+        text, problem = _parse_record(data)
       if problem:
         bad.add(file, number, problem)
       else:
         yield text
+
+
+def _numbered_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+  """(number, line) from 1; of one that is too long only as much as shows that."""
+  number = 0
+  while line := file.readline(_LONGEST_DOCUMENT + 1):
+    number += 1
+    yield number, line
+    while len(line) > _LONGEST_DOCUMENT and not line.endswith(b"\n"):
+      line = file.readline(_LONGEST_DOCUMENT + 1)
 
 
 def _parse_record(line: bytes) -> tuple[str, str]:
@@ -195,9 +222,11 @@ def _parse_record(line: bytes) -> tuple[str, str]:
 def _read_lone_text(file: pathlib.Path, bad: BadRecords) -> Iterator[str]:
   parts: list[str] = []
   size, blank_lines, broken = 0, 0, False
-  with file.open("rb") as lines:
-    for number, line in enumerate(lines, start=1):
+  with open_regular(file) as lines:
+    for number, line in _numbered_lines(lines):
       text, problem = _decode(_without_mark(line) if number == 1 else line)
+      if len(line) > _LONGEST_DOCUMENT:
+        text, problem = "", _TOO_LONG
       if problem and not broken:
         bad.add(file, number, problem)
       broken = broken or bool(problem)
@@ -205,6 +234,11 @@ def _read_lone_text(file: pathlib.Path, bad: BadRecords) -> Iterator[str]:
       before, *after = text.split(_FORM_FEED)
       parts.append(before)
       size += len(before)
+      if size > _LONGEST_DOCUMENT and not broken:
+        bad.add(file, number, _TOO_LONG)
+        broken = True
+      if broken:
+        parts.clear()
       if not after and (blank_lines >= 2 or (blank_lines and size > _CUT_AFTER_CHARACTERS)):
         after = [""]
       if after:

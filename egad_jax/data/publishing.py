@@ -15,6 +15,7 @@ from etils import epath
 
 from egad_jax import owned, paths, replacing
 from egad_jax.errors import InputError
+from egad_jax.regular_file import read_regular
 
 MANIFEST = "manifest.json"
 _UNWRITABLE = (
@@ -114,8 +115,8 @@ def read_manifest(directory: epath.Path) -> dict[str, Any]:
   """
   path = directory / MANIFEST
   try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError) as error:
+    return json.loads(read_regular(path))
+  except ValueError as error:  # An InputError is one.
     raise damaged(path, f"cannot be read ({error})") from error
 
 

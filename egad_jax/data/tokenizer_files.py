@@ -10,8 +10,7 @@ import tokenizers
 from etils import epath
 
 from egad_jax.errors import InputError
-
-_MAX_FILE_BYTES = 2**28
+from egad_jax.regular_file import read_regular
 
 
 def read_text(path: epath.Path) -> str:
@@ -20,11 +19,9 @@ def read_text(path: epath.Path) -> str:
   Raises:
     InputError: if it is too large, unreadable or not UTF-8.
   """
-  if path.stat().length > _MAX_FILE_BYTES:
-    raise InputError(f"{path}: more than {_MAX_FILE_BYTES} bytes are no tokenizer's file.")
   try:
-    return path.read_text()
-  except (OSError, ValueError) as error:
+    return read_regular(path).decode()
+  except UnicodeDecodeError as error:
     raise InputError(f"{path}: cannot be read: {error}. Copy the file again.") from error
 
 

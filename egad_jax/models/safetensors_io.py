@@ -22,6 +22,7 @@ from egad_jax.models.foreign_keys import check_closed, listed, shown
 from egad_jax.models.generation_settings import GenerationSettings, read_settings
 from egad_jax.models.key_tables import INDEX_METADATA, SAFETENSORS_INDEX
 from egad_jax.models.model import Params
+from egad_jax.regular_file import require_regular
 
 # A file of the directory itself. The file may be a link, as in Hugging Face's cache.
 _SHARD_NAME = re.compile(r"[\w +,.=@-]{1,200}\.safetensors", re.ASCII)
@@ -160,8 +161,9 @@ def _is_plain_name(file: Any) -> bool:
 
 
 def _open_shard(path: pathlib.Path, stack: contextlib.ExitStack) -> Any:
-  if not path.is_file():
+  if not path.exists():
     raise InputError(f"{path}: no such file, though the index names it; fetch it again.")
+  require_regular(path)
   try:
     return stack.enter_context(safetensors.safe_open(path, framework="numpy"))
   except (safetensors.SafetensorError, OSError) as error:

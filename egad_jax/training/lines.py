@@ -12,21 +12,34 @@ from typing import Any
 
 from etils import epath
 
+from egad_jax.regular_file import open_regular
 from egad_jax.training.storage import finite_or_none, is_local, write_text
 
 _LOG = logging.getLogger(__name__)
 # Object stores write whole objects, so that lines are collected for so long.
 _UPLOAD_SECONDS = 30.0
+# Bytes; a record has about one thousandth of it.
+_LONGEST_LINE = 2**20
 
 
 def read_lines(path: epath.Path) -> list[dict[str, Any]]:
-  """The records of a .jsonl file; a last line that a killed process left unfinished is dropped."""
-  records = []
-  for line in path.read_text().splitlines() if path.exists() else []:
-    try:
-      records.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
+  """The records of a .jsonl file, up to a line that is none: a killed process left it unfinished.
+
+  Raises:
+    InputError: it is no file, or cannot be read.
+  """
+  records: list[dict[str, Any]] = []
+  if not path.exists():
+    return records
+  with open_regular(path) as file:
+    while line := file.readline(_LONGEST_LINE):
+      try:
+        record = json.loads(line)
+      except (ValueError, RecursionError):
+        break
+      if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        break
+      records.append(record)
   return records
 
 

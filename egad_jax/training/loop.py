@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -249,6 +250,7 @@ def train(
   preemption: Preemption | None = None,
   *,
   started: float | None = None,
+  watchdog: Watchdog | None = None,
 ) -> dict[str, Any]:
   """Trains or resumes a run to its end and writes its results.
 
@@ -260,6 +262,7 @@ def train(
     workdir: open, its config stored.
     preemption: says when to end early; None: never.
     started: `time.monotonic()` when the process began; now if None.
+    watchdog: that watches already; None: one of the run's limits.
 
   Returns:
     The summary.
@@ -270,10 +273,11 @@ def train(
   """
   process = jax.process_index()
   with (
-    Watchdog(run.limits, process=process) as watchdog,
+    contextlib.nullcontext(watchdog) if watchdog else Watchdog(run.limits) as watching,
     Profiler(workdir / files.PROFILE, run.profile, process=process) as profiler,
   ):
-    clock = Goodput(workdir, started=started, entered=watchdog.enter)
+    watching.process = process
+    clock = Goodput(workdir, started=started, entered=watching.enter)
     summary = _train(run, workdir, preemption or Preemption(), clock, profiler)
   if not workdir.writes:
     return summary

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import rich.progress
-import tensorboardX
 
 from egad_jax.training import workdir as files
+from egad_jax.training.events import EventFile
 from egad_jax.training.lines import Lines
 from egad_jax.training.storage import finite_or_none
 from egad_jax.training.workdir import Workdir
@@ -61,9 +61,7 @@ class MetricLog:
     self._events = None
     if tensorboard and workdir.writes:
       # purge_step hides what an earlier attempt logged beyond the step that it is resumed from.
-      self._events = tensorboardX.SummaryWriter(
-        str(workdir / "tensorboard"), purge_step=start + 1, flush_secs=10
-      )
+      self._events = EventFile(workdir / "tensorboard", purge_step=start + 1)
     self._progress = None
     if workdir.writes and sys.stderr.isatty():
       self._progress = rich.progress.Progress(

@@ -1,4 +1,4 @@
-"""Ending a run when it is asked to: SIGTERM, SIGINT, and the same asked of another process.
+"""Ending a run when it is asked to: SIGTERM, SIGINT, SIGHUP, and the same asked of another process.
 
 Python runs a signal's handler only between bytecodes of the main thread, which may be inside a
 compilation for minutes. The byte that the interpreter writes to the wake-up file descriptor comes
@@ -12,15 +12,19 @@ import ctypes
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
+
+from egad_jax import streams
 
 PREEMPTED = 75  # EX_TEMPFAIL: run again to resume.
 _AT_ONCE = 1
 _SAME_SECONDS = 1.0
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Those that nohup and shells without job control turn off stay so.
+_LEFT_IGNORED = (signal.SIGHUP, signal.SIGTSTP)
 _LOG = logging.getLogger(__name__)
 
 
@@ -39,10 +43,16 @@ class Preemption:
   checkpoint is worth keeping. Inside it is up to the loop, which asks `requested`. A second signal
   ends the process at once with code 1 and leaves the last whole checkpoint; launchers that send
   the same one twice within a second mean one.
+
+  Attributes:
+    while_stopped: a context that is open while SIGTSTP (Ctrl-Z) stops the process.
   """
 
   def __init__(self) -> None:
     """Takes over no signal yet."""
+    self.while_stopped: Callable[[], contextlib.AbstractContextManager[Any]] = (
+      contextlib.nullcontext
+    )
     self._noticed = threading.Event()
     self._lock = threading.Lock()
     self._by_loop = False
@@ -52,10 +62,13 @@ class Preemption:
     self._jax_handler: Callable[[int], None] | None = None
 
   def watch(self) -> None:
-    """Takes over both signals; call it as early as can be, from the main thread."""
+    """Takes over the signals; call it as early as can be, from the main thread.
+
+    SIGUSR1 asks for a profile, and would end a process that is not ready for it.
+    """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    _take_over()
+    _take_over(*_SIGNALS, signal.SIGTSTP, signal.SIGUSR1)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     thread = threading.Thread(target=self._listen, args=(reader,), name="preemption", daemon=True)
     thread.start()
@@ -64,7 +77,7 @@ class Preemption:
     """Lets the other processes know of a signal; call it when they have been joined."""
     # JAX has taken SIGTERM over, and its handler tells them.
     self._jax_handler = _c_handler(signal.SIGTERM)
-    _take_over()
+    _take_over(signal.SIGTERM)
     self._shared = True
 
   def _listen(self, reader: int) -> None:
@@ -72,6 +85,9 @@ class Preemption:
       for number in numbers:
         if number in _SIGNALS:
           self._notice(signal.Signals(number))
+        elif number == signal.SIGTSTP:
+          with self.while_stopped():
+            os.kill(os.getpid(), signal.SIGSTOP)
 
   def _notice(self, number: signal.Signals) -> None:
     with self._lock:
@@ -119,10 +135,11 @@ class Preemption:
       raise Interrupted
 
 
-def _take_over() -> None:
-  for number in _SIGNALS:
-    # Python's own part of it does nothing: the byte in the wake-up file descriptor does.
-    signal.signal(number, lambda *_: None)
+def _take_over(*numbers: signal.Signals) -> None:
+  for number in numbers:
+    if number not in _LEFT_IGNORED or signal.getsignal(number) != signal.SIG_IGN:
+      # Python's own part of it does nothing: the byte in the wake-up file descriptor does.
+      signal.signal(number, lambda *_: None)
 
 
 def _c_handler(number: int) -> Callable[[int], None] | None:
@@ -134,6 +151,6 @@ def _c_handler(number: int) -> Callable[[int], None] | None:
 
 
 def _exit(code: int, message: str) -> None:
-  print(message, file=sys.stderr, flush=True)
+  streams.write_stderr(f"{message}\n")
   # Not sys.exit: the main thread may be where no exception reaches it.
   os._exit(code)

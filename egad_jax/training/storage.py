@@ -13,6 +13,7 @@ from etils import epath
 
 from egad_jax.owned import write_text
 from egad_jax.paths import is_local
+from egad_jax.regular_file import read_regular
 
 
 def finite_or_none(value: Any) -> Any:
@@ -61,5 +62,10 @@ def delete(directory: epath.Path) -> None:
 
 
 def read_json(path: epath.Path) -> Any:
-  """The value of a JSON file, None if there is no such file."""
-  return json.loads(path.read_text()) if path.exists() else None
+  """The value of a JSON file, None if there is no such file.
+
+  Raises:
+    InputError: it is no file, cannot be read, or is too large to be one of a run.
+    ValueError: it is no JSON.
+  """
+  return json.loads(read_regular(path)) if path.exists() else None

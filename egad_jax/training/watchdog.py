@@ -3,20 +3,34 @@
 A rank that waits for ever in a collective or a file system would hold all the others and be billed.
 Two timers watch: a thread, which can say what is overdue, and one of `faulthandler` in C a second
 later, which needs no GIL and so works when the stuck code holds it.
+
+Preparing data may rightly take hours: there, a process that computes does not hang. One that waits
+for the others to do so is not watched, because theirs is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import faulthandler
 import os
 import threading
 import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
+from egad_jax import streams
+
+_T = TypeVar("_T")
 _STDERR = 2  # The descriptor itself: `sys.stderr` may be replaced, or locked by the stuck thread.
 _OF_STEPS = ("data", "step")
+_PREPARATION, _WAITING = "preparation", "waiting for the other processes"
+# The least share of its time for which a process computes that does not hang while it prepares.
+_COMPUTES = 0.01
 # Starting the timer in C starts a thread. It is not moved more often than this, seconds.
 _SLACK = 0.5
+# A thread that wakes up so much later than it meant to, in seconds, was stopped.
+_STOPPED = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +46,9 @@ class Limits:
   other_seconds: float
 
   def of(self, section: str) -> float:
-    """The limit of a section of `goodput.SECTIONS`."""
+    """The limit of a section: one of `goodput.SECTIONS`, or one of those before the loop."""
+    if section == _WAITING:
+      return 0.0
     return self.step_seconds if section in _OF_STEPS else self.other_seconds
 
 
@@ -41,6 +57,9 @@ class Watchdog:
 
   Stacks go to stderr, which every launcher collects; a workdir may be no place for a file
   descriptor. `faulthandler` has one such timer per process, so there may be one watchdog.
+
+  Attributes:
+    process: number of this process, for the message.
   """
 
   def __init__(self, limits: Limits, *, process: int = 0):
@@ -50,7 +69,8 @@ class Watchdog:
       limits: for each section.
       process: number of this one, for the message.
     """
-    self._limits, self._process = limits, process
+    self._limits, self.process = limits, process
+    self._timer = threading.Lock()
     self._armed_limit, self._armed_at = 0.0, 0.0
     self._closed = threading.Event()
     self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -63,31 +83,79 @@ class Watchdog:
     """Says that there is progress, and what comes next."""
     limit, now = self._limits.of(section), time.monotonic()
     # One tuple: the thread reads it at any moment.
-    self._present = (section, now, limit)
+    self._present = (section, now, limit, time.process_time())
     if limit != self._armed_limit or now - self._armed_at > _SLACK:
-      self._armed_limit, self._armed_at = limit, now
+      self._arm(limit)
+
+  def _arm(self, limit: float) -> None:
+    with self._timer:
+      self._armed_limit, self._armed_at = limit, time.monotonic()
       if limit:
         faulthandler.dump_traceback_later(limit + 2 * _SLACK, exit=True, file=_STDERR)
       else:
         faulthandler.cancel_dump_traceback_later()
 
+  def prepare(self, work: Callable[[], _T], *, alone: bool) -> Callable[[], _T]:
+    """`work`, watched as a preparation.
+
+    Args:
+      work: what is done once, before the loop.
+      alone: whether there are no other processes, which may take their time before or after it.
+    """
+
+    def watched() -> _T:
+      self.enter(_PREPARATION)
+      try:
+        return work()
+      finally:
+        self.enter("init" if alone else _WAITING)
+
+    return watched
+
+  @contextlib.contextmanager
+  def suspended(self) -> Iterator[None]:
+    """The process is stopped while this is open, and that is no lack of progress."""
+    section, since, limit, computed = self._present
+    self._present = (section, since, 0.0, computed)
+    self._arm(0.0)
+    stopped = time.monotonic()
+    try:
+      yield
+    finally:
+      self._present = (section, since, limit, computed)
+      self._excuse(time.monotonic() - stopped)
+
+  def _excuse(self, seconds: float) -> None:
+    section, since, limit, computed = self._present
+    self._present = (section, since + seconds, limit, computed)
+    self._arm(limit)
+
   def _watch(self) -> None:
     shortest = min(x for x in (self._limits.step_seconds, self._limits.other_seconds) if x > 0)
-    wait = 0.0
+    wait, before = 0.0, time.monotonic()
     while not self._closed.wait(wait):
-      section, since, limit = self._present
-      left = since + limit - time.monotonic() if limit else shortest
+      now = time.monotonic()
+      if now - before > wait + _STOPPED:
+        # Nothing of this process ran in the meantime.
+        self._excuse(now - before - wait)
+      before = now
+      section, since, limit, computed = self._present
+      left = since + limit - now if limit else shortest
       if left <= 0:
-        self._end(section, limit)
+        used = time.process_time() - computed
+        if section != _PREPARATION or used < _COMPUTES * limit:
+          self._end(section, limit)
+        self.enter(section)
+        left = limit
       # A shorter limit may come into force meanwhile, but is not over in half its time.
       wait = min(left, shortest / 2)
 
   def _end(self, section: str, limit: float) -> None:
     message = (
-      f"watchdog: process {self._process} hangs: no progress in section {section!r} for {limit:g} "
+      f"watchdog: process {self.process} hangs: no progress in section {section!r} for {limit:g} "
       "s, so it ends with exit code 1. Stacks of all its threads:\n"
     )
-    os.write(_STDERR, message.encode())
+    streams.write_stderr(message)
     faulthandler.dump_traceback(file=_STDERR, all_threads=True)
     # At once: whatever hangs may hang every orderly way out, too.
     os._exit(1)

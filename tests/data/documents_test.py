@@ -154,3 +154,19 @@ def test_files_of_an_object_store_are_found_and_read(bucket):
   assert list(texts) == ["text of a.txt", "text of b.txt", "text of c.md"]
   with pytest.raises(InputError, match="no such file or directory"):
     documents.find_files(f"{bucket}/none")
+
+
+def test_documents_without_end_are_left_out(tmp_path, monkeypatch):
+  monkeypatch.setattr(documents, "_LONGEST_DOCUMENT", 20)
+  monkeypatch.setattr(documents, "_LONGEST_RECORD", 20)
+  lone, whole, records = tmp_path / "a.md", tmp_path / "b.txt", tmp_path / "c.jsonl"
+  lone.write_text("one\n\n\n" + "x" * 61 + "\ny\n\n\ntwo\n" + "z\n" * 30)
+  whole.write_text("x" * 21)
+  records.write_text('{"text": "one"}\n' + "x" * 100 + '\n{"text": "two"}\n')
+  bad = documents.BadRecords(9)
+  assert list(documents.read_documents([lone], bad)) == ["one"]
+  assert bad.count == 2
+  assert list(documents.read_documents([whole, records], bad)) == ["one", "two"]
+  assert bad.count == 4
+  with pytest.raises(InputError, match="line 2: a record of more than 20 bytes"):
+    list(documents.read_documents([records], documents.BadRecords(0)))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import pathlib
+import subprocess
+import sys
 
 import pytest
 from etils import epath
@@ -12,6 +15,8 @@ from egad_jax import build
 from egad_jax.errors import InputError
 from egad_jax.training import workdir
 from launch import command_line
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -63,3 +68,28 @@ def test_messages_are_one_line_without_control_characters():
   message = command_line._message(InputError("a\nb \x1b[31m\u202e" + "x" * 5000))
   assert message.startswith(r"a b \x1b[31m\u202exxx")
   assert len(message) < 2100
+
+
+@pytest.mark.parametrize(
+  ("how", "code", "message"),
+  [
+    (">&-", 1, "run.py: standard output: Bad file descriptor\n"),
+    (">/dev/full", 1, "run.py: standard output: No space left on device\n"),
+    ("| true", 141, ""),
+    ("2>&-", 0, ""),
+  ],
+)
+def test_results_that_do_not_arrive_end_as_they_do_elsewhere(how, code, message):
+  run = "launch/run.py --config=configs/tiny.py --print_config"
+  script = f'"$0" {run} {how}; exit ${{PIPESTATUS[0]}}'
+  if "|" in how:
+    # Not before the reader has gone.
+    script = f'(sleep 0.3; exec "$0" {run}) {how}; exit ${{PIPESTATUS[0]}}'
+  done = subprocess.run(
+    ["bash", "-c", script, sys.executable],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert (done.returncode, done.stderr) == (code, message)

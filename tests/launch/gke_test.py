@@ -90,7 +90,11 @@ def test_only_codes_2_and_3_end_the_jobset(stubs):
   assert spec["podFailurePolicy"]["rules"] == [
     {
       "action": "FailJob",
-      "onExitCodes": {"containerName": container["name"], "operator": "In", "values": [2, 3]},
+      "onExitCodes": {
+        "containerName": container["name"],
+        "operator": "In",
+        "values": [2, 3, 126, 127],
+      },
     }
   ]
   (rule,) = jobset["failurePolicy"]["rules"]

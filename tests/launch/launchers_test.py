@@ -9,7 +9,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -46,79 +45,6 @@ def test_help_is_the_head_of_the_script(script, stubs):
   flags = set(re.findall(r"--[a-z_]+", script.read_text().split("set -euo")[0]))
   assert flags == set(re.findall(r"--[a-z_]+", out))
   assert "set -euo" not in out
-
-
-# Restarts
-
-
-@pytest.mark.parametrize(
-  ("codes", "starts", "code"),
-  [
-    ((0,), 1, 0),
-    ((75, 75, 0), 3, 0),
-    ((134, 1, 0), 3, 0),
-    ((2, 0), 1, 2),
-    ((3, 0), 1, 3),
-    ((75, 2, 0), 2, 2),
-    ((1, 1, 75, 1, 0), 4, 1),
-  ],
-)
-def test_restarts_until_a_code_that_another_attempt_would_not_change(codes, starts, code, stubs):
-  executable(stubs / "trainer", TRAINER)
-  (stubs / "codes").write_text("".join(f"{c}\n" for c in codes))
-  flags = ("--max_restarts=3", "--backoff_seconds=0", "--")
-  _, err = run(stubs, RESTART, *flags, "./trainer", "a b", "'", code=code, cwd=stubs)
-  assert len(lines(stubs / "starts")) == starts
-  assert lines(stubs / "started") == ["", "a b", "'"] * starts
-  assert ("gave up after 3 restarts" in err) == (code == 1)
-
-
-def test_pauses_double_up_to_a_limit(stubs):
-  executable(stubs / "bin" / "sleep", '#!/bin/sh\necho "$1" >> "$STUBS/sleeps"\n')
-  run(stubs, RESTART, "--max_restarts=7", "--", "false", code=1)
-  assert lines(stubs / "sleeps") == ["10", "20", "40", "80", "160", "320", "320"]
-
-
-def test_a_signal_to_the_loop_ends_it_after_the_attempt(stubs):
-  executable(stubs / "trainer", '#!/bin/sh\necho . >> starts\nkill -TERM "$PPID"\nexit 75\n')
-  _, err = run(stubs, RESTART, "--backoff_seconds=0", "--", "./trainer", code=75, cwd=stubs)
-  assert len(lines(stubs / "starts")) == 1
-  assert "stopped with exit code 75" in err
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_whole_session_reaches_the_trainer_once(number, stubs):
-  executable(stubs / "trainer", STEADY_TRAINER)
-  with subprocess.Popen(
-    [RESTART, "--", "./trainer"], cwd=stubs, start_new_session=True, stderr=subprocess.PIPE
-  ) as process:
-    try:
-      wait_for(".", stubs / "starts")
-      os.killpg(process.pid, signal.SIGUSR1)
-      wait_for("USR1", stubs / "signals")
-      os.killpg(process.pid, number)
-      assert process.wait(timeout=20) == 75
-    finally:
-      if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-  assert lines(stubs / "signals") == ["USR1", "TERM"]
-  assert lines(stubs / "starts") == ["."]
-
-
-@pytest.mark.parametrize(
-  ("arguments", "message"),
-  [
-    ((), "no command given"),
-    (("--",), "no command given"),
-    (("--max_restarts=x", "--", "true"), "--max_restarts must be a whole number, got 'x'"),
-    (("--backoff_seconds=1.5", "--", "true"), "--backoff_seconds must be a whole number"),
-    (("true",), "unknown argument 'true'"),
-  ],
-)
-def test_bad_arguments_of_restart(arguments, message, stubs):
-  _, err = run(stubs, RESTART, *arguments, code=2)
-  assert message in err
-  assert len(err.splitlines()) == 1
 
 
 # TPU slices
@@ -198,7 +124,8 @@ def pod(stubs):
   workers = [stubs / f"worker{i}" / "egad_jax" for i in range(2)]
   for worker in workers:
     (worker / "launch").mkdir(parents=True)
-    shutil.copy(RESTART, worker / "launch")
+    for file in (RESTART, RESTART.with_suffix(".py")):
+      shutil.copy(file, worker / "launch")
   yield workers
   for worker in workers:
     if pid := "".join(lines(worker / "run.pid")):
@@ -318,7 +245,10 @@ def test_dry_run_of_the_job(stubs):
 
 @pytest.mark.parametrize(
   ("codes", "starts", "code"),
-  [((0,), 1, 0), ((75, 75, 0), 3, 0), ((134, 2, 0), 2, 2), ((3, 0), 1, 3), ((1,) * 9, 4, 1)],
+  [
+    *(((0,), 1, 0), ((75, 75, 0), 3, 0), ((134, 2, 0), 2, 2), ((3, 0), 1, 3), ((1,) * 9, 4, 1)),
+    *(((127, 0), 1, 127), ((75, 126, 0), 2, 126)),
+  ],
 )
 def test_the_job_is_queued_again(codes, starts, code, stubs):
   executable(stubs / "bin" / "srun", TRAINER)

@@ -19,7 +19,7 @@ echo . >> starts
 code=$(head -n 1 codes); sed -i 1d codes
 exit "$code"
 """
-# Trains for ever; SIGTERM or SIGINT: saves for a while and ends with 75; after a second one with 1.
+# Trains for ever; SIGTERM, SIGINT, SIGHUP: saves for a while and ends with 75; after two with 1.
 # In Python: a trap of bash can miss a signal that comes while its `sleep` is started.
 STEADY_TRAINER = f"""#!{sys.executable}
 import signal, sys, time
@@ -34,7 +34,7 @@ def end(number, frame):
   ends.append(number)
 
 signal.signal(signal.SIGUSR1, lambda number, frame: note("USR1", "signals"))
-for number in (signal.SIGTERM, signal.SIGINT):
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
   signal.signal(number, end)
 note(".", "starts")
 while not ends:

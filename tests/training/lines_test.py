@@ -84,3 +84,12 @@ def test_an_object_is_not_written_anew_for_each_line(bucket, monkeypatch):
   file.sync()
   assert len(writes) == 1
   assert len(read_lines(path)) == 50
+
+
+@pytest.mark.parametrize(
+  "tail", [b"\0" * 900, b"\xff\xfe\n", b"[1]\n", b"[" * 10**5, b'{"a": 1}\n']
+)
+def test_what_is_no_record_ends_the_file(path, tail):
+  written(path, (1, 2))
+  path.write_bytes(path.read_bytes() + tail)
+  assert [r["step"] for r in read_lines(path)] == [1, 2]

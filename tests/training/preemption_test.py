@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -10,11 +11,13 @@ import time
 
 import pytest
 
+from egad_jax.training import preemption as module
 from egad_jax.training.preemption import Interrupted, Preempted, Preemption
 
 # Says "ready", does what it is told, and says what the signal did to it.
 _PROGRAM = """
-import hashlib, sys, time
+import hashlib, signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # Under nohup it would stay ignored.
 from egad_jax.training.preemption import Preempted, Preemption
 preemption = Preemption()
 preemption.watch()
@@ -39,11 +42,11 @@ except Preempted:
 
 
 @contextlib.contextmanager
-def started(what, seconds="0"):
+def started(what, seconds="0", stderr=subprocess.PIPE):
   with subprocess.Popen(
     [sys.executable, "-c", _PROGRAM, what, seconds],
     stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
+    stderr=stderr,
     text=True,
   ) as process:
     try:
@@ -53,9 +56,10 @@ def started(what, seconds="0"):
       process.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_loop_ends_between_steps_having_saved(number):
   with started("loop") as process:
+    process.send_signal(signal.SIGUSR1)  # Asks for a profile, which nothing here makes.
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (75, "saving\nsaved\n")
@@ -71,6 +75,22 @@ def test_before_the_first_step_the_process_ends_at_once_wherever_its_main_thread
     assert process.returncode == 75
     assert time.monotonic() - sent < 3
     assert err == "SIGTERM: nothing new to save; run the command again to resume.\n"
+
+
+@pytest.mark.parametrize("reader", ["gone", "stalled"])
+def test_nobody_reads_what_it_says(reader):
+  read, write = os.pipe()
+  os.set_blocking(write, False)
+  with contextlib.suppress(BlockingIOError):
+    while reader == "stalled":
+      os.write(write, bytes(2**16))
+  os.set_blocking(write, True)
+  if reader == "gone":
+    os.close(read)
+  with started("blocked", stderr=write) as process:
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 75
+  os.close(write)
 
 
 def test_a_second_signal_ends_the_process_at_once():
@@ -116,3 +136,16 @@ def test_work_can_be_given_up():
   preemption._noticed.set()
   with pytest.raises(Interrupted):
     preemption.check()
+
+
+def test_what_nohup_has_turned_off_stays_so():
+  before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGINT)}
+  try:
+    for number in before:
+      signal.signal(number, signal.SIG_IGN)
+    module._take_over(*before)
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)

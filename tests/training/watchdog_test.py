@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -142,3 +143,63 @@ def test_off_means_off():
     watchdog.close()
   """)
   assert (code, stderr) == (0, "")
+
+
+def test_a_process_that_was_stopped_has_not_hung():
+  process = subprocess.Popen(
+    [
+      *(sys.executable, "-c"),
+      textwrap.dedent(BEGIN)
+      + textwrap.dedent("""
+        from egad_jax.training.preemption import Preemption
+        preemption = Preemption()
+        preemption.watch()
+        watchdog = watch(Limits(1.0, 0.0), "step")
+        preemption.while_stopped = watchdog.suspended
+        time.sleep(0.5)
+        watchdog.enter("step")
+        time.sleep(0.5)
+        watchdog.close()
+        sys.exit(7)
+      """),
+    ],
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout is not None
+  with process.stdout:
+    assert process.stdout.readline() == "watched\n"
+    process.send_signal(signal.SIGTSTP)
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    time.sleep(2.5)  # Over the limit, and over that of the timer in C.
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(timeout=20) == 7
+
+
+def test_a_process_that_prepares_may_compute_for_long_and_not_wait():
+  code, seconds, stderr = run("""
+    watchdog = watch(Limits(9.0, 1.0), "init")
+    def compute_then_wait():
+      until = time.monotonic() + 3
+      while time.monotonic() < until:
+        sum(range(1000))
+      time.sleep(1000)
+    watchdog.prepare(compute_then_wait, alone=True)()
+  """)
+  assert code == 1
+  assert 4 <= seconds + 0.1 < 7
+  assert "no progress in section 'preparation' for 1 s" in stderr
+
+
+def test_a_process_that_waits_for_the_others_is_not_watched_and_then_is():
+  code, seconds, stderr = run("""
+    watchdog = watch(Limits(9.0, 1.0), "init")
+    watchdog.prepare(lambda: None, alone=False)()
+    time.sleep(2.5)
+    watchdog.enter("init")
+    time.sleep(1000)
+  """)
+  assert code == 1
+  assert 3.5 <= seconds + 0.1 < 6
+  assert "'init' for 1 s" in stderr
