@@ -19,7 +19,7 @@ from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
 
 # Part of the fingerprint: raise it with any change of what the rows hold, alignment included.
-_VERSION = 2
+_VERSION = 3
 _DOCUMENTS_AT_ONCE = 64
 # Rows filled side by side. More fill better and cost time for each piece.
 _OPEN_ROWS = 64
@@ -80,8 +80,9 @@ def prepare_rows(
 ) -> Rows:
   """Packs a corpus into rows, or finds them packed.
 
-  A document becomes its tokens and `tokenizer.document_end_id`, cut into pieces of seq_len + 1
-  tokens that overlap by one: so each token but the document's first is a target exactly once.
+  A document becomes `tokenizer.prefix_ids`, its tokens and `tokenizer.end_ids`, cut into pieces of
+  seq_len + 1 tokens that overlap by one: so each token is a target exactly once, but for the
+  prefix and, without one, the document's first. A document without a token has no piece.
   Nothing here is random; the order of rows in training is `pipeline`'s.
 
   Args:
@@ -193,6 +194,20 @@ class _LostBytes:
     self.total += max(0, len(text) - int(self._token_bytes[np.asarray(ids, np.int64)].sum()))
 
 
+def _pieces(tokenizer: Tokenizer, ids: Sequence[int], seq_len: int) -> list[Piece]:
+  """The pieces of one document; what is in front of every document is no target."""
+  if not ids:
+    return []
+  prefix = len(tokenizer.prefix_ids)
+  tokens = [*tokenizer.prefix_ids, *ids, *tokenizer.end_ids]
+  targets = np.ones(len(tokens), np.int32)
+  targets[:prefix] = 0
+  pieces = zip(cut(tokens, seq_len), cut(targets, seq_len), strict=True)
+  return [
+    {"student": piece, "student_targets": target} for piece, target in pieces if target[1:].any()
+  ]
+
+
 class _Flatten(grain.experimental.FlatMapTransform):
   """Lists of pieces to pieces."""
 
@@ -213,9 +228,8 @@ def _pack_split(
     encoded = tokenizer.encode_batch([text.decode() for text in texts])
     for text, ids in zip(texts, encoded, strict=True):
       lost.add(text, ids)
-      pieces += cut([*ids, tokenizer.document_end_id], seq_len)
-    ones = np.ones(seq_len + 1, np.int32)
-    return [{"student": piece, "student_targets": ones[: len(piece)]} for piece in pieces]
+      pieces += _pieces(tokenizer, ids, seq_len)
+    return pieces
 
   written = write_rows(corpus, split, pieces_of, target, sides=1, seq_len=seq_len)
   if lost.total:

@@ -29,10 +29,10 @@ def prepare_paired_rows(
 ) -> Rows:
   """Packs a corpus into rows for two tokenizers, or finds them packed.
 
-  A document becomes the tokens and the `document_end_id` of each tokenizer, aligned into chunks
+  A document becomes the `prefix_ids`, tokens and `end_ids` of each tokenizer, aligned into chunks
   (see `align`) and cut between chunks into pieces of at most seq_len + 1 tokens on either side:
-  so each chunk but the document's first is a target exactly once. Tokens outside any chunk are
-  context, not targets.
+  so each chunk is a target exactly once, but for the first of a document that has nothing in front
+  of it on one side. Tokens outside any chunk are context, not targets.
 
   Args:
     corpus: what to pack.
@@ -127,17 +127,20 @@ class _Documents:
     ]
 
   def _pieces_of(self, text: bytes, ids: Sequence[Sequence[int]]) -> list[Piece]:
-    strings = [[table[i] for i in side] for table, side in zip(self._pieces, ids, strict=True)]
-    student, teacher = ([*side, _DOCUMENT_END] for side in strings)
-    chunks = align(student, teacher)
-    tokens = [
-      np.asarray([*side, tokenizer.document_end_id], np.int32)
-      for side, tokenizer in zip(ids, self._tokenizers, strict=True)
-    ]
+    strings, tokens = [], []
+    for side, table, tokenizer in zip(ids, self._pieces, self._tokenizers, strict=True):
+      if not side:
+        return []
+      front, ends = tokenizer.prefix_ids, tokenizer.end_ids
+      strings.append([b""] * len(front) + [table[i] for i in side] + [b""] * len(ends))
+      # What a tokenizer puts around a text stands for none of it; the last ends it on both sides.
+      strings[-1][-1] = _DOCUMENT_END
+      tokens.append(np.asarray([*front, *side, *ends], np.int32))
+    chunks = align(*strings)
     pieces, dropped = cut_pair(chunks[0], chunks[1], self._seq_len)
     used = (chunks[0] > 0) & ~np.isin(chunks[0], dropped)
     # Without the document's end, which is no text.
-    kept = sum(len(string) for string, use in zip(strings[0], used[:-1], strict=True) if use)
+    kept = sum(len(s) for s, use in zip(strings[0][:-1], used[:-1], strict=True) if use)
     self.lost_bytes += max(0, len(text) - kept)
     self.dropped_chunks += len(dropped)
 

@@ -155,7 +155,7 @@ class Programs:
     params = self._teacher_params if state is None else state.params["student"]
     tokenizer = run.teacher_tokenizer if state is None else run.tokenizer
     room = model.config.max_seq_len - run.sample_tokens
-    prompts = [tokenizer.encode(prompt)[:room] for prompt in run.prompts]
+    prompts = [tokenizer.encode_prompt(prompt)[:room] for prompt in run.prompts]
     ids = generate(
       *(model, params, prompts),
       max_new_tokens=run.sample_tokens,
@@ -163,7 +163,7 @@ class Programs:
       eos_id=tokenizer.eos_id,
       vocab_size=tokenizer.vocab_size,
     )
-    return [tokenizer.decode(continuation) for continuation in ids]
+    return list(map(tokenizer.decode_continuation, prompts, ids))
 
 
 def count_parameters(params: Any) -> int:
