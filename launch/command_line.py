@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -32,6 +33,24 @@ def define_config() -> flags.FlagHolder:
 def required(name: str, meaning: str) -> flags.FlagHolder:
   """Defines a string flag that must be given."""
   return flags.DEFINE_string(name, None, meaning, required=True)
+
+
+def text(flag: flags.FlagHolder) -> str:
+  """The value of a flag that is text, and no path, in UTF-8 as far as the locale cannot read it.
+
+  Raises:
+    InputError: its bytes are of neither encoding.
+  """
+  value = flag.value
+  try:
+    value.encode()
+  except UnicodeEncodeError:
+    # In the C locale Python keeps bytes beyond ASCII as halves of surrogate pairs.
+    try:
+      value = os.fsencode(value).decode()
+    except UnicodeError as error:
+      raise InputError(f"--{flag.name} must be valid UTF-8: {error}.") from error
+  return value
 
 
 def config(flag: flags.FlagHolder) -> ml_collections.ConfigDict:
@@ -137,12 +156,19 @@ def log_only_warnings_unless(first: bool) -> None:
     logging.getLogger("egad_jax").setLevel(logging.WARNING)
 
 
+def _escape_what_stdout_cannot_write() -> None:
+  # As stderr does by itself. Texts of models and names of files have any character.
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def run(main: Callable[[], int | None]) -> None:
   """Parses the flags, runs `main`, and exits with its code (None is 0).
 
   An `InputError`, and nothing else, is reported as one message on stderr with exit code 2.
   """
   program = os.path.basename(sys.argv[0])
+  _escape_what_stdout_cannot_write()
   try:
     _parse(sys.argv)
     _log_to_stderr()
