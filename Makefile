@@ -66,6 +66,7 @@ soak: $(VENV)/dev
 # the quickstart if there is one.
 parity: .venv-parity/installed
 	JAX_PLATFORMS=cpu .venv-parity/bin/python tests/parity/make_golden.py --check
+	.venv-parity/bin/python tests/parity/make_chat_golden.py --check
 	JAX_PLATFORMS=cpu .venv-parity/bin/python tests/parity/export_parity.py \
 	  $(wildcard runs/quickstart/export)
 
