@@ -247,6 +247,28 @@ class Tokenizer:
       encodings = self._plain.encode_batch_fast(texts, add_special_tokens=False)
     return [encoding.ids for encoding in encodings]
 
+  def encode_batch_with_bytes(
+    self, texts: Sequence[str]
+  ) -> list[tuple[list[int], np.ndarray, int]]:
+    """As `encode_batch`, and which bytes of the text each token stands for; slower.
+
+    Returns:
+      For each text (ids, bytes of each id, bytes behind the last). They add up to the text's: what
+      a normalizer drops or shortens counts for the token that follows it.
+    """
+    with rust_errors(*_CANNOT_ENCODE):
+      encodings = self._plain.encode_batch(texts, add_special_tokens=False)
+    found = []
+    for text, encoding in zip(texts, encodings, strict=True):
+      code_points = np.frombuffer(text.encode("utf-32-le"), "<u4")
+      widths = 1 + sum((code_points >= start).astype(int) for start in (0x80, 0x800, 0x10000))
+      starts = np.concatenate([[0], np.cumsum(widths)])
+      ends = np.array([end for _, end in encoding.offsets], int)
+      ends = starts[np.minimum(np.maximum.accumulate(ends), len(text))]
+      behind = int(starts[-1] - (ends[-1] if len(ends) else 0))
+      found.append((encoding.ids, np.diff(ends, prepend=0), behind))
+    return found
+
   def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
     """Turns ids into text; special tokens are written out unless `skip_special`."""
     with rust_errors("the tokenizer cannot turn these ids into text", "Copy its files again."):
