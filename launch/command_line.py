@@ -6,6 +6,7 @@ for training, which saves first, end at once by SIGINT, as other programs do.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -39,6 +40,24 @@ def define_config() -> flags.FlagHolder:
 def required(name: str, meaning: str) -> flags.FlagHolder:
   """Defines a string flag that must be given."""
   return flags.DEFINE_string(name, None, meaning, required=True)
+
+
+def text(flag: flags.FlagHolder) -> str:
+  """The value of a flag that is text, and no path, in UTF-8 as far as the locale cannot read it.
+
+  Raises:
+    InputError: its bytes are of neither encoding.
+  """
+  value = flag.value
+  try:
+    value.encode()
+  except UnicodeEncodeError:
+    # In the C locale Python keeps bytes beyond ASCII as halves of surrogate pairs.
+    try:
+      value = os.fsencode(value).decode()
+    except UnicodeError as error:
+      raise InputError(f"--{flag.name} must be valid UTF-8: {error}.") from error
+  return value
 
 
 def config(flag: flags.FlagHolder) -> ml_collections.ConfigDict:
@@ -155,6 +174,12 @@ def log_only_warnings_unless(first: bool) -> None:
     logging.getLogger("egad_jax").setLevel(logging.WARNING)
 
 
+def _escape_what_stdout_cannot_write() -> None:
+  # As stderr does by itself. Texts of models and names of files have any character.
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def run(main: Callable[[], int | None]) -> None:
   """Parses the flags, runs `main`, and exits with its code (None is 0).
 
@@ -166,6 +191,7 @@ def run(main: Callable[[], int | None]) -> None:
     # Not a KeyboardInterrupt, which waits until a compilation is over.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
   program = os.path.basename(sys.argv[0])
+  _escape_what_stdout_cannot_write()
   try:
     try:
       code = _run(main, program)

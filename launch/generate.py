@@ -1,6 +1,6 @@
 """Continues a prompt: `python launch/generate.py --model=runs/quickstart/export --prompt="..."`.
 
-stdout is the continuation and nothing else.
+stdout is the continuation and nothing else, in UTF-8: prompt and output are the model's text.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from absl import flags
 from launch import accelerators, command_line
 
 MODEL = command_line.required("model", "Hugging Face directory, GGUF file or python:PACKAGE/FILE.")
+TOKENIZER = flags.DEFINE_string(
+  "tokenizer", "", "Where its tokenizer is, like --model; the model itself if empty."
+)
 PROMPT = command_line.required("prompt", "Text to continue; with --chat, the user's message.")
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "At most so many tokens are added.")
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Divides the logits; 0 is greedy.")
@@ -41,15 +44,18 @@ def main() -> None:
   from egad_jax.models.model import make_model
 
   accelerators.require_devices()
-  tokenizer = Tokenizer.from_source(MODEL.value)
-  prompt = PROMPT.value
+  tokenizer = Tokenizer.from_source(TOKENIZER.value or MODEL.value)
+  text = command_line.text(PROMPT)
   if CHAT.value:
-    prompt = tokenizer.apply_chat([{"role": "user", "content": prompt}], add_generation_prompt=True)
+    chat = tokenizer.apply_chat([{"role": "user", "content": text}], add_generation_prompt=True)
+    prompt = tokenizer.encode(chat, allow_special=True)
+  else:
+    prompt = tokenizer.encode_prompt(text)
   pretrained = load_pretrained(MODEL.value, tokenizer_size=tokenizer.vocab_size)
   [continuation] = generate(
     make_model(pretrained.config),
     jax.device_put(pretrained.params),
-    [tokenizer.encode(prompt, allow_special=CHAT.value)],
+    [prompt],
     max_new_tokens=MAX_NEW_TOKENS.value,
     temperature=TEMPERATURE.value,
     top_k=TOP_K.value,
@@ -58,9 +64,11 @@ def main() -> None:
     eos_id=None if IGNORE_EOS.value else pretrained.generation.ends(tokenizer),
     vocab_size=tokenizer.vocab_size,
   )
-  sys.stdout.write(tokenizer.decode(continuation))
+  # Data, not messages: UTF-8 whatever the terminal's encoding.
+  sys.stdout.buffer.write(tokenizer.decode_continuation(prompt, continuation).encode())
   if sys.stdout.isatty():
-    sys.stdout.write("\n")
+    sys.stdout.buffer.write(b"\n")
+  sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

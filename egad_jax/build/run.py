@@ -135,7 +135,7 @@ def plan_run(config: Config, devices: Any) -> Run:
   pair = make_pair(config, *vocabularies, method=method, meshes=meshes, planned=True)
   nothing: dict[str, Any] = {}
   sides = 2 if paired else 1
-  rows = Rows(epath.Path(), "", sides, config.seq_len, nothing, nothing, nothing, nothing)
+  rows = Rows(epath.Path(), "", sides, config.seq_len, *[nothing] * 3, (), nothing)
   tokenizers = cast(tuple[Tokenizer, Tokenizer], vocabularies)
   return _assemble(config, method, pair, tokenizers, rows, meshes)
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+
 from egad_jax.build.values import RANDOM, TRAIN, Config
 from egad_jax.data import corpus as corpora
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
 
+_LOG = logging.getLogger(__name__)
 # The method that learns across tokenizers.
 X_TOKEN = "x_token"
 
 
 def make_tokenizers(config: Config, corpus: corpora.Corpus) -> tuple[Tokenizer, Tokenizer]:
   """The tokenizers of student and teacher; one object if they mean the same.
+
+  If the same ids mean the same, but a text would get others (it is split otherwise, or begins with
+  another token), the teacher's is used for both and that is said; x_token uses either's own.
 
   Raises:
     InputError: a source is missing or unreadable, or the two differ where the method or
@@ -34,6 +40,15 @@ def make_tokenizers(config: Config, corpus: corpora.Corpus) -> tuple[Tokenizer, 
   student = _read(key, own, corpus)
   if student.fingerprint == teacher.fingerprint:
     return teacher, teacher
+  same_vocabulary = student.vocabulary_fingerprint == teacher.vocabulary_fingerprint
+  if same_vocabulary and config.method != X_TOKEN:
+    parts = [name for name, digest in student.parts.items() if digest != teacher.parts[name]]
+    _LOG.warning(
+      "The tokenizer of config.%s (%s) has the teacher's vocabulary, but differs in: %s. The "
+      "teacher's makes the rows, and is exported with the student.",
+      *(key, own, ", ".join(parts)),
+    )
+    return teacher, teacher
   different = (
     f"the tokenizer of config.{key} ({own}, {student.vocab_size} entries) is not the teacher's "
     f"({teacher.vocab_size} entries)"
@@ -43,7 +58,7 @@ def make_tokenizers(config: Config, corpus: corpora.Corpus) -> tuple[Tokenizer, 
       f"{different}, but config.method={config.method} needs the same ids for the same text; use "
       f"config.method={X_TOKEN}, or a student of the teacher's family."
     )
-  if config.student.init == "layers":
+  if config.student.init == "layers" and not same_vocabulary:
     raise InputError(
       f"{different}, so that config.student.init=layers would give the student an embedding of "
       "other tokens; use config.student.init=random or source."

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
+import os
 import pathlib
+import selectors
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +33,8 @@ def render_chat(
 
   Args:
     template: the Jinja source. It comes with a model file, so it runs in a sandbox, in a process
-      of its own with 512 MiB of memory and 2 seconds of processor time (see `chat_worker`).
+      of its own with 512 MiB of memory and 2 seconds of processor time for each conversation (see
+      `chat_worker`). That process stays for the next conversation.
     messages: `{"role": ..., "content": ...}` in order.
     add_generation_prompt: whether to end with the opening of the assistant's turn.
     special_tokens: names the template may use, such as `bos_token`, with their text.
@@ -46,25 +53,98 @@ def render_chat(
   request = {
     "template": template,
     "messages": list(messages),
-    "add_generation_prompt": add_generation_prompt,
-    "special_tokens": dict(special_tokens),
+    "variables": {
+      # As in transformers, these two are there and null, not undefined.
+      **{"tools": None, "documents": None},
+      **special_tokens,
+      "add_generation_prompt": add_generation_prompt,
+    },
   }
-  try:
-    # -P: modules beside the script, whatever their names, stand for no others.
-    worker = subprocess.run(
-      [sys.executable, "-P", str(_WORKER)],
-      input=json.dumps(request).encode(),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.DEVNULL,
-      timeout=_TIMEOUT_SECONDS,
-      check=True,
-    )
-    answer = json.loads(worker.stdout)
-  except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
-    answer = {"error": "it takes too much time or memory"}
+  answer = _renderer.ask(json.dumps(request).encode())
   if "text" in answer:
     return answer["text"]
   raise InputError(
     f"the tokenizer's chat template cannot render these {len(messages)} messages: "
     f"{answer['error']}. Check their roles and order, and where the template comes from."
   )
+
+
+class _Renderer:
+  """One worker for all conversations: started at the first, and again after it has died."""
+
+  def __init__(self) -> None:
+    self._lock = threading.Lock()
+    self._worker: subprocess.Popen[bytes] | None = None
+    self._inherited: list[Any] = []
+
+  def ask(self, request: bytes) -> dict[str, str]:
+    """The worker's answer; an error of its own if it gives none."""
+    with self._lock:
+      worker = self._running()
+      deadline = time.monotonic() + _TIMEOUT_SECONDS
+      try:
+        # The worker reads a request whole before it writes, so that neither waits for the other.
+        worker.stdin.write(request + b"\n")  # type: ignore[union-attr] # It is a pipe.
+        worker.stdin.flush()  # type: ignore[union-attr]
+        return json.loads(_line(worker.stdout, deadline))
+      except (OSError, EOFError, TimeoutError):
+        self.stop()
+        return {"error": "it takes too much time or memory"}
+      except BaseException:
+        # Its answer would be taken for that of the next request.
+        self.stop()
+        raise
+
+  def _running(self) -> subprocess.Popen[bytes]:
+    if self._worker is None or self._worker.poll() is not None:
+      self.stop()
+      # -P: modules beside the script, whatever their names, stand for no others.
+      self._worker = subprocess.Popen(
+        [sys.executable, "-P", str(_WORKER)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+      )
+    return self._worker
+
+  def stop(self) -> None:
+    """Ends the worker, if there is one."""
+    worker, self._worker = self._worker, None
+    if worker is None:
+      return
+    worker.kill()
+    for pipe in (worker.stdin, worker.stdout):
+      # What it has not read is lost with it.
+      with contextlib.suppress(OSError):
+        pipe.close()  # type: ignore[union-attr]
+    worker.wait()
+
+  def forget(self) -> None:
+    """Leaves worker and lock to the process of which this one is a fork."""
+    # Kept, because what is thrown away would write what its buffer holds.
+    self._inherited += [self._worker, self._lock]
+    self._worker, self._lock = None, threading.Lock()
+
+
+def _line(pipe: Any, deadline: float) -> bytes:
+  """Reads a line.
+
+  Raises:
+    EOFError: if the pipe ends first.
+    TimeoutError: if the deadline, of `time.monotonic`, comes first.
+  """
+  parts: list[bytes] = []
+  with selectors.DefaultSelector() as selector:
+    selector.register(pipe, selectors.EVENT_READ)
+    while not parts or not parts[-1].endswith(b"\n"):
+      if not selector.select(max(0.0, deadline - time.monotonic())):
+        raise TimeoutError
+      parts.append(os.read(pipe.fileno(), 2**20))
+      if not parts[-1]:
+        raise EOFError
+  return b"".join(parts)
+
+
+_renderer = _Renderer()
+atexit.register(_renderer.stop)
+os.register_at_fork(after_in_child=_renderer.forget)

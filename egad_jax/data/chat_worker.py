@@ -1,42 +1,92 @@
-"""Renders one chat template in a process of its own: a script, started by `chat`.
+"""Renders chat templates in a process of its own: a script, started by `chat`.
 
 A template comes with a model file. Jinja's sandbox keeps it from Python's internals, but not from
 asking for endless loops and huge strings; the limits of this process do.
 
-Standard input is JSON, `{"template", "messages", "add_generation_prompt", "special_tokens"}`;
-standard output is JSON too, `{"text"}` or `{"error"}`.
+Each line of standard input is a request in JSON, `{"template", "messages", "variables"}`; each line
+of standard output answers one, `{"text"}` or `{"error"}`. The process ends with its standard input,
+with the process that started it, and when a request takes too much time.
 """
 
 from __future__ import annotations
 
 import datetime
+import functools
 import json
+import os
 import resource
+import select
+import signal
 import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
+import jinja2.utils
 
 _MAX_BYTES = 2**29
-_MAX_SECONDS = 2
+_MAX_SECONDS = 2.0
 _MAX_CHARACTERS = 2**24
+_SECONDS_BETWEEN_LOOKS_AT_PARENT = 5.0
+# Names under which a message's reasoning comes; templates read the first, gpt-oss's the second.
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
-def render(request: dict[str, Any]) -> dict[str, str]:
+class _Generation(jinja2.ext.Extension):
+  """`{% generation %}` marks the assistant's text, for training, and renders as its inside."""
+
+  tags = frozenset({"generation"})
+
+  def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+    line = next(parser.stream).lineno
+    body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    # A block call, so that names set inside stay inside, as they do in transformers.
+    call = self.call_method("_inside")
+    return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+  def _inside(self, caller: Callable[[], str]) -> str:
+    return caller()
+
+
+class _Dict:
+  """The `dict` of templates, without the attributes of Python's own."""
+
+  def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+    return dict(*args, **kwargs)
+
+  def fromkeys(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+    return dict.fromkeys(*args, **kwargs)
+
+
+class _Namespace(jinja2.utils.Namespace):
+  """Jinja's `namespace`, of which transformers refuses names that begin with an underscore."""
+
+  def __init__(*args: Any, **kwargs: Any) -> None:  # type: ignore[misc] # `self` is a name too.
+    self, *rest = args
+    values = dict(*rest, **kwargs)
+    for name in values:
+      _check_name(name)
+    jinja2.utils.Namespace.__init__(self, values)
+
+  def __setitem__(self, name: str, value: Any) -> None:
+    _check_name(name)
+    super().__setitem__(name, value)
+
+
+def _check_name(name: Any) -> None:
+  if isinstance(name, str) and name.startswith("_"):
+    raise jinja2.exceptions.SecurityError(f"a namespace cannot hold {name!r}")
+
+
+def render(request: Mapping[str, Any]) -> dict[str, str]:
   """Renders the template of a request."""
-  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-  )
-  environment.filters["tojson"] = _to_json
-  environment.globals["raise_exception"] = _refuse
-  environment.globals["strftime_now"] = lambda layout: datetime.datetime.now().strftime(layout)
   try:
-    template = environment.from_string(request["template"])
-    text = template.render(
-      messages=request["messages"],
-      add_generation_prompt=request["add_generation_prompt"],
-      **request["special_tokens"],
+    text = _compiled(request["template"]).render(
+      messages=list(map(_message, request["messages"])), **request["variables"]
     )
     if len(text) > _MAX_CHARACTERS:
       return {"error": f"it makes {len(text)} characters of them"}
@@ -49,21 +99,80 @@ def render(request: dict[str, Any]) -> dict[str, str]:
     return {"error": str(error) or type(error).__name__}
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
+@functools.lru_cache(8)
+def _compiled(source: str) -> jinja2.Template:
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+  )
+  environment.filters["tojson"] = _to_json
+  environment.globals |= {
+    "raise_exception": _refuse,
+    "strftime_now": lambda layout: datetime.datetime.now().strftime(layout),
+    "dict": _Dict(),
+    "namespace": _Namespace,
+  }
+  return environment.from_string(source)
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+  """A message as transformers gives it to templates: without nulls, reasoning by all its names."""
+  message = {key: value for key, value in message.items() if value is not None}
+  reasoning = next((message[key] for key in _REASONING if key in message), None)
+  if reasoning is None:
+    return message
+  return {"thinking": reasoning} | message | {"reasoning_content": reasoning}
+
+
+def _to_json(
+  value: Any,
+  ensure_ascii: bool = False,
+  indent: int | None = None,
+  separators: tuple[str, str] | None = None,
+  sort_keys: bool = False,
+) -> str:
   # Jinja's own filter escapes <, > and & for HTML, which would change what the model reads.
-  return json.dumps(value, ensure_ascii=False, indent=indent)
+  return json.dumps(
+    value,
+    ensure_ascii=ensure_ascii,
+    indent=indent,
+    separators=separators,
+    sort_keys=sort_keys,
+  )
 
 
 def _refuse(message: str) -> NoReturn:
   raise jinja2.TemplateError(message)
 
 
+def _requests() -> Iterator[bytes]:
+  """The lines of standard input, until it ends or the parent does."""
+  parent, rest = os.getppid(), b""
+  while True:
+    # A process that the parent forked may hold the other end open after the parent has gone.
+    ready, _, _ = select.select([0], [], [], _SECONDS_BETWEEN_LOOKS_AT_PARENT)
+    if os.getppid() != parent:
+      return
+    if not ready:
+      continue
+    data = os.read(0, 2**20)
+    if not data:
+      return
+    *lines, rest = (rest + data).split(b"\n")
+    yield from lines
+
+
 def main() -> None:
-  """Answers one request."""
-  request = json.load(sys.stdin)
+  """Answers requests."""
+  # Ctrl-C is for the process that asks.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
   resource.setrlimit(resource.RLIMIT_AS, (_MAX_BYTES, _MAX_BYTES))
-  resource.setrlimit(resource.RLIMIT_CPU, (_MAX_SECONDS, _MAX_SECONDS))
-  json.dump(render(request), sys.stdout)
+  for line in _requests():
+    # Of processor time; the signal ends the process whatever it is doing.
+    signal.setitimer(signal.ITIMER_PROF, _MAX_SECONDS)
+    answer = json.dumps(render(json.loads(line)))
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    sys.stdout.write(answer + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

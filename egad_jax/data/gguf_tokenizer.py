@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
+from egad_jax.data.gguf_pre_tokenizers import PRE_TOKENIZERS, PreTokenizer, make_pre_tokenizer
 from egad_jax.data.rust_errors import rust_errors
 from egad_jax.errors import InputError
 from egad_jax.gguf_file import as_list, open_gguf
@@ -28,15 +29,49 @@ class TokenType(enum.IntEnum):
 
 
 class GgufTokenizer(NamedTuple):
-  """What a GGUF file says about its tokenizer; absent fields are None."""
+  """What a GGUF file says about its tokenizer; absent fields are None.
+
+  `chat_templates` are by name; the one without is "default". `prefix_ids` and `suffix_ids` are put
+  around a text.
+  """
 
   tokenizer: tokenizers.Tokenizer
   bos_id: int | None
   eos_id: int | None
   pad_id: int | None
   unk_id: int | None
-  chat_template: str | None
+  chat_templates: dict[str, str]
   max_length: int | None
+  prefix_ids: tuple[int, ...]
+  suffix_ids: tuple[int, ...]
+
+
+_PREFIX = "tokenizer.ggml."
+# Of tokenizer.ggml.*: what is read here or (the ends of a generation) by others.
+_READ = {
+  *("model", "pre", "tokens", "token_type", "merges", "bos_token_id", "eos_token_id"),
+  *("unknown_token_id", "padding_token_id", "add_bos_token", "add_eos_token"),
+  *("eot_token_id", "eom_token_id"),
+}
+# What changes no id of a text: roles that nothing here has, and scores, which BPE does not use.
+_HARMLESS = {
+  *("scores", "token_type_count", "add_sep_token"),
+  *("seperator_token_id", "cls_token_id", "mask_token_id"),
+  *(f"fim_{name}_token_id" for name in ("pre", "suf", "mid", "pad", "rep", "sep")),
+  *("prefix_token_id", "suffix_token_id", "middle_token_id"),
+}
+# What would change ids, if it were on.
+_MUST_BE_OFF = {
+  *("add_space_prefix", "remove_extra_whitespaces", "precompiled_charsmap", "suppress_tokens"),
+  *("normalizer.lowercase", "normalizer.strip_accents"),
+}
+_TEMPLATE = "tokenizer.chat_template"
+# A whole tokenizer.json, which llama.cpp does not read either, and the names of templates.
+_OTHER_HARMLESS = {"tokenizer.huggingface.json", f"{_TEMPLATE}s"}
+_DIRECTORY_INSTEAD = (
+  "Give the model's Hugging Face directory with tokenizer.json instead, by config.data.tokenizer "
+  "or generate.py's --tokenizer."
+)
 
 
 def read_gguf_tokenizer(path: str | os.PathLike[str]) -> GgufTokenizer:
@@ -59,8 +94,9 @@ def read_gguf_tokenizer(path: str | os.PathLike[str]) -> GgufTokenizer:
   if model != "gpt2":
     raise InputError(
       f"{path}: its tokenizer.ggml.model is {model!r}; only 'gpt2' (byte-level BPE) can be built "
-      "from GGUF metadata. Give the model's Hugging Face directory with tokenizer.json instead."
+      f"from GGUF metadata. {_DIRECTORY_INSTEAD}"
     )
+  _check_keys(fields, path)
   lists: list[Any] = [
     as_list(fields.get(f"tokenizer.ggml.{key}")) for key in ("tokens", "token_type", "merges")
   ]
@@ -77,23 +113,69 @@ def read_gguf_tokenizer(path: str | os.PathLike[str]) -> GgufTokenizer:
       "numbers and pairs of text, the first two of one length and not empty. The file is damaged "
       "or was converted without its tokenizer: download or convert it again."
     )
-  template = fields.get("tokenizer.chat_template")
-  if template is not None and not isinstance(template, str):
-    raise InputError(f"{path}: tokenizer.chat_template must be text; got {template!r}.")
-  pre_tokenizer = _pre_tokenizer(fields, path)
+  kind = _pre_tokenizer(fields, path)
   with rust_errors(f"{path}: its tokenizer cannot be built", "Convert the file again."):
-    tokenizer = _build(tokens, types, merges, pre_tokenizer)
+    tokenizer = _build(tokens, types, merges, kind)
   architecture = fields.get("general.architecture")
   integer = lambda key, below: _integer(path, fields, key, below)
+  bos, eos = (integer(f"{_PREFIX}{role}_token_id", len(tokens)) for role in ("bos", "eos"))
   return GgufTokenizer(
     tokenizer=tokenizer,
-    bos_id=integer("tokenizer.ggml.bos_token_id", len(tokens)),
-    eos_id=integer("tokenizer.ggml.eos_token_id", len(tokens)),
+    bos_id=bos,
+    eos_id=eos,
     pad_id=integer("tokenizer.ggml.padding_token_id", len(tokens)),
     unk_id=integer("tokenizer.ggml.unknown_token_id", len(tokens)),
-    chat_template=template,
+    chat_templates=_chat_templates(fields, path),
     max_length=integer(f"{architecture}.context_length", 2**31),
+    prefix_ids=_around(fields, path, "bos", bos, kind.adds_bos),
+    suffix_ids=_around(fields, path, "eos", eos, False),
   )
+
+
+def _check_keys(fields: dict[str, Any], path: str | os.PathLike[str]) -> None:
+  """Refuses keys of the tokenizer that are not known, or ask for what cannot be done."""
+  for key, value in fields.items():
+    name = key.removeprefix(_PREFIX)
+    if not key.startswith("tokenizer.") or key == _TEMPLATE or key.startswith(f"{_TEMPLATE}."):
+      continue
+    if key in _OTHER_HARMLESS or (name != key and name in _READ | _HARMLESS):
+      continue
+    if name == key or name not in _MUST_BE_OFF:
+      raise InputError(
+        f"{path}: the metadata key {key} is not known here, and could change how text is split. "
+        f"{_DIRECTORY_INSTEAD}"
+      )
+    if value not in (False, None, []):
+      raise InputError(
+        f"{path}: {key} is set, which cannot be followed from GGUF metadata. {_DIRECTORY_INSTEAD}"
+      )
+
+
+def _chat_templates(fields: dict[str, Any], path: str | os.PathLike[str]) -> dict[str, str]:
+  templates = {}
+  for key, value in fields.items():
+    if key != _TEMPLATE and not key.startswith(f"{_TEMPLATE}."):
+      continue
+    if not isinstance(value, str):
+      raise InputError(f"{path}: {key} must be text; got {value!r}.")
+    templates[key.removeprefix(_TEMPLATE).removeprefix(".") or "default"] = value
+  return templates
+
+
+def _around(
+  fields: dict[str, Any], path: str | os.PathLike[str], role: str, token: int | None, default: bool
+) -> tuple[int, ...]:
+  """The ids that `add_{role}_token` puts beside a text."""
+  key = f"{_PREFIX}add_{role}_token"
+  wanted = fields.get(key, default)
+  if not isinstance(wanted, bool):
+    raise InputError(f"{path}: {key} must be true or false; got {wanted!r}. Convert it again.")
+  # llama.cpp warns of a flag without its token and goes on without.
+  if wanted and key in fields and token is None:
+    raise InputError(
+      f"{path}: {key} is true, but there is no {_PREFIX}{role}_token_id. Convert the file again."
+    )
+  return (token,) if wanted and token is not None else ()
 
 
 def _is_list(value: Any, kind: type) -> bool:
@@ -112,40 +194,21 @@ def _integer(
   return value
 
 
-def digits_and_bytes() -> tokenizers.pre_tokenizers.PreTokenizer:
-  """SmolLM's pre-tokenizer: every digit alone, then GPT-2's pattern on bytes."""
-  return tokenizers.pre_tokenizers.Sequence(
-    [
-      tokenizers.pre_tokenizers.Digits(individual_digits=True),
-      tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ]
-  )
-
-
-_PRE_TOKENIZERS = {
-  "smollm": digits_and_bytes,
-  "gpt-2": lambda: tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
-}
-
-
-def _pre_tokenizer(
-  fields: dict[str, Any], path: str | os.PathLike[str]
-) -> tokenizers.pre_tokenizers.PreTokenizer:
+def _pre_tokenizer(fields: dict[str, Any], path: str | os.PathLike[str]) -> PreTokenizer:
   name = fields.get("tokenizer.ggml.pre")
-  if not isinstance(name, str) or name not in _PRE_TOKENIZERS:
+  if not isinstance(name, str) or name not in PRE_TOKENIZERS:
     raise InputError(
       f"{path}: its tokenizer.ggml.pre is {name!r}; "
-      f"known are {', '.join(sorted(_PRE_TOKENIZERS))}. "
-      "Give the model's Hugging Face directory with tokenizer.json instead."
+      f"known are {', '.join(sorted(PRE_TOKENIZERS))}. {_DIRECTORY_INSTEAD}"
     )
-  return _PRE_TOKENIZERS[name]()
+  return PRE_TOKENIZERS[name]
 
 
 def _build(
   tokens: list[str],
   types: list[int],
   merges: list[str],
-  pre_tokenizer: tokenizers.pre_tokenizers.PreTokenizer,
+  kind: PreTokenizer,
 ) -> tokenizers.Tokenizer:
   size = len(tokens)
   while size and types[size - 1] == TokenType.UNUSED:
@@ -154,9 +217,10 @@ def _build(
     tokenizers.models.BPE(
       vocab={token: index for index, token in enumerate(tokens[:size])},
       merges=[(left, right) for left, right in (merge.split(" ", 1) for merge in merges)],
+      ignore_merges=kind.ignore_merges,
     )
   )
-  tokenizer.pre_tokenizer = pre_tokenizer
+  tokenizer.pre_tokenizer = make_pre_tokenizer(kind)
   tokenizer.decoder = tokenizers.decoders.ByteLevel()
   tokenizer.add_special_tokens(_added(tokens, types[:size], TokenType.CONTROL))
   tokenizer.add_tokens(_added(tokens, types[:size], TokenType.USER_DEFINED))

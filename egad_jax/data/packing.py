@@ -19,7 +19,7 @@ from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
 
 # Part of the fingerprint: raise it with any change of what the rows hold, alignment included.
-_VERSION = 2
+_VERSION = 3
 _DOCUMENTS_AT_ONCE = 64
 # Rows filled side by side. More fill better and cost time for each piece.
 _OPEN_ROWS = 64
@@ -28,8 +28,10 @@ _OPEN_ROWS = 64
 _FIELDS = 4
 RECORD_DTYPE = np.dtype("<i4")
 SIDES = ("student", "teacher")
+BYTES = "student_bytes"
 
-# {side: tokens, f"{side}_targets": nonzero where a token is a target}
+# {side: tokens, f"{side}_targets": nonzero where a token is a target}, and of held-out text
+# {BYTES: bytes of the text of each of the student's tokens}.
 Piece = dict[str, np.ndarray]
 PiecesOf = Callable[[list[Mapping[str, bytes]]], list[Piece]]
 
@@ -47,6 +49,8 @@ class Rows:
     num_targets: tokens to predict of each split, the student's.
     lost_bytes: bytes of text that no token stands for (see `Tokenizer.encode`), or no pair of
       chunks, of each split.
+    held_out_bytes: of each held-out row, the bytes of text that its targets stand for (see
+      `Tokenizer.encode_batch_with_bytes`), the student's.
     files: paths of each split's shards.
   """
 
@@ -57,6 +61,7 @@ class Rows:
   num_rows: Mapping[str, int]
   num_targets: Mapping[str, int]
   lost_bytes: Mapping[str, int]
+  held_out_bytes: Sequence[int]
   files: Mapping[str, Sequence[epath.Path]]
 
   @property
@@ -80,8 +85,9 @@ def prepare_rows(
 ) -> Rows:
   """Packs a corpus into rows, or finds them packed.
 
-  A document becomes its tokens and `tokenizer.document_end_id`, cut into pieces of seq_len + 1
-  tokens that overlap by one: so each token but the document's first is a target exactly once.
+  A document becomes `tokenizer.prefix_ids`, its tokens and `tokenizer.end_ids`, cut into pieces of
+  seq_len + 1 tokens that overlap by one: so each token is a target exactly once, but for the
+  prefix and, without one, the document's first. A document without a token has no piece.
   Nothing here is random; the order of rows in training is `pipeline`'s.
 
   Args:
@@ -154,6 +160,7 @@ def open_rows(directory: epath.PathLike) -> Rows:
     num_rows={split: splits[split]["rows"] for split in SPLITS},
     num_targets={split: splits[split]["targets"] for split in SPLITS},
     lost_bytes={split: splits[split]["lost_bytes"] for split in SPLITS},
+    held_out_bytes=splits[HELD_OUT]["row_bytes"],
     files={split: [directory / s["file"] for s in splits[split]["shards"]] for split in SPLITS},
   )
 
@@ -193,6 +200,42 @@ class _LostBytes:
     self.total += max(0, len(text) - int(self._token_bytes[np.asarray(ids, np.int64)].sum()))
 
 
+def encode(
+  tokenizer: Tokenizer, texts: Sequence[bytes], split: str
+) -> list[tuple[list[int], np.ndarray | None]]:
+  """The ids of documents, and of held-out ones the bytes of each token and of the first end."""
+  decoded = [text.decode() for text in texts]
+  # Only an evaluation counts bytes, and finding them takes time.
+  if split != HELD_OUT:
+    return [(ids, None) for ids in tokenizer.encode_batch(decoded)]
+  return [
+    (ids, np.asarray([*sizes, behind], np.int32))
+    for ids, sizes, behind in tokenizer.encode_batch_with_bytes(decoded)
+  ]
+
+
+def around(tokenizer: Tokenizer, text_bytes: np.ndarray) -> np.ndarray:
+  """The bytes of each token of a document, from what `encode` says of its text."""
+  return np.pad(text_bytes, (len(tokenizer.prefix_ids), len(tokenizer.end_ids) - 1))
+
+
+def _pieces(
+  tokenizer: Tokenizer, ids: Sequence[int], text_bytes: np.ndarray | None, seq_len: int
+) -> list[Piece]:
+  """The pieces of one document; what is in front of every document is no target."""
+  if not ids:
+    return []
+  tokens = np.asarray([*tokenizer.prefix_ids, *ids, *tokenizer.end_ids], np.int32)
+  targets = np.ones(len(tokens), np.int32)
+  targets[: len(tokenizer.prefix_ids)] = 0
+  fields = {"student": tokens, "student_targets": targets}
+  if text_bytes is not None:
+    fields[BYTES] = around(tokenizer, text_bytes)
+  columns = [cut(values, seq_len) for values in fields.values()]
+  pieces = [dict(zip(fields, column, strict=True)) for column in zip(*columns, strict=True)]
+  return [piece for piece in pieces if piece["student_targets"][1:].any()]
+
+
 class _Flatten(grain.experimental.FlatMapTransform):
   """Lists of pieces to pieces."""
 
@@ -210,12 +253,10 @@ def _pack_split(
   def pieces_of(examples: list[Mapping[str, bytes]]) -> list[Piece]:
     texts = [example["text"] for example in examples]
     pieces = []
-    encoded = tokenizer.encode_batch([text.decode() for text in texts])
-    for text, ids in zip(texts, encoded, strict=True):
+    for text, (ids, text_bytes) in zip(texts, encode(tokenizer, texts, split), strict=True):
       lost.add(text, ids)
-      pieces += cut([*ids, tokenizer.document_end_id], seq_len)
-    ones = np.ones(seq_len + 1, np.int32)
-    return [{"student": piece, "student_targets": ones[: len(piece)]} for piece in pieces]
+      pieces += _pieces(tokenizer, ids, text_bytes, seq_len)
+    return pieces
 
   written = write_rows(corpus, split, pieces_of, target, sides=1, seq_len=seq_len)
   if lost.total:
@@ -230,7 +271,9 @@ def _pack_split(
 def write_rows(
   corpus: Corpus, split: str, pieces_of: PiecesOf, target: epath.Path, *, sides: int, seq_len: int
 ) -> dict[str, Any]:
-  """Packs the pieces of a split's documents and writes the rows; returns {shards, rows, targets}.
+  """Packs the pieces of a split's documents and writes the rows.
+
+  Returns {shards, rows, targets}, and of the held-out split row_bytes, see `Rows.held_out_bytes`.
 
   Args:
     corpus: whose documents.
@@ -241,7 +284,9 @@ def write_rows(
     sides: how many of `SIDES` the pieces have. A row takes a piece if all sides have room for it.
     seq_len: targets a row can hold.
   """
-  totals = {"rows": 0, "targets": 0}
+  totals: dict[str, Any] = {"rows": 0, "targets": 0}
+  if split == HELD_OUT:
+    totals["row_bytes"] = []
 
   def records() -> Iterator[bytes]:
     for row in _packed(corpus, split, pieces_of, SIDES[:sides], seq_len):
@@ -252,7 +297,10 @@ def write_rows(
         ]
       )
       totals["rows"] += 1
-      totals["targets"] += int(np.count_nonzero(batches.shift(*fields[0]).mask))
+      mask = batches.shift(*fields[0]).mask
+      totals["targets"] += int(np.count_nonzero(mask))
+      if split == HELD_OUT:
+        totals["row_bytes"].append(int(row[BYTES][1:][mask].sum()))
       yield fields.astype(RECORD_DTYPE).tobytes()
 
   return {"shards": shards.write_shards(target, split, records()), **totals}
@@ -268,7 +316,7 @@ def _packed(
     # One thread, so that the sum of lost bytes needs no lock; tokenizing uses all cores itself.
     .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
   )
-  targets = tuple(f"{side}_targets" for side in sides)
+  targets = tuple(f"{side}_targets" for side in sides) + (BYTES,) * (split == HELD_OUT)
   packed = grain.experimental.BestFitPackIterDataset(
     grain.experimental.FlatMapIterDataset(lists, _Flatten()),
     length_struct=dict.fromkeys((*sides, *targets), seq_len + 1),

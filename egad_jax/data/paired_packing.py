@@ -12,7 +12,16 @@ from etils import epath
 
 from egad_jax.data.alignment import align
 from egad_jax.data.corpus import Corpus
-from egad_jax.data.packing import SIDES, Piece, Rows, publish_rows, write_rows
+from egad_jax.data.packing import (
+  BYTES,
+  SIDES,
+  Piece,
+  Rows,
+  around,
+  encode,
+  publish_rows,
+  write_rows,
+)
 from egad_jax.data.tokenizer import Tokenizer
 
 # What the ends of a document are aligned as; no byte of UTF-8.
@@ -29,10 +38,10 @@ def prepare_paired_rows(
 ) -> Rows:
   """Packs a corpus into rows for two tokenizers, or finds them packed.
 
-  A document becomes the tokens and the `document_end_id` of each tokenizer, aligned into chunks
+  A document becomes the `prefix_ids`, tokens and `end_ids` of each tokenizer, aligned into chunks
   (see `align`) and cut between chunks into pieces of at most seq_len + 1 tokens on either side:
-  so each chunk but the document's first is a target exactly once. Tokens outside any chunk are
-  context, not targets.
+  so each chunk is a target exactly once, but for the first of a document that has nothing in front
+  of it on one side. Tokens outside any chunk are context, not targets.
 
   Args:
     corpus: what to pack.
@@ -111,33 +120,40 @@ def _cuts(*sides: np.ndarray) -> np.ndarray:
 class _Documents:
   """Turns documents into pieces and adds up the bytes that are targets on neither side."""
 
-  def __init__(self, tokenizers: Sequence[Tokenizer], seq_len: int) -> None:
+  def __init__(self, tokenizers: Sequence[Tokenizer], seq_len: int, split: str) -> None:
     self._tokenizers = tokenizers
+    self._split = split
     self._pieces = [tokenizer.token_pieces() for tokenizer in tokenizers]
     self._seq_len = seq_len
     self.lost_bytes = self.dropped_chunks = 0
 
   def __call__(self, examples: list[Mapping[str, bytes]]) -> list[Piece]:
     texts = [example["text"] for example in examples]
-    encoded = [t.encode_batch([text.decode() for text in texts]) for t in self._tokenizers]
+    student = encode(self._tokenizers[0], texts, self._split)
+    teacher = self._tokenizers[1].encode_batch([text.decode() for text in texts])
     return [
       piece
-      for text, *ids in zip(texts, *encoded, strict=True)
-      for piece in self._pieces_of(text, ids)
+      for text, (ids, text_bytes), other in zip(texts, student, teacher, strict=True)
+      for piece in self._pieces_of(text, (ids, other), text_bytes)
     ]
 
-  def _pieces_of(self, text: bytes, ids: Sequence[Sequence[int]]) -> list[Piece]:
-    strings = [[table[i] for i in side] for table, side in zip(self._pieces, ids, strict=True)]
-    student, teacher = ([*side, _DOCUMENT_END] for side in strings)
-    chunks = align(student, teacher)
-    tokens = [
-      np.asarray([*side, tokenizer.document_end_id], np.int32)
-      for side, tokenizer in zip(ids, self._tokenizers, strict=True)
-    ]
+  def _pieces_of(
+    self, text: bytes, ids: Sequence[Sequence[int]], text_bytes: np.ndarray | None
+  ) -> list[Piece]:
+    strings, tokens = [], []
+    for side, table, tokenizer in zip(ids, self._pieces, self._tokenizers, strict=True):
+      if not side:
+        return []
+      front, ends = tokenizer.prefix_ids, tokenizer.end_ids
+      strings.append([b""] * len(front) + [table[i] for i in side] + [b""] * len(ends))
+      # What a tokenizer puts around a text stands for none of it; the last ends it on both sides.
+      strings[-1][-1] = _DOCUMENT_END
+      tokens.append(np.asarray([*front, *side, *ends], np.int32))
+    chunks = align(*strings)
     pieces, dropped = cut_pair(chunks[0], chunks[1], self._seq_len)
     used = (chunks[0] > 0) & ~np.isin(chunks[0], dropped)
     # Without the document's end, which is no text.
-    kept = sum(len(string) for string, use in zip(strings[0], used[:-1], strict=True) if use)
+    kept = sum(len(s) for s, use in zip(strings[0][:-1], used[:-1], strict=True) if use)
     self.lost_bytes += max(0, len(text) - kept)
     self.dropped_chunks += len(dropped)
 
@@ -145,13 +161,18 @@ class _Documents:
       targets = np.maximum(chunks[i][part] - first + 1, 0)
       return {SIDES[i]: tokens[i][part], f"{SIDES[i]}_targets": targets}
 
-    return [side(0, s, first) | side(1, t, first) for s, t, first in pieces]
+    def sizes(part: slice) -> dict[str, np.ndarray]:
+      if text_bytes is None:
+        return {}
+      return {BYTES: around(self._tokenizers[0], text_bytes)[part]}
+
+    return [side(0, s, first) | side(1, t, first) | sizes(s) for s, t, first in pieces]
 
 
 def _pack_split(
   corpus: Corpus, tokenizers: Sequence[Tokenizer], seq_len: int, split: str, target: epath.Path
 ) -> dict[str, Any]:
-  documents = _Documents(tokenizers, seq_len)
+  documents = _Documents(tokenizers, seq_len, split)
   written = write_rows(corpus, split, documents, target, sides=2, seq_len=seq_len)
   if documents.lost_bytes:
     logging.warning(

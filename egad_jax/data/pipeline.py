@@ -144,14 +144,24 @@ def held_out_batches(
   """
   part = _checked_part(batch_size, part)
   source = grain.MapDataset.source(RowSource(rows, HELD_OUT)).shuffle(seed=_HELD_OUT_SEED)
-  size = len(source)
-  if max_tokens is not None:
-    size = min(size, max(1, max_tokens // rows.seq_len))
+  size = _held_out_size(rows, max_tokens)
   empty = functools.partial(batches.empty_row, rows.seq_len, sides=rows.sides)
   return [
     batches.stack([source[start + i] if start + i < size else empty() for i in part])
     for start in range(0, size, batch_size)
   ]
+
+
+def held_out_bytes(rows: Rows, *, max_tokens: int | None = None) -> int:
+  """How many bytes of text the targets of `held_out_batches` stand for, in all their parts."""
+  source = grain.MapDataset.source(rows.held_out_bytes).shuffle(seed=_HELD_OUT_SEED)
+  return sum(source[i] for i in range(_held_out_size(rows, max_tokens)))
+
+
+def _held_out_size(rows: Rows, max_tokens: int | None) -> int:
+  if max_tokens is None:
+    return rows.held_out_size
+  return min(rows.held_out_size, max(1, max_tokens // rows.seq_len))
 
 
 def _checked_part(batch_size: int, part: Sequence[int] | None) -> Sequence[int]:

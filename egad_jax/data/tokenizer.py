@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,17 +13,18 @@ import tokenizers
 from etils import epath
 
 from egad_jax import sources
-from egad_jax.data import chat, tokenizer_files
+from egad_jax.data import chat, decoding, tokenizer_files, tokenizer_fingerprint, tokenizer_json
 from egad_jax.data import gguf_tokenizer as gguf
+from egad_jax.data.frame import Frame, read_frame, set_frame
+from egad_jax.data.gguf_pre_tokenizers import digits_and_bytes
 from egad_jax.data.rust_errors import rust_errors
+from egad_jax.data.token_pieces import token_pieces
 from egad_jax.errors import InputError
 
 _END_OF_TEXT = "<|endoftext|>"
 _BYTE_ALPHABET = frozenset(tokenizers.pre_tokenizers.ByteLevel.alphabet())
 
 
-# Far above any vocabulary there is. An id is a row of a table and of lists here.
-_MAX_IDS = 2**24
 # How many times longer a normalizer may make a text.
 _MAX_GROWTH = 256
 
@@ -50,10 +49,16 @@ class Tokenizer:
     unk_id: unknown token, or None.
     document_end_id: what ends a document of plain text: `<|endoftext|>` when the vocabulary has
       it (in a chat model `eos_id` ends a turn, which is something else), else `eos_id`.
-    chat_template: Jinja source, or None.
+    prefix_ids: what the tokenizer puts in front of every text, such as `bos_id`; often nothing.
+    end_ids: what ends a document: what the tokenizer puts behind a text, and `document_end_id`
+      unless that ends with an end token already.
+    chat_templates: Jinja sources by name.
+    chat_template: the one named "default", or None.
     max_length: positions the model was made for, or None if unknown.
-    fingerprint: SHA-256 of vocabulary, merges and special tokens; equal for two files that mean
-      the same tokenizer, however many rows their embeddings are padded to.
+    parts: SHA-256 of each part that decides which ids a document gets, by its name.
+    fingerprint: SHA-256 of all parts. Equal ones give every document the same ids.
+    vocabulary_fingerprint: SHA-256 of what each id means. Two tokenizers with the same may split a
+      text into other ids, but student and teacher can share them.
   """
 
   def __init__(
@@ -61,17 +66,30 @@ class Tokenizer:
     backend: tokenizers.Tokenizer,
     *,
     special: SpecialIds,
-    chat_template: str | None = None,
+    chat_templates: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | None = None,
     max_length: int | None = None,
   ) -> None:
+    """Takes a tokenizer whose post-processor puts what it should around a text.
+
+    Args:
+      backend: the tokenizer.
+      special: the ids with a role.
+      chat_templates: Jinja sources by name; "default" is used where no other is asked for.
+      names: further special tokens that templates know by a name, such as `image_token`.
+      max_length: positions the model was made for, or None if unknown.
+
+    Raises:
+      InputError: if its ids, its steps or its post-processor are not as they must be.
+    """
     vocabulary = backend.get_vocab(with_added_tokens=True)
+    tokenizer_json.check_ids(vocabulary)
     self._token_of = {index: token for token, index in vocabulary.items()}
-    if len(self._token_of) < len(vocabulary):
+    unknown = [index for index in special if index is not None and index not in self._token_of]
+    if unknown:
       raise InputError(
-        f"the tokenizer gives {len(vocabulary)} tokens {len(self._token_of)} ids; each must have "
-        "one of its own. Copy its files again."
+        f"the special ids {unknown} are not in the vocabulary. Copy its files again."
       )
-    _check_ids(self._token_of, special)
     with rust_errors("the tokenizer cannot be copied", "Copy its files again."):
       # Only now: this takes memory for each id below the largest.
       specification = backend.to_str()
@@ -89,9 +107,18 @@ class Tokenizer:
       special.unk,
     )
     self.document_end_id = vocabulary.get(_END_OF_TEXT, self.eos_id)
-    self.chat_template = chat_template
+    frame = read_frame(backend)
+    self.prefix_ids = frame.prefix
+    ended = frame.suffix[-1:] in ((self.eos_id,), (self.document_end_id,))
+    self.end_ids = frame.suffix if ended else (*frame.suffix, self.document_end_id)
+    self.chat_templates = dict(chat_templates or {})
+    self.chat_template = self.chat_templates.get("default")
+    self._names = dict(names or {})
     self.max_length = max_length
-    self.fingerprint = _fingerprint(vocabulary, self._specification)
+    around = {"front": self.prefix_ids, "end": self.end_ids}
+    self.parts = tokenizer_fingerprint.parts(vocabulary, self._specification, around)
+    self.fingerprint = tokenizer_fingerprint.fingerprint(self.parts)
+    self.vocabulary_fingerprint = self.parts["vocabulary"]
 
   @classmethod
   def from_source(cls, source: str | os.PathLike[str]) -> Tokenizer:
@@ -123,11 +150,12 @@ class Tokenizer:
         f"{path}: no tokenizer.ggml.eos_token_id, so nothing would end a generation. "
         "Convert the model again with its tokenizer files present."
       )
+    set_frame(read.tokenizer, Frame(read.prefix_ids, read.suffix_ids))
     try:
       return cls(
         read.tokenizer,
         special=SpecialIds(bos=read.bos_id, eos=read.eos_id, pad=read.pad_id, unk=read.unk_id),
-        chat_template=read.chat_template,
+        chat_templates=read.chat_templates,
         max_length=read.max_length,
       )
     except InputError as error:
@@ -140,37 +168,19 @@ class Tokenizer:
     Raises:
       InputError: if one of the files is missing or broken, or names no end-of-sequence token.
     """
-    directory = epath.Path(directory)
-    path = directory / "tokenizer.json"
-    if not path.exists():
-      raise InputError(
-        f"{directory}: no tokenizer.json. Make one with transformers: "
-        "AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)."
-      )
-    text = tokenizer_files.read_text(path)
-    with rust_errors(f"{path}: not a readable tokenizer", "Copy the file again."):
-      backend = tokenizers.Tokenizer.from_str(text)
-      # Left on, these would cut or pad documents silently.
-      backend.no_truncation()
-      backend.no_padding()
-    config = tokenizer_files.read_json(
-      directory / "special_tokens_map.json"
-    ) | tokenizer_files.read_json(directory / "tokenizer_config.json")
-    ids = {
-      role: tokenizer_files.special_id(directory, backend, config, role)
-      for role in ("bos", "eos", "pad", "unk")
-    }
-    if ids["eos"] is None:
+    read = tokenizer_files.read_directory(epath.Path(directory))
+    if read.ids["eos"] is None:
       raise InputError(
         f"{directory}: neither tokenizer_config.json nor special_tokens_map.json names an "
         "eos_token that is in tokenizer.json. Add it to tokenizer_config.json."
       )
     try:
       return cls(
-        backend,
-        special=SpecialIds(bos=ids["bos"], eos=ids["eos"], pad=ids["pad"], unk=ids["unk"]),
-        chat_template=tokenizer_files.chat_template(directory, config),
-        max_length=tokenizer_files.max_length(config),
+        read.backend,
+        special=SpecialIds(**read.ids),
+        chat_templates=read.chat_templates,
+        names=read.names,
+        max_length=read.max_length,
       )
     except InputError as error:
       raise InputError(f"{directory}: {error}") from error
@@ -197,7 +207,7 @@ class Tokenizer:
         f"vocab_size ({vocab_size}) must be at least {smallest}: every byte and one special token."
       )
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
-    backend.pre_tokenizer = gguf.digits_and_bytes()
+    backend.pre_tokenizer = digits_and_bytes()
     backend.decoder = tokenizers.decoders.ByteLevel()
     backend.train_from_iterator(
       texts,
@@ -224,16 +234,53 @@ class Tokenizer:
     with rust_errors(*_CANNOT_ENCODE):
       return backend.encode(text, add_special_tokens=False).ids
 
+  def encode_prompt(self, text: str) -> list[int]:
+    """Turns the beginning of a text into ids: `prefix_ids` in front, nothing behind.
+
+    A rendered chat is no such text: its template writes all special tokens. See `encode`.
+    """
+    return [*self.prefix_ids, *self.encode(text)]
+
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     """Encodes documents on all cores; like `encode` without specials for each of them."""
     with rust_errors(*_CANNOT_ENCODE):
       encodings = self._plain.encode_batch_fast(texts, add_special_tokens=False)
     return [encoding.ids for encoding in encodings]
 
+  def encode_batch_with_bytes(
+    self, texts: Sequence[str]
+  ) -> list[tuple[list[int], np.ndarray, int]]:
+    """As `encode_batch`, and which bytes of the text each token stands for; slower.
+
+    Returns:
+      For each text (ids, bytes of each id, bytes behind the last). They add up to the text's: what
+      a normalizer drops or shortens counts for the token that follows it.
+    """
+    with rust_errors(*_CANNOT_ENCODE):
+      encodings = self._plain.encode_batch(texts, add_special_tokens=False)
+    found = []
+    for text, encoding in zip(texts, encodings, strict=True):
+      code_points = np.frombuffer(text.encode("utf-32-le"), "<u4")
+      widths = 1 + sum((code_points >= start).astype(int) for start in (0x80, 0x800, 0x10000))
+      starts = np.concatenate([[0], np.cumsum(widths)])
+      ends = np.array([end for _, end in encoding.offsets], int)
+      ends = starts[np.minimum(np.maximum.accumulate(ends), len(text))]
+      behind = int(starts[-1] - (ends[-1] if len(ends) else 0))
+      found.append((encoding.ids, np.diff(ends, prepend=0), behind))
+    return found
+
   def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
     """Turns ids into text; special tokens are written out unless `skip_special`."""
     with rust_errors("the tokenizer cannot turn these ids into text", "Copy its files again."):
       return self._with_special.decode(list(ids), skip_special_tokens=skip_special)
+
+  def decode_continuation(self, context: Sequence[int], new: Sequence[int]) -> str:
+    """The text of `new` behind `context`; see `decoding.continuation`."""
+    return decoding.continuation(self.decode, context, new)
+
+  def token_texts(self, ids: Sequence[int]) -> list[str]:
+    """The text of each id behind the ids before it; see `decoding.token_texts`."""
+    return decoding.token_texts(self.decode, ids)
 
   def id_to_token(self, index: int) -> str | None:
     """The vocabulary's own spelling of an id, or None for an id that stands for nothing."""
@@ -251,15 +298,7 @@ class Tokenizer:
     >>> b"".join(pieces[i] for i in tokenizer.encode("naïve 🙂")).decode()
     'naïve 🙂'
     """
-    pieces = [b""] * self.vocab_size
-    byte_level = "ByteLevel" in json.dumps(self._specification.get("decoder"))
-    added = {entry["id"]: entry for entry in self._specification["added_tokens"]}
-    for index, token in self._token_of.items():
-      if index in added:
-        pieces[index] = b"" if added[index]["special"] else token.encode()
-      else:
-        pieces[index] = _byte_level_piece(token) if byte_level else _sentencepiece_piece(token)
-    return pieces
+    return token_pieces(self._token_of, self._specification)
 
   @property
   def special_tokens(self) -> dict[int, str]:
@@ -276,9 +315,11 @@ class Tokenizer:
       InputError: if there is no template, or it refuses the messages.
     """
     if self.chat_template is None:
+      named = ", ".join(sorted(self.chat_templates))
       raise InputError(
-        "this tokenizer has no chat template, so --chat cannot be used: leave it out, or use an "
-        "instruction-tuned model."
+        "this tokenizer has no chat template"
+        + (f" named default, only {named}" if named else "")
+        + ", so --chat cannot be used: leave it out, or use an instruction-tuned model."
       )
     return chat.render_chat(
       self.chat_template,
@@ -302,65 +343,25 @@ class Tokenizer:
       "model_max_length": self.max_length or int(1e30),
       **special,
     }
-    if self.chat_template is not None:
+    if list(self.chat_templates) == ["default"]:
       config["chat_template"] = self.chat_template
+    elif self.chat_templates:
+      named = sorted(self.chat_templates.items())
+      config["chat_template"] = [{"name": name, "template": text} for name, text in named]
     (directory / "tokenizer.json").write_text(self._with_special.to_str(pretty=True))
     for name, content in (("tokenizer_config.json", config), ("special_tokens_map.json", special)):
       (directory / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
   def _special_tokens(self) -> dict[str, str]:
     ids = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id, "unk": self.unk_id}
-    return {f"{role}_token": self._token_of[i] for role, i in ids.items() if i is not None}
-
-
-def _fingerprint(vocabulary: Mapping[str, int], specification: Mapping[str, Any]) -> str:
-  merges = specification["model"].get("merges") or []
-  content = {
-    "vocabulary": sorted((index, token) for token, index in vocabulary.items()),
-    # tokenizer.json has both spellings of a pair: ["a", "b"] and "a b".
-    "merges": [pair if isinstance(pair, str) else " ".join(pair) for pair in merges],
-    "special": sorted(e["content"] for e in specification["added_tokens"] if e["special"]),
-  }
-  return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()
-
-
-def _byte_alphabet() -> dict[str, int]:
-  """GPT-2's spelling of bytes: the printable ones are themselves, the others follow from 256."""
-  printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-  others = [byte for byte in range(256) if byte not in printable]
-  spelled = {chr(byte): byte for byte in printable}
-  return spelled | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTE_OF = _byte_alphabet()
-
-
-def _byte_level_piece(token: str) -> bytes:
-  # A token with a character of no byte can only be an added one that lost its mark.
-  return b"".join(bytes([_BYTE_OF[c]]) if c in _BYTE_OF else c.encode() for c in token)
-
-
-def _sentencepiece_piece(token: str) -> bytes:
-  if re.fullmatch("<0x[0-9A-F]{2}>", token):
-    return bytes([int(token[3:5], 16)])
-  return token.replace("▁", " ").encode()
+    roles = {f"{role}_token": self._token_of[i] for role, i in ids.items() if i is not None}
+    return self._names | roles
 
 
 _CANNOT_ENCODE = (
   "the tokenizer cannot encode this text",
   "Check that the text is valid Unicode and that the tokenizer's files are whole.",
 )
-
-
-def _check_ids(token_of: Mapping[int, str], special: SpecialIds) -> None:
-  if not token_of or max(token_of) >= _MAX_IDS:
-    raise InputError(
-      f"the tokenizer must have ids from 0 to at most {_MAX_IDS - 1}; its largest is "
-      f"{max(token_of, default=None)}. Copy its files again."
-    )
-  unknown = [index for index in special if index is not None and index not in token_of]
-  if unknown:
-    raise InputError(f"the special ids {unknown} are not in the vocabulary. Copy its files again.")
 
 
 def _check_steps(specification: Mapping[str, Any]) -> None:

@@ -2,92 +2,144 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import tokenizers
+from absl import logging
 from etils import epath
 
+from egad_jax.data import tokenizer_config, tokenizer_json
+from egad_jax.data.frame import Frame, read_frame, set_frame
+from egad_jax.data.text_files import read_json, read_text
 from egad_jax.errors import InputError
-from egad_jax.regular_file import read_regular
+
+_ROLES = ("bos", "eos", "pad", "unk")
 
 
-def read_text(path: epath.Path) -> str:
-  """Reads a text file.
+class TokenizerDirectory(NamedTuple):
+  """What a Hugging Face directory says of its tokenizer.
+
+  Attributes:
+    backend: with the tokens and the post-processor that all files together ask for.
+    ids: of the tokens with a role: "bos", "eos", "pad", "unk"; None where there is none.
+    names: the texts of special tokens by the names that chat templates know.
+    chat_templates: Jinja sources by name.
+    max_length: positions the model was made for; None if no file says.
+  """
+
+  backend: tokenizers.Tokenizer
+  ids: dict[str, int | None]
+  names: dict[str, str]
+  chat_templates: dict[str, str]
+  max_length: int | None
+
+
+def read_directory(directory: epath.Path) -> TokenizerDirectory:
+  """Reads tokenizer.json and the files beside it, as transformers does.
 
   Raises:
-    InputError: if it is too large, unreadable or not UTF-8.
+    InputError: if a file is missing or broken, or says what is not followed here.
   """
-  try:
-    return read_regular(path).decode()
-  except UnicodeDecodeError as error:
-    raise InputError(f"{path}: cannot be read: {error}. Copy the file again.") from error
-
-
-def read_json(path: epath.Path) -> dict[str, Any]:
-  """Reads a JSON object; an absent file is an empty one.
-
-  Raises:
-    InputError: if the file holds anything else.
-  """
+  path = directory / "tokenizer.json"
   if not path.exists():
-    return {}
-  text = read_text(path)
+    raise InputError(
+      f"{directory}: no tokenizer.json. Make one with transformers: "
+      "AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)."
+    )
+  backend = tokenizer_json.load(path)
+  files = {
+    name: read_json(directory / name)
+    for name in (tokenizer_config.FILE, tokenizer_config.MAP, tokenizer_config.ADDED)
+  }
   try:
-    content = json.loads(text)
-  except (ValueError, RecursionError) as error:
-    raise InputError(f"{path}: not valid JSON: {error}. Copy the file again.") from error
-  if not isinstance(content, dict):
-    raise InputError(f"{path}: must be a JSON object; got {type(content).__name__}.")
-  return content
+    config = tokenizer_config.merged(files)
+    tokenizer_config.check(config, backend)
+    tokenizer_config.add_tokens(backend, config, files[tokenizer_config.ADDED])
+    names = tokenizer_config.named_tokens(config)
+    known = {name: text for name, text in names.items() if backend.token_to_id(text) is not None}
+    for name in sorted(names.keys() - known.keys()):
+      logging.warning(
+        "%s: its %s %r is not in the vocabulary, and is taken for none.",
+        *(directory, name, names[name]),
+      )
+    ids = {role: backend.token_to_id(known.get(f"{role}_token", "")) for role in _ROLES}
+    _set_frame(directory, backend, config, ids)
+    return TokenizerDirectory(
+      backend=backend,
+      ids=ids,
+      names=known,
+      chat_templates=_chat_templates(directory, config),
+      max_length=_max_length(config),
+    )
+  except InputError as error:
+    raise InputError(f"{directory}: {error}") from error
 
 
-def special_id(
-  directory: epath.Path, backend: tokenizers.Tokenizer, config: Mapping[str, Any], role: str
-) -> int | None:
-  """The id of a role's token, such as "eos"; None if the config names none or an unknown one.
+def _set_frame(
+  directory: epath.Path,
+  backend: tokenizers.Tokenizer,
+  config: Mapping[str, Any],
+  ids: Mapping[str, int | None],
+) -> None:
+  """Lets `add_bos_token` and `add_eos_token` do what the post-processor does not.
+
+  Where both put something around a text, or the flag is false, the post-processor decides: so
+  does transformers 5. Where it puts nothing, transformers 5 takes no notice of the flag, but
+  transformers 4 and the converter to GGUF follow it, and so do we.
+  """
+  frame = read_frame(backend)
+  wanted = dict[str, tuple[int, ...]]()
+  for role, side, found in (("bos", "prefix", frame.prefix), ("eos", "suffix", frame.suffix)):
+    flag, token = config.get(f"add_{role}_token"), ids[role]
+    if flag and token is None:
+      raise InputError(f"add_{role}_token is true, but no {role}_token is in the vocabulary.")
+    if flag and not found:
+      wanted[side] = (token,) if token is not None else ()
+    elif flag is False and found:
+      logging.warning(
+        "%s: add_%s_token is false in %s, but the post_processor of tokenizer.json puts %s there; "
+        "the post_processor decides.",
+        *(directory, role, tokenizer_config.FILE, [backend.id_to_token(i) for i in found]),
+      )
+  if wanted:
+    set_frame(backend, Frame(**(frame._asdict() | wanted)))
+
+
+def _chat_templates(directory: epath.Path, config: Mapping[str, Any]) -> dict[str, str]:
+  """Chat templates by name: those of files of their own, else those of the config.
 
   Raises:
-    InputError: if the config names it by something other than text.
+    InputError: if one is not text.
   """
-  token = config.get(f"{role}_token")
-  text = token.get("content") if isinstance(token, dict) else token
-  if text is not None and not _is_text(text):
-    raise InputError(f"{directory}: {role}_token must be text; got {token!r}.")
-  return None if text is None else backend.token_to_id(text)
-
-
-def _is_text(value: Any) -> bool:
-  """Whether a JSON value is text that UTF-8 can hold: without halves of surrogate pairs."""
-  return isinstance(value, str) and value == value.encode("utf-8", "ignore").decode()
-
-
-def chat_template(directory: epath.Path, config: Mapping[str, Any]) -> str | None:
-  """The chat template, of chat_template.jinja or the config; None without one.
-
-  Raises:
-    InputError: if it is not text.
-  """
-  path = directory / "chat_template.jinja"
-  if path.exists():
-    return read_text(path)
+  paths = {}
+  if (directory / "chat_template.jinja").exists():
+    paths["default"] = directory / "chat_template.jinja"
+  folder = directory / "additional_chat_templates"
+  if folder.is_dir():
+    found = sorted(path for path in folder.iterdir() if path.suffix == ".jinja")
+    paths |= {path.name.removesuffix(".jinja"): path for path in found}
+  if paths:
+    return {name: read_text(path) for name, path in paths.items()}
   template = config.get("chat_template")
   if isinstance(template, list):
-    named = [entry for entry in template if isinstance(entry, dict)]
-    template = next((e.get("template") for e in named if e.get("name") == "default"), None)
-  if template is not None and not _is_text(template):
-    raise InputError(f"chat_template must be text, or a list of named ones; got {template!r}.")
+    named = [entry if isinstance(entry, dict) else {} for entry in template]
+    template = {entry.get("name"): entry.get("template") for entry in named}
+  elif not isinstance(template, dict):
+    template = {} if template is None else {"default": template}
+  for name, text in template.items():
+    if not (tokenizer_config.is_text(name) and tokenizer_config.is_text(text)):
+      raise InputError(f"chat_template must be text, or texts by name; got {text!r} as {name!r}.")
   return template
 
 
-def max_length(config: Mapping[str, Any]) -> int | None:
+def _max_length(config: Mapping[str, Any]) -> int | None:
   """The positions the model was made for; None if the config does not say.
 
   Raises:
     InputError: if it is not a positive number.
   """
-  length = config.get("model_max_length")
+  length = config.get("model_max_length", config.get("max_len"))
   if length is None:
     return None
   if isinstance(length, bool) or not isinstance(length, int | float) or not length > 0:

@@ -134,7 +134,7 @@ def entropy_edges(vocab_size: int) -> np.ndarray:
 def make_sums(
   statistics: Callable[..., dict[str, jax.Array]], vocab_size: int
 ) -> Callable[..., dict[str, jax.Array]]:
-  """Returns `(params, teacher_params, batch, token_bytes, context) -> sums over its tokens`.
+  """Returns `(params, teacher_params, batch, context) -> sums over its tokens`.
 
   Args:
     statistics: from `make_token_statistics` or `make_chunk_statistics`.
@@ -142,7 +142,7 @@ def make_sums(
   """
   edges = jnp.asarray(entropy_edges(vocab_size)[1:-1])
 
-  def sums(params, teacher_params, batch: AnyBatch, token_bytes: jax.Array, context: Context):
+  def sums(params, teacher_params, batch: AnyBatch, context: Context):
     stats = statistics(params, teacher_params, batch, context)
     student, teacher, mask = places_of(batch)
 
@@ -159,7 +159,6 @@ def make_sums(
       "places": total(jnp.ones(mask.shape)),
       "tokens": jnp.sum(student.mask, dtype=jnp.float32),
       "teacher_tokens": jnp.sum(teacher.mask, dtype=jnp.float32),
-      "bytes": jnp.sum(token_bytes[student.labels].astype(jnp.float32), where=student.mask),
       **{name: total(stats[name]) for name in (*MEASURED, "student_entropy", "teacher_entropy")},
       "bin_count": binned(jnp.ones(mask.shape)),
       **{f"bin_{name}": binned(stats[name]) for name in BINNED},
@@ -173,6 +172,7 @@ def evaluate(
   batches: Iterable[AnyBatch],
   *,
   vocab_size: int,
+  num_bytes: int,
 ) -> dict[str, Any]:
   """Averages over all held-out tokens.
 
@@ -183,6 +183,7 @@ def evaluate(
     sums: `batch -> sums`, from `make_sums` with everything else bound.
     batches: the held-out batches, placed on the devices.
     vocab_size: entries of the teacher's vocabulary.
+    num_bytes: bytes of text that the batches' targets stand for.
 
   Returns:
     {"tokens", "student": {...}, "teacher": {...}, "entropy_bins": {...}}, see docs/files.md.
@@ -199,7 +200,7 @@ def evaluate(
     return {
       "cross_entropy": nats,
       "perplexity": math.exp(min(nats, 700)),
-      "bits_per_byte": cross_entropy / math.log(2) / max(total["bytes"], 1),
+      "bits_per_byte": cross_entropy / math.log(2) / max(num_bytes, 1),
       "forward_kl": kl / places,
       "agreement": agreement / places,
       "entropy": entropy / places,

@@ -40,7 +40,6 @@ class Programs:
     self._options = run.compiler_options or None
     self._sums = jax.jit(run.sums(), compiler_options=self._options)
     self._statistics = jax.jit(run.statistics(), compiler_options=self._options)
-    self._token_bytes = sharding.place(run.tokenizer.token_bytes(), sharding.replicated(run.mesh))
     self._held_out: list[AnyBatch] | None = None
     self._objective = jax.jit(run.objective(), compiler_options=self._options)
 
@@ -82,7 +81,7 @@ class Programs:
       rows = pipeline.held_out_batches(
         self.run.rows,
         batch_size=self.run.held_out_batch,
-        max_tokens=self.run.held_out_rows * self.run.rows.seq_len,
+        max_tokens=self._held_out_tokens(),
         part=sharding.process_rows(self.run.mesh, self.run.held_out_batch),
       )
       self._held_out = [sharding.place_batch(batch, self.run.mesh) for batch in rows]
@@ -122,12 +121,19 @@ class Programs:
       return sums(batch)
 
     vocab_size = self.run.teacher_tokenizer.vocab_size
-    return evaluation.evaluate(checked, self._taught(self.held_out()), vocab_size=vocab_size)
+    return evaluation.evaluate(
+      *(checked, self._taught(self.held_out())),
+      vocab_size=vocab_size,
+      num_bytes=pipeline.held_out_bytes(self.run.rows, max_tokens=self._held_out_tokens()),
+    )
+
+  def _held_out_tokens(self) -> int:
+    return self.run.held_out_rows * self.run.rows.seq_len
 
   def _sums_of(self, state: TrainState) -> Callable[[AnyBatch], dict[str, jax.Array]]:
     arguments = (state.params["student"], self.teacher_params)
     context = self.run.context(state.step, state.method_state)
-    return lambda batch: self._sums(*arguments, batch, self._token_bytes, context)
+    return lambda batch: self._sums(*arguments, batch, context)
 
   def objective(self, params: Any, state: TrainState) -> float:
     """The method's own loss of `params`, averaged over the held-out tokens (or chunks), at a
@@ -161,7 +167,7 @@ class Programs:
       else pair.student_generation.learnt_ends(tokenizer)
     )
     room = model.config.max_seq_len - run.sample_tokens
-    prompts = [tokenizer.encode(prompt)[:room] for prompt in run.prompts]
+    prompts = [tokenizer.encode_prompt(prompt)[:room] for prompt in run.prompts]
     ids = generate(
       *(model, params, prompts),
       max_new_tokens=run.sample_tokens,
@@ -169,7 +175,7 @@ class Programs:
       eos_id=ends,
       vocab_size=tokenizer.vocab_size,
     )
-    return [tokenizer.decode(continuation) for continuation in ids]
+    return list(map(tokenizer.decode_continuation, prompts, ids))
 
 
 def count_parameters(params: Any) -> int:

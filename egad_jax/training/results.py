@@ -6,6 +6,7 @@ by the same command.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,8 @@ import jax
 import numpy as np
 
 from egad_jax import processes
-from egad_jax.data.batches import PairedBatch
+from egad_jax.data.batches import Batch, PairedBatch
+from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.models.export import export_student
 from egad_jax.training import workdir as files
 from egad_jax.training.evaluation import places_of
@@ -73,9 +75,14 @@ def _write_passage(programs: Programs, workdir: Workdir, state: TrainState) -> N
   if isinstance(batch, PairedBatch):
     owner = processes.fetch(batch.student_chunks)[row] - 1
   places = np.flatnonzero(mask[row])[:PASSAGE_TOKENS]
+  shown = np.isin(owner, places)
+  texts = label_texts(
+    programs.run.tokenizer,
+    jax.tree.map(lambda field: field[row, : len(shown) - int(np.argmax(shown[::-1]))], student),
+  )
   tokens = [
     {
-      "text": programs.run.tokenizer.decode(student.labels[row, owner == i].tolist()),
+      "text": "".join(itertools.compress(texts, owner[: len(texts)] == i)),
       "entropy": float(stats["teacher_entropy"][row, i]),
       "position": float(stats["position"][row, i]),
       "weight": float(stats["weight"][row, i]),
@@ -85,6 +92,20 @@ def _write_passage(programs: Programs, workdir: Workdir, state: TrainState) -> N
     for i in places
   ]
   workdir.write_json(files.PASSAGE, {"step": int(state.step), "tokens": tokens})
+
+
+def label_texts(tokenizer: Tokenizer, row: Batch) -> list[str]:
+  """The text of the token that follows each of a row, in the context of its segment."""
+  texts = [""] * len(row.tokens)
+  for segment in range(1, int(row.segment_ids.max()) + 1):
+    places = np.flatnonzero(row.segment_ids == segment)
+    first, last = int(places[0]), int(places[-1])
+    # A label that does not count is left out of `labels`, but it is context.
+    ids = [*row.tokens[first : last + 1].tolist(), int(row.labels[last])]
+    if not row.mask[last]:
+      ids.pop()
+    texts[first : first + len(ids) - 1] = tokenizer.token_texts(ids)[1:]
+  return texts
 
 
 def _summary(

@@ -243,7 +243,7 @@ class Run:
     return self._taught(self._statistics_of)
 
   def sums(self) -> Any:
-    """`(params, teacher_params, batch, token_bytes, context) -> sums` of an evaluation."""
+    """`(params, teacher_params, batch, context) -> sums` of an evaluation."""
     vocab_size = self.teacher_tokenizer.vocab_size
     return self._taught(lambda t: evaluation.make_sums(self._statistics_of(t), vocab_size))
 

@@ -112,7 +112,7 @@ def test_each_side_ends_documents_in_its_own_way(
   small_corpus, tokenizer, teacher_tokenizer, tmp_path
 ):
   teacher = copy.copy(teacher_tokenizer)
-  teacher.document_end_id = 7
+  teacher.end_ids = (7,)
   rows = paired_packing.prepare_paired_rows(
     small_corpus, tokenizer, teacher, seq_len=512, directory=tmp_path
   )

@@ -176,7 +176,7 @@ def _remove_eos(directory):
 @pytest.mark.parametrize(
   ("damage", "message"),
   [
-    (_break_json, "not a readable tokenizer"),
+    (_break_json, "not valid JSON"),
     (_break_config, "not valid JSON"),
     (_remove_json, "no tokenizer.json"),
     (_remove_eos, "eos_token"),

@@ -337,7 +337,6 @@ def test_one_tokenizer_for_both_is_vanilla_kd():
   head = functools.partial(aligned_head, student_vocab_size=vocab, teacher_vocab_size=vocab)
   chunk_objective = make_aligned_objective(**both, chunk_loss=x_token.chunk_loss, make_head=head)
   token_objective = make_objective(**both, method=vanilla, make_head=distillation_head)
-  token_bytes = jnp.arange(vocab)
   sums = [
     evaluation.make_sums(statistics, vocab)
     for statistics in (
@@ -354,7 +353,7 @@ def test_one_tokenizer_for_both_is_vanilla_kd():
     @jit
     def program():
       value = jax.value_and_grad(lambda p: objective(p, other, batch, context)[0])(params)
-      return value, sums(params["student"], other, batch, token_bytes, context)
+      return value, sums(params["student"], other, batch, context)
 
     return program()
 
@@ -373,13 +372,13 @@ def test_an_evaluation_is_per_token_of_each_model_and_over_the_same_bytes():
     head=make_head(evaluation.evaluation_row_loss(METHOD.chunk_loss)),
   )
   sums = jit(evaluation.make_sums(statistics, TEACHER_VOCAB))
-  token_bytes = np.arange(STUDENT_VOCAB, dtype=np.int32)
+  size = 1234
   result = evaluation.evaluate(
-    lambda part: sums(student_params(), teacher_params(), part, token_bytes, context),
+    lambda part: sums(student_params(), teacher_params(), part, context),
     [batch, batch],
     vocab_size=TEACHER_VOCAB,
+    num_bytes=size,
   )
-  size = 2 * token_bytes[batch.student.labels][batch.student.mask].sum()
   for who, config, params, side, vocab in (
     ("student", STUDENT, student_params(), batch.student, STUDENT_VOCAB),
     ("teacher", TEACHER, teacher_params(), batch.teacher, TEACHER_VOCAB),
