@@ -6,7 +6,6 @@ import os
 from typing import Any, cast
 
 import jax
-import optax
 from etils import epath
 
 from egad_jax.build.attention import check_attention
@@ -26,7 +25,12 @@ from egad_jax.errors import InputError
 from egad_jax.losses.method import Method
 from egad_jax.models import llama
 from egad_jax.training.guard import Spikes
-from egad_jax.training.optimizers import OptimizerOptions, make_optimizer, make_schedule
+from egad_jax.training.optimizers import (
+  OptimizerOptions,
+  make_optimizer,
+  make_progress,
+  make_schedule,
+)
 from egad_jax.training.profiling import Window
 from egad_jax.training.run import Intervals, Pair, Run
 from egad_jax.training.storage import is_local
@@ -134,7 +138,7 @@ def _assemble(
     teacher_on_host=config.teacher.placement == "host",
     tx=make_optimizer(options, learning_rate),
     learning_rate=learning_rate,
-    progress=optax.polynomial_schedule(c.start, c.end, c.power, config.steps),
+    progress=make_progress(c.start, c.end, c.power, config.steps),
     seed=config.seed,
     steps=config.steps,
     batch_size=config.batch_size,

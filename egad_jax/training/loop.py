@@ -93,7 +93,10 @@ class _Session:
     started = time.monotonic()
     with self.clock.section("evaluation"):
       result = self.programs.evaluate(state, check)
-    progress = float(self.run.progress(step)) if self.run.method.reads_progress else None
+    progress = None
+    if self.run.method.reads_progress:
+      # That of the step made last, as in its metrics; see `Run.context_after`.
+      progress = float(self.run.progress(max(step - 1, 0)))
     record = {"step": step, "seconds": self.clock.seconds(), "curriculum_progress": progress}
     self.evaluations.append(record | result)
     self.log.write_evaluation(step, result)
