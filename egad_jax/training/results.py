@@ -31,9 +31,12 @@ PASSAGE_TOKENS = 160
 
 def is_finished(workdir: Workdir, steps: int) -> bool:
   """Whether a run of so many steps has left everything it should."""
-  summary = workdir.read_json(files.SUMMARY)
-  complete = (workdir / REPORT).exists() and (workdir / files.EXPORT).exists()
-  return bool(summary) and summary["steps"] == steps and complete
+  try:
+    summary = workdir.read_json(files.SUMMARY)
+    used = summary["steps"] + summary["skipped_steps"]
+  except (ValueError, TypeError, KeyError):  # None, damaged, or of something else: made again.
+    return False
+  return used == steps and (workdir / REPORT).exists() and (workdir / files.EXPORT).exists()
 
 
 def samples_before(programs: Programs, workdir: Workdir, state: TrainState) -> None:
