@@ -59,7 +59,7 @@ def main() -> int:
   try:
     # One that is refused alone would leave the others waiting.
     processes.together(lambda: build.validate(config))
-    _train(config, WORKDIR.value, early)
+    train(config, WORKDIR.value, early, force=FORCE.value)
   except preemption.Preempted:
     return preemption.PREEMPTED
   except (FloatingPointError, CheckpointError) as error:
@@ -74,7 +74,14 @@ def main() -> int:
   return 0
 
 
-def _train(config: ml_collections.ConfigDict, path: str, early: preemption.Preemption) -> None:
+def train(
+  config: ml_collections.ConfigDict, path: str, early: preemption.Preemption, *, force: bool = False
+) -> None:
+  """Runs or resumes a config that `build.validate` has accepted, and writes its results.
+
+  Raises:
+    InputError: an input is bad, or the workdir is not of this run.
+  """
   from egad_jax import build, processes
   from egad_jax.training import identity, loop, results
   from egad_jax.training.restoring import steps_of
@@ -82,11 +89,11 @@ def _train(config: ml_collections.ConfigDict, path: str, early: preemption.Preem
 
   values = build.plain(config)
   same = {f"config.{key}": value for key, value in flat(values).items()}
-  same |= {"--workdir": path, "--force": FORCE.value, **identity.code_fingerprints()}
+  same |= {"--workdir": path, "--force": force, **identity.code_fingerprints()}
   processes.require_equal(same)
   open_workdir = lambda: Workdir(path, writes=processes.is_first())
   with processes.together(open_workdir, first_alone=True) as workdir:
-    changed = processes.together(lambda: workdir.check_config(values, force=FORCE.value))
+    changed = processes.together(lambda: workdir.check_config(values, force=force))
     if results.is_finished(workdir, config.steps):
       if changed:
         raise InputError(
@@ -100,7 +107,7 @@ def _train(config: ml_collections.ConfigDict, path: str, early: preemption.Preem
     starts = not steps_of(workdir / CHECKPOINTS)
     found = identity.fingerprints(run, starts=starts)
     processes.require_equal(found)
-    record = processes.together(lambda: identity.check(workdir, values, found, force=FORCE.value))
+    record = processes.together(lambda: identity.check(workdir, values, found, force=force))
     processes.together(lambda: workdir.require_space(run.disk_bytes()))
     identity.store(workdir, record)
     workdir.store_config(values)

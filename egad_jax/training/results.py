@@ -6,7 +6,7 @@ by the same command.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import numpy as np
 from egad_jax import processes
 from egad_jax.data.batches import PairedBatch
 from egad_jax.models.export import export_student
+from egad_jax.training import identity
 from egad_jax.training import workdir as files
 from egad_jax.training.evaluation import places_of
 from egad_jax.training.lines import read_lines
@@ -54,11 +55,23 @@ def samples_before(programs: Programs, workdir: Workdir, state: TrainState) -> N
 
 
 def _samples_after(programs: Programs, workdir: Workdir, state: TrainState) -> Any:
-  samples = workdir.read_json(files.SAMPLES)
-  if samples:
-    after = programs.continuations(state)
-    samples = [s | {"after": a} for s, a in zip(samples, after, strict=True)]
-    workdir.write_json(files.SAMPLES, samples)
+  """Completes samples.json; a prompt that came later has no continuation from before training."""
+  run = programs.run
+  if not run.sample_tokens or not run.prompts:
+    return None
+  stored = {sample["prompt"]: sample for sample in workdir.read_json(files.SAMPLES) or []}
+  new = [prompt for prompt in run.prompts if prompt not in stored]
+  after = programs.continuations(state)
+  if processes.any_of_them(bool(new)):
+    # For all, since all take the same length.
+    teacher = programs.continuations(None)
+  else:
+    teacher = [stored[prompt]["teacher"] for prompt in run.prompts]
+  samples = [
+    {"prompt": prompt, "teacher": t, "before": stored.get(prompt, {}).get("before"), "after": a}
+    for prompt, t, a in zip(run.prompts, teacher, after, strict=True)
+  ]
+  workdir.write_json(files.SAMPLES, samples)
   return samples
 
 
@@ -88,7 +101,11 @@ def _write_passage(programs: Programs, workdir: Workdir, state: TrainState) -> N
 
 
 def _summary(
-  programs: Programs, workdir: Workdir, tokens: int, seconds: Mapping[str, float]
+  programs: Programs,
+  workdir: Workdir,
+  skipped: int,
+  tokens: int,
+  seconds: Mapping[str, float],
 ) -> dict[str, Any]:
   run = programs.run
   evaluations = read_lines(workdir / files.EVALUATIONS)
@@ -101,7 +118,8 @@ def _summary(
 
   return {
     "method": run.method_name,
-    "steps": run.steps,
+    "steps": run.steps - skipped,
+    "skipped_steps": skipped,
     "tokens": tokens,
     "seconds": sum(seconds.values()),
     "seed": run.seed,
@@ -110,6 +128,7 @@ def _summary(
     "student_after": measured(evaluations[-1]["student"], student),
     "export": str(workdir / files.EXPORT),
     "goodput": dict(seconds),
+    "changes": [change._asdict() for change in identity.read_changes(workdir.path)],
   }
 
 
@@ -139,7 +158,7 @@ def finish(
   state: TrainState,
   *,
   tokens: int,
-  seconds: Mapping[str, float],
+  seconds: Callable[[], Mapping[str, float]],
 ) -> dict[str, Any]:
   """Writes everything that a finished run leaves; returns the summary.
 
@@ -148,7 +167,7 @@ def finish(
     workdir: of the run.
     state: the last.
     tokens: target tokens in all.
-    seconds: of each section of `goodput`, over all starts.
+    seconds: of each section of `goodput`, over all starts until it is called.
   """
   samples = _samples_after(programs, workdir, state)
   _write_passage(programs, workdir, state)
@@ -158,8 +177,9 @@ def finish(
     return whole if workdir.writes else None
 
   params = jax.tree.map(to_host, state.params["student"])
+  skipped = int(processes.fetch(state.guard.skipped))
   if workdir.writes:
-    summary = _summary(programs, workdir, tokens, seconds)
+    summary = _summary(programs, workdir, skipped, tokens, seconds())
     export(
       *(programs.run, params, workdir / files.EXPORT),
       summary=summary,
@@ -177,5 +197,6 @@ def print_whereabouts(workdir: Workdir) -> None:
   for sample in (workdir.read_json(files.SAMPLES) or [])[:1]:
     print(f"\nPrompt:  {sample['prompt']}")
     for who in ("before", "after", "teacher"):
-      print(f"{who.capitalize() + ':':8} {' '.join(sample[who].split())}")
+      if sample[who] is not None:
+        print(f"{who.capitalize() + ':':8} {' '.join(sample[who].split())}")
   print(f"\nReport:  {workdir / REPORT}\nStudent: {workdir / files.EXPORT}")
