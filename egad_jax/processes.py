@@ -172,7 +172,7 @@ def first_difference(values: Sequence[Mapping[str, Any]]) -> str:
   missing = object()
   show = lambda value: "missing" if value is missing else repr(value)[:_SHOWN]
   for index, others in enumerate(values):
-    for name in sorted(values[0] | others):
+    for name in sorted({*values[0], *others}):
       first, other = values[0].get(name, missing), others.get(name, missing)
       if first != other:
         return (

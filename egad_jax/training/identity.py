@@ -49,6 +49,8 @@ INPUTS = {
   "data": "the documents (config.data.source)",
   "rows": "the packed rows",
 }
+# Without these a student's ids mean something else.
+TOKENIZERS = ("tokenizer", "teacher_tokenizer", "chat_template")
 # Other code may round differently; it is noted and does not stop a run.
 CODE = {"code": "the code of egad_jax", "versions": "the versions of libraries"}
 _NAMES = INPUTS | CODE

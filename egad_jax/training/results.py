@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from egad_jax import processes
 from egad_jax.data.batches import PairedBatch
@@ -24,6 +25,7 @@ from egad_jax.training.programs import Programs, count_parameters
 from egad_jax.training.report import write_report
 from egad_jax.training.run import Run
 from egad_jax.training.step import TrainState
+from egad_jax.training.storage import read_json
 from egad_jax.training.workdir import Workdir
 
 REPORT = "report.html"
@@ -129,6 +131,30 @@ def _summary(
     "export": str(workdir / files.EXPORT),
     "goodput": dict(seconds),
     "changes": [change._asdict() for change in identity.read_changes(workdir.path)],
+  }
+
+
+def summary_of(run: Run, workdir: epath.Path, state: TrainState) -> dict[str, Any]:
+  """What is known of a checkpoint: the run's summary if it is of that very step, else the counts.
+
+  What was measured holds for the last step alone; of another one nothing is claimed.
+
+  Args:
+    run: from the config of the workdir.
+    workdir: of the run.
+    state: restored.
+  """
+  step, skipped = int(state.step), int(state.guard.skipped)
+  summary = read_json(workdir / files.SUMMARY)
+  if summary and summary["steps"] + summary["skipped_steps"] == step:
+    return summary
+  changes = [change._asdict() for change in identity.read_changes(workdir) if change.step < step]
+  return {
+    "method": run.method_name,
+    "steps": step - skipped,
+    "skipped_steps": skipped,
+    "seed": run.seed,
+    "changes": changes,
   }
 
 
