@@ -92,9 +92,11 @@ def get_config() -> ml_collections.ConfigDict:
   # cost 0.7 % of forward KL where it was measured (README, "What was measured").
   config.curriculum = curriculum = ml_collections.ConfigDict()
   curriculum.kind = "uniform"  # uniform (off), linear, window, competence or exponential.
-  curriculum.start = 0.25  # Progress phi at step 0: 0 is all focus on low entropy, 1 on high.
+  # Progress phi at the first step: 0 is all focus on low entropy, 1 on high.
+  curriculum.start = 0.25
   curriculum.end = 0.75  # phi at the last step.
-  curriculum.power = 1.0  # phi = start + (end - start) * (step / steps) ** power.
+  # phi = start + (end - start) * x ** power; x rises evenly from 0 (first step) to 1 (last step).
+  curriculum.power = 1.0
   curriculum.width = 0.5  # window: share of the tokens inside it.
   curriculum.competence = 0.1  # competence: share of the tokens used at phi = 0.
   curriculum.strength = 2.0  # exponential: log ratio of the extreme weights at phi = 1.
@@ -133,9 +135,9 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.optimizer = optimizer = ml_collections.ConfigDict()  # AdamW.
   optimizer.learning_rate = 1e-4  # Peak.
-  optimizer.warmup_steps = 50  # Linear rise from 0.
+  optimizer.warmup_steps = 50  # Linear rise; the last of these steps has the peak. 0: none.
   optimizer.schedule = "cosine"  # Then: cosine, linear or constant.
-  optimizer.final_fraction = 0.1  # Last learning rate over the peak.
+  optimizer.final_fraction = 0.1  # Learning rate of the last step over the peak; not if constant.
   optimizer.weight_decay = 0.01  # Decoupled, not on norm scales.
   optimizer.beta1 = 0.9
   optimizer.beta2 = 0.95

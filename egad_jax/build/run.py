@@ -6,7 +6,6 @@ import pathlib
 from typing import Any, cast
 
 import jax
-import optax
 from etils import epath
 
 from egad_jax import paths
@@ -15,6 +14,7 @@ from egad_jax.build.meshes import eval_batch, make_meshes
 from egad_jax.build.methods import make_method
 from egad_jax.build.models import make_pair
 from egad_jax.build.planned import planned_projection, planned_vocabularies
+from egad_jax.build.prompts import check_prompts
 from egad_jax.build.tokenizers import X_TOKEN, make_tokenizers
 from egad_jax.build.validation import compiler_options, validate
 from egad_jax.build.values import RANDOM, TRAIN, Config
@@ -27,7 +27,12 @@ from egad_jax.errors import InputError
 from egad_jax.losses.method import Method
 from egad_jax.models import llama
 from egad_jax.training.guard import Spikes
-from egad_jax.training.optimizers import OptimizerOptions, make_optimizer, make_schedule
+from egad_jax.training.optimizers import (
+  OptimizerOptions,
+  make_optimizer,
+  make_progress,
+  make_schedule,
+)
 from egad_jax.training.profiling import Window
 from egad_jax.training.run import Intervals, Pair, Run
 from egad_jax.training.storage import is_local
@@ -105,6 +110,7 @@ def build(config: Config, workdir: epath.PathLike, *, devices: Any = None) -> Ru
     method = make_method(config)
     pair = make_pair(config, *tokenizers, method=method, meshes=meshes)
     rows = prepare_rows(corpus, tokenizers[0], **to_rows)
+  check_prompts(config, pair, tokenizers)
   # What cannot be exported is refused before it is trained.
   llama.config_to_hf(pair.student.config, bos_id=None, eos_id=None, pad_id=None, dtype="float32")
   return _assemble(config, method, pair, tokenizers, rows, meshes)
@@ -163,7 +169,7 @@ def _assemble(
     teacher_on_host=config.teacher.placement == "host",
     tx=make_optimizer(options, learning_rate),
     learning_rate=learning_rate,
-    progress=optax.polynomial_schedule(c.start, c.end, c.power, config.steps),
+    progress=make_progress(c.start, c.end, c.power, config.steps),
     seed=config.seed,
     steps=config.steps,
     batch_size=config.batch_size,

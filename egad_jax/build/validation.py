@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -34,21 +35,22 @@ _POSITIVE += (
   "guard.half_life",
   "guard.max_skipped",
   "profile.steps",
+  "curriculum.power",
 )
 _NOT_NEGATIVE = ("student.layers", "data.max_bad_records", "loss.ce_weight")
 _NOT_NEGATIVE += ("loss.chunk_size", "branch.weight", "distribution.fill_batches")
 _NOT_NEGATIVE += ("optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm")
 _NOT_NEGATIVE += ("checkpoint.every_steps", "checkpoint.every_seconds", "eval.every_steps")
 _NOT_NEGATIVE += ("eval.batch_size", "eval.sample_tokens", "student.dim", "student.num_heads")
-_NOT_NEGATIVE += ("student.num_kv_heads", "student.mlp_dim", "curriculum.power")
+_NOT_NEGATIVE += ("student.num_kv_heads", "student.mlp_dim")
 _NOT_NEGATIVE += ("guard.spike_sigmas",)
 _NOT_NEGATIVE += ("watchdog.step_seconds", "watchdog.other_seconds", "profile.start_step")
 _NOT_NEGATIVE += ("teacher.mesh.devices",)
 _SHARES = ("curriculum.start", "curriculum.end", "optimizer.final_fraction")
-# Each states what is valid, so that NaN never is.
+# Each states what is valid, so that NaN never is, and infinity is only where it means something.
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
-  (_POSITIVE, lambda x: x > 0, "be positive"),
-  (_NOT_NEGATIVE, lambda x: x >= 0, "not be negative"),
+  (_POSITIVE, lambda x: 0 < x < math.inf, "be positive"),
+  (_NOT_NEGATIVE, lambda x: 0 <= x < math.inf, "not be negative"),
   (_SHARES, lambda x: 0 <= x <= 1, "be between 0 and 1"),
   # JAX and grain take no other; JAX would take the rest of a division by 2**32.
   (("seed",), lambda x: 0 <= x < 2**32, "be at least 0 and below 2**32"),
@@ -90,6 +92,12 @@ def validate(config: Config) -> None:
     raise InputError(
       f"config.accumulation ({config.accumulation}) must divide config.batch_size "
       f"({config.batch_size})."
+    )
+  if config.optimizer.warmup_steps >= config.steps:
+    raise InputError(
+      f"config.optimizer.warmup_steps ({config.optimizer.warmup_steps}) must be below config.steps "
+      f"({config.steps}), or the learning rate never comes to its peak and its end; use a shorter "
+      "warm-up (0: none) or more steps."
     )
   make_method(config)
   compiler_options(config)

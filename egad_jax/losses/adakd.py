@@ -139,7 +139,7 @@ def adakd_loss(
     labels: int, shape [...], already aligned: the token that the logits at its place predict.
     mask: bool, shape [...], true at tokens that count; logits may be NaN elsewhere.
     state: of the controller: `FocusState.init()`, then what the last call returned.
-    elapsed: share of the training that is done, in [0, 1], a scalar.
+    elapsed: how far along the training the next call's step is, in [0, 1], a scalar.
     divergence: a key of `DIVERGENCES`.
     divergence_options: its hyper-parameters.
     ce_weight: of the cross-entropy, averaged over all tokens.

@@ -78,14 +78,14 @@ def update_focus(
 
   L < L_ref (1 - tolerance): r <- max(minimum_ratio, r (1 - step)) and L_ref <- L;
   L > L_ref (1 + tolerance): r <- min(1, r (1 + step)) and L_ref <- L; between them nothing
-  changes. During warm-up, its last step (elapsed = warmup) included, r = 1 and L_ref <- L, so that
-  afterwards L_ref is the running loss at its end. The first loss starts L, as in the code: from 0
-  the running loss would rise whatever happens.
+  changes. As long as the next step is in the warm-up (elapsed <= warmup), r = 1 and L_ref <- L, so
+  that afterwards L_ref is the running loss at its end. The first loss starts L, as in the code:
+  from 0 the running loss would rise whatever happens.
 
   Args:
     state: before the step.
     loss: mean loss of the tokens that were distilled, >= 0, a scalar. Detached.
-    elapsed: share of the training that was done before this step, in [0, 1], a scalar.
+    elapsed: how far along the training the next step is, in [0, 1], a scalar.
     focus: the options.
 
   Returns:

@@ -35,7 +35,8 @@ class Context(NamedTuple):
   Attributes:
     state: as it was at the start of the step.
     progress: of the curriculum, phi in [0, 1], scalar float32.
-    elapsed: share of the training that is done, in [0, 1], scalar float32.
+    elapsed: how far along the training the step is: 0 at the first step, 1 at the last. Scalar
+      float32.
   """
 
   state: State
@@ -82,7 +83,8 @@ class Method(NamedTuple):
     observe: (state, stats {name: [...]}, mask [...]) -> state. Adds the tokens of a global batch
       to the running distributions; also fills them before the first step.
     update: (state, stats, mask, elapsed) -> state. Once a step, with the stats of all tokens of
-      the global batch: `observe`, and whatever else the method controls.
+      the global batch: `observe`, and whatever else the method controls. `elapsed` is that of the
+      step that follows, for which it decides.
     init_params: (key, *, student_dim, teacher_dim, num_taps) -> params of the method's own, {} if
       it has none.
     feature_loss: (params, student_taps [taps, batch, seq, Ds], teacher_taps

@@ -120,7 +120,8 @@ def relation_graph_loss(
     student_features: hidden states, float, shape [..., nodes, Ds].
     teacher_features: hidden states, float, shape [..., nodes, Dt]. Detached.
     mask: bool, shape [..., nodes], true at valid nodes; features may be NaN elsewhere.
-    elapsed: share of the training that is done, in [0, 1], a scalar; sets the contextual tau.
+    elapsed: how far along the training the step is, 0 at the first and 1 at the last, a scalar;
+      sets the contextual tau.
     projected_student_features: float, shape [..., nodes, Dt], for the contextual term; may be left
       out when Ds = Dt (the features themselves then) or the term has weight 0.
     options: the graph and its weights; its `nodes` is not read.

@@ -83,7 +83,8 @@ def update_interpolation(
   Args:
     state: before the step.
     loss: the step's mean distillation loss, a scalar. Detached.
-    elapsed: share of the training that was done before this step, in [0, 1], a scalar.
+    elapsed: how far along the training the next step is, in [0, 1], a scalar: with 1 for the last
+      step, that one's target has the share `end`.
     interpolation: the options.
 
   Returns:
@@ -186,7 +187,7 @@ def taid_loss(
     mask: bool, shape [...], true at tokens that count; logits may be NaN elsewhere.
     state: of the schedule: `InterpolationState.init(interpolation)`, then what the last call
       returned.
-    elapsed: share of the training that is done, in [0, 1], a scalar.
+    elapsed: how far along the training the next call's step is, in [0, 1], a scalar.
     temperature: of target and student, > 0.
     ce_weight: of the cross-entropy.
     interpolation: how t rises.

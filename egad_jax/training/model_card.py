@@ -10,7 +10,7 @@ import jinja2
 import yaml
 
 from egad_jax.models.license import License
-from egad_jax.training.report import digits, duration, flatten, magnitude
+from egad_jax.training.report import changes, digits, duration, flatten, magnitude
 
 MAX_SAMPLES = 3
 # What shaped the student; the rest of a config says where and how fast it ran.
@@ -53,7 +53,8 @@ def write_model_card(
   """Returns the text of the model card, Markdown with YAML front matter.
 
   Args:
-    summary: content of summary.json; null or absent measurements are shown as "not measured".
+    summary: content of summary.json. Measurements that are absent are shown as "not measured",
+      those that are null, since they were not finite, as "n/a".
     config: content of config.json. Absolute paths are shown by their last part only, since a card
       is made to be published.
     teacher_name: the teacher as a reader would look it up. It becomes `base_model` only if it has
@@ -82,6 +83,7 @@ def write_model_card(
     license=teacher_license,
     license_text=None if teacher_license is None else teacher_license.name or teacher_license[0],
     settings=_settings(config),
+    changes=changes(summary),
     samples=list(samples or [])[:MAX_SAMPLES],
   )
   # Decoded text may hold lone surrogates, which UTF-8 cannot carry.
@@ -123,9 +125,12 @@ def _public(value: str) -> str:
   return re.sub(absolute, r'"\1"', value)
 
 
-def _measured(key: str, value: float | int | None) -> str:
-  if value is None:
+def _measured(key: str, model: Mapping[str, Any]) -> str:
+  if key not in model:
     return "not measured"
+  value = model[key]
+  if value is None:
+    return "n/a"
   return f"{100 * value:.1f} %" if key == "agreement" else digits(value)
 
 

@@ -1,11 +1,13 @@
-"""The optimizer and the schedules of a run, from optax."""
+"""The optimizer of a run, from optax, and the schedules that go by its steps."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -15,9 +17,9 @@ class OptimizerOptions:
 
   Attributes:
     learning_rate: peak value.
-    warmup_steps: steps of linear rise from 0.
+    warmup_steps: steps of linear rise, the last of which has the peak; fewer than the run has.
     schedule: "cosine", "linear" or "constant" after the warm-up.
-    final_fraction: the last step's learning rate as a fraction of the peak.
+    final_fraction: the last step's learning rate as a fraction of the peak, but for "constant".
     weight_decay: decoupled, on everything but norm scales.
     beta1: decay of the first moment.
     beta2: decay of the second moment.
@@ -36,24 +38,81 @@ class OptimizerOptions:
   clip_norm: float
 
 
+def position_in_run(step: jax.typing.ArrayLike, num_steps: int) -> jax.Array:
+  """How far along a run a step is: 0 at the first step, 1 at the last one and beyond.
+
+  The only step of a run of one is its last.
+
+  Args:
+    step: steps made before it.
+    num_steps: of the whole run.
+
+  >>> [float(position_in_run(step, 5)) for step in (0, 1, 4, 5)], float(position_in_run(0, 1))
+  ([0.0, 0.25, 1.0, 1.0], 1.0)
+  """
+  if num_steps <= 1:
+    return jnp.float32(1)
+  return jnp.clip(jnp.asarray(step, jnp.float32) / (num_steps - 1), 0, 1)
+
+
+def _between(first: float, last: float, share: jax.Array) -> jax.Array:
+  # Exactly `first` at share 0 and exactly `last` at 1, which first + (last - first) * share is not.
+  return first * (1 - share) + last * share
+
+
+def make_progress(start: float, end: float, power: float, num_steps: int) -> optax.Schedule:
+  """Progress phi of the curriculum as a function of the steps made before.
+
+  phi = start + (end - start) * x^power, with x the `position_in_run`: start at the first step, end
+  at the last.
+
+  >>> [float(make_progress(0.25, 0.75, 2.0, 5)(step)) for step in (0, 2, 4)]
+  [0.25, 0.375, 0.75]
+  """
+  return lambda step: _between(start, end, position_in_run(step, num_steps) ** power)
+
+
 def make_schedule(options: OptimizerOptions, num_steps: int) -> optax.Schedule:
-  """Learning rate as a function of the number of updates made so far.
+  """Learning rate as a function of the steps made before, skipped ones included.
+
+  Step number n of N has peak * n / warmup_steps as long as n <= warmup_steps. Without a warm-up the
+  first step has the peak. The last one has peak * final_fraction, unless the schedule is constant.
 
   >>> options = OptimizerOptions(1.0, 2, "linear", 0.5, 0, 0.9, 0.95, 1e-8, 1.0)
-  >>> [round(float(make_schedule(options, 6)(step)), 3) for step in (0, 1, 2, 4, 6)]
-  [0.0, 0.5, 1.0, 0.75, 0.5]
+  >>> [float(make_schedule(options, 6)(step)) for step in range(6)]
+  [0.5, 1.0, 0.875, 0.75, 0.625, 0.5]
   """
   peak, final = options.learning_rate, options.learning_rate * options.final_fraction
-  rest = max(1, num_steps - options.warmup_steps)
-  decay = {
-    "cosine": lambda: optax.cosine_decay_schedule(peak, rest, alpha=options.final_fraction),
-    "linear": lambda: optax.linear_schedule(peak, final, rest),
-    "constant": lambda: optax.constant_schedule(peak),
-  }[options.schedule]()
-  if options.warmup_steps == 0:
-    return decay
-  warmup = optax.linear_schedule(0.0, peak, options.warmup_steps)
-  return optax.join_schedules([warmup, decay], [options.warmup_steps])
+  # The number of the step that has the peak.
+  top = max(1, options.warmup_steps)
+  decay: Callable[[jax.Array], jax.Array] = {
+    "cosine": lambda x: (1 - jnp.cos(jnp.pi * x)) / 2,
+    "linear": lambda x: x,
+    "constant": jnp.zeros_like,
+  }[options.schedule]
+
+  def learning_rate(step: jax.typing.ArrayLike) -> jax.Array:
+    step = jnp.asarray(step, jnp.float32)
+    rise = jnp.minimum((step + 1) / top, 1)
+    share = decay(position_in_run(jnp.maximum(step - (top - 1), 0), num_steps - (top - 1)))
+    return _between(peak, final, share) * rise
+
+  return learning_rate
+
+
+def scale_by_step(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+  """Turns a direction into an update: times minus the learning rate of the `step` given to it.
+
+  optax's own schedules count the updates that were made. A run in which steps are skipped would
+  then end before its learning rate does.
+  """
+
+  def update(updates: Any, state: Any, params: Any = None, *, step: jax.Array, **_: Any) -> Any:
+    del params
+    rate = schedule(step)
+    return jax.tree.map(lambda u: -rate.astype(u.dtype) * u, updates), state
+
+  return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
 def is_decayed(params: Any) -> Any:
@@ -67,16 +126,11 @@ def is_decayed(params: Any) -> Any:
 def make_optimizer(
   options: OptimizerOptions, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-  """Clipping by global norm, then AdamW on `schedule`."""
+  """Clipping by global norm, then AdamW; `update` takes `step=`, the steps made before."""
   clip = optax.clip_by_global_norm(options.clip_norm) if options.clip_norm else optax.identity()
   return optax.chain(
     clip,
-    optax.adamw(
-      schedule,
-      b1=options.beta1,
-      b2=options.beta2,
-      eps=options.epsilon,
-      weight_decay=options.weight_decay,
-      mask=is_decayed,
-    ),
+    optax.scale_by_adam(b1=options.beta1, b2=options.beta2, eps=options.epsilon),
+    optax.add_decayed_weights(options.weight_decay, mask=is_decayed),
+    scale_by_step(schedule),
   )

@@ -132,7 +132,7 @@ class Programs:
 
   def _sums_of(self, state: TrainState) -> Callable[[AnyBatch], dict[str, jax.Array]]:
     arguments = (state.params["student"], self.teacher_params)
-    context = self.run.context(state.step, state.method_state)
+    context = self.run.context_after(state)
     return lambda batch: self._sums(*arguments, batch, context)
 
   def objective(self, params: Any, state: TrainState) -> float:
@@ -141,7 +141,7 @@ class Programs:
 
     Students of different steps are compared at one context: the objective moves with it.
     """
-    context = self.run.context(state.step, state.method_state)
+    context = self.run.context_after(state)
     total = count = 0.0
     for batch in self._taught(self.held_out()):
       loss, outcome = self._objective(params, self.teacher_params, batch, context)
@@ -150,7 +150,7 @@ class Programs:
 
   def statistics(self, state: TrainState, batch: AnyBatch) -> dict[str, jax.Array]:
     """Statistics [batch, seq] of the tokens, or chunks, of a batch."""
-    context = self.run.context(state.step, state.method_state)
+    context = self.run.context_after(state)
     (taught,) = self._taught([batch])
     return self._statistics(state.params["student"], self.teacher_params, taught, context)
 
@@ -166,8 +166,7 @@ class Programs:
       if state is None
       else pair.student_generation.learnt_ends(tokenizer)
     )
-    room = model.config.max_seq_len - run.sample_tokens
-    prompts = [tokenizer.encode_prompt(prompt)[:room] for prompt in run.prompts]
+    prompts = [tokenizer.encode_prompt(prompt) for prompt in run.prompts]
     ids = generate(
       *(model, params, prompts),
       max_new_tokens=run.sample_tokens,

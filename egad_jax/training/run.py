@@ -30,6 +30,7 @@ from egad_jax.training.aligned import (
 )
 from egad_jax.training.guard import Guard, Spikes
 from egad_jax.training.objective import Objective, make_objective
+from egad_jax.training.optimizers import position_in_run
 from egad_jax.training.profiling import Window
 from egad_jax.training.step import TrainState, TrainStep, make_train_step
 from egad_jax.training.teachers import (
@@ -104,7 +105,7 @@ class Run:
     teacher_on_host: whether the matrices of the teacher's layers lie in host memory.
     tx: the optimizer.
     learning_rate: schedule inside `tx`.
-    progress: schedule of the curriculum, step -> phi.
+    progress: schedule of the curriculum, steps made before -> phi.
     seed: of initial values and data order.
     steps: updates in all.
     batch_size: rows per update, over all processes.
@@ -379,7 +380,15 @@ class Run:
     size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
     return (self.keep + self.keep_best + 1) * size(state) + size(state.params["student"])
 
-  def context(self, step: jax.Array, method_state: State) -> Context:
-    """What the method reads during a step."""
+  def context(self, step: jax.typing.ArrayLike, method_state: State) -> Context:
+    """What the method reads during the step that follows `step` others."""
     progress = jnp.asarray(self.progress(step), jnp.float32)
-    return Context(method_state, progress, jnp.float32(step / self.steps))
+    return Context(method_state, progress, position_in_run(step, self.steps))
+
+  def context_after(self, state: TrainState) -> Context:
+    """What the method reads when a state is evaluated: that of the step made last.
+
+    So an evaluation and the train metrics of one step have the same phi. Before training it is
+    that of the first step.
+    """
+    return self.context(jnp.maximum(state.step - 1, 0), state.method_state)

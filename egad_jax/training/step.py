@@ -89,17 +89,20 @@ def make_train_step(
   The loss is the method's sum over the tokens of the whole batch, divided once by their number, so
   micro-batches, chunks and shards change nothing but rounding. An update whose loss or gradient is
   not finite, or a spike, is skipped: parameters, optimizer and method keep their state bit for bit,
-  the metric "skipped" is 1, and the learning rate goes by the updates made.
+  the metric "skipped" is 1. The step counts all the same: learning rate and curriculum go by the
+  steps, so that they end where the config says however many were skipped.
 
   Args:
     objective: the summed loss, from `make_objective`.
     method: whose state is kept.
-    tx: the optimizer.
+    tx: the optimizer; told the steps made before as `step`, if it takes more than optax's do.
     learning_rate: the schedule inside `tx`, for the metrics.
     context: (step, method state) -> what the method reads during that step.
     accumulation: micro-batches per update; must divide the rows of the batch.
     spikes: which finite steps are skipped; None for none.
   """
+
+  tx = optax.with_extra_args_support(tx)
 
   def accumulated(params: Params, teacher_params: Params, batch: AnyBatch, context: Context):
     gradient = jax.grad(objective, has_aux=True)
@@ -117,16 +120,18 @@ def make_train_step(
 
   def train_step(state: TrainState, teacher_params: Params, batch: AnyBatch):
     now = context(state.step, state.method_state)
+    # What a method decides at the end of a step is for the one that follows.
+    following = context(state.step + 1, state.method_state).elapsed
     grads, (loss, stats, metrics, mask) = accumulated(state.params, teacher_params, batch, now)
     tokens = jnp.sum(mask, dtype=jnp.float32)
     count = jnp.maximum(tokens, 1)
     grads = jax.tree.map(lambda g: g / count, grads)
     grad_norm = optax.tree.norm(grads)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
     updated = state._replace(
       params=optax.apply_updates(state.params, updates),
       opt_state=opt_state,
-      method_state=method.update(state.method_state, stats, mask, now.elapsed),
+      method_state=method.update(state.method_state, stats, mask, following),
     )
     judged = jnp.stack([loss / count, grad_norm])
     verdict = state.guard.judge(judged, spikes)
@@ -136,7 +141,7 @@ def make_train_step(
     one = jnp.float32(1)
     scalars = {
       "grad_norm": grad_norm,
-      "learning_rate": learning_rate(state.step - state.guard.skipped),
+      "learning_rate": learning_rate(state.step),
       **_guard_metrics(verdict, guard),
       **({"curriculum_progress": now.progress} if method.reads_progress else {}),
       **method.metrics(state.method_state),

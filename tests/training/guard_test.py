@@ -17,6 +17,7 @@ from egad_jax.losses.method import Context
 from egad_jax.models.model import make_model
 from egad_jax.training.guard import STD_FLOOR, WARM_UP, Guard, Spikes
 from egad_jax.training.objective import Outcome, make_objective
+from egad_jax.training.optimizers import position_in_run, scale_by_step
 from egad_jax.training.step import TrainState, make_train_step
 from egad_jax.training.teachers import colocated_teacher
 from tests.training import step_test
@@ -26,7 +27,7 @@ ROWS, SEQ = 4, 3
 SPIKES = Spikes(sigmas=6.0, half_life=30.0)
 METHOD = make_vanilla_kd()
 SCHEDULE = optax.linear_schedule(0.1, 0.0, 1000)
-TX = optax.adam(SCHEDULE)
+TX = optax.chain(optax.scale_by_adam(), scale_by_step(SCHEDULE))
 STATS = ("distillation_loss", "cross_entropy", "teacher_entropy", "student_entropy")
 STATS += ("temperature", "weight", "hard")
 # What a batch does to the step below; `slope` moves the gradient of w alone, `root` breaks that of
@@ -47,14 +48,14 @@ def objective(params, knobs, batch, context):
   return loss, Outcome(loss, dict.fromkeys(STATS, errors), {}, batch.mask)
 
 
-def make_step(**options):
+def make_step(method=METHOD, context=None, **options):
   return jax.jit(
     make_train_step(
       objective=objective,
-      method=METHOD,
+      method=method,
       tx=TX,
       learning_rate=SCHEDULE,
-      context=lambda step, state: Context(state, jnp.float32(0.5), step / 100),
+      context=context or (lambda step, state: Context(state, jnp.float32(0.5), step / 100)),
       **options,
     ),
     compiler_options=FAST_COMPILE,
@@ -139,11 +140,37 @@ def test_skipped_steps_in_a_row_are_counted(plain):
   assert [int(state.guard.skipped) for state, _ in history] == [0, 0, 1, 2, 3, 3, 4, 4]
 
 
-def test_the_learning_rate_logged_is_the_one_of_the_update(plain):
+def test_a_skipped_step_takes_its_learning_rate_with_it(plain):
+  """The schedule goes by the steps, Adam's corrections by the updates made."""
   history = train(plain, initial_state(), 4, knobs={1: {"scale": np.nan}})
   rates = [mean(metrics, "learning_rate") for _, metrics in history]
-  np.testing.assert_allclose(rates, [SCHEDULE(n) for n in (0, 1, 1, 2)], rtol=1e-6)
-  assert int(history[-1][0].opt_state[1].count) == 3
+  np.testing.assert_allclose(rates, [SCHEDULE(n) for n in (0, 1, 2, 3)], rtol=1e-6)
+  (before, _), (after, _) = history[1:3]
+  assert int(after.opt_state[0].count) == 2
+  adam, correct = after.opt_state[0], optax.tree.bias_correction
+  first, second = correct(adam.mu, 0.9, 2), correct(adam.nu, 0.999, 2)
+  jax.tree.map(
+    lambda old, new, m, v: np.testing.assert_allclose(
+      new - old, -SCHEDULE(2) * m / (np.sqrt(v) + 1e-8), rtol=1e-4
+    ),
+    *(before.params, after.params, first, second),
+  )
+
+
+def test_a_method_decides_for_the_step_that_follows():
+  """So a schedule kept in a method's state ends at the last step, not one after it."""
+  method = METHOD._replace(update=lambda state, stats, mask, elapsed: state._replace(own=elapsed))
+  used = []
+
+  def context(step, state):
+    return Context(state, jnp.float32(0.5), position_in_run(step, 4))
+
+  step, state = make_step(method, context), initial_state()
+  state = state._replace(method_state=state.method_state._replace(own=jnp.float32(0)))
+  for i in range(4):
+    used.append(float(state.method_state.own))
+    state, _ = step(state, CLEAN, batch_of(i))
+  np.testing.assert_allclose(used, [0, 1 / 3, 2 / 3, 1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("knobs", [{"slope": 1e3}, {"scale": 1e3}])
@@ -238,7 +265,7 @@ def test_accepted_steps_are_those_of_a_step_without_a_guard(plain, guarded):
     grads, outcome = jax.grad(objective, has_aux=True)(state.params, knobs, batch, context)
     count = jnp.maximum(jnp.sum(outcome.mask, dtype=jnp.float32), 1)
     grads = jax.tree.map(lambda g: g / count, grads)
-    updates, opt_state = TX.update(grads, state.opt_state, state.params)
+    updates, opt_state = TX.update(grads, state.opt_state, state.params, step=state.step)
     moved = METHOD.update(state.method_state, outcome.stats, outcome.mask, context.elapsed)
     new = (optax.apply_updates(state.params, updates), opt_state, moved)
     old = (state.params, state.opt_state, state.method_state)
@@ -249,7 +276,7 @@ def test_accepted_steps_are_those_of_a_step_without_a_guard(plain, guarded):
   state = initial_state()
   histories = [train(step, state, 30) for step in (plain, guarded)]
   for i, ((by_plain, metrics), (by_guarded, _)) in enumerate(zip(*histories, strict=True)):
-    state, loss = reference(state, CLEAN, batch_of(i))
+    state, loss = reference(state._replace(step=jnp.int32(i)), CLEAN, batch_of(i))
     assert float(metrics["loss"][0]) == float(loss)
     for actual in (by_plain, by_guarded):
       assert_same_bits(actual._replace(step=state.step, guard=state.guard), state)

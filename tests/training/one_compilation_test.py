@@ -40,7 +40,7 @@ def texts(tmp_path_factory):
 
 
 def _train(texts, directory):
-  """(times that each program was compiled, lines of the log) of a run from start to end."""
+  """Of a whole run: times that each program was compiled, lines of the log, and evaluations."""
   times: dict[str, int] = collections.Counter()
 
   def listen(event, _, *, fun_name="", **__):
@@ -55,8 +55,8 @@ def _train(texts, directory):
       loop.train(made, workdir)
   finally:
     jax.monitoring.unregister_event_duration_listener(listen)
-  lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-  return times, lines
+  read = lambda name: [json.loads(line) for line in (directory / name).read_text().splitlines()]
+  return times, read("metrics.jsonl"), read("evaluations.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def whole(texts, tmp_path_factory):
 
 
 def test_each_program_of_a_run_is_compiled_once(whole):
-  times, lines = whole
+  times, lines, _ = whole
   assert len(lines) == STEPS
   programs = ("init_state", "fill", "train_step", "sums", "statistics")
   assert {name: times[name] for name in programs} == dict.fromkeys(programs, 1)
@@ -73,8 +73,22 @@ def test_each_program_of_a_run_is_compiled_once(whole):
 
 def test_the_one_program_follows_the_curriculum(whole):
   """A progress or step that is a constant of the program would need no second compilation."""
-  _, lines = whole
-  expected = 0.25 + 0.5 * np.arange(STEPS) / STEPS
-  np.testing.assert_allclose([line["curriculum_progress"] for line in lines], expected, atol=1e-6)
-  rates = [line["learning_rate"] for line in lines]
-  assert len(set(rates)) == STEPS
+  _, lines, _ = whole
+  phi = [line["curriculum_progress"] for line in lines]
+  np.testing.assert_allclose(phi, np.linspace(0.25, 0.75, STEPS), atol=1e-6)
+  assert (phi[0], phi[-1]) == (0.25, 0.75)
+
+
+def test_the_learning_rate_begins_and_ends_as_the_config_says(whole):
+  """Peak 0.003 after 2 steps of warm-up, a tenth of it at the last step."""
+  rates = np.array([line["learning_rate"] for line in whole[1]], np.float32)
+  assert (rates[[0, 1, -1]] == np.float32([0.0015, 0.003, 0.0003])).all()
+  assert (np.diff(rates[1:]) < 0).all()
+
+
+def test_an_evaluation_has_the_curriculum_of_its_step(whole):
+  _, lines, evaluations = whole
+  phi = {line["step"]: line["curriculum_progress"] for line in lines}
+  found = {line["step"]: line["curriculum_progress"] for line in evaluations}
+  expected = {0: phi[1], 2: phi[2], 4: phi[4], 6: phi[6]}
+  assert found == pytest.approx(expected, abs=1e-6)
