@@ -1,4 +1,6 @@
-"""Trains: `python launch/run.py --config=configs/tiny.py --workdir=runs/tiny`.
+"""Trains a student by distillation, or resumes its training.
+
+    python launch/run.py --config=configs/tiny.py --workdir=runs/tiny
 
 The same command again resumes; a finished run is a no-op. SIGTERM or SIGINT ends it with a
 checkpoint and code 75. Several processes join by flags or by what their launcher has set; see
@@ -20,9 +22,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import ml_collections
 from absl import flags
 
+from egad_jax import progress
 from egad_jax.errors import InputError
 from egad_jax.training import preemption
-from launch import command_line
+from launch import command_line, terminal
 
 CONFIG = command_line.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, made if missing.")
@@ -47,16 +50,19 @@ def main() -> int:
   early = preemption.Preemption()
   early.watch()
   # Late, so that --help and bad flags answer at once.
-  from egad_jax import build, processes
-  from egad_jax.training.checkpoints import CheckpointError
+  with progress.phase("importing JAX"):
+    from egad_jax import build, processes
+    from egad_jax.training.checkpoints import CheckpointError
 
   build.validate(config)
-  processes.join(ADDRESS.value, COUNT.value, INDEX.value, heartbeat_seconds=HEARTBEAT.value)
+  with progress.phase("looking for other processes of this run"):
+    processes.join(ADDRESS.value, COUNT.value, INDEX.value, heartbeat_seconds=HEARTBEAT.value)
   if processes.joined():
     early.share()
-  command_line.log_only_warnings_unless(processes.is_first())
+  if not processes.is_first():
+    terminal.show_only_warnings()
   try:
-    _train(config, WORKDIR.value, early)
+    command_line.print_result(_train(config, WORKDIR.value, early))
   except preemption.Preempted:
     return preemption.PREEMPTED
   except (FloatingPointError, CheckpointError) as error:
@@ -71,9 +77,10 @@ def main() -> int:
   return 0
 
 
-def _train(config: ml_collections.ConfigDict, path: str, early: preemption.Preemption) -> None:
+def _train(config: ml_collections.ConfigDict, path: str, early: preemption.Preemption) -> str:
+  """Trains to the end; returns what is to be told of that on stdout."""
   from egad_jax import build, processes
-  from egad_jax.training import loop, results
+  from egad_jax.training import loop, overview, results
   from egad_jax.training.workdir import Workdir
 
   values = build.plain(config)
@@ -81,15 +88,13 @@ def _train(config: ml_collections.ConfigDict, path: str, early: preemption.Preem
   with processes.together(open_workdir, first_alone=True) as workdir:
     processes.together(lambda: workdir.check_config(values, force=FORCE.value))
     if results.is_finished(workdir, config.steps):
-      if workdir.writes:
-        print(f"{workdir.path}: this run is finished; nothing to do.")
-      return
+      return f"{workdir.path}: this run is finished; nothing to do." if workdir.writes else ""
     run = processes.together(lambda: build.build(config, workdir.path), first_alone=True)
     processes.together(lambda: workdir.require_space(run.disk_bytes()))
     workdir.store_config(values)
+    overview.log(run, workdir)
     loop.train(run, workdir, early, started=_STARTED)
-    if workdir.writes:
-      results.print_whereabouts(workdir)
+    return results.whereabouts(workdir) if workdir.writes else ""
 
 
 if __name__ == "__main__":

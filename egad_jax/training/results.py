@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from egad_jax import processes
+from egad_jax import processes, progress
 from egad_jax.data.batches import PairedBatch
 from egad_jax.models.export import export_student
 from egad_jax.training import workdir as files
@@ -148,31 +148,37 @@ def finish(
     seconds: of each section of `goodput`, over all starts.
   """
   samples = _samples_after(programs, workdir, state)
-  _write_passage(programs, workdir, state)
+  with progress.phase("measuring a passage"):
+    _write_passage(programs, workdir, state)
 
   def to_host(x: jax.Array) -> Any:
     whole = processes.fetch(x)  # All take part; one keeps it.
     return whole if workdir.writes else None
 
-  params = jax.tree.map(to_host, state.params["student"])
+  with progress.phase("exporting the student"):
+    params = jax.tree.map(to_host, state.params["student"])
+    if workdir.writes:
+      summary = _summary(programs, workdir, tokens, seconds)
+      export(
+        *(programs.run, params, workdir / files.EXPORT),
+        summary=summary,
+        config=workdir.read_json(files.CONFIG),
+        samples=samples,
+      )
   if workdir.writes:
-    summary = _summary(programs, workdir, tokens, seconds)
-    export(
-      *(programs.run, params, workdir / files.EXPORT),
-      summary=summary,
-      config=workdir.read_json(files.CONFIG),
-      samples=samples,
-    )
     workdir.write_json(files.SUMMARY, summary)
-    write_report(workdir.path)
+    with progress.phase("drawing the report"):
+      write_report(workdir.path)
   processes.wait("results")
   return summary if workdir.writes else workdir.read_json(files.SUMMARY)
 
 
-def print_whereabouts(workdir: Workdir) -> None:
+def whereabouts(workdir: Workdir) -> str:
   """Tells a person where the results are, and shows one sample."""
+  lines = []
   for sample in (workdir.read_json(files.SAMPLES) or [])[:1]:
-    print(f"\nPrompt:  {sample['prompt']}")
+    lines.append(f"\nPrompt:  {sample['prompt']}")
     for who in ("before", "after", "teacher"):
-      print(f"{who.capitalize() + ':':8} {' '.join(sample[who].split())}")
-  print(f"\nReport:  {workdir / REPORT}\nStudent: {workdir / files.EXPORT}")
+      lines.append(f"{who.capitalize() + ':':8} {' '.join(sample[who].split())}")
+  lines.append(f"\nReport:  {workdir / REPORT}\nStudent: {workdir / files.EXPORT}")
+  return "\n".join(lines)
