@@ -33,11 +33,11 @@ class _ConfigFlag:
   """What `--config` and `--config.key=value` gave.
 
   Attributes:
-    name: the file as it was given, None if none was.
+    name: the file as it was given, "" if none was.
   """
 
   def __init__(self) -> None:
-    self.name: str | None = None
+    self.name: str = ""
 
 
 _config_flag = _ConfigFlag()
@@ -71,7 +71,7 @@ def config(flag: _ConfigFlag) -> ml_collections.ConfigDict:
   Raises:
     InputError: the flag is missing.
   """
-  if flag.name is None:
+  if not flag.name:
     raise InputError(
       f"--config is required: a file like configs/tiny.py, or a preset: "
       f"{', '.join(config_file.presets())}."

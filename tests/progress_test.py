@@ -36,13 +36,13 @@ def recorder():
 
 
 def test_phases_nest_and_end_with_their_errors(recorder):
-  with (
-    pytest.raises(ZeroDivisionError),
-    progress.phase("outer", 2, completed=1) as outer,
-    progress.phase("inner", is_told=False),
-  ):
-    outer.update(1, "rows")
-    _ = 1 / 0
+  def fail():
+    with progress.phase("outer", 2, completed=1) as outer, progress.phase("inner", is_told=False):
+      outer.update(1, "rows")
+      raise ArithmeticError
+
+  with pytest.raises(ArithmeticError):
+    fail()
   assert recorder.events == [
     ("begin", "outer", 2, 1, True),
     ("begin", "inner", None, 0, False),
