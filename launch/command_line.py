@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 
 import ml_collections
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from egad_jax import progress
@@ -88,11 +88,11 @@ def message(error: BaseException) -> str:
   return line if len(line) <= _MAX_MESSAGE else f"{line[:_MAX_MESSAGE]} [...]"
 
 
+def _asks_help(argv: list[str]) -> bool:
+  return any(word.startswith("-") and word.lstrip("-") in _HELP for word in argv[1:])
+
+
 def _parse(argv: list[str]) -> None:
-  if any(argument.lstrip("-") in _HELP for argument in argv[1:] if argument.startswith("-")):
-    _print_help()
-    sys.exit(0)
-  app.define_help_flags()
   try:
     argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
     rest = flags.FLAGS(_load_config(argv) if _CONFIG in flags.FLAGS else argv)
@@ -134,12 +134,12 @@ def _load_config(argv: list[str]) -> list[str]:
   return rest
 
 
-def _print_help() -> None:
+def _print_help(main: Callable[[], int | None]) -> None:
   """Prints what the command does, an example, and every flag of this project."""
-  doc = sys.modules["__main__"].__doc__ or ""
+  doc = sys.modules[main.__module__].__doc__ or ""
   print(f"{doc.strip()}\n\nFlags:")
   for module, found in flags.FLAGS.flags_by_module_dict().items():
-    if module.startswith(("absl.", "tensorflow", "jax")):
+    if module.startswith("absl."):
       continue
     for flag in sorted(found, key=lambda flag: flag.name):
       kind = "" if flag.boolean else f"={flag.flag_type().upper()}"
@@ -168,6 +168,9 @@ def run(main: Callable[[], int | None]) -> None:
   """
   program = os.path.basename(sys.argv[0])
   try:
+    if _asks_help(sys.argv):
+      _print_help(main)
+      sys.exit(0)
     with _closing:
       _closing.enter_context(terminal.opened())
       _parse(sys.argv)

@@ -16,8 +16,9 @@ import time
 import traceback
 
 _STARTED = time.monotonic()
-# So that `launch` and `configs` are found from any working directory.
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+if __name__ == "__main__":
+  # So that `launch` and `configs` are found from any working directory.
+  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import ml_collections
 from absl import flags
