@@ -28,6 +28,8 @@ TENSOR_AXIS = "tensor"
 
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
   ("batch", BATCH_AXES),
+  # Rows of the batch while columns are split over fsdp.
+  ("batch_copies", ("replica", "data")),
   ("seq", None),
   ("layers", None),
   ("vocab", "tensor"),

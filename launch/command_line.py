@@ -1,4 +1,4 @@
-"""How every command starts and ends: flags, one message for bad input, exit codes.
+"""How every command starts and ends: flags, help, one message for bad input, exit codes.
 
 0 done; 2 bad config, flag or input (one message, no traceback); 1 anything else. Commands but
 for training, which saves first, end at once by SIGINT, as other programs do.
@@ -6,35 +6,64 @@ for training, which saves first, end at once by SIGINT, as other programs do.
 
 from __future__ import annotations
 
+import contextlib
 import io
-import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable
 
-import absl.logging
 import ml_collections
-from absl import app, flags
-from etils import epath
+from absl import flags
 from ml_collections import config_flags
 
-from egad_jax import paths, streams
+from egad_jax import paths, progress, streams
 from egad_jax.errors import InputError
+from launch import config_file, terminal
+from launch.config_file import stored as stored_config
+
+__all__ = ["config", "define_config", "print_result", "required", "run", "stored_config"]
 
 BAD_INPUT = 2
 _OWN = ("egad_jax", "configs", "launch")
 # As of a program that SIGPIPE ends.
 _NOBODY_READS = 141
 _MAX_MESSAGE = 2000
+_CONFIG = "config"
+_HELP = ("help", "helpshort", "helpfull", "h", "?")
+# Closes the terminal before anything else is written.
+_closing = contextlib.ExitStack()
 
 
-def define_config() -> flags.FlagHolder:
-  """Defines `--config=FILE.py` with overrides `--config.a.b=value`."""
-  return config_flags.DEFINE_config_file(
-    "config", None, "Config file; --config.key=value overrides a key.", lock_config=True
+class _ConfigFlag:
+  """What `--config` and `--config.key=value` gave.
+
+  Attributes:
+    name: the file as it was given, "" if none was.
+  """
+
+  def __init__(self) -> None:
+    self.name: str = ""
+
+
+_config_flag = _ConfigFlag()
+
+
+def define_config(*, required: bool = True) -> _ConfigFlag:
+  """Defines `--config=FILE` with overrides `--config.a.b=value`.
+
+  Args:
+    required: whether the command needs one.
+  """
+  flags.DEFINE_string(
+    _CONFIG,
+    None,
+    "A preset by name (tiny, quickstart, ...), a Python file with get_config(), or a config as a "
+    ".yaml or .json file; --config.KEY=VALUE overrides a key, --print_config of run.py lists all."
+    if required
+    else "The config; the one that the run stored if not given.",
   )
+  return _config_flag
 
 
 def required(name: str, meaning: str) -> flags.FlagHolder:
@@ -60,118 +89,102 @@ def text(flag: flags.FlagHolder) -> str:
   return value
 
 
-def config(flag: flags.FlagHolder) -> ml_collections.ConfigDict:
+def config(flag: _ConfigFlag) -> ml_collections.ConfigDict:
   """The config of `define_config`, with its overrides.
 
   Raises:
-    InputError: the flag is missing or its file cannot be read.
+    InputError: the flag is missing.
   """
-  try:
-    if flag.value is not None:
-      # Of a missing or broken file ml_collections tells only when something in it is read.
-      flag.value.keys()
-      return flag.value
-  except (OSError, ImportError, SyntaxError, AttributeError, KeyError, ValueError) as error:
-    raise InputError(f"--config cannot be read: {_message(error)}") from error
-  raise InputError("--config is required: a file like configs/tiny.py.")
-
-
-def stored_config(path: epath.Path) -> ml_collections.ConfigDict:
-  """The config that a run stored, checked key by key against configs/default.py.
-
-  Raises:
-    InputError: the file is missing, is no config, or has other keys or values of other types.
-  """
-  from configs import default
-  from egad_jax.training import workdir
-
-  stored = workdir.read_config(path)
-  if stored is None:
-    raise InputError(f"{path}: no such file; expected the config of a run.")
-  config = default.get_config()
-  values, known = workdir.flat(stored), workdir.flat(config.to_dict())
-  differing = sorted(values.keys() ^ known.keys())
-  if differing:
+  if not flag.name:
     raise InputError(
-      f"{path} must have exactly the keys of configs/default.py; these are in one only: "
-      f"{', '.join(differing[:5])}. Restore the file, or use the version that made it."
+      f"--config is required: a file like configs/tiny.py, or a preset: "
+      f"{', '.join(config_file.presets())}."
     )
-  for key, value in values.items():
-    # JSON has no tuples.
-    value = tuple(value) if isinstance(value, list) else value
-    expected = type(known[key])
-    if expected is list:
-      expected = tuple
-    if not (
-      type(value) is expected or known[key] is None or (expected is float and _is_int(value))
-    ):
-      raise InputError(f"{path}: {key} must be of type {expected.__name__}; got {value!r}.")
-    try:
-      config.update_from_flattened_dict({key: value})
-    except TypeError as error:  # Of a key whose default is None and has a type all the same.
-      raise InputError(f"{path}: {_message(error)}") from error
-  return config
+  # An override may have replaced a whole group.
+  return config_file.checked("--config", flags.FLAGS[_CONFIG].value.to_dict())
 
 
-def _is_int(value: object) -> bool:
-  return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _message(error: BaseException) -> str:
-  # The str() of a KeyError is the repr of its message, and ml_collections wraps one in another.
-  text: object = error
-  while isinstance(text, BaseException) and text.args:
-    text = text.args[-1] if isinstance(text, OSError) and len(text.args) > 1 else text.args[0]
+def message(error: BaseException) -> str:
+  """An error's words in one line."""
   # Messages quote files: no control character of theirs may reach the terminal.
-  line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(text).split()))
+  words = " ".join(config_file.reason(error).split())
+  line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
   return line if len(line) <= _MAX_MESSAGE else f"{line[:_MAX_MESSAGE]} [...]"
 
 
+def _asks_help(argv: list[str]) -> bool:
+  return any(word.startswith("-") and word.lstrip("-") in _HELP for word in argv[1:])
+
+
 def _parse(argv: list[str]) -> None:
-  app.define_help_flags()
   try:
-    rest = flags.FLAGS(_with_home(argv))
-  except SystemExit:  # --help has printed; absl gives it code 1.
-    sys.exit(0)
+    argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
+    rest = flags.FLAGS(_load_config(argv) if _CONFIG in flags.FLAGS else argv)
+  except InputError:
+    raise
   except flags.Error as error:
-    raise InputError(_message(error)) from error
-  except (OSError, ImportError, SyntaxError) as error:
-    raise InputError(f"--config cannot be read: {_message(error)}") from error
+    raise InputError(message(error)) from error
   # ml_collections reports a misspelt or mistyped key by raising from the flag's setter.
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise InputError(
-      f"--config has no such key, or not of that type: {_message(error)} --print_config lists all."
+      f"--config has no such key, or not of that type: {message(error)} --print_config lists all."
     ) from error
   if rest[1:]:
     raise InputError(f"unexpected arguments {rest[1:]}; every argument is a flag, --name=value.")
 
 
-def _with_home(argv: list[str]) -> list[str]:
-  """The arguments with `~` in --config=~/FILE replaced, which the shell leaves as it is."""
-  name = re.compile("--?config=(?=~)")
-  return [
-    found[0] + paths.expand(argument[found.end() :], "--config")
-    if (found := name.match(argument))
-    else argument
-    for argument in argv
-  ]
+def _load_config(argv: list[str]) -> list[str]:
+  """Loads the file of `--config`, makes flags of its keys, and returns the other arguments."""
+  rest, name, overrides = argv[:1], None, False
+  words = iter(argv[1:])
+  for word in words:
+    flag, separator, value = word.partition("=")
+    if word == "--":
+      rest += [word, *words]
+    elif flag in ("--config", "-config"):
+      name = value if separator else next(words, "")
+      # The shell leaves ~ as it is after a `=`.
+      name = paths.expand(name, "--config") if name.startswith("~") else name
+    else:
+      overrides |= flag.lstrip("-").removeprefix("no").startswith("config.")
+      rest.append(word)
+  if name is None and not overrides:
+    return rest
+  if name is None:
+    config(_config_flag)
+  _config_flag.name = name
+  with progress.phase(f"reading {name}"):
+    loaded = config_file.load(str(name))
+  delattr(flags.FLAGS, _CONFIG)
+  config_flags.DEFINE_config_dict(_CONFIG, loaded, "The config.", sys_argv=rest)
+  return rest
 
 
-def _log_to_stderr() -> None:
-  """This project's messages from INFO on; other libraries' (absl's users) only from WARNING on."""
-  absl.logging.set_verbosity(absl.logging.WARNING)
-  handler = logging.StreamHandler()
-  handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-  logger = logging.getLogger("egad_jax")
-  logger.addHandler(handler)
-  logger.setLevel(logging.INFO)
-  logger.propagate = False
+def _print_help(main: Callable[[], int | None]) -> None:
+  """Prints what the command does, an example, and every flag of this project."""
+  doc = sys.modules[main.__module__].__doc__ or ""
+  print(f"{doc.strip()}\n\nFlags:")
+  for module, found in flags.FLAGS.flags_by_module_dict().items():
+    if module.startswith("absl."):
+      continue
+    for flag in sorted(found, key=lambda flag: flag.name):
+      kind = "" if flag.boolean else f"={flag.flag_type().upper()}"
+      needed = " (required)" if _is_required(flag) else ""
+      default = "" if flag.default is None or flag.boolean else f" Default: {flag.default}."
+      print(f"  --{flag.name}{kind}{needed}")
+      print(flags.text_wrap(f"{flag.help}{default}", 100, "      "))
 
 
-def log_only_warnings_unless(first: bool) -> None:
-  """What all processes of a run would say alike, the first one says."""
-  if not first:
-    logging.getLogger("egad_jax").setLevel(logging.WARNING)
+def _is_required(flag: flags.Flag) -> bool:
+  """Whether a flag must be given."""
+  return any("must have a value" in validator.message for validator in flag.validators)
+
+
+def print_result(text: str) -> None:
+  """Writes a result to stdout, when nothing moves on the terminal any more."""
+  _closing.close()
+  if text:
+    print(text)
 
 
 def _escape_what_stdout_cannot_write() -> None:
@@ -220,9 +233,13 @@ def _with_packages(main: Callable[[], int | None]) -> int:
 
 def _run(main: Callable[[], int | None], program: str) -> int:
   try:
-    _parse(sys.argv)
-    _log_to_stderr()
-    return _with_packages(main)
+    if _asks_help(sys.argv):
+      _print_help(main)
+      sys.exit(0)
+    with _closing:
+      _closing.enter_context(terminal.opened())
+      _parse(sys.argv)
+      return _with_packages(main)
   except InputError as error:
-    print(f"{program}: {_message(error)}", file=sys.stderr)
+    print(f"{program}: {message(error)}", file=sys.stderr)
     return BAD_INPUT

@@ -8,8 +8,9 @@ from __future__ import annotations
 import pathlib
 import sys
 
-# So that `launch` and `configs` are found from any working directory.
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+if __name__ == "__main__":
+  # So that `launch` and `configs` are found from any working directory.
+  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import launch
 

@@ -1,4 +1,6 @@
-"""Plans a run: `python launch/plan.py --config=FILE --topology=v5e:16x16`.
+"""Plans a run: whether it fits some TPUs, and how long a step takes there at best.
+
+    python launch/plan.py --config=configs/qwen3_8b_to_0_6b_v5e.py --topology=v5e:4x4
 
 Compiles the train step for that slice of TPUs on any CPU, without weights, tokenizer or data.
 Exit code 3 when it does not fit; the report is whole all the same, but for its times.
@@ -7,21 +9,21 @@ Exit code 3 when it does not fit; the report is whole all the same, but for its 
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import sys
 
-# So that `launch` and `configs` are found from any working directory.
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+if __name__ == "__main__":
+  # So that `launch` and `configs` are found from any working directory.
+  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import launch
 
 launch.require_environment()
 
 from absl import flags
-from ml_collections import config_flags
 
-from launch import accelerators, command_line
+from egad_jax import progress
+from launch import accelerators, command_line, config_file
 
 CONFIG = command_line.define_config()
 TOPOLOGY = command_line.required("topology", "CHIP:SHAPE, such as v5e:16x16 or v5p:2x4x4.")
@@ -40,36 +42,30 @@ def main() -> int:
   from egad_jax.planning.environment import prepare_environment
 
   prepare_environment(TOPOLOGY.value)
-  accelerators.import_jax()
-  from rich.console import Console
-
-  from egad_jax import build
-  from egad_jax.planning import report
-  from egad_jax.planning.plan import Plan, devices_of, plan
-  from egad_jax.planning.search import search
+  with progress.phase("importing JAX"):
+    accelerators.import_jax()
+    from egad_jax import build
+    from egad_jax.planning import report
+    from egad_jax.planning.plan import Plan, devices_of, plan
+    from egad_jax.planning.search import search
 
   slice_ = topology(TOPOLOGY.value)
   build.validate(config)
-  devices = devices_of(slice_)
+  with progress.phase(f"loading the compiler for {slice_.name}"):
+    devices = devices_of(slice_)
 
   def make_plan(name: str, changed: build.Config) -> Plan:
-    return plan(build.plan_run(changed, devices), slice_, config=name)
+    with progress.phase(f"planning {name} on {slice_.name}"):
+      return plan(build.plan_run(changed, devices), slice_, config=name)
 
-  console = Console(width=None if sys.stdout.isatty() else 120)
   if SEARCH.value:
     plans = search(config, make_plan)
-    if JSON.value:
-      print(json.dumps([found.as_json() for found in plans]))
-    else:
-      report.print_search(plans, console)
+    text = json.dumps([found.as_json() for found in plans]) if JSON.value else ""
+    command_line.print_result(text or report.search_text(plans))
     return 0 if any(found.fits for found in plans) else DOES_NOT_FIT
-  found = make_plan(
-    os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])), config
-  )
-  if JSON.value:
-    print(json.dumps(found.as_json()))
-  else:
-    report.print_plan(found, console)
+  found = make_plan(config_file.find(CONFIG.name).name, config)
+  text = json.dumps(found.as_json()) if JSON.value else report.plan_text(found)
+  command_line.print_result(text)
   return 0 if found.fits else DOES_NOT_FIT
 
 

@@ -1,4 +1,6 @@
-"""Trains: `python launch/run.py --config=configs/tiny.py --workdir=runs/tiny`.
+"""Trains a student by distillation, or resumes its training.
+
+    python launch/run.py --config=configs/tiny.py --workdir=runs/tiny
 
 The same command again resumes; a finished run is a no-op. SIGTERM, SIGINT or SIGHUP ends it with a
 checkpoint and code 75. Several processes join by flags or by what their launcher has set; see
@@ -17,8 +19,9 @@ from typing import TYPE_CHECKING
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STARTED = time.monotonic()
-# So that `launch` and `configs` are found from any working directory.
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+if __name__ == "__main__":
+  # So that `launch` and `configs` are found from any working directory.
+  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import launch
 
@@ -27,10 +30,10 @@ launch.require_environment()
 import ml_collections
 from absl import flags
 
-from egad_jax import streams
+from egad_jax import progress, streams
 from egad_jax.errors import InputError
 from egad_jax.training import preemption
-from launch import accelerators, command_line
+from launch import accelerators, command_line, terminal
 
 if TYPE_CHECKING:
   from egad_jax.training.workdir import Workdir
@@ -60,25 +63,28 @@ def main() -> int:
   early = preemption.Preemption()
   early.watch()
   # Late, so that --help and bad flags answer at once.
-  accelerators.import_jax()
-  from egad_jax import build, object_store, processes
-  from egad_jax.training.checkpoints import CheckpointError
+  with progress.phase("importing JAX"):
+    accelerators.import_jax()
+    from egad_jax import build, object_store, processes
+    from egad_jax.training.checkpoints import CheckpointError
 
   object_store.require(WORKDIR.value, "--workdir")
   try:
-    processes.join(ADDRESS.value, COUNT.value, INDEX.value, heartbeat_seconds=HEARTBEAT.value)
+    with progress.phase("looking for other processes of this run"):
+      processes.join(ADDRESS.value, COUNT.value, INDEX.value, heartbeat_seconds=HEARTBEAT.value)
   except processes.JoinError as error:
     print(f"run.py: {error}", file=sys.stderr)
     return 1
   if processes.joined():
     early.share()
   accelerators.require_devices()
-  command_line.log_only_warnings_unless(processes.is_first())
+  if not processes.is_first():
+    terminal.show_only_warnings()
   streams.outlive_stdout()
   try:
     # One that is refused alone would leave the others waiting.
     processes.together(lambda: build.validate(config))
-    train(config, WORKDIR.value, early, force=FORCE.value)
+    command_line.print_result(train(config, WORKDIR.value, early, force=FORCE.value))
   except preemption.Preempted:
     return preemption.PREEMPTED
   except (FloatingPointError, CheckpointError) as error:
@@ -111,14 +117,17 @@ def _full_disk(error: Exception) -> str:
 
 def train(
   config: ml_collections.ConfigDict, path: str, early: preemption.Preemption, *, force: bool = False
-) -> None:
+) -> str:
   """Runs or resumes a config that `build.validate` has accepted, and writes its results.
+
+  Returns:
+    What is to be told of it on stdout.
 
   Raises:
     InputError: an input is bad, or the workdir is not of this run.
   """
   from egad_jax import build, processes
-  from egad_jax.training import identity, loop, results
+  from egad_jax.training import identity, loop, overview, results
   from egad_jax.training.restoring import steps_of
   from egad_jax.training.watchdog import Limits, Watchdog
   from egad_jax.training.workdir import CHECKPOINTS, Workdir, flat
@@ -141,9 +150,7 @@ def train(
           f"--workdir {workdir.path} holds a finished run, which --force cannot change any more "
           f"({', '.join(changed)}); use another workdir, or raise config.steps to train it further."
         )
-      if workdir.writes:
-        print(f"{workdir.path}: this run is finished; nothing to do.")
-      return
+      return f"{workdir.path}: this run is finished; nothing to do." if workdir.writes else ""
     processes.together(lambda: _require_untouched(config, workdir))
     make = watchdog.prepare(lambda: build.build(config, workdir.path), alone=alone)
     run = processes.together(make, first_alone=True)
@@ -154,9 +161,9 @@ def train(
     processes.together(lambda: workdir.require_space(run.disk_bytes()))
     identity.store(workdir, record)
     workdir.store_config(values)
+    overview.log(run, workdir)
     loop.train(run, workdir, early, started=_STARTED, watchdog=watchdog)
-    if workdir.writes:
-      results.print_whereabouts(workdir)
+    return results.whereabouts(workdir) if workdir.writes else ""
 
 
 def _require_untouched(config: ml_collections.ConfigDict, workdir: Workdir) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import socket
@@ -305,3 +306,21 @@ def test_where_everything_of_the_tiny_config_lies():
   assert table(state.params["student"]) == STUDENT
   assert table(state.params["method"]) == {"kernel": ()}
   assert table(state.opt_state) == OPTIMIZER
+
+
+def test_the_embedding_is_looked_up_without_gathering_the_batch(capfd):
+  """The compiler says when it can only gather everything everywhere: `Involuntary`."""
+  mesh = mesh_of(data=2, fsdp=2, tensor=2)
+  shape = dataclasses.replace(architecture("tiny"), num_layers=1)
+  model = make_model(shape, constrain=sharding.constrain(mesh))
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  placed = sharding.parameter_shardings(mesh, model.logical_axes(), shapes)
+  like = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed
+  )
+  ids = jax.ShapeDtypeStruct((8, 16), "int32", sharding=sharding.batch_sharding(mesh))
+  apply = jax.jit(lambda params, ids: model.apply(params, ids, ids, ids)[0])
+  program = apply.lower(like, ids).compile().as_text()
+  assert "Involuntary" not in capfd.readouterr().err
+  # Whole rows of all devices' tokens are nowhere.
+  assert f"[8,16,{shape.dim}]" not in program

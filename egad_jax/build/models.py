@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-from egad_jax import sharding
+from egad_jax import progress, sharding
 from egad_jax.build.attention import make_attention
 from egad_jax.build.values import DTYPES, RANDOM, Config
 from egad_jax.data.tokenizer import Tokenizer
@@ -95,7 +95,8 @@ def _load(
     )
   if planned:
     return Pretrained(planned_shape(who, source, name), None, None, source)
-  read = load_pretrained(source, tokenizer_size=size)
+  with progress.phase(f"reading the {who}, {source}"):
+    read = load_pretrained(source, tokenizer_size=size)
   if name:
     _check_architecture(who, source, read.config, name)
   return read

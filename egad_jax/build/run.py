@@ -8,7 +8,7 @@ from typing import Any, cast
 import jax
 from etils import epath
 
-from egad_jax import paths
+from egad_jax import paths, progress, sharding
 from egad_jax.build.attention import check_attention
 from egad_jax.build.meshes import eval_batch, make_meshes
 from egad_jax.build.methods import make_method
@@ -89,7 +89,8 @@ def build(config: Config, workdir: epath.PathLike, *, devices: Any = None) -> Ru
   validate(config)
   if config.compilation_cache:
     jax.config.update("jax_compilation_cache_dir", _compilation_cache(config))
-  meshes = make_meshes(config, devices)
+  with progress.phase("looking for devices"):
+    meshes = make_meshes(config, devices)
   check_attention(config, meshes[0])
   data = config.data
   cache = _data_cache(config, workdir)
@@ -111,9 +112,34 @@ def build(config: Config, workdir: epath.PathLike, *, devices: Any = None) -> Ru
     pair = make_pair(config, *tokenizers, method=method, meshes=meshes)
     rows = prepare_rows(corpus, tokenizers[0], **to_rows)
   check_prompts(config, pair, tokenizers)
+  _check_size(config, rows, meshes[0])
   # What cannot be exported is refused before it is trained.
   llama.config_to_hf(pair.student.config, bos_id=None, eos_id=None, pad_id=None, dtype="float32")
   return _assemble(config, method, pair, tokenizers, rows, meshes)
+
+
+def _check_size(config: Config, rows: Rows, mesh: Any) -> None:
+  """Checks that there is enough text for a batch and for an evaluation.
+
+  Raises:
+    InputError: there is not.
+  """
+  unit = sharding.batch_devices(mesh) * config.accumulation
+  if config.batch_size > rows.train_size:
+    fitting = rows.train_size // unit * unit
+    smaller = f"lower config.batch_size to {fitting} or less, " if fitting else ""
+    raise InputError(
+      f"config.batch_size ({config.batch_size} rows) is larger than the data: config.data.source="
+      f"{config.data.source} gives {rows.train_size} rows of {rows.seq_len} tokens to train on. "
+      f"Give more text, {smaller}or shorten config.seq_len, which makes more rows."
+    )
+  for split, what in ((corpora.TRAIN, "train on"), (corpora.HELD_OUT, "evaluate on")):
+    if not rows.num_targets[split]:
+      raise InputError(
+        f"config.data.source={config.data.source} leaves no tokens to {what}: the documents of its "
+        f"{split.replace('_', '-')} split are of one token or none. Give more text, or another "
+        "config.data.held_out_fraction."
+      )
 
 
 def plan_run(config: Config, devices: Any) -> Run:

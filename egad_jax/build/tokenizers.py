@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from egad_jax import progress
 from egad_jax.build.values import RANDOM, TRAIN, Config
 from egad_jax.data import corpus as corpora
 from egad_jax.data.tokenizer import Tokenizer
@@ -72,8 +73,10 @@ def _read(key: str, source: str, corpus: corpora.Corpus) -> Tokenizer:
     raise InputError(f"config.{key} must be train:N with a number N; got {source!r}.")
   try:
     if not source.startswith(TRAIN):
-      return Tokenizer.from_source(source)
+      with progress.phase(f"reading the tokenizer of {source}"):
+        return Tokenizer.from_source(source)
     texts = (record["text"].decode() for record in corpus.data_source(corpora.TRAIN))
-    return Tokenizer.train(texts, int(size))
+    with progress.phase(f"training a tokenizer of {size} entries"):
+      return Tokenizer.train(texts, int(size))
   except InputError as error:
     raise InputError(f"config.{key}: {error}") from None

@@ -18,6 +18,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from etils import epath
 
+from egad_jax import progress
 from egad_jax.data import documents, publishing, python_docs, shards
 from egad_jax.errors import InputError
 
@@ -125,7 +126,8 @@ def prepare_corpus(
 
   def build(target: epath.Path) -> dict[str, Any]:
     manifest = _scan(source, read, split_of, max_bad_records)
-    _write(target, read, split_of)
+    with progress.phase("writing the corpus", sum(manifest["num_documents"].values())) as phase:
+      _write(target, read, split_of, phase)
     return manifest
 
   return open_corpus(publishing.publish(epath.Path(directory), f"corpus-{key[:16]}", build))
@@ -155,9 +157,12 @@ def _open_source(source: str) -> tuple[list[pathlib.Path], _Reader]:
 
     def read_built_in(bad: documents.BadRecords) -> Iterable[str]:
       del bad
-      if not cached:
-        cached.extend(python_docs.read_python_docs())
-      return cached
+      if cached:
+        yield from cached
+        return
+      for text in python_docs.read_python_docs():
+        cached.append(text)
+        yield text
 
     return python_docs.source_files(), read_built_in
   files = documents.find_files(source)
@@ -188,11 +193,13 @@ def _scan(
   bad = documents.BadRecords(max_bad_records)
   counts, characters = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
   fingerprint = hashlib.sha256()
-  for text in read(bad):
-    split = split_of(text)
-    counts[split] += 1
-    characters[split] += len(text)
-    fingerprint.update(split.encode() + hashlib.sha256(text.encode()).digest())
+  with progress.phase(f"reading {source}") as phase:
+    for text in read(bad):
+      split = split_of(text)
+      counts[split] += 1
+      characters[split] += len(text)
+      fingerprint.update(split.encode() + hashlib.sha256(text.encode()).digest())
+      phase.update(1, "documents")
   total = sum(counts.values())
   if not total:
     raise InputError(
@@ -215,11 +222,16 @@ def _scan(
   }
 
 
-def _write(target: epath.Path, read: _Reader, split_of: Callable[[str], str]) -> None:
+def _write(
+  target: epath.Path, read: _Reader, split_of: Callable[[str], str], phase: progress.Phase
+) -> None:
   def documents_of(split: str) -> Iterator[str]:
     # Counted and judged by the scan already.
     everything = read(documents.BadRecords(maximum=2**63))
-    return (text for text in everything if split_of(text) == split)
+    for text in everything:
+      if split_of(text) == split:
+        phase.update(1, "documents")
+        yield text
 
   builder = _TextCorpus(
     splits={split: functools.partial(documents_of, split) for split in SPLITS},

@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from egad_jax import progress
 from egad_jax.data import batches, publishing, shards
 from egad_jax.data.corpus import HELD_OUT, SPLITS, TRAIN, Corpus
 from egad_jax.data.tokenizer import Tokenizer
@@ -288,8 +289,13 @@ def write_rows(
   if split == HELD_OUT:
     totals["row_bytes"] = []
 
-  def records() -> Iterator[bytes]:
-    for row in _packed(corpus, split, pieces_of, SIDES[:sides], seq_len):
+  def records(phase: progress.Phase) -> Iterator[bytes]:
+    def counted(examples: list[Mapping[str, bytes]]) -> list[Piece]:
+      pieces = pieces_of(examples)
+      phase.update(len(examples), "documents")
+      return pieces
+
+    for row in _packed(corpus, split, counted, SIDES[:sides], seq_len):
       fields = np.stack(
         [
           [row[side], row[f"{side}_segment_ids"], row[f"{side}_positions"], row[f"{side}_targets"]]
@@ -303,7 +309,10 @@ def write_rows(
         totals["row_bytes"].append(int(row[BYTES][1:][mask].sum()))
       yield fields.astype(RECORD_DTYPE).tobytes()
 
-  return {"shards": shards.write_shards(target, split, records()), **totals}
+  name = f"tokenizing and packing, {split.replace('_', '-')}"
+  with progress.phase(name, corpus.num_documents[split]) as phase:
+    written = shards.write_shards(target, split, records(phase))
+  return {"shards": written, **totals}
 
 
 def _packed(

@@ -24,6 +24,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from egad_jax import progress
 from egad_jax.data import publishing
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
@@ -76,7 +77,8 @@ def prepare_projection(
   fingerprint = publishing.digest([_VERSION, student.fingerprint, teacher.fingerprint, top_k])
 
   def build(target: epath.Path) -> dict[str, Any]:
-    projection = build_projection(student, teacher, top_k=top_k)
+    with progress.phase("matching the two vocabularies"):
+      projection = build_projection(student, teacher, top_k=top_k)
     with (target / _FILE).open("wb") as file:
       np.savez(file, ids=projection.ids, weights=projection.weights)
     _write(target, audit(projection, student, teacher))

@@ -202,8 +202,12 @@ class Decoder(nn.Module):
     """
     c = self.config
     embedding = self._table("embedding")
+    # Devices that hold parts of the table's columns look up each other's rows, and then exchange
+    # them. Told only the end of that, compilers gather the whole batch on every device.
+    ids = self.constrain(tokens, ("batch_copies", "seq"))
     # "fill" answers NaN for an id outside the table; the default would clamp it silently.
-    x = jnp.take(embedding, tokens, axis=0, mode="fill").astype(self.dtype)
+    x = jnp.take(embedding, ids, axis=0, mode="fill").astype(self.dtype)
+    x = self.constrain(x, ("batch_copies", "seq", "embed"))
     x = self.constrain(x, ("batch", "seq", None))
     if cache is not None:
       cache = cache._replace(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -31,6 +32,24 @@ def _seconds(seconds: float | None) -> str:
 
 def _tokens_per_second(plan: Plan) -> str:
   return "-" if plan.tokens_per_second is None else f"{plan.tokens_per_second:,.0f}"
+
+
+def plan_text(plan: Plan) -> str:
+  """What `print_plan` prints, for stdout as it is."""
+  return _text(lambda console: print_plan(plan, console))
+
+
+def search_text(plans: Sequence[Plan]) -> str:
+  """What `print_search` prints, for stdout as it is."""
+  return _text(lambda console: print_search(plans, console))
+
+
+def _text(draw: Callable[[Console], None]) -> str:
+  # A table's width is that of the terminal, whose colours come with it; a file is wide enough.
+  console = Console(width=None if sys.stdout.isatty() else 120)
+  with console.capture() as captured:
+    draw(console)
+  return captured.get().rstrip("\n")
 
 
 def print_plan(plan: Plan, console: Console) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from egad_jax import processes
+from egad_jax import processes, progress
 from egad_jax.errors import InputError
 from egad_jax.training import results
 from egad_jax.training import workdir as files
@@ -52,7 +52,8 @@ class _Session:
     self.run, self.workdir, self.checkpoints = run, workdir, checkpoints
     self.preemption, self.clock, self.profiler = preemption, clock, profiler
     self.programs = Programs(run)
-    restored = checkpoints.restore_latest(run.abstract_state())
+    with progress.phase("looking for a checkpoint"):
+      restored = checkpoints.restore_latest(run.abstract_state())
     start = None if restored is None else restored[0]
     self.clock.resume(start or 0)
     self.log = MetricLog(
@@ -83,7 +84,9 @@ class _Session:
     self.last_time = time.monotonic()
 
   def _first_state(self) -> TrainState:
-    state = self.programs.fill(self.run.place_student())
+    with progress.phase("copying the student to the devices"):
+      student = self.run.place_student()
+    state = self.programs.fill(student)
     self.evaluate(0, state)
     results.samples_before(self.programs, self.workdir, state)
     return state
@@ -184,7 +187,7 @@ class _Session:
     raise Preempted
 
   def _wait_until_saved(self) -> None:
-    with self.clock.section("saving"):
+    with self.clock.section("saving"), progress.phase("saving the checkpoint"):
       self.checkpoints.wait()
 
   def train(self) -> None:
@@ -200,7 +203,7 @@ class _Session:
       program = self.programs.compile(self.state)
     with self.preemption.between_steps():
       try:
-        with self.clock.section("step"):
+        with self.clock.section("step"), self.log.shown():
           self._steps(program)
       except Interrupted:
         self.stop()

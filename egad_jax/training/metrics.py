@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import rich.progress
-
+from egad_jax import progress
 from egad_jax.training import workdir as files
 from egad_jax.training.events import EventFile
 from egad_jax.training.lines import Lines
@@ -72,20 +71,17 @@ class MetricLog:
     if tensorboard and workdir.writes:
       # purge_step hides what an earlier attempt logged beyond the step that it is resumed from.
       self._events = EventFile(workdir / "tensorboard", purge_step=start + 1)
-    self._progress = None
-    if workdir.writes and sys.stderr.isatty():
-      self._progress = rich.progress.Progress(
-        *rich.progress.Progress.get_default_columns()[:3],
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeElapsedColumn(),
-        rich.progress.TextColumn("ETA"),
-        rich.progress.TimeRemainingColumn(),
-        rich.progress.TextColumn("{task.fields[numbers]}"),
-        console=rich.console.Console(stderr=True),
-      )
-      self._task = self._progress.add_task("steps", total=steps, completed=start, numbers="")
-      self._progress.start()
-    self._since, self._seconds, self._tokens = start, 0.0, 0.0
+    self._phase = progress.Phase()
+    self._step = self._since = start
+    self._seconds, self._tokens = 0.0, 0.0
+
+  @contextlib.contextmanager
+  def shown(self) -> Iterator[None]:
+    """Shows the steps that are made in this context."""
+    phase = progress.phase("training", self._steps, completed=self._step, is_told=False)
+    with phase as self._phase:
+      yield
+    self._phase = progress.Phase()
 
   def write(
     self, step: int, values: Mapping[str, float], *, epoch: float, tokens: int, seconds: float
@@ -104,13 +100,12 @@ class MetricLog:
     """
     self._seconds += seconds
     self._tokens += values["tokens"]
-    if self._progress:
-      numbers = f"loss {values['loss']:.3f}  {self._tokens / self._seconds:.0f} tokens/s"
-      self._progress.update(self._task, completed=step, numbers=numbers)
+    rate = self._tokens / self._seconds
+    self._phase.update(step - self._step, f"loss {values['loss']:.3f}  {rate:.0f} tokens/s")
+    self._step = step
     if step % self._log_every and step != self._steps:
       return False
     step_seconds = self._seconds / (step - self._since)
-    rate = self._tokens / self._seconds
     record: dict[str, Any] = {"step": step, "epoch": epoch}
     record |= {key: values.get(key) for key in STEP_KEYS}
     record |= {"tokens": tokens, "tokens_per_second": rate, "step_seconds": step_seconds}
@@ -120,7 +115,7 @@ class MetricLog:
     for key, value in finite_or_none(record).items():
       if self._events and value is not None and key != "step":
         self._events.add_scalar(key, value, step)
-    if not self._progress:
+    if not self._phase.is_bar:
       left = (self._steps - step) * step_seconds
       _LOG.info(
         "step %d/%d  loss %.4f  distillation %.4f  entropy %.3f  T %.3f  %.0f tokens/s  ETA %s",
@@ -144,7 +139,5 @@ class MetricLog:
   def close(self) -> None:
     """Flushes everything."""
     self.sync()
-    if self._progress:
-      self._progress.stop()
     if self._events:
       self._events.close()

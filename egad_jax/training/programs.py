@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from egad_jax import sharding
+from egad_jax import progress, sharding
 from egad_jax.data import pipeline
 from egad_jax.data.batches import AnyBatch
 from egad_jax.models.generation import generate
@@ -34,8 +34,9 @@ class Programs:
   def __init__(self, run: Run):
     """Places the teacher; compiles nothing yet."""
     self.run = run
-    self._teacher_params = run.place_teacher()
-    self.teacher_params = run.beside_student(self._teacher_params)
+    with progress.phase("copying the teacher to the devices"):
+      self._teacher_params = run.place_teacher()
+      self.teacher_params = run.beside_student(self._teacher_params)
     self._teacher = run.separate_teacher(self._teacher_params) if run.separate else None
     self._options = run.compiler_options or None
     self._sums = jax.jit(run.sums(), compiler_options=self._options)
@@ -49,11 +50,13 @@ class Programs:
     What evaluates during training is compiled too.
     """
     started = time.monotonic()
-    compiled = self.run.lower_step().compile()
+    with progress.phase("compiling the train step", is_told=False):
+      compiled = self.run.lower_step().compile()
     _LOG.info("compiled the train step in %.1f s", time.monotonic() - started)
     if self.run.intervals.evaluate_steps:
-      first = next(iter(self._taught(self.held_out()[:1])))
-      jax.block_until_ready(self._sums_of(state)(first))
+      with progress.phase("compiling the evaluation"):
+        first = next(iter(self._taught(self.held_out()[:1])))
+        jax.block_until_ready(self._sums_of(state)(first))
     return compiled
 
   def train_batches(self, start_step: int, stop_step: int | None = None) -> Any:
@@ -103,8 +106,12 @@ class Programs:
 
     shardings = jax.tree.map(lambda x: x.sharding, run.abstract_state())
     program = jax.jit(fill, out_shardings=shardings, compiler_options=self._options)
-    for batch in self.train_batches(0, run.fill_batches):
-      state = program(state, self.teacher_params, batch)
+    # The first batch waits for the compilation.
+    with progress.phase("measuring the teacher's entropy", run.fill_batches) as phase:
+      for batch in self.train_batches(0, run.fill_batches):
+        state = program(state, self.teacher_params, batch)
+        jax.block_until_ready(state.step)
+        phase.update(1, "batches")
     return state
 
   def evaluate(self, state: TrainState, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
@@ -115,17 +122,21 @@ class Programs:
       check: called before each batch; what it raises ends the evaluation.
     """
     sums = self._sums_of(state)
-
-    def checked(batch: AnyBatch) -> dict[str, jax.Array]:
-      check()
-      return sums(batch)
-
     vocab_size = self.run.teacher_tokenizer.vocab_size
-    return evaluation.evaluate(
-      *(checked, self._taught(self.held_out())),
-      vocab_size=vocab_size,
-      num_bytes=pipeline.held_out_bytes(self.run.rows, max_tokens=self._held_out_tokens()),
-    )
+    held_out = self.held_out()
+    with progress.phase("evaluating", len(held_out), is_told=False) as phase:
+
+      def checked(batch: AnyBatch) -> dict[str, jax.Array]:
+        check()
+        result = jax.block_until_ready(sums(batch))
+        phase.update(1, "held-out batches")
+        return result
+
+      return evaluation.evaluate(
+        *(checked, self._taught(held_out)),
+        vocab_size=vocab_size,
+        num_bytes=pipeline.held_out_bytes(self.run.rows, max_tokens=self._held_out_tokens()),
+      )
 
   def _held_out_tokens(self) -> int:
     return self.run.held_out_rows * self.run.rows.seq_len
@@ -167,13 +178,15 @@ class Programs:
       else pair.student_generation.learnt_ends(tokenizer)
     )
     prompts = [tokenizer.encode_prompt(prompt) for prompt in run.prompts]
-    ids = generate(
-      *(model, params, prompts),
-      max_new_tokens=run.sample_tokens,
-      temperature=0.0,
-      eos_id=ends,
-      vocab_size=tokenizer.vocab_size,
-    )
+    who = "teacher" if state is None else "student"
+    with progress.phase(f"continuing the prompts, {who}"):
+      ids = generate(
+        *(model, params, prompts),
+        max_new_tokens=run.sample_tokens,
+        temperature=0.0,
+        eos_id=ends,
+        vocab_size=tokenizer.vocab_size,
+      )
     return list(map(tokenizer.decode_continuation, prompts, ids))
 
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from egad_jax import processes
+from egad_jax import processes, progress
 from egad_jax.data.batches import Batch, PairedBatch
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.models.export import export_student
@@ -227,36 +227,41 @@ def finish(
     seconds: of each section of `goodput`, over all starts until it is called.
   """
   samples = _samples_after(programs, workdir, state)
-  _write_passage(programs, workdir, state)
+  with progress.phase("measuring a passage"):
+    _write_passage(programs, workdir, state)
 
   def to_host(x: jax.Array) -> Any:
     whole = processes.fetch(x)  # All take part; one keeps it.
     return whole if workdir.writes else None
 
-  params = jax.tree.map(to_host, state.params["student"])
   # Somebody may have put something there during the run.
   processes.together(workdir.require_ours)
   skipped = int(processes.fetch(state.guard.skipped))
+  with progress.phase("exporting the student"):
+    params = jax.tree.map(to_host, state.params["student"])
+    if workdir.writes:
+      summary = _summary(programs, workdir, skipped, tokens, seconds())
+      export(
+        *(programs.run, params, workdir / files.EXPORT),
+        summary=summary,
+        config=workdir.read_json(files.CONFIG),
+        samples=samples,
+      )
   if workdir.writes:
-    summary = _summary(programs, workdir, skipped, tokens, seconds())
-    export(
-      *(programs.run, params, workdir / files.EXPORT),
-      summary=summary,
-      config=workdir.read_json(files.CONFIG),
-      samples=samples,
-    )
     workdir.write_json(files.SUMMARY, summary)
-    with workdir.writing(REPORT):
+    with progress.phase("drawing the report"), workdir.writing(REPORT):
       write_report(workdir.path)
   processes.wait("results")
   return summary if workdir.writes else workdir.read_json(files.SUMMARY)
 
 
-def print_whereabouts(workdir: Workdir) -> None:
+def whereabouts(workdir: Workdir) -> str:
   """Tells a person where the results are, and shows one sample."""
+  lines = []
   for sample in (workdir.read_json(files.SAMPLES) or [])[:1]:
-    print(f"\nPrompt:  {sample['prompt']}")
+    lines.append(f"\nPrompt:  {sample['prompt']}")
     for who in ("before", "after", "teacher"):
       if sample[who] is not None:
-        print(f"{who.capitalize() + ':':8} {' '.join(sample[who].split())}")
-  print(f"\nReport:  {workdir / REPORT}\nStudent: {workdir / files.EXPORT}")
+        lines.append(f"{who.capitalize() + ':':8} {' '.join(sample[who].split())}")
+  lines.append(f"\nReport:  {workdir / REPORT}\nStudent: {workdir / files.EXPORT}")
+  return "\n".join(lines)

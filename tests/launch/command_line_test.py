@@ -65,7 +65,7 @@ def test_a_missing_config_is_named(tmp_path):
 
 
 def test_messages_are_one_line_without_control_characters():
-  message = command_line._message(InputError("a\nb \x1b[31m\u202e" + "x" * 5000))
+  message = command_line.message(InputError("a\nb \x1b[31m\u202e" + "x" * 5000))
   assert message.startswith(r"a b \x1b[31m\u202exxx")
   assert len(message) < 2100
 

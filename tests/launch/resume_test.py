@@ -14,6 +14,7 @@ import filelock
 import pytest
 
 from tests.faults.runs import difference
+from tests.launch.stand_ins import messages
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 20
@@ -118,7 +119,7 @@ def test_a_finished_run_is_a_no_op(shared, uninterrupted):
 def assert_refused(done, *words):
   assert done.returncode == 2, done.stderr
   assert "Traceback" not in done.stderr
-  assert len(done.stderr.strip().splitlines()) == 1
+  assert len(messages(done.stderr)) == 1, done.stderr
   for word in words:
     assert word in done.stderr
 

@@ -12,6 +12,8 @@ import sys
 
 import pytest
 
+from tests.launch.stand_ins import messages
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = f"--config={ROOT}/configs/tiny.py"
 STEPS = 4
@@ -64,7 +66,7 @@ def copied(finished, tmp_path):
 def assert_refused(done, *words):
   assert done.returncode == 2, done.stderr
   assert "Traceback" not in done.stderr
-  assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+  assert len(messages(done.stderr)) == 1, done.stderr
   assert done.stdout == ""
   for word in words:
     assert word in done.stderr

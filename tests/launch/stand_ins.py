@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -101,3 +102,8 @@ def wait_for(text: str, *files: pathlib.Path) -> None:
   while not all(file.exists() and text in file.read_text() for file in files):
     assert time.monotonic() < deadline, [file.read_text() for file in files if file.exists()]
     time.sleep(0.02)
+
+
+def messages(stderr):
+  """The lines that are no log and no progress: those begin with the time of day."""
+  return [line for line in stderr.splitlines() if not re.match(r"\d\d:\d\d:\d\d ", line)]
