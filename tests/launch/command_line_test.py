@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -92,4 +93,6 @@ def test_results_that_do_not_arrive_end_as_they_do_elsewhere(how, code, message)
     text=True,
     check=False,
   )
-  assert (done.returncode, done.stderr) == (code, message)
+  # A slow machine tells what takes it long.
+  told = [line for line in done.stderr.splitlines(True) if not re.match(r"\d\d:\d\d:\d\d ", line)]
+  assert (done.returncode, "".join(told)) == (code, message)
