@@ -11,7 +11,7 @@ import os
 import pathlib
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import gguf
 import numpy as np
@@ -45,8 +45,36 @@ class StoredTensor(NamedTuple):
   data: np.ndarray
 
 
-class Texts(Sequence[str]):
-  """An array of texts, left in the file; each access decodes one."""
+class Array(Sequence[Any]):
+  """An array of the metadata, left in the file; equal to a list of the same entries."""
+
+  def __eq__(self, other: object) -> bool:
+    same_length = isinstance(other, (list, Array)) and len(self) == len(other)
+    return same_length and all(a == b for a, b in zip(self, cast(Any, other), strict=True))
+
+  __hash__ = None  # type: ignore[assignment]
+
+  def __repr__(self) -> str:
+    more = f", and {len(self) - 5} more" if len(self) > 5 else ""
+    return f"[{', '.join(map(repr, self[:5]))}{more}]"
+
+
+class Numbers(Array):
+  """An array of numbers."""
+
+  def __init__(self, values: np.ndarray) -> None:
+    """Takes a view of the file."""
+    self._values = values
+
+  def __len__(self) -> int:
+    return len(self._values)
+
+  def __getitem__(self, index: Any) -> Any:
+    return self._values[index].tolist()
+
+
+class Texts(Array):
+  """An array of texts; each access decodes one."""
 
   def __init__(self, data: memoryview, offsets: array.array[int]) -> None:
     """Takes the bytes of the file and where each text begins with its length."""
@@ -72,7 +100,7 @@ class Texts(Sequence[str]):
 class GGUFFile(NamedTuple):
   """Metadata by key and tensors by name.
 
-  Arrays stay in the file: those of numbers are numpy arrays, those of text are `Texts`.
+  Arrays stay in the file: those of numbers are `Numbers`, those of text are `Texts`.
   """
 
   metadata: dict[str, Any]
@@ -81,9 +109,7 @@ class GGUFFile(NamedTuple):
 
 def as_list(value: Any) -> list[Any] | None:
   """The entries of an array of the metadata, as Python has them; None of what is no array."""
-  if isinstance(value, np.ndarray):
-    return value.tolist()
-  return list(value) if isinstance(value, Texts) else None
+  return list(value[:]) if isinstance(value, Array) else None
 
 
 def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
@@ -134,7 +160,7 @@ class _Cursor:
     kind = self.scalar("I")
     if kind == _ARRAY:
       kind, count = self.scalar("I"), self.scalar("Q")
-      return self._texts(count) if kind == _STRING else self._numbers(kind, count)
+      return self._texts(count) if kind == _STRING else Numbers(self._numbers(kind, count))
     if kind == _STRING:
       return self.string()
     return self._numbers(kind, 1).item()

@@ -44,8 +44,12 @@ def test_reads_metadata_and_tensors(tmp_path):
     _file(keys=(_key("a", 7), array, text), tensors=(_tensor("t", 3, 2),), data=values)
   )
   metadata, tensors = open_gguf(path)
-  assert as_list(metadata.pop("list")) == [5, 6]
-  assert metadata == {"a": 7, "text": "né"}
+  assert metadata == {"a": 7, "list": [5, 6], "text": "né"}
+  assert metadata["list"] != [5]
+  assert metadata["list"] not in (False, None, 5, [])
+  assert repr(metadata["list"]) == "[5, 6]"
+  assert as_list(metadata["list"]) == [5, 6]
+  assert as_list(metadata["a"]) is None
   assert tensors["t"].shape == (2, 3)
   np.testing.assert_array_equal(tensors["t"].data.view("<f4"), [[0, 1, 2], [3, 4, 5]])
 

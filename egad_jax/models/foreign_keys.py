@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from egad_jax.errors import InputError
 
+CORRECT = "Correct the file, or copy it again."
 _MAX_SHOWN = 80
 
 
@@ -99,7 +100,8 @@ def positive_integer(source: str, key: str, value: Any) -> int:
   """
   if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
     raise InputError(
-      f"{source}: {key} must be a positive integer; got {shown(value)} (2^31 or more is none)."
+      f"{source}: {key} must be a positive integer; got {shown(value)} (2^31 or more is none). "
+      f"{CORRECT}"
     )
   return value
 
@@ -111,7 +113,9 @@ def positive_number(source: str, key: str, value: Any) -> float:
     InputError: if it is not a positive number that float32 holds.
   """
   if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-38 < value < 1e38:
-    raise InputError(f"{source}: {key} must be a positive number below 1e38; got {shown(value)}.")
+    raise InputError(
+      f"{source}: {key} must be a positive number below 1e38; got {shown(value)}. {CORRECT}"
+    )
   return float(value)
 
 

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple, Protocol
 
 from egad_jax.errors import InputError
 from egad_jax.json_file import read_json
-from egad_jax.models.foreign_keys import shown
+from egad_jax.models.foreign_keys import CORRECT, shown
 from egad_jax.models.key_tables import GENERATION_CONFIG, LEGACY_GENERATION, SAMPLING
 
 FILE = "generation_config.json"
-_REMEDY = "Correct the file, or copy it again."
 
 
 class EndTokens(Protocol):
@@ -94,7 +93,7 @@ def check_end_ids(what: str, value: Any, vocab_size: int) -> tuple[int, ...]:
   for index in ids:
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < vocab_size:
       raise InputError(
-        f"{what} must be one or more ids from 0 to {vocab_size - 1}; got {shown(value)}. {_REMEDY}"
+        f"{what} must be one or more ids from 0 to {vocab_size - 1}; got {shown(value)}. {CORRECT}"
       )
   return _once(*ids)
 
@@ -112,4 +111,4 @@ def _check_setting(source: str, key: str, value: Any) -> None:
     right = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e38
   if not right:
     expected = "true or false" if key == "do_sample" else "a number that is not negative"
-    raise InputError(f"{source}: {key} must be {expected}; got {shown(value)}. {_REMEDY}")
+    raise InputError(f"{source}: {key} must be {expected}; got {shown(value)}. {CORRECT}")

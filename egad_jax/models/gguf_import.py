@@ -18,6 +18,7 @@ from egad_jax.gguf_file import StoredTensor, Texts, open_gguf
 from egad_jax.models import llama
 from egad_jax.models.config import DecoderConfig, Llama3RopeScaling
 from egad_jax.models.foreign_keys import (
+  CORRECT,
   check_closed,
   is_one_of,
   positive_integer,
@@ -186,7 +187,7 @@ def _config(source: str, metadata: dict[str, Any], found: dict[str, StoredTensor
     ("llama.vocab_size", rows),
   ):
     if integer(key, expected) != expected:
-      raise InputError(f"{source}: {key} must be {expected!r}; got {metadata[key]!r}.")
+      raise InputError(f"{source}: {key} must be {expected!r}; got {metadata[key]!r}. {CORRECT}")
   base, eps = "llama.rope.freq_base", "llama.attention.layer_norm_rms_epsilon"
   theta = number(base, metadata.get(base, 10_000.0))
   return llama.checked_config(

@@ -10,7 +10,7 @@ import numpy as np
 
 from egad_jax.errors import InputError
 from egad_jax.models.config import DecoderConfig
-from egad_jax.models.foreign_keys import listed, positive_integer, positive_number, shown
+from egad_jax.models.foreign_keys import CORRECT, listed, positive_integer, positive_number, shown
 from egad_jax.models.key_tables import LEGACY_GENERATION, LLAMA_CONFIG
 from egad_jax.models.llama_family import check_family, check_layers
 from egad_jax.models.model import Params
@@ -247,7 +247,9 @@ def config_from_hf(source: str, data: Mapping[str, Any]) -> DecoderConfig:
   std = data.get("initializer_range")
   tied = data.get("tie_word_embeddings")
   if not isinstance(tied, bool | None):
-    raise InputError(f"{source}: tie_word_embeddings must be true or false; got {shown(tied)}.")
+    raise InputError(
+      f"{source}: tie_word_embeddings must be true or false; got {shown(tied)}. {CORRECT}"
+    )
 
   def integer(key: str, default: int | None = None) -> int:
     value = data.get(key)

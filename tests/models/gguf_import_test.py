@@ -131,7 +131,7 @@ def test_truncated_files_are_refused(tmp_path, params, write_gguf, kept):
 
 
 def test_missing_and_foreign_files_are_refused(tmp_path):
-  with pytest.raises(InputError, match="no such GGUF file"):
+  with pytest.raises(InputError, match=r"[Nn]o such"):
     read_gguf(tmp_path / "a.gguf")
   (tmp_path / "b.gguf").write_bytes(b"PK\x03\x04" * 100)
   with pytest.raises(InputError, match="not a whole GGUF file"):
