@@ -18,6 +18,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from etils import epath
 
+from egad_jax import paths
 from egad_jax.data import documents, publishing, python_docs, shards
 from egad_jax.errors import InputError
 
@@ -223,7 +224,7 @@ def _write(target: epath.Path, read: _Reader, split_of: Callable[[str], str]) ->
 
   builder = _TextCorpus(
     splits={split: functools.partial(documents_of, split) for split in SPLITS},
-    data_dir=str(target),
+    data_dir=str(paths.speakable(target)),
     file_format="array_record",
   )
   tfds.disable_progress_bar()
@@ -236,8 +237,9 @@ def _write(target: epath.Path, read: _Reader, split_of: Callable[[str], str]) ->
 
 
 def _builder(directory: epath.Path) -> tfds.core.DatasetBuilder:
-  path = directory / _TextCorpus.name / str(_TextCorpus.VERSION)
+  inside = epath.Path(_TextCorpus.name) / str(_TextCorpus.VERSION)
   try:
-    return tfds.builder_from_directory(str(path))
+    return tfds.builder_from_directory(str(paths.speakable(directory) / inside))
   except (OSError, ValueError) as error:
+    path = directory / inside
     raise publishing.damaged(path / "dataset_info.json", f"cannot be read ({error})") from error
