@@ -68,7 +68,8 @@ def get_config() -> ml_collections.ConfigDict:
   student.remat = "full"  # What the backward pass recomputes: none, dots (keep matmuls) or full.
 
   config.data = data = ml_collections.ConfigDict()
-  # python_docs (built in), a .txt, .md or .jsonl file, a directory of them, or a glob.
+  # python_docs (built in), a .txt, .md or .jsonl file, a directory of them, or, if nothing of that
+  # name exists, a glob.
   data.source = "python_docs"
   # Local directory of prepared corpora and packed rows; "": data/ in the workdir, or, if that is in
   # an object store, ~/.cache/egad_jax/data.

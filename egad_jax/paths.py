@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import glob
 import os
 import pathlib
 import re
@@ -24,18 +23,12 @@ _SCHEMES = ("gs", "s3", "az", "hf")
 class LocalPath(PosixGPath):
   """A path on a disk, which `epath.Path` alone does not always take it for.
 
-  It reads `[` in a directory's name as a pattern, leaves out names that end in `~`, and takes
-  /gs/DIRECTORY for a bucket. Orbax, which is given such paths, finds its files by `glob`.
+  It leaves out names that end in `~`, and takes /gs/DIRECTORY for a bucket.
   """
 
   @property
   def _uri_scheme(self) -> None:
     return None
-
-  def glob(self, pattern: str) -> Iterator[LocalPath]:
-    """The files below this very directory that match a pattern."""
-    for name in glob.glob(pattern, root_dir=os.fspath(self), recursive=True):
-      yield self / name
 
   def iterdir(self) -> Iterator[LocalPath]:
     """Everything in the directory."""
@@ -112,18 +105,18 @@ def real(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def speakable(directory: epath.Path) -> epath.Path:
-  """The same directory under a name that Orbax and TensorStore can be given.
+  """The same directory under a name that the libraries that read and write it take as it is.
 
-  Orbax takes brackets for a pattern, which `LocalPath` mends. It also takes `gs:` anywhere for a
-  bucket; TensorStore reads a backslash as a slash, and no text that is not UTF-8. A directory of
-  such a name gets a link in the temporary directory, for as long as the process lives.
+  Orbax and tensorflow-datasets look for files by patterns that begin with the directory's own name,
+  Orbax takes `gs:` anywhere for a bucket, and TensorStore reads a backslash as a slash, and no text
+  that is not UTF-8. A directory of such a name gets a link in the temporary directory, for as long
+  as the process lives.
   """
   if not is_local(directory):
     return directory
   name = os.fspath(directory)
-  awkward = (
-    "\\" in name or "gs:/" in f"{name}/" or name.encode("utf-8", "replace") != os.fsencode(name)
-  )
+  awkward = re.search(r"[*?\[\\]|gs:(/|$)", name) is not None
+  awkward |= name.encode("utf-8", "replace") != os.fsencode(name)
   return _link_to(name) if awkward else LocalPath(name)
 
 

@@ -100,7 +100,7 @@ def break_mark(ours):
 
 
 def other_mark(ours):
-  (ours / owned.MARK).write_text('{"kind": "export", "files": {}}')
+  (ours / owned.MARK).write_text('{"kind": "export", "files": {"a": null, "b": null}}')
 
 
 @pytest.mark.parametrize(

@@ -78,11 +78,10 @@ def test_every_character_is_itself(tmp_path, name):
   for file in ("one.x", "two.x~", "three.y"):
     (directory / file).write_text("")
   assert {path.name for path in directory.iterdir()} == {"one.x", "two.x~", "three.y"}
-  assert [path.name for path in directory.glob("*.x")] == ["one.x"]
   assert isinstance(epath.Path(directory) / "a" / "b", paths.LocalPath)
-  # Also under the name that is given to TensorStore.
+  # Also under the name that is given to Orbax and others.
   spoken = paths.speakable(directory)
-  assert "\\" not in os.fspath(spoken)
+  assert not set(os.fspath(spoken)) & set("\\*?[")
   assert "gs:/" not in os.fspath(spoken / "x")
   os.fspath(spoken).encode()
   assert os.path.samefile(spoken, directory)
@@ -91,10 +90,3 @@ def test_every_character_is_itself(tmp_path, name):
 def test_a_directory_named_like_a_scheme_is_on_the_disk(tmp_path):
   assert not paths.parse("/gs/no-such-bucket/x", "--workdir").exists()
   assert paths.is_local(paths.parse("/s3/x", "--workdir"))
-
-
-def test_glob_finds_no_neighbours(tmp_path):
-  for name in ("a[1]", "a1"):
-    (tmp_path / name).mkdir()
-    (tmp_path / name / f"of {name}").write_text("")
-  assert [p.name for p in paths.LocalPath(tmp_path / "a[1]").glob("of*")] == ["of a[1]"]

@@ -18,7 +18,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from etils import epath
 
-from egad_jax import progress
+from egad_jax import paths, progress
 from egad_jax.data import documents, publishing, python_docs, shards
 from egad_jax.errors import InputError
 
@@ -235,7 +235,7 @@ def _write(
 
   builder = _TextCorpus(
     splits={split: functools.partial(documents_of, split) for split in SPLITS},
-    data_dir=str(target),
+    data_dir=str(paths.speakable(target)),
     file_format="array_record",
   )
   tfds.disable_progress_bar()
@@ -248,8 +248,9 @@ def _write(
 
 
 def _builder(directory: epath.Path) -> tfds.core.DatasetBuilder:
-  path = directory / _TextCorpus.name / str(_TextCorpus.VERSION)
+  inside = epath.Path(_TextCorpus.name) / str(_TextCorpus.VERSION)
   try:
-    return tfds.builder_from_directory(str(path))
+    return tfds.builder_from_directory(str(paths.speakable(directory) / inside))
   except (OSError, ValueError) as error:
+    path = directory / inside
     raise publishing.damaged(path / "dataset_info.json", f"cannot be read ({error})") from error

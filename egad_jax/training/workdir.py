@@ -263,9 +263,13 @@ class Workdir:
     if name in _WITHOUT_DIGEST:
       yield
       return
-    owned.amend_mark(self.path, {name: None})
+    local, mark = is_local(self.path), owned.read_mark(self.path)
+    # Object stores take one version of an object a second: there the name is noted, once.
+    if local or mark is None or name not in mark["files"]:
+      owned.amend_mark(self.path, {name: None})
     yield
-    owned.amend_mark(self.path, {name: owned.entry(self.path / name)})
+    if local:
+      owned.amend_mark(self.path, {name: owned.entry(self.path / name)})
 
   def close(self) -> None:
     """Frees the lock."""

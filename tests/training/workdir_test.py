@@ -332,3 +332,15 @@ def test_a_damaged_config_is_named(workdir, content):
   (workdir / "config.json").write_bytes(content)
   with pytest.raises(InputError, match=r"config\.json must be the config of a run"):
     workdir.check_config({"steps": 1})
+
+
+def test_a_file_of_that_name_that_is_not_ours_gets_a_neighbour(workdir):
+  write = lambda name, text: (workdir / name).write_text(text)
+  for expected in ("bad_batch_7.json", "bad_batch_7.json"):
+    assert workdir.free_name("bad_batch_7.json") == expected
+    with workdir.writing(expected):
+      write(expected, "ours")
+  write("bad_batch_7.json", "edited")
+  assert workdir.free_name("bad_batch_7.json") == "bad_batch_7.1.json"
+  write("bad_batch_7.1.json", "mine")
+  assert workdir.free_name("bad_batch_7.json") == "bad_batch_7.2.json"
