@@ -18,6 +18,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from tests.launch.fork_server import ForkServer, Process
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Wall-clock numbers differ from run to run; everything else must not.
 TIMES = frozenset({"tokens_per_second", "step_seconds", "seconds"})
@@ -35,6 +37,7 @@ class Job:
     processes: int = 1,
     devices: int = 1,
     command: Sequence[str] = ("launch/run.py", "--config=configs/tiny.py"),
+    server: ForkServer | None = None,
   ):
     """Starts them; they write to `<workdir>-<process>.log`.
 
@@ -45,6 +48,7 @@ class Job:
       processes: how many.
       devices: virtual devices of each.
       command: what is run, and its config.
+      server: starts the processes, quickly; None: they start as a shell would start them.
     """
     joined = [f"--coordinator_address=127.0.0.1:{_free_port()}", f"--num_processes={processes}"]
     joined.append(f"--heartbeat_seconds={_HEARTBEAT_SECONDS}")
@@ -53,19 +57,26 @@ class Job:
       "JAX_PLATFORMS": "cpu",
       "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
-    self.processes = []
+    self.processes: list[subprocess.Popen[bytes] | Process] = []
     for index, path in enumerate(self.logs):
+      arguments = [
+        *(*command, f"--workdir={workdir}"),
+        *(f"--config.data.cache={cache}/data", f"--config.compilation_cache={cache}/programs"),
+        *("--config.eval.sample_tokens=0", "--config.tensorboard=False", *flags),
+        *([*joined, f"--process_id={index}"] if processes > 1 else []),
+      ]
       with path.open("a") as log:
-        arguments = [
-          *(sys.executable, *command, f"--workdir={workdir}"),
-          *(f"--config.data.cache={cache}/data", f"--config.compilation_cache={cache}/programs"),
-          *("--config.eval.sample_tokens=0", "--config.tensorboard=False", *flags),
-          *([*joined, f"--process_id={index}"] if processes > 1 else []),
-        ]
         self.processes.append(
           subprocess.Popen(
-            arguments, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
           )
+          if server is None
+          else server.start(*arguments, devices=devices, log=path)
         )
 
   def wait(self, seconds: float = 600) -> list[int]:

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import jax
 import pytest
 
@@ -15,8 +10,7 @@ from egad_jax.models.config import DecoderConfig
 from egad_jax.models.export import export_student
 from egad_jax.models.generation import generate
 from egad_jax.models.model import make_model
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.launch.fork_server import SERVER
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +36,7 @@ def exported(tmp_path_factory):
 
 
 def run(*arguments, cwd):
-  return subprocess.run(
-    [sys.executable, ROOT / "launch" / "generate.py", *arguments],
-    capture_output=True,
-    text=True,
-    check=False,
-    timeout=300,
-    cwd=cwd,
-    env=os.environ | {"JAX_PLATFORMS": "cpu"},
-  )
+  return SERVER.run("launch/generate.py", *arguments, cwd=cwd)
 
 
 def test_stdout_is_the_continuation_and_nothing_else(exported, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.faults.runs import Job, lines
+from tests.launch.fork_server import SERVER
 
 STEPS = 8
 FLAGS = (f"--config.steps={STEPS}", "--config.checkpoint.every_steps=4", "--config.log_every=1")
@@ -22,7 +23,7 @@ def cache(tmp_path_factory):
 def alone(cache, tmp_path_factory):
   """The losses of one process with one device."""
   workdir = tmp_path_factory.mktemp("alone") / "run"
-  assert Job(workdir, cache, *FLAGS).wait() == [0]
+  assert Job(workdir, cache, *FLAGS, server=SERVER).wait() == [0]
   return losses(workdir)
 
 
@@ -32,8 +33,10 @@ def losses(workdir):
   return [r["loss"] for r in records]
 
 
+# The next test has two, of two devices.
+@pytest.mark.slow
 def test_four_processes_train_as_one_does(cache, alone, tmp_path):
-  job = Job(tmp_path / "run", cache, *FLAGS, processes=4)
+  job = Job(tmp_path / "run", cache, *FLAGS, processes=4, server=SERVER)
   assert job.wait() == [0] * 4, job.text()
   np.testing.assert_allclose(losses(tmp_path / "run"), alone, rtol=1e-5)
   assert (tmp_path / "run" / "export" / "model.safetensors").exists()
@@ -44,18 +47,18 @@ def test_four_processes_train_as_one_does(cache, alone, tmp_path):
 
 def test_a_signal_to_one_of_two_ends_both_and_one_alone_goes_on(cache, alone, tmp_path):
   mesh = "--config.mesh.tensor=2"
-  job = Job(tmp_path / "run", cache, *FLAGS, mesh, processes=2, devices=2)
+  job = Job(tmp_path / "run", cache, *FLAGS, mesh, processes=2, devices=2, server=SERVER)
   job.wait_for("step 2/8")
   job.send(signal.SIGTERM, to=[1])
   assert job.wait() == [75, 75], job.text()
   saved = max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
   assert 2 <= saved <= STEPS
-  assert Job(tmp_path / "run", cache, *FLAGS).wait() == [0]
+  assert Job(tmp_path / "run", cache, *FLAGS, server=SERVER).wait() == [0]
   np.testing.assert_allclose(losses(tmp_path / "run"), alone, rtol=1e-5)
 
 
 def test_bad_input_of_one_is_said_by_all(cache, tmp_path):
-  job = Job(tmp_path / "run", cache, "--config.batch_size=9", processes=2)
+  job = Job(tmp_path / "run", cache, "--config.batch_size=9", processes=2, server=SERVER)
   assert job.wait() == [2, 2]
   for index in range(2):
     assert "must divide config.batch_size" in job.text(index)

@@ -6,14 +6,13 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import filelock
 import pytest
 
 from tests.faults.runs import difference
+from tests.launch.fork_server import SERVER
 from tests.launch.stand_ins import messages
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -36,25 +35,14 @@ def shared(tmp_path_factory):
 
 def command(shared, workdir, *flags):
   return [
-    *(sys.executable, str(ROOT / "launch" / "run.py"), f"--config={ROOT}/configs/tiny.py"),
+    *("launch/run.py", f"--config={ROOT}/configs/tiny.py"),
     *(f"--workdir={workdir}", f"--config.data.cache={shared}/data"),
     *(f"--config.compilation_cache={shared}/programs", "--config.eval.sample_tokens=0", *flags),
   ]
 
 
-def environment():
-  return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-
-
 def run(shared, workdir, *flags):
-  return subprocess.run(
-    command(shared, workdir, *flags),
-    env=environment(),
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
+  return SERVER.run(*command(shared, workdir, *flags))
 
 
 def lines(path):
@@ -86,16 +74,10 @@ def test_leaves_the_files_of_the_contract(uninterrupted):
   assert metrics[-1]["hard_fraction"] > 0.3, "the hard branch must be at work"
 
 
-@pytest.mark.parametrize("kill_at", [2, 13])
+@pytest.mark.parametrize("kill_at", [pytest.param(2, marks=pytest.mark.slow), 13])
 def test_killed_and_started_again_is_bit_identical(shared, uninterrupted, tmp_path, kill_at):
   workdir = tmp_path / "run"
-  process = subprocess.Popen(
-    command(shared, workdir),
-    env=environment(),
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.DEVNULL,
-    start_new_session=True,
-  )
+  process = SERVER.start(*command(shared, workdir))
   deadline = time.monotonic() + 240
   while len(lines(workdir / "metrics.jsonl")) < kill_at and process.poll() is None:
     assert time.monotonic() < deadline, "the run never came to the step of the kill"

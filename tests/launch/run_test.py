@@ -8,10 +8,10 @@ import pathlib
 import random
 import shutil
 import subprocess
-import sys
 
 import pytest
 
+from tests.launch.fork_server import SERVER
 from tests.launch.stand_ins import messages
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -20,14 +20,7 @@ STEPS = 4
 
 
 def run_command(*arguments):
-  return subprocess.run(
-    [sys.executable, str(ROOT / "launch" / "run.py"), *map(str, arguments)],
-    env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
+  return SERVER.run("launch/run.py", *arguments)
 
 
 @pytest.fixture(scope="module")
