@@ -106,7 +106,11 @@ def plan_run(config: Config, devices: Any) -> Run:
   pair = make_pair(config, *vocabularies, method=method, meshes=meshes, planned=True)
   nothing: dict[str, Any] = {}
   sides = 2 if paired else 1
-  rows = Rows(epath.Path(), "", sides, config.seq_len, *[nothing] * 3, (), nothing)
+  rows = Rows(
+    *(epath.Path(), "", sides, config.seq_len),
+    **dict.fromkeys(("num_rows", "num_targets", "lost_bytes", "files"), nothing),
+    held_out_bytes=(),
+  )
   tokenizers = cast(tuple[Tokenizer, Tokenizer], vocabularies)
   return _assemble(config, method, pair, tokenizers, rows, meshes)
 
