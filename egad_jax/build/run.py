@@ -108,8 +108,9 @@ def plan_run(config: Config, devices: Any) -> Run:
   sides = 2 if paired else 1
   rows = Rows(
     *(epath.Path(), "", sides, config.seq_len),
-    **dict.fromkeys(("num_rows", "num_targets", "lost_bytes", "files"), nothing),
+    *(nothing, nothing, nothing),
     held_out_bytes=(),
+    files=nothing,
   )
   tokenizers = cast(tuple[Tokenizer, Tokenizer], vocabularies)
   return _assemble(config, method, pair, tokenizers, rows, meshes)
