@@ -167,7 +167,12 @@ def plan_run(config: Config, devices: Any) -> Run:
   pair = make_pair(config, *vocabularies, method=method, meshes=meshes, planned=True)
   nothing: dict[str, Any] = {}
   sides = 2 if paired else 1
-  rows = Rows(epath.Path(), "", sides, config.seq_len, *[nothing] * 3, (), nothing)
+  rows = Rows(
+    *(epath.Path(), "", sides, config.seq_len),
+    *(nothing, nothing, nothing),
+    held_out_bytes=(),
+    files=nothing,
+  )
   tokenizers = cast(tuple[Tokenizer, Tokenizer], vocabularies)
   return _assemble(config, method, pair, tokenizers, rows, meshes)
 

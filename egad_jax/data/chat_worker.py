@@ -39,7 +39,7 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 class _Generation(jinja2.ext.Extension):
   """`{% generation %}` marks the assistant's text, for training, and renders as its inside."""
 
-  tags = frozenset({"generation"})
+  tags = {"generation"}  # noqa: RUF012 # Declared so by Jinja.
 
   def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
     line = next(parser.stream).lineno
@@ -65,7 +65,7 @@ class _Dict:
 class _Namespace(jinja2.utils.Namespace):
   """Jinja's `namespace`, of which transformers refuses names that begin with an underscore."""
 
-  def __init__(*args: Any, **kwargs: Any) -> None:  # type: ignore[misc] # `self` is a name too.
+  def __init__(*args: Any, **kwargs: Any) -> None:  # `self` is a name too.
     self, *rest = args
     values = dict(*rest, **kwargs)
     for name in values:

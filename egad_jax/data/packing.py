@@ -166,7 +166,7 @@ def open_rows(directory: epath.PathLike) -> Rows:
   )
 
 
-def cut(ids: Sequence[int], seq_len: int) -> list[np.ndarray]:
+def cut(ids: Sequence[int] | np.ndarray, seq_len: int) -> list[np.ndarray]:
   """Cuts a document into pieces of at most seq_len + 1 tokens that overlap by one.
 
   A piece of a single token would hold no target, so there is none.

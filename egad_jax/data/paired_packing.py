@@ -141,14 +141,14 @@ class _Documents:
     self, text: bytes, ids: Sequence[Sequence[int]], text_bytes: np.ndarray | None
   ) -> list[Piece]:
     strings, tokens = [], []
-    for side, table, tokenizer in zip(ids, self._pieces, self._tokenizers, strict=True):
-      if not side:
+    for own, table, tokenizer in zip(ids, self._pieces, self._tokenizers, strict=True):
+      if not own:
         return []
       front, ends = tokenizer.prefix_ids, tokenizer.end_ids
-      strings.append([b""] * len(front) + [table[i] for i in side] + [b""] * len(ends))
+      strings.append([b""] * len(front) + [table[i] for i in own] + [b""] * len(ends))
       # What a tokenizer puts around a text stands for none of it; the last ends it on both sides.
       strings[-1][-1] = _DOCUMENT_END
-      tokens.append(np.asarray([*front, *side, *ends], np.int32))
+      tokens.append(np.asarray([*front, *own, *ends], np.int32))
     chunks = align(*strings)
     pieces, dropped = cut_pair(chunks[0], chunks[1], self._seq_len)
     used = (chunks[0] > 0) & ~np.isin(chunks[0], dropped)

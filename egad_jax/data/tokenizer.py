@@ -169,7 +169,8 @@ class Tokenizer:
       InputError: if one of the files is missing or broken, or names no end-of-sequence token.
     """
     read = tokenizer_files.read_directory(epath.Path(directory))
-    if read.ids["eos"] is None:
+    ids = read.ids
+    if ids["eos"] is None:
       raise InputError(
         f"{directory}: neither tokenizer_config.json nor special_tokens_map.json names an "
         "eos_token that is in tokenizer.json. Add it to tokenizer_config.json."
@@ -177,7 +178,7 @@ class Tokenizer:
     try:
       return cls(
         read.backend,
-        special=SpecialIds(**read.ids),
+        special=SpecialIds(ids["bos"], ids["eos"], ids["pad"], ids["unk"]),
         chat_templates=read.chat_templates,
         names=read.names,
         max_length=read.max_length,

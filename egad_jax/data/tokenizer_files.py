@@ -121,7 +121,7 @@ def _chat_templates(directory: epath.Path, config: Mapping[str, Any]) -> dict[st
     paths |= {path.name.removesuffix(".jinja"): path for path in found}
   if paths:
     return {name: read_text(path) for name, path in paths.items()}
-  template = config.get("chat_template")
+  template: Any = config.get("chat_template")
   if isinstance(template, list):
     named = [entry if isinstance(entry, dict) else {} for entry in template]
     template = {entry.get("name"): entry.get("template") for entry in named}

@@ -76,8 +76,8 @@ def _canonical(step: Any) -> Any:
   if not isinstance(step, dict):
     return step
   if step.get("type") == "Sequence":
-    inner = next((step[key] for key in _LISTS_OF_STEPS if key in step), [])
-    flat = []
+    inner: list[Any] = next((step[key] for key in _LISTS_OF_STEPS if key in step), [])
+    flat: list[Any] = []
     for entry in map(_canonical, inner):
       flat += entry["steps"] if isinstance(entry, dict) and "steps" in entry else [entry]
     return flat[0] if len(flat) == 1 else ({"steps": flat} if flat else None)

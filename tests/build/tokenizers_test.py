@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+
 import jax
 import numpy as np
 import pytest
@@ -51,6 +54,32 @@ def test_a_student_of_x_token_has_its_own_tokenizer_and_vocabulary(build_one):
   assert jax.tree.map(lambda x: (x.shape, x.dtype), batch) == shapes
   assert np.asarray(batch.student.labels).max() < 262
   assert np.asarray(batch.teacher.labels).max() >= 262
+
+
+@pytest.fixture(scope="module")
+def with_beginning(saved, tmp_path_factory):
+  """The tokenizer of 265 entries again, which puts its one special token in front of a text."""
+  directory = tmp_path_factory.mktemp("beginning")
+  Tokenizer.from_directory(saved[265]).save(directory)
+  path = directory / "tokenizer_config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"add_bos_token": True}))
+  return str(directory)
+
+
+def test_one_vocabulary_split_in_two_ways_is_the_teachers_and_that_is_said(
+  build_one, saved, with_beginning, caplog, monkeypatch
+):
+  monkeypatch.setattr(logging.getLogger("egad_jax"), "propagate", True)
+  run = build_one(data__tokenizer=saved[265], student__tokenizer=with_beginning)
+  assert run.tokenizer is run.teacher_tokenizer
+  assert run.tokenizer.prefix_ids == ()
+  assert "has the teacher's vocabulary, but differs in: tokens around a text" in caplog.text
+
+
+def test_x_token_splits_one_vocabulary_in_two_ways(build_one, saved, with_beginning):
+  run = build_one(method="x_token", data__tokenizer=saved[265], student__tokenizer=with_beginning)
+  assert (run.tokenizer.prefix_ids, run.teacher_tokenizer.prefix_ids) == ((0,), ())
+  assert run.rows.sides == 2
 
 
 def test_x_token_with_one_tokenizer_for_both(build_one):

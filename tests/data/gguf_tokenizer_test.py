@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gguf
 import pytest
+import tokenizers
 
+from egad_jax.data.gguf_pre_tokenizers import PRE_TOKENIZERS, make_pre_tokenizer
 from egad_jax.data.gguf_tokenizer import TokenType, read_gguf_tokenizer
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
+from tests.models import tiny_llama as tiny
 
 _BYTES = [*sorted("abcdĠ12é<|>end"), "Ċ"]
 _TOKENS = ["<|end|>", "<mark>", *dict.fromkeys(_BYTES), "ab", "Ġab", "12"]
@@ -90,3 +93,60 @@ def test_truncated_files_are_refused(tmp_path, size):
   short.write_bytes(whole.read_bytes()[:size])
   with pytest.raises(InputError, match="not a whole GGUF file"):
     read_gguf_tokenizer(short)
+
+
+@pytest.mark.parametrize(
+  ("pre", "text", "pieces"),
+  [
+    (
+      "llama-bpe",
+      "It'S 12345  days\n\n x",
+      ["It", "'S", "Ġ", "123", "45", "Ġ", "Ġdays", "ĊĊ", "Ġx"],
+    ),
+    ("qwen2", "a 123", ["a", "Ġ", "1", "2", "3"]),
+    ("gpt-4o", "helloWorld's 1234", ["hello", "World's", "Ġ", "123", "4"]),
+    ("tekken", "helloWorld 12", ["hello", "World", "Ġ", "1", "2"]),
+    ("falcon", "a,b 12345", ["a", ",", "b", "Ġ", "123", "45"]),
+    ("refact", "ab 12", ["ab", "Ġ", "1", "2"]),
+    ("default", "a+b 12345", ["a", "+", "b", "Ġ", "123", "45"]),
+    ("deepseek-v3", "x=1234", ["x", "=", "123", "4"]),
+  ],
+)
+def test_splittings_of_the_table_by_hand(pre, text, pieces):
+  step = make_pre_tokenizer(PRE_TOKENIZERS[pre])
+  assert [piece for piece, _ in step.pre_tokenize_str(text)] == pieces
+
+
+@pytest.mark.parametrize("kind", dict.fromkeys(PRE_TOKENIZERS.values()))
+def test_every_splitting_keeps_the_whole_text(kind):
+  text = "naïve 🙂 It's 12345;\r\n\n  x=[y]; 日本語 \u01c5 3\u00bd \t end  "
+  step = make_pre_tokenizer(kind)
+  joined = "".join(piece for piece, _ in step.pre_tokenize_str(text))
+  assert tokenizers.decoders.ByteLevel().decode([joined]) == text
+
+
+@pytest.mark.parametrize(
+  ("metadata", "message"),
+  [
+    ({"tokenizer.ggml.later": 1}, r"tokenizer\.ggml\.later is not known here"),
+    ({"tokenizer.other": "x"}, r"tokenizer\.other is not known here"),
+    ({"tokenizer.ggml.add_space_prefix": True}, "add_space_prefix is set"),
+    ({"tokenizer.ggml.suppress_tokens": [1]}, "suppress_tokens is set"),
+    ({"tokenizer.ggml.add_bos_token": 1}, "add_bos_token must be true or false; got 1"),
+  ],
+)
+def test_keys_that_are_not_followed_are_refused(tmp_path, metadata, message):
+  with pytest.raises(InputError, match=message):
+    Tokenizer.from_gguf(tiny.make_gguf(tmp_path / "a.gguf", metadata=metadata))
+
+
+def test_harmless_keys_are_taken(tmp_path):
+  metadata = {
+    "tokenizer.ggml.add_space_prefix": False,
+    "tokenizer.ggml.eot_token_id": 2,
+    "tokenizer.ggml.fim_pre_token_id": 3,
+    "tokenizer.chat_template": "d",
+    "tokenizer.chat_template.tool_use": "t",
+  }
+  tokenizer = Tokenizer.from_gguf(tiny.make_gguf(tmp_path / "a.gguf", metadata=metadata))
+  assert tokenizer.chat_templates == {"default": "d", "tool_use": "t"}
