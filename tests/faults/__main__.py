@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tests.faults import conditions, kills, operators
+from tests.faults import conditions, kills
 from tests.faults.kills import Outcome
 
 
@@ -50,7 +50,6 @@ FAULTS = {
   "devices": Fault("resumed on other devices and by other processes", conditions.other_devices),
   "stuck": Fault("one of two processes stands still", conditions.stuck),
   "teacher": Fault("the teacher's place", conditions.teacher_places),
-  "operators": Fault("what operators do wrong, or meet", operators.operators),
   "two_runs": Fault(
     "a second run in the workdir; the same command after the end", conditions.two_runs
   ),

@@ -17,7 +17,6 @@ import tempfile
 import time
 from typing import NamedTuple
 
-from tests.faults.kills import Outcome
 from tests.faults.operator_rows import ROWS, Row
 from tests.faults.runs import ROOT
 
@@ -123,15 +122,6 @@ def cells(result: Result) -> str:
   command = " ".join((row.command or row.script).split())
   texts = (row.fault, f"`{command}`", row.before, after[:240])
   return "| " + " | ".join(" ".join(text.split()).replace("|", "\\|") for text in texts) + " |"
-
-
-def operators(root: pathlib.Path, cache: pathlib.Path) -> Outcome:
-  """All rows, as one of the fault suite."""
-  del root
-  prepare(cache)
-  wrong = [r for r in (attempt(row, cache) for row in ROWS) if r.wrong]
-  notes = "; ".join(f"{r.row.fault}: {r.wrong}" for r in wrong)
-  return Outcome(len(ROWS), len(ROWS) - len(wrong), "exit codes, messages, files", notes)
 
 
 def main() -> int:
