@@ -214,7 +214,8 @@ ROWS = (
   # Signals
   Row(
     "Ctrl-C when SIGINT was ignored at the start",
-    "trap '' INT; setsid --wait launch/restart.sh -- sh -c 'trap \"exit 75\" INT; kill -INT 0; exit 75' ",
+    "trap '' INT; setsid --wait launch/restart.sh -- "
+    "sh -c 'trap \"exit 75\" INT; kill -INT 0; exit 75'",
     (75,),
     ("stopped with exit code 75",),
     before="restarted",
