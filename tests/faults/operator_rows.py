@@ -46,7 +46,7 @@ ROWS = (
     "$PY -c 'import os; os.set_blocking(3, True)'; "
     "$TRAIN >&3 2>&3 && test -e $S/run/report.html",
     (0,),
-    before="hangs for ever",
+    before="hangs for ever, by its code",
     command="$TRAIN >&3 2>&3 # into a pipe that is full",
   ),
   Row(
@@ -190,7 +190,7 @@ ROWS = (
     before=_TRACEBACK,
     command="/usr/bin/python3 launch/run.py …",
   ),
-  Row("a seed that is too large", "$TRAIN --config.seed=4294967296", (2,), before="taken as 0"),
+  Row("a seed that is too large", "$TRAIN --config.seed=4294967296", (2,), before=_TRACEBACK),
   Row(
     "a teacher that may not be read",
     "cp -r $S/done/export $S/m; chmod 0 $S/m; mkdir -m 777 $S/run; "
@@ -250,7 +250,7 @@ ROWS = (
     "exit $code",
     (75,),
     ("saved step",),
-    before="the watchdog ends it: code 1",
+    before="the watchdog ends it, by its code",
     command="$TRAIN & kill -TSTP PID; sleep 8; kill -CONT PID",
   ),
   Row(
