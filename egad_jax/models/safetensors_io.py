@@ -18,7 +18,7 @@ from egad_jax.errors import InputError
 from egad_jax.models import llama
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.model import Params
-from egad_jax.regular_file import read_regular, require_regular
+from egad_jax.regular_file import is_there, read_regular, require_regular
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -64,7 +64,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   Raises:
     InputError: if the file is missing or holds something else.
   """
-  if not path.exists():
+  if not is_there(path):
     raise InputError(f"{path}: no such file; expected the one of a Hugging Face directory.")
   content = read_regular(path)
   try:
@@ -100,14 +100,14 @@ def write_safetensors(
 def _open_tensors(directory: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, Any]:
   """Maps each tensor's name to the open file that holds it."""
   index = directory / INDEX
-  if index.exists():
+  if is_there(index):
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(map(_is_plain_name, weight_map.values())):
       raise InputError(
         f"{index}: expected a weight_map from tensor names to *.safetensors beside it."
       )
     files = sorted(set(weight_map.values()))
-  elif (directory / SINGLE).exists():
+  elif is_there(directory / SINGLE):
     files = [SINGLE]
   else:
     raise InputError(f"{directory}: expected {SINGLE} or {INDEX}; it has neither.")
@@ -115,7 +115,7 @@ def _open_tensors(directory: pathlib.Path, stack: contextlib.ExitStack) -> dict[
   for file in files:
     shard = _open_shard(directory / file, stack)
     found.update(dict.fromkeys(shard.keys(), shard))
-  if index.exists():
+  if is_there(index):
     llama.check_names(f"{directory} (by its index)", expected=weight_map, got=found)
   return found
 
@@ -125,7 +125,7 @@ def _is_plain_name(file: Any) -> bool:
 
 
 def _open_shard(path: pathlib.Path, stack: contextlib.ExitStack) -> Any:
-  if not path.exists():
+  if not is_there(path):
     raise InputError(f"{path}: no such file, though the index names it; fetch it again.")
   require_regular(path)
   try:

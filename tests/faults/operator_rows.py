@@ -198,7 +198,7 @@ ROWS = (
     "--config.data.cache=$S/run/data",
     (2,),
     ("Permission denied",),
-    before=_TRACEBACK,
+    before="traceback, code 1, by its code",
   ),
   Row(
     "no home directory",
