@@ -75,6 +75,7 @@ fuzz: $(VENV)/dev
 # takes root.
 faults: $(VENV)/dev
 	$(BIN)/python -m tests.faults
+	$(BIN)/python -m tests.faults.operators
 
 # Half an hour of the tiny config: memory, open files, compilations.
 soak: $(VENV)/dev

@@ -9,10 +9,8 @@ import math
 import os
 from typing import Any
 
-from etils import epath
-
 from egad_jax.errors import InputError
-from egad_jax.regular_file import read_regular
+from egad_jax.regular_file import is_there, read_regular
 
 _BYTE_ORDER_MARKS = {
   "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
@@ -29,7 +27,7 @@ def read_json(path: os.PathLike[str]) -> dict[str, Any]:
   Raises:
     InputError: if the file is missing or holds something else.
   """
-  if not epath.Path(path).exists():
+  if not is_there(path):
     raise InputError(f"{path}: no such file; expected one that holds a JSON object.")
   return parse_json(path, read_regular(path))
 

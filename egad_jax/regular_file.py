@@ -79,6 +79,17 @@ def read_regular(path: os.PathLike[str] | str, *, most: int = MOST_BYTES) -> byt
   return content
 
 
+def is_there(path: os.PathLike[str] | str) -> bool:
+  """Whether something has that name, or may have it; opening it says what."""
+  try:
+    os.lstat(path)
+  except (FileNotFoundError, NotADirectoryError, ValueError):
+    return False
+  except OSError:
+    return True
+  return True
+
+
 def require_regular(path: os.PathLike[str] | str) -> int:
   """Checks a file that a library is going to open; returns its size in bytes.
 

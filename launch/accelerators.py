@@ -66,7 +66,7 @@ def require_devices(environment: Mapping[str, str] = os.environ) -> None:
     jax.devices()
   # AssertionError: of a GPU's plugin that is not there.
   except (RuntimeError, AssertionError) as error:
-    text = str(error) or f"{type(error).__name__} while it was started"
+    text = str(error) or "JAX's plugin for it is not installed"
     if any(words in text for words in _MAY_PASS):
       raise
     platforms = environment.get("JAX_PLATFORMS", "")

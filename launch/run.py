@@ -110,7 +110,7 @@ def _full_disk(error: Exception) -> str:
     return ""
   where = f"{error.filename}: " if error.filename else ""
   return (
-    f"{where}{error.strerror}. Free space there and run the same command again: it goes on from "
+    f"{where}{error.strerror}. Free space there and run the same command again; it goes on from "
     "the last whole checkpoint."
   )
 

@@ -110,6 +110,16 @@ def test_what_the_system_refuses_is_named(tmp_path, monkeypatch, error, words):
     require_regular(tmp_path / "x")
 
 
+def test_a_model_in_a_directory_that_may_not_be_looked_into(tmp_path, monkeypatch):
+  def refuse(*args, **options):
+    raise PermissionError(13, "Permission denied")
+
+  monkeypatch.setattr(regular_file.os, "lstat", refuse)
+  monkeypatch.setattr(regular_file.os, "open", refuse)
+  with pytest.raises(InputError, match=r"config\.json cannot be read: Permission denied"):
+    read_json(tmp_path / "config.json")
+
+
 def test_files_are_read_up_to_a_size(tmp_path):
   path = tmp_path / "x"
   path.write_bytes(b"12345")

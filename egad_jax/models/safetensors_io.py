@@ -22,7 +22,7 @@ from egad_jax.models.foreign_keys import check_closed, listed, shown
 from egad_jax.models.generation_settings import GenerationSettings, read_settings
 from egad_jax.models.key_tables import INDEX_METADATA, SAFETENSORS_INDEX
 from egad_jax.models.model import Params
-from egad_jax.regular_file import require_regular
+from egad_jax.regular_file import is_there, require_regular
 
 # A file of the directory itself. The file may be a link, as in Hugging Face's cache.
 _SHARD_NAME = re.compile(r"[\w +,.=@-]{1,200}\.safetensors", re.ASCII)
@@ -111,7 +111,7 @@ def _open_tensors(
 ) -> tuple[dict[str, _Stored], list[str]]:
   """Maps each tensor's name to where it is; also what is beside them and not read."""
   index = directory / INDEX
-  if not index.is_file():
+  if not is_there(index):
     shard = _open_shard(directory / SINGLE, stack)
     found = {name: _Stored(shard, name) for name in sorted(shard.keys())}
     return found, [f"the file {name}" for name in other_weights(directory, {SINGLE})]
@@ -161,7 +161,7 @@ def _is_plain_name(file: Any) -> bool:
 
 
 def _open_shard(path: pathlib.Path, stack: contextlib.ExitStack) -> Any:
-  if not path.exists():
+  if not is_there(path):
     raise InputError(f"{path}: no such file, though the index names it; fetch it again.")
   require_regular(path)
   try:
