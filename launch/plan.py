@@ -20,7 +20,9 @@ from ml_collections import config_flags
 from launch import command_line
 
 CONFIG = command_line.define_config()
-TOPOLOGY = command_line.required("topology", "CHIP:SHAPE, such as v5e:16x16, v5p:2x4x4 or tpu7x:2x2x1.")
+TOPOLOGY = command_line.required(
+  "topology", "CHIP:SHAPE, such as v5e:16x16, v5p:2x4x4 or tpu7x:2x2x1."
+)
 JSON = flags.DEFINE_bool("json", False, "Print JSON, and nothing else, to stdout.")
 SEARCH = flags.DEFINE_bool(
   "search", False, "Try other batches, remat policies and meshes, at most 8 in all."
