@@ -53,12 +53,6 @@ test: lint $(VENV)/teacher
 test-slow: $(VENV)/dev $(VENV)/teacher
 	EGAD_TEST_COMPILER=default $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
-# Notes which versions the environment has; after `make test` has passed with them.
-constraints: $(VENV)/dev $(VENV)/teacher
-	mkdir -p constraints
-	{ echo "# Versions that \`make test PYTHON=python$(VERSION)\` passed with; from \`make constraints\`."; \
-	  $(BIN)/pip freeze --exclude-editable; } >constraints/python$(VERSION).txt
-
 # Every method of the table for 200 steps from configs/tiny.py, and resumed mid-way.
 methods: $(VENV)/dev
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.training.every_method
@@ -103,6 +97,13 @@ $(VENV)-benchmarks/installed: $(VENV)-benchmarks/python-$(VERSION) pyproject.tom
 # The head against rivals, in an environment of its own because they need torch; over an hour.
 benchmarks: $(VENV)-benchmarks/installed
 	$(VENV)-benchmarks/bin/python -m benchmarks.head
+
+# Notes which versions the environment has; after `make test` has passed with them.
+.PHONY: constraints
+constraints: $(VENV)/dev $(VENV)/teacher
+	mkdir -p constraints
+	{ echo "# Versions that \`make test PYTHON=python$(VERSION)\` passed with; from \`make constraints\`."; \
+	  $(BIN)/pip freeze --exclude-editable; } >constraints/python$(VERSION).txt
 
 clean:
 	rm -rf $(VENV) $(VENV)-parity $(VENV)-benchmarks build *.egg-info

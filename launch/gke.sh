@@ -6,9 +6,10 @@
 #   --name             of the JobSet
 #   --image            made from launch/Dockerfile, in a registry that the cluster can read
 #   --bucket           a bucket that every worker reads at /bucket: teacher, data
-#   --accelerator=tpu-v5-lite-podslice   node label cloud.google.com/gke-tpu-accelerator
-#   --topology=4x4     of a slice: node label cloud.google.com/gke-tpu-topology
-#   --chips_per_host=4 of its machine type: 4 of ct5lp-hightpu-4t
+#   --accelerator=tpu-v5-lite-podslice   node label cloud.google.com/gke-tpu-accelerator; others are
+#                      tpu-v6e-slice, tpu-v5p-slice, tpu7x
+#   --topology=4x4     of a slice, in chips: node label cloud.google.com/gke-tpu-topology
+#   --chips_per_host=4 of its machine type: 4 of ct5lp-hightpu-4t or tpu7x-standard-4t
 #   --slices=1
 #   --max_restarts=100
 #   --service_account=default   of Kubernetes; needs access to the bucket
@@ -59,6 +60,15 @@ done
 [[ $max_restarts =~ ^[0-9]{1,9}$ ]] || fail "--max_restarts must be a whole number, got '$max_restarts'."
 [[ $topology =~ ^[1-9][0-9]*(x[1-9][0-9]*){1,2}$ ]] ||
   fail "--topology must be like 4x4 or 2x2x4, got '$topology'."
+case $accelerator:$topology in
+  tpu-v5p-slice:*x*x* | tpu7x:*x*x*) ;;
+  tpu-v5p-slice:* | tpu7x:*)
+    fail "--topology of $accelerator has three sizes, such as 2x2x1; got '$topology'."
+    ;;
+  tpu-v5-lite-podslice:*x*x* | tpu-v6e-slice:*x*x*)
+    fail "--topology of $accelerator has two sizes, such as 4x4; got '$topology'."
+    ;;
+esac
 bucket=${bucket#gs://}
 for flag in name image bucket accelerator service_account; do
   [[ ${!flag} =~ ^[A-Za-z0-9][A-Za-z0-9._:/@-]*$ ]] ||

@@ -26,7 +26,9 @@ from egad_jax import progress
 from launch import accelerators, command_line, config_file
 
 CONFIG = command_line.define_config()
-TOPOLOGY = command_line.required("topology", "CHIP:SHAPE, such as v5e:16x16 or v5p:2x4x4.")
+TOPOLOGY = command_line.required(
+  "topology", "CHIP:SHAPE, such as v5e:16x16, v5p:2x4x4 or tpu7x:2x2x1."
+)
 JSON = flags.DEFINE_bool("json", False, "Print JSON, and nothing else, to stdout.")
 SEARCH = flags.DEFINE_bool(
   "search", False, "Try other batches, remat policies and meshes, at most 8 in all."

@@ -85,6 +85,8 @@ state() {
 
 create() {
   need accelerator_type runtime_version
+  [[ $accelerator_type != *7x* ]] ||
+    fail "the Cloud TPU API, which this script uses, has no TPU7x; use launch/gke.sh."
   [[ $slices =~ ^[1-9][0-9]*$ ]] || fail "--slices must be a positive number, got '$slices'."
   local request=(--accelerator-type="$accelerator_type" --runtime-version="$runtime_version")
   if ((slices > 1)); then
@@ -132,7 +134,7 @@ mkdir -p $CODE
 gcloud storage cat $(quoted "$archive") | tar -xz -C $CODE
 cd $CODE
 python3 -m pip install --quiet --user uv
-python3 -m uv venv --quiet --allow-existing --python 3.11 .venv
+python3 -m uv venv --quiet --allow-existing --python 3.13 .venv
 python3 -m uv pip install --quiet --python .venv/bin/python --editable '.[tpu]'"
   if [[ -n $inputs ]]; then
     steps+="

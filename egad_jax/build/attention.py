@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import jax.numpy as jnp
+
 from egad_jax.build.values import DTYPES, Config
 from egad_jax.errors import InputError
 from egad_jax.models import cudnn, splash
@@ -54,7 +56,9 @@ def make_attention(config: Config, who: str, shape: DecoderConfig, mesh: Any) ->
     reason = splash.unserved(**sizes)
   else:
     capability = _compute_capability(_device(mesh))
-    reason = cudnn.unserved(**sizes, dtype=DTYPES[config[who].dtype], capability=capability)
+    reason = cudnn.unserved(
+      **sizes, dtype=jnp.dtype(DTYPES[config[who].dtype]), capability=capability
+    )
   if reason is None:
     return splash.splash_attention(mesh) if kernel == "splash" else cudnn.cudnn_attention(mesh)
   if config.attention == "auto":

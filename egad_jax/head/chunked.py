@@ -23,24 +23,26 @@ from egad_jax.head.tpu import Kernels, chunk_by_kernels, kernel_chunk_size
 TokenLoss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 Head = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
-# Elements of one chunk's logits when no chunk size is given: 512 MiB in float32.
-_CHUNK_ELEMENTS = 2**27
+# Elements of one chunk's logits, at most, when no chunk size is given: 640 MiB in float32.
+_CHUNK_ELEMENTS = 5 * 2**25
 
 
 def default_chunk_size(num_tokens: int, vocab_size: int) -> int:
-  """Tokens per chunk such that one float32 copy of a chunk's logits is at most 512 MiB.
+  """Tokens per chunk such that one float32 copy of a chunk's logits is at most 640 MiB.
 
   Args:
     num_tokens: tokens that the head is called with.
     vocab_size: columns of the logits.
 
   Returns:
-    A multiple of 128 (a matrix unit's side), at least 128, or `num_tokens` if that is smaller.
+    A power of two, so that it divides most batches and no chunk is filled up; at least 128 (a
+    matrix unit's side), or `num_tokens` if that is smaller.
 
   >>> default_chunk_size(8192, 151_936)
-  768
+  1024
   """
-  return min(num_tokens, max(128, _CHUNK_ELEMENTS // vocab_size // 128 * 128))
+  affordable = max(128, _CHUNK_ELEMENTS // vocab_size)
+  return min(num_tokens, 1 << affordable.bit_length() - 1)
 
 
 def soft_capped(logits: jax.Array, soft_cap: float | None) -> jax.Array:

@@ -355,7 +355,9 @@ def check_rows(
       f"projection must be ids and weights of shape [{student_logits.shape[-1]}, k], a row for each"
       f" entry of the student's vocabulary, got {ids} and {weights}."
     )
-  known = projection[0] if isinstance(projection[0], np.ndarray) else np.zeros(1, np.int32)
+  known: np.ndarray = (
+    projection[0] if isinstance(projection[0], np.ndarray) else np.zeros(1, np.int32)
+  )
   if known.min() < 0:
     raise ValueError(f"projection leads to teacher id {known.min()}; ids start at 0.")
   if known.max() >= teacher_logits.shape[-1]:

@@ -224,6 +224,11 @@ def _notes(program: Program, slice_: Topology) -> tuple[str, ...]:
       f"program knows (the head's); {'they are' if several else 'it is'} taken to run as often as "
       "the head does then."
     )
+  if missing := program.without_estimate:
+    notes.append(
+      f"The compiler gives no estimate for {_counted(missing, 'run')} of instructions: the modelled "
+      "time leaves them out."
+    )
   known = sum(kernel.calls for kernel in program.kernels if kernel.flops is not None)
   if known:
     notes.append(

@@ -20,6 +20,8 @@ from egad_jax.planning.kernels import Kernel, kernel_flops
 
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4}
 _BYTES |= {"s64": 8, "u64": 8, "f16": 2, "bf16": 2, "f32": 4, "f64": 8, "f8e4m3fn": 1, "f8e5m2": 1}
+# libtpu 0.0.50 writes the largest int64 as the cycles of some instructions.
+_NO_ESTIMATE = 2**62
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -275,11 +277,21 @@ class Program:
   @functools.cached_property
   def cycles(self) -> int:
     """The compiler's estimated cycles of a step on one device, loops times their trips."""
-    return sum(
-      times * int(found[1])
+    return sum(times * cycles for cycles, times in self._estimates if cycles < _NO_ESTIMATE)
+
+  @property
+  def without_estimate(self) -> int:
+    """How many runs of instructions in a step the compiler says it has no estimate for."""
+    return sum(times for cycles, times in self._estimates if cycles >= _NO_ESTIMATE)
+
+  @functools.cached_property
+  def _estimates(self) -> list[tuple[int, int]]:
+    """(estimated cycles, times) of each scheduled instruction."""
+    return [
+      (int(found[1]), times)
       for name, op, times in self._everything()
       if name in self._scheduled and (found := re.search(r'"estimated_cycles":"(\d+)"', op.rest))
-    )
+    ]
 
   @functools.cached_property
   def kernels(self) -> list[Kernel]:

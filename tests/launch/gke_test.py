@@ -154,9 +154,28 @@ def test_without_dry_run_the_manifest_goes_to_kubectl(stubs):
     ((*GKE_FLAGS, "--slices=0", "--", "a"), "--slices must be a positive number, got '0'"),
     ((*GKE_FLAGS, "--image=a: b", "--", "a"), "--image must be letters, digits"),
     ((*GKE_FLAGS, "now"), "unexpected 'now'"),
+    # 4x4 is the default.
+    (
+      (*GKE_FLAGS, "--accelerator=tpu7x", "--", "a"),
+      "tpu7x has three sizes, such as 2x2x1; got '4x4'",
+    ),
+    ((*GKE_FLAGS, "--accelerator=tpu-v5p-slice", "--topology=2x2", "--", "a"), "has three sizes"),
+    ((*GKE_FLAGS, "--accelerator=tpu-v6e-slice", "--topology=2x2x1", "--", "a"), "has two sizes"),
   ],
 )
 def test_bad_flags_of_gke(arguments, message, stubs):
   _, err = run(stubs, GKE, *arguments, code=2)
   assert message in err
   assert not (stubs / "calls").exists()
+
+
+def test_a_slice_of_tpu7x_is_counted_in_chips(stubs):
+  (job,) = rendered(stubs, "--accelerator=tpu7x", "--topology=2x2x2")["spec"]["replicatedJobs"]
+  spec = job["template"]["spec"]
+  assert spec["parallelism"] == 2
+  pod = spec["template"]["spec"]
+  assert pod["containers"][0]["resources"]["limits"] == {"google.com/tpu": 4}
+  assert pod["nodeSelector"] == {
+    "cloud.google.com/gke-tpu-accelerator": "tpu7x",
+    "cloud.google.com/gke-tpu-topology": "2x2x2",
+  }

@@ -184,6 +184,10 @@ def test_stop_signals_the_trainer_once_and_nothing_starts_again(pod, stubs):
       ("create", *TPU, "--accelerator_type=a", "--runtime_version=v", "--slices=0"),
       "--slices must be a positive number, got '0'",
     ),
+    (
+      ("create", *TPU, "--accelerator_type=tpu7x-8", "--runtime_version=v"),
+      "the Cloud TPU API, which this script uses, has no TPU7x; use launch/gke.sh",
+    ),
     (("setup", *TPU), "setup needs --staging="),
     (("run", *TPU), "run needs the flags of launch/run.py after --"),
     (("run", *TPU, "--config=x"), "run has no flag --config"),

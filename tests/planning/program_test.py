@@ -91,6 +91,13 @@ def test_a_bound_that_comes_in_with_the_values():
   assert (traced.cycles, traced.traced_loops) == (3 * 100 + 11, 1)
 
 
+def test_cycles_that_are_no_estimate_are_left_out_and_counted():
+  assert program().without_estimate == 0
+  text = TEXT.replace("BOUND", "constant(4)").replace("LAST", "a.2").replace("STEP", "1")
+  counted = Program(text.replace('"estimated_cycles":"100"', f'"estimated_cycles":"{2**63 - 1}"'))
+  assert (counted.cycles, counted.without_estimate) == (11, 4)
+
+
 def test_operands_that_name_an_element_of_a_tuple():
   """Newer compilers write `%tuple#2` where older ones wrote an instruction that takes it."""
   text = TEXT.replace("BOUND", "constant(4)").replace("LAST", "a.2").replace("STEP", "1")
