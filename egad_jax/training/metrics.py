@@ -99,7 +99,7 @@ class MetricLog:
       Whether the step is logged.
     """
     self._seconds += seconds
-    self._tokens += values["tokens"]
+    self._tokens += 0.0 if values.get("skipped") else values["tokens"]
     rate = self._tokens / self._seconds
     self._phase.update(step - self._step, f"loss {values['loss']:.3f}  {rate:.0f} tokens/s")
     self._step = step

@@ -36,6 +36,7 @@ class Job:
     *flags: str,
     processes: int = 1,
     devices: int = 1,
+    last: Sequence[str] = (),
     command: Sequence[str] = ("launch/run.py", "--config=configs/tiny.py"),
     server: ForkServer | None = None,
   ):
@@ -47,6 +48,7 @@ class Job:
       *flags: more flags of the command.
       processes: how many.
       devices: virtual devices of each.
+      last: flags of the last process alone.
       command: what is run, and its config.
       server: starts the processes, quickly; None: they start as a shell would start them.
     """
@@ -64,6 +66,7 @@ class Job:
         *(f"--config.data.cache={cache}/data", f"--config.compilation_cache={cache}/programs"),
         *("--config.eval.sample_tokens=0", "--config.tensorboard=False", *flags),
         *([*joined, f"--process_id={index}"] if processes > 1 else []),
+        *(last if index == processes - 1 else ()),
       ]
       with path.open("a") as log:
         self.processes.append(

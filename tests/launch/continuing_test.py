@@ -8,12 +8,14 @@ import pathlib
 import shutil
 
 import jax
+import jax.numpy as jnp
 import pytest
 from absl import flags
 
 from configs import tiny
 from egad_jax import build
 from egad_jax.errors import InputError
+from egad_jax.training import evaluation
 from egad_jax.training.preemption import Preempted, Preemption
 from egad_jax.training.workdir import HARMLESS_KEYS
 
@@ -267,3 +269,65 @@ def test_more_steps_train_a_finished_run_further_if_forced(train, done):
   assert (summary["steps"], summary["changes"][0]["step"]) == (6, STEPS)
   assert [r["step"] for r in lines(done, "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
   assert lines(done, "metrics.jsonl")[-1]["learning_rate"] == pytest.approx(3e-4, rel=1e-6)
+
+
+def test_a_student_that_breaks_is_null_and_the_run_ends_normally(
+  train, halfway, caplog, capsys, monkeypatch
+):
+  evaluate = evaluation.evaluate
+
+  def broken(sums, batches, **options):
+    names = ("cross_entropy", "forward_kl", "student_entropy")
+    return evaluate(lambda b: sums(b) | dict.fromkeys(names, jnp.nan), batches, **options)
+
+  monkeypatch.setattr(evaluation, "evaluate", broken)
+  with caplog.at_level("INFO", logger="egad_jax"):
+    train(halfway, eval__every_steps=1, tensorboard=True)
+  first, *_, last = lines(halfway, "evaluations.jsonl")
+  summary = read(halfway, "summary.json")
+  assert first["student"]["perplexity"] > 1
+  for key in ("cross_entropy", "perplexity", "forward_kl", "bits_per_byte"):
+    assert last["student"][key] is summary["student_after"][key] is None
+    assert summary["student_before"][key] > 0
+    assert summary["teacher"][key] is not None
+  for words in ("forward KL n/a, perplexity n/a", "-> n/a", "is not finite: it is null"):
+    assert words in caplog.text
+  card = (halfway / "export" / "README.md").read_text()
+  (perplexity,) = (line for line in card.splitlines() if line.startswith("| Perplexity"))
+  assert perplexity.split("|")[3].strip() == "n/a"
+  assert "n/a" in (halfway / "report.html").read_text()
+  assert "Student:" in capsys.readouterr().out
+
+
+def test_terminal_report_and_summary_give_one_goodput(train, done, caplog):
+  (done / "report.html").unlink()
+  with caplog.at_level("INFO", logger="egad_jax"):
+    train(done)
+  spent = read(done, "summary.json")["goodput"]
+  assert sum(spent.values()) == pytest.approx(read(done, "summary.json")["seconds"])
+  share = 100 * spent["step"] / sum(spent.values())
+  assert f"goodput {share:.1f} %" in caplog.text
+  assert f"{share:.1f} %" in (done / "report.html").read_text()
+
+
+def test_other_documents_in_the_same_file_are_refused_and_a_touched_file_is_not(
+  train, shared, halfway
+):
+  path = shared / "texts.jsonl"
+  text = path.read_text()
+  path.write_text(text)  # Another time, the same text.
+  train(halfway)
+  (halfway / "report.html").unlink()
+  try:
+    path.write_text(text.replace("Document 7 says", "Document 7 said"))
+    with pytest.raises(
+      InputError, match=r"the documents \(config\.data\.source\): \w+ there, \w+ now"
+    ):
+      train(halfway)
+    train(halfway, force=True)
+  finally:
+    path.write_text(text)
+  changes = read(halfway, "summary.json")["changes"]
+  assert {"data", "rows"} <= {change["what"] for change in changes}
+  assert all(change["forced"] and change["step"] == STEPS for change in changes)
+  assert "the documents (config.data.source)" in (halfway / "report.html").read_text()
