@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import glob
 import importlib.util
+import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -17,6 +18,8 @@ from egad_jax.errors import InputError
 
 _T = TypeVar("_T")
 _MESSAGE_BYTES = 4096
+# Characters of a value in a message.
+_SHOWN = 200
 # Where each kind of launcher says how many processes there are and which one this is.
 _RANKS = {
   "JAX": ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
@@ -144,6 +147,42 @@ def together(work: Callable[[], _T], *, first_alone: bool = False) -> _T:
   return result[0]
 
 
+def require_equal(values: Mapping[str, Any]) -> None:
+  """Checks that all processes have the same values; all must call it.
+
+  Args:
+    values: names for people -> JSON values.
+
+  Raises:
+    InputError: on all of them, naming the first value that differs, and whose it is.
+  """
+  if joined():
+    texts = _gather(json.dumps(values, sort_keys=True, default=str).encode())
+    problem = first_difference([json.loads(text) for text in texts])
+    if problem:
+      raise InputError(problem)
+
+
+def first_difference(values: Sequence[Mapping[str, Any]]) -> str:
+  """How the values of some process differ from those of process 0; "" if none do.
+
+  >>> first_difference([{"a": 1, "b": 2}, {"a": 1, "b": 3}]).partition(";")[2].partition(".")[0]
+  ' it is 2 for process 0 and 3 for process 1'
+  """
+  missing = object()
+  show = lambda value: "missing" if value is missing else repr(value)[:_SHOWN]
+  for index, others in enumerate(values):
+    for name in sorted({*values[0], *others}):
+      first, other = values[0].get(name, missing), others.get(name, missing)
+      if first != other:
+        return (
+          f"{name} must be the same for all processes; it is {show(first)} for process 0 and "
+          f"{show(other)} for process {index}. Start the same command, with the same code and "
+          "files, on all machines."
+        )
+  return ""
+
+
 def any_of_them(flag: bool) -> bool:
   """Whether the flag is set on any process; all must call it."""
   if not joined():
@@ -165,8 +204,13 @@ def fetch(tree: Any) -> Any:
 
 
 def _exchange(text: str) -> list[str]:
-  data = text.encode()[:_MESSAGE_BYTES]
-  padded = np.zeros(_MESSAGE_BYTES, np.uint8)
+  return [data.decode(errors="replace") for data in _gather(text.encode()[:_MESSAGE_BYTES])]
+
+
+def _gather(data: bytes) -> list[bytes]:
+  """The data of every process."""
+  sizes = multihost_utils.process_allgather(np.int32(len(data)))
+  padded = np.zeros(max(1, sizes.max()), np.uint8)
   padded[: len(data)] = np.frombuffer(data, np.uint8)
   rows = multihost_utils.process_allgather(padded)
-  return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in rows]
+  return [row.tobytes()[:size] for row, size in zip(rows, sizes.tolist(), strict=True)]

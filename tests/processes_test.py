@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import jax
 import pytest
 
@@ -84,3 +86,41 @@ def test_one_process_needs_nobody():
   assert processes.any_of_them(True)
   assert not processes.any_of_them(False)
   assert processes.fetch({"a": jax.numpy.arange(2)})["a"].tolist() == [0, 1]
+
+
+@pytest.fixture
+def three(monkeypatch):
+  """Makes this process one of three; the others have what the test puts into the list."""
+  others: list[bytes] = []
+  monkeypatch.setattr(processes, "joined", lambda: True)
+  monkeypatch.setattr(processes, "_gather", lambda data: [data, *others])
+  return others
+
+
+SAME = {"config.steps": 10, "config.eval.prompts": ["a", "b"], "code": "1f", "data": "é"}
+
+
+def test_processes_with_the_same_values_go_on(three):
+  three += [json.dumps(SAME, sort_keys=True).encode()] * 2
+  processes.require_equal(SAME)
+  # A tuple is a list in a config, too.
+  processes.require_equal(SAME | {"config.eval.prompts": ("a", "b")})
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"config.steps": 20}, r"config\.steps .*10 for process 0 and 20 for process 2"),
+    ({"code": "2e"}, r"code .*'1f' for process 0 and '2e' for process 2"),
+    ({"config.eval.prompts": ["a"]}, r"config\.eval\.prompts .*\['a', 'b'\].*\['a'\]"),
+    ({"config.new": None}, r"config\.new .*missing for process 0 and None for process 2"),
+  ],
+)
+def test_a_process_that_differs_is_named_with_both_values(three, change, message):
+  three += [json.dumps(SAME).encode(), json.dumps(SAME | change).encode()]
+  with pytest.raises(InputError, match=message):
+    processes.require_equal(SAME)
+
+
+def test_one_process_is_like_itself():
+  processes.require_equal({"anything": object()})
