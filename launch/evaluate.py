@@ -1,11 +1,13 @@
 """Evaluates a checkpoint: `python launch/evaluate.py --config=FILE --checkpoint=WORKDIR`.
 
-stdout is one JSON object: student and teacher on the config's held-out tokens.
+stdout is one JSON object: student and teacher on the config's held-out tokens. `differs` names what
+the config reads that is not what the checkpoint was trained with.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import pathlib
 import sys
 
@@ -23,15 +25,22 @@ CHECKPOINT = command_line.required(
 def main() -> None:
   """Restores the student and prints its evaluation."""
   from egad_jax import build
-  from egad_jax.training import restoring
+  from egad_jax.training import identity, restoring
   from egad_jax.training.programs import Programs
 
   config = command_line.config(CONFIG)
   workdir, step = restoring.locate(CHECKPOINT.value)
   run = build.build(config, workdir)
+  # With other ids the student would be asked for tokens that it does not know.
+  found = identity.fingerprints(run, starts=False)
+  differs = identity.require(workdir, found, identity.TOKENIZERS)
+  if differs:
+    names = ", ".join(identity.INPUTS[name] for name in differs)
+    logging.getLogger("egad_jax").warning("not what the checkpoint was trained with: %s", names)
   step, state = restoring.restore_state(workdir, step, run.abstract_state())
   result = Programs(run).evaluate(state)
-  print(json.dumps({"step": step} | {k: result[k] for k in ("tokens", "student", "teacher")}))
+  measured = {key: result[key] for key in ("tokens", "student", "teacher")}
+  print(json.dumps({"step": step, "differs": differs} | measured))
 
 
 if __name__ == "__main__":

@@ -24,21 +24,23 @@ def main() -> None:
   import jax
 
   from egad_jax import build
-  from egad_jax.training import restoring, results
+  from egad_jax.training import identity, restoring, results
   from egad_jax.training import workdir as files
   from egad_jax.training.storage import read_json
 
   workdir, step = restoring.locate(CHECKPOINT.value)
   config = command_line.stored_config(workdir / files.CONFIG)
   run = build.build(config, workdir)
+  # The card names the teacher and its licence; the data is in the weights already.
+  found = identity.fingerprints(run, starts=False)
+  identity.require(workdir, found, (*identity.TOKENIZERS, "teacher_weights"))
   step, state = restoring.restore_state(workdir, step, run.abstract_state())
-  # What was measured holds for the last step alone; of another one the card claims nothing.
-  summary = read_json(workdir / files.SUMMARY) if step == run.steps else None
+  summary = results.summary_of(run, workdir, state)
   results.export(
     *(run, jax.device_get(state.params["student"]), OUTPUT.value),
-    summary=summary or {"method": run.method_name, "steps": step, "seed": run.seed},
+    summary=summary,
     config=build.plain(config),
-    samples=read_json(workdir / files.SAMPLES) if summary else None,
+    samples=read_json(workdir / files.SAMPLES) if "student_after" in summary else None,
   )
   print(OUTPUT.value)
 

@@ -32,7 +32,9 @@ INDEX = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.
 HEARTBEAT = flags.DEFINE_integer(
   "heartbeat_seconds", 100, "A process that is silent for so long ends the others.", 1
 )
-FORCE = flags.DEFINE_bool("force", False, "Go on although the workdir's config differs.")
+FORCE = flags.DEFINE_bool(
+  "force", False, "Go on although config, teacher, tokenizer or data differ; the report says so."
+)
 PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the resolved config and exit.")
 
 
@@ -50,13 +52,14 @@ def main() -> int:
   from egad_jax import build, processes
   from egad_jax.training.checkpoints import CheckpointError
 
-  build.validate(config)
   processes.join(ADDRESS.value, COUNT.value, INDEX.value, heartbeat_seconds=HEARTBEAT.value)
   if processes.joined():
     early.share()
   command_line.log_only_warnings_unless(processes.is_first())
   try:
-    _train(config, WORKDIR.value, early)
+    # One that is refused alone would leave the others waiting.
+    processes.together(lambda: build.validate(config))
+    train(config, WORKDIR.value, early, force=FORCE.value)
   except preemption.Preempted:
     return preemption.PREEMPTED
   except (FloatingPointError, CheckpointError) as error:
@@ -71,21 +74,42 @@ def main() -> int:
   return 0
 
 
-def _train(config: ml_collections.ConfigDict, path: str, early: preemption.Preemption) -> None:
+def train(
+  config: ml_collections.ConfigDict, path: str, early: preemption.Preemption, *, force: bool = False
+) -> None:
+  """Runs or resumes a config that `build.validate` has accepted, and writes its results.
+
+  Raises:
+    InputError: an input is bad, or the workdir is not of this run.
+  """
   from egad_jax import build, processes
-  from egad_jax.training import loop, results
-  from egad_jax.training.workdir import Workdir
+  from egad_jax.training import identity, loop, results
+  from egad_jax.training.restoring import steps_of
+  from egad_jax.training.workdir import CHECKPOINTS, Workdir, flat
 
   values = build.plain(config)
+  same = {f"config.{key}": value for key, value in flat(values).items()}
+  same |= {"--workdir": path, "--force": force, **identity.code_fingerprints()}
+  processes.require_equal(same)
   open_workdir = lambda: Workdir(path, writes=processes.is_first())
   with processes.together(open_workdir, first_alone=True) as workdir:
-    processes.together(lambda: workdir.check_config(values, force=FORCE.value))
+    changed = processes.together(lambda: workdir.check_config(values, force=force))
     if results.is_finished(workdir, config.steps):
+      if changed:
+        raise InputError(
+          f"--workdir {workdir.path} holds a finished run, which --force cannot change any more "
+          f"({', '.join(changed)}); use another workdir, or raise config.steps to train it further."
+        )
       if workdir.writes:
         print(f"{workdir.path}: this run is finished; nothing to do.")
       return
     run = processes.together(lambda: build.build(config, workdir.path), first_alone=True)
+    starts = not steps_of(workdir / CHECKPOINTS)
+    found = identity.fingerprints(run, starts=starts)
+    processes.require_equal(found)
+    record = processes.together(lambda: identity.check(workdir, values, found, force=force))
     processes.together(lambda: workdir.require_space(run.disk_bytes()))
+    identity.store(workdir, record)
     workdir.store_config(values)
     loop.train(run, workdir, early, started=_STARTED)
     if workdir.writes:

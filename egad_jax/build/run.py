@@ -13,6 +13,7 @@ from egad_jax.build.meshes import eval_batch, make_meshes
 from egad_jax.build.methods import make_method
 from egad_jax.build.models import make_pair
 from egad_jax.build.planned import planned_projection, planned_vocabularies
+from egad_jax.build.prompts import check_prompts
 from egad_jax.build.tokenizers import X_TOKEN, make_tokenizers
 from egad_jax.build.validation import compiler_options, validate
 from egad_jax.build.values import Config
@@ -80,6 +81,7 @@ def build(config: Config, workdir: epath.PathLike, *, devices: Any = None) -> Ru
     method = make_method(config)
     pair = make_pair(config, *tokenizers, method=method, meshes=meshes)
     rows = prepare_rows(corpus, tokenizers[0], **to_rows)
+  check_prompts(config, pair, tokenizers)
   # What cannot be exported is refused before it is trained.
   llama.config_to_hf(pair.student.config, bos_id=None, eos_id=None, pad_id=None, dtype="float32")
   return _assemble(config, method, pair, tokenizers, rows, meshes)

@@ -17,12 +17,15 @@ from egad_jax.losses.entropy import token_entropy
 from egad_jax.losses.method import ChunkLoss, Context, Method
 from egad_jax.models.model import Model
 from egad_jax.training.aligned import AlignedHead, RowLoss, row_loss
+from egad_jax.training.storage import finite_or_none
 from egad_jax.training.teachers import TeacherSource
 
 Params = Any
 NUM_BINS = 32
 # What is averaged over the tokens of one bin of teacher entropy.
 BINNED = ("position", "weight", "temperature", "hard", "forward_kl")
+# Its exp, and no larger number's, is a float64.
+_LARGEST_EXPONENT = 709.0
 MEASURED = ("cross_entropy", "teacher_cross_entropy", "forward_kl", "agreement")
 
 
@@ -185,7 +188,8 @@ def evaluate(
     vocab_size: entries of the teacher's vocabulary.
 
   Returns:
-    {"tokens", "student": {...}, "teacher": {...}, "entropy_bins": {...}}, see docs/files.md.
+    {"tokens", "student": {...}, "teacher": {...}, "entropy_bins": {...}}, see docs/files.md. None
+    stands for what is not finite.
   """
   total: dict[str, Any] = {}
   for batch in batches:
@@ -198,7 +202,7 @@ def evaluate(
     nats = cross_entropy / max(tokens, 1)
     return {
       "cross_entropy": nats,
-      "perplexity": math.exp(min(nats, 700)),
+      "perplexity": math.exp(nats) if nats < _LARGEST_EXPONENT else math.inf,
       "bits_per_byte": cross_entropy / math.log(2) / max(total["bytes"], 1),
       "forward_kl": kl / places,
       "agreement": agreement / places,
@@ -206,7 +210,7 @@ def evaluate(
     }
 
   count = total["bin_count"]
-  return {
+  result = {
     "tokens": int(total["tokens"]),
     "student": report(
       *(total["cross_entropy"], total["tokens"], total["student_entropy"]),
@@ -227,3 +231,4 @@ def evaluate(
       },
     },
   }
+  return finite_or_none(result)

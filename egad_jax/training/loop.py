@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +17,7 @@ from egad_jax.training.bad_batch import note_skipped
 from egad_jax.training.checkpoints import CheckpointError, Checkpoints
 from egad_jax.training.goodput import Goodput, describe
 from egad_jax.training.lines import Lines
-from egad_jax.training.metrics import MetricLog, averages
+from egad_jax.training.metrics import MetricLog, averages, shown
 from egad_jax.training.preemption import Interrupted, Preempted, Preemption
 from egad_jax.training.profiling import Profiler
 from egad_jax.training.programs import Programs
@@ -102,8 +101,9 @@ class _Session:
     self.log.write_evaluation(step, result)
     student = result["student"]
     _LOG.info(
-      "held-out at step %d: forward KL %.4f, perplexity %.2f, agreement %.1f %% (%.1f s)",
-      *(step, student["forward_kl"], student["perplexity"], 100 * student["agreement"]),
+      "held-out at step %d: forward KL %s, perplexity %s, agreement %s (%.1f s)",
+      *(step, shown(student["forward_kl"], ".4f"), shown(student["perplexity"], ".2f")),
+      shown(student["agreement"], ".1%"),
       time.monotonic() - started,
     )
 
@@ -161,7 +161,8 @@ class _Session:
       self.log.sync()
       self.evaluations.sync()
       evaluation = self.evaluation()
-      metrics = {"forward_kl": evaluation["student"]["forward_kl"]} if evaluation else None
+      kl = evaluation["student"]["forward_kl"] if evaluation else None
+      metrics = None if kl is None else {"forward_kl": kl}
       self.checkpoints.save(self.step, self.state, {"tokens": self.tokens}, metrics)
     self.clock.saved(self.step)
     self.saved_step, self.saved_time = self.step, time.monotonic()
@@ -240,7 +241,7 @@ class _Session:
       summary = results.finish(
         *(self.programs, self.workdir, self.state),
         tokens=self.tokens,
-        seconds=self.clock.sections(),
+        seconds=self.clock.sections,
       )
     self.clock.note(self.step)
     return summary
@@ -281,14 +282,20 @@ def train(
   if not workdir.writes:
     return summary
   before, after = summary["student_before"], summary["student_after"]
-  if not math.isfinite(after["forward_kl"]):
-    _LOG.warning("the student's held-out forward KL is not finite")
-  _LOG.info(
-    "done: held-out forward KL %.4f -> %.4f, perplexity %.2f -> %.2f (teacher %.2f)",
-    *(before["forward_kl"], after["forward_kl"], before["perplexity"], after["perplexity"]),
-    summary["teacher"]["perplexity"],
+  if after["forward_kl"] is None:
+    _LOG.warning(
+      "the trained student's held-out forward KL is not finite: it is null in the files, and this "
+      "student is of no use; a lower optimizer.learning_rate may train one that is"
+    )
+  kl, perplexity = (
+    [shown(model[key], form) for model in (before, after, summary["teacher"])]
+    for key, form in (("forward_kl", ".4f"), ("perplexity", ".2f"))
   )
-  _LOG.info(describe(clock.sections()))
+  _LOG.info(
+    "done: held-out forward KL %s -> %s, perplexity %s -> %s (teacher %s)", *kl[:2], *perplexity
+  )
+  # That of the summary and the report.
+  _LOG.info(describe(summary["goodput"]))
   return summary
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,6 +32,15 @@ _NOT_LOGGED = ("tokens", "finite", "skipped_in_a_row", "loss_limit", "grad_norm_
 def averages(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
   """Divides the (total, count) pairs of a step, on the host."""
   return {name: float(total) / max(float(count), 1.0) for name, (total, count) in metrics.items()}
+
+
+def shown(value: float | None, form: str) -> str:
+  """A number for people; "n/a" for what is not finite or was not measured.
+
+  >>> shown(2.5, ".2f"), shown(None, ".2f"), shown(float("inf"), ".2f")
+  ('2.50', 'n/a', 'n/a')
+  """
+  return "n/a" if value is None or not math.isfinite(value) else format(value, form)
 
 
 class MetricLog:
@@ -95,7 +105,7 @@ class MetricLog:
       Whether the step is logged.
     """
     self._seconds += seconds
-    self._tokens += values["tokens"]
+    self._tokens += 0.0 if values.get("skipped") else values["tokens"]
     if self._progress:
       numbers = f"loss {values['loss']:.3f}  {self._tokens / self._seconds:.0f} tokens/s"
       self._progress.update(self._task, completed=step, numbers=numbers)
@@ -126,7 +136,7 @@ class MetricLog:
   def write_evaluation(self, step: int, result: Mapping[str, Any]) -> None:
     """Adds the student's held-out numbers to TensorBoard."""
     for key, value in result["student"].items():
-      if self._events:
+      if self._events and value is not None:
         self._events.add_scalar(f"held_out/{key}", value, step)
 
   def sync(self) -> None:

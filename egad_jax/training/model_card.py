@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from egad_jax.training.report import digits, duration, flatten, magnitude
+from egad_jax.training.report import changes, digits, duration, flatten, magnitude
 
 MAX_SAMPLES = 3
 # What shaped the student; the rest of a config says where and how fast it ran.
@@ -51,7 +51,8 @@ def write_model_card(
   """Returns the text of the model card, Markdown with YAML front matter.
 
   Args:
-    summary: content of summary.json; null or absent measurements are shown as "not measured".
+    summary: content of summary.json. Measurements that are absent are shown as "not measured",
+      those that are null, since they were not finite, as "n/a".
     config: content of config.json. Absolute paths are shown by their last part only, since a card
       is made to be published.
     teacher_name: the teacher as a reader would look it up. It becomes `base_model` only if it has
@@ -79,6 +80,7 @@ def write_model_card(
     teacher_name=teacher_name,
     teacher_license=teacher_license,
     settings=_settings(config),
+    changes=changes(summary),
     samples=list(samples or [])[:MAX_SAMPLES],
   )
   # Decoded text may hold lone surrogates, which UTF-8 cannot carry.
@@ -115,9 +117,12 @@ def _public(value: str) -> str:
   return re.sub(absolute, r'"\1"', value)
 
 
-def _measured(key: str, value: float | int | None) -> str:
-  if value is None:
+def _measured(key: str, model: Mapping[str, Any]) -> str:
+  if key not in model:
     return "not measured"
+  value = model[key]
+  if value is None:
+    return "n/a"
   return f"{100 * value:.1f} %" if key == "agreement" else digits(value)
 
 

@@ -154,8 +154,7 @@ class Programs:
     model = run.pair.teacher if state is None else run.pair.student
     params = self._teacher_params if state is None else state.params["student"]
     tokenizer = run.teacher_tokenizer if state is None else run.tokenizer
-    room = model.config.max_seq_len - run.sample_tokens
-    prompts = [tokenizer.encode(prompt)[:room] for prompt in run.prompts]
+    prompts = [tokenizer.encode(prompt) for prompt in run.prompts]
     ids = generate(
       *(model, params, prompts),
       max_new_tokens=run.sample_tokens,

@@ -17,7 +17,7 @@ from etils import epath
 from markupsafe import Markup
 
 from egad_jax.errors import InputError
-from egad_jax.training import report_plots
+from egad_jax.training import identity, report_plots
 from egad_jax.training.report_passage import palettes, passage_views, plain, tooltip, visible
 from egad_jax.training.report_svg import Record, finite
 from egad_jax.training.storage import write_text
@@ -91,6 +91,7 @@ def render(records: Records) -> str:
     summary=records.summary,
     models=[records.summary.get(key) or {} for key in MODELS],
     cards=headline(records.summary),
+    changes=changes(records.summary),
     held_out_tokens=last.get("tokens"),
     training=report_plots.training_panels(records.metrics, records.evaluations),
     mechanisms=report_plots.entropy_panels(records.metrics, records.evaluations),
@@ -104,6 +105,11 @@ def render(records: Records) -> str:
     duration=duration(records.summary.get("seconds")),
     config=list(flatten(records.config)),
   )
+
+
+def changes(summary: Mapping[str, Any]) -> list[str]:
+  """Returns a line for each thing that was not the same from the run's beginning to its end."""
+  return [identity.describe(identity.Change(**change)) for change in summary.get("changes") or ()]
 
 
 def headline(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -190,7 +190,7 @@ def forward_kl_of(directory: epath.Path, step: int) -> float | None:
   """The held-out forward KL of a step, if it was evaluated and can be read."""
   try:
     value = float(_read_record(directory, step)["metrics"]["forward_kl"])
-  except (OSError, ValueError, KeyError):
+  except (OSError, ValueError, KeyError, TypeError):
     return None
   return value if math.isfinite(value) else None
 

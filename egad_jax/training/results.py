@@ -6,15 +6,17 @@ by the same command.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from egad_jax import processes
 from egad_jax.data.batches import PairedBatch
 from egad_jax.models.export import export_student
+from egad_jax.training import identity
 from egad_jax.training import workdir as files
 from egad_jax.training.evaluation import places_of
 from egad_jax.training.lines import read_lines
@@ -23,6 +25,7 @@ from egad_jax.training.programs import Programs, count_parameters
 from egad_jax.training.report import write_report
 from egad_jax.training.run import Run
 from egad_jax.training.step import TrainState
+from egad_jax.training.storage import read_json
 from egad_jax.training.workdir import Workdir
 
 REPORT = "report.html"
@@ -31,9 +34,12 @@ PASSAGE_TOKENS = 160
 
 def is_finished(workdir: Workdir, steps: int) -> bool:
   """Whether a run of so many steps has left everything it should."""
-  summary = workdir.read_json(files.SUMMARY)
-  complete = (workdir / REPORT).exists() and (workdir / files.EXPORT).exists()
-  return bool(summary) and summary["steps"] == steps and complete
+  try:
+    summary = workdir.read_json(files.SUMMARY)
+    used = summary["steps"] + summary["skipped_steps"]
+  except (ValueError, TypeError, KeyError):  # None, damaged, or of something else: made again.
+    return False
+  return used == steps and (workdir / REPORT).exists() and (workdir / files.EXPORT).exists()
 
 
 def samples_before(programs: Programs, workdir: Workdir, state: TrainState) -> None:
@@ -51,11 +57,23 @@ def samples_before(programs: Programs, workdir: Workdir, state: TrainState) -> N
 
 
 def _samples_after(programs: Programs, workdir: Workdir, state: TrainState) -> Any:
-  samples = workdir.read_json(files.SAMPLES)
-  if samples:
-    after = programs.continuations(state)
-    samples = [s | {"after": a} for s, a in zip(samples, after, strict=True)]
-    workdir.write_json(files.SAMPLES, samples)
+  """Completes samples.json; a prompt that came later has no continuation from before training."""
+  run = programs.run
+  if not run.sample_tokens or not run.prompts:
+    return None
+  stored = {sample["prompt"]: sample for sample in workdir.read_json(files.SAMPLES) or []}
+  new = [prompt for prompt in run.prompts if prompt not in stored]
+  after = programs.continuations(state)
+  if processes.any_of_them(bool(new)):
+    # For all, since all take the same length.
+    teacher = programs.continuations(None)
+  else:
+    teacher = [stored[prompt]["teacher"] for prompt in run.prompts]
+  samples = [
+    {"prompt": prompt, "teacher": t, "before": stored.get(prompt, {}).get("before"), "after": a}
+    for prompt, t, a in zip(run.prompts, teacher, after, strict=True)
+  ]
+  workdir.write_json(files.SAMPLES, samples)
   return samples
 
 
@@ -85,7 +103,11 @@ def _write_passage(programs: Programs, workdir: Workdir, state: TrainState) -> N
 
 
 def _summary(
-  programs: Programs, workdir: Workdir, tokens: int, seconds: Mapping[str, float]
+  programs: Programs,
+  workdir: Workdir,
+  skipped: int,
+  tokens: int,
+  seconds: Mapping[str, float],
 ) -> dict[str, Any]:
   run = programs.run
   evaluations = read_lines(workdir / files.EVALUATIONS)
@@ -98,7 +120,8 @@ def _summary(
 
   return {
     "method": run.method_name,
-    "steps": run.steps,
+    "steps": run.steps - skipped,
+    "skipped_steps": skipped,
     "tokens": tokens,
     "seconds": sum(seconds.values()),
     "seed": run.seed,
@@ -107,6 +130,31 @@ def _summary(
     "student_after": measured(evaluations[-1]["student"], student),
     "export": str(workdir / files.EXPORT),
     "goodput": dict(seconds),
+    "changes": [change._asdict() for change in identity.read_changes(workdir.path)],
+  }
+
+
+def summary_of(run: Run, workdir: epath.Path, state: TrainState) -> dict[str, Any]:
+  """What is known of a checkpoint: the run's summary if it is of that very step, else the counts.
+
+  What was measured holds for the last step alone; of another one nothing is claimed.
+
+  Args:
+    run: from the config of the workdir.
+    workdir: of the run.
+    state: restored.
+  """
+  step, skipped = int(state.step), int(state.guard.skipped)
+  summary = read_json(workdir / files.SUMMARY)
+  if summary and summary["steps"] + summary["skipped_steps"] == step:
+    return summary
+  changes = [change._asdict() for change in identity.read_changes(workdir) if change.step < step]
+  return {
+    "method": run.method_name,
+    "steps": step - skipped,
+    "skipped_steps": skipped,
+    "seed": run.seed,
+    "changes": changes,
   }
 
 
@@ -136,7 +184,7 @@ def finish(
   state: TrainState,
   *,
   tokens: int,
-  seconds: Mapping[str, float],
+  seconds: Callable[[], Mapping[str, float]],
 ) -> dict[str, Any]:
   """Writes everything that a finished run leaves; returns the summary.
 
@@ -145,7 +193,7 @@ def finish(
     workdir: of the run.
     state: the last.
     tokens: target tokens in all.
-    seconds: of each section of `goodput`, over all starts.
+    seconds: of each section of `goodput`, over all starts until it is called.
   """
   samples = _samples_after(programs, workdir, state)
   _write_passage(programs, workdir, state)
@@ -155,8 +203,9 @@ def finish(
     return whole if workdir.writes else None
 
   params = jax.tree.map(to_host, state.params["student"])
+  skipped = int(processes.fetch(state.guard.skipped))
   if workdir.writes:
-    summary = _summary(programs, workdir, tokens, seconds)
+    summary = _summary(programs, workdir, skipped, tokens, seconds())
     export(
       *(programs.run, params, workdir / files.EXPORT),
       summary=summary,
@@ -174,5 +223,6 @@ def print_whereabouts(workdir: Workdir) -> None:
   for sample in (workdir.read_json(files.SAMPLES) or [])[:1]:
     print(f"\nPrompt:  {sample['prompt']}")
     for who in ("before", "after", "teacher"):
-      print(f"{who.capitalize() + ':':8} {' '.join(sample[who].split())}")
+      if sample[who] is not None:
+        print(f"{who.capitalize() + ':':8} {' '.join(sample[who].split())}")
   print(f"\nReport:  {workdir / REPORT}\nStudent: {workdir / files.EXPORT}")

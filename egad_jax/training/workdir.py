@@ -13,6 +13,7 @@ import filelock
 from etils import epath
 
 from egad_jax.errors import InputError
+from egad_jax.training.restoring import QUARANTINE, steps_of
 from egad_jax.training.storage import is_local, read_json, write_json, write_text
 
 _LOG = logging.getLogger(__name__)
@@ -180,17 +181,22 @@ class Workdir:
         "checkpoint.keep, or choose another directory."
       )
 
-  def check_config(self, config: Mapping[str, Any], *, force: bool = False) -> None:
+  def check_config(self, config: Mapping[str, Any], *, force: bool = False) -> list[str]:
     """Checks a config against that of the run that the workdir holds, if any.
 
     Args:
       config: the resolved config as plain values.
       force: accept changes that alter what is trained.
 
+    Returns:
+      The changed keys that alter what is trained.
+
     Raises:
-      InputError: the workdir holds a run of another config, or a damaged one.
+      InputError: the workdir holds a run of another config, or a damaged one; checkpoints of an
+        unknown one; or more steps than the config has, which no `force` undoes.
     """
     stored = read_config(self.path / CONFIG)
+    self._check_steps(stored, config)
     changed = changed_keys(stored, config) if stored is not None else []
     harmful = [key for key in changed if key not in HARMLESS_KEYS]
     old, new = flat(stored or {}), flat(config)
@@ -202,6 +208,23 @@ class Workdir:
       )
     if changed:
       _LOG.warning("the run goes on with a changed config (%s)", lines)
+    return harmful
+
+  def _check_steps(self, stored: Mapping[str, Any] | None, config: Mapping[str, Any]) -> None:
+    """Refuses checkpoints that nobody knows the config of, or of more steps than there shall be."""
+    directory = self.path / CHECKPOINTS
+    made = steps_of(directory)
+    if stored is None and (made or steps_of(directory / QUARANTINE)):
+      raise InputError(
+        f"--workdir {self.path} has checkpoints but no {CONFIG}, so that nobody can say of which "
+        "run they are. Restore the file, or choose another workdir."
+      )
+    if made and config["steps"] < made[0]:
+      raise InputError(
+        f"config.steps ({config['steps']}) must not be below the {made[0]} steps that the run in "
+        f"--workdir {self.path} has made; give at least {made[0]}, or choose another workdir. "
+        "--force does not undo steps; launch/export.py exports an earlier checkpoint."
+      )
 
   def store_config(self, config: Mapping[str, Any]) -> None:
     """Writes config.json."""

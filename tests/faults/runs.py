@@ -34,6 +34,7 @@ class Job:
     *flags: str,
     processes: int = 1,
     devices: int = 1,
+    last: Sequence[str] = (),
     command: Sequence[str] = ("launch/run.py", "--config=configs/tiny.py"),
   ):
     """Starts them; they write to `<workdir>-<process>.log`.
@@ -44,6 +45,7 @@ class Job:
       *flags: more flags of the command.
       processes: how many.
       devices: virtual devices of each.
+      last: flags of the last process alone.
       command: what is run, and its config.
     """
     joined = [f"--coordinator_address=127.0.0.1:{_free_port()}", f"--num_processes={processes}"]
@@ -61,6 +63,7 @@ class Job:
           *(f"--config.data.cache={cache}/data", f"--config.compilation_cache={cache}/programs"),
           *("--config.eval.sample_tokens=0", "--config.tensorboard=False", *flags),
           *([*joined, f"--process_id={index}"] if processes > 1 else []),
+          *(last if index == processes - 1 else ()),
         ]
         self.processes.append(
           subprocess.Popen(

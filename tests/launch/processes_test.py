@@ -59,3 +59,18 @@ def test_bad_input_of_one_is_said_by_all(cache, tmp_path):
   assert job.wait() == [2, 2]
   for index in range(2):
     assert "must divide config.batch_size" in job.text(index)
+
+
+@pytest.mark.slow
+def test_a_process_with_another_config_ends_all_before_anything_is_written(cache, tmp_path):
+  job = Job(tmp_path / "run", cache, *FLAGS, processes=2, last=["--config.seed=7"])
+  assert job.wait() == [2, 2]
+  for index in range(2):
+    assert "config.seed must be the same for all processes" in job.text(index)
+    assert "0 for process 0 and 7 for process 1" in job.text(index)
+  assert not (tmp_path / "run").exists()
+  # One that would be refused alone does not leave the other waiting.
+  job = Job(tmp_path / "other", cache, *FLAGS, processes=2, last=["--config.batch_size=0"])
+  assert job.wait() == [2, 2]
+  for index in range(2):
+    assert "config.batch_size" in job.text(index)

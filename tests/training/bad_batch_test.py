@@ -150,6 +150,11 @@ def test_goes_on_where_more_may_be_skipped(stopped, caplog):
   assert lines_of(directory)[:7] == lines[0]
   assert lines_of(directory)[7]["skipped"] == 0
   assert np.isfinite(summary["student_after"]["forward_kl"])
+  # The steps that trained, not those of the config.
+  assert (summary["steps"], summary["skipped_steps"]) == (STEPS - len(BAD), len(BAD))
+  assert (
+    "4 steps (and 4 more whose update was withheld)" in (directory / "export/README.md").read_text()
+  )
   assert (directory / "report.html").exists()
 
 

@@ -371,3 +371,32 @@ def test_visible_marks_whitespace_and_keeps_the_text():
   assert report_passage.visible(" a\n") == " a<i>↵</i>\n"
   assert report_passage.visible(" ") == "<i>·</i>"
   assert report_passage.visible("  <b>\t") == "<i>··</i>&lt;b&gt;<i>→</i>\t"
+
+
+def test_a_run_of_nothing_finite_has_a_report(tmp_path):
+  """All that a student which overflowed leaves is null, and the teacher's numbers stand."""
+  content = write_workdir(tmp_path, num_evaluations=3, steps=6)
+  for line in content["evaluations.jsonl"]:
+    line["student"] = dict.fromkeys(line["student"])
+    for key in ("forward_kl", "weight", "temperature"):
+      line["entropy_bins"][key] = [None] * len(line["entropy_bins"][key])
+  for line in content["metrics.jsonl"]:
+    line |= dict.fromkeys(key for key in line if key not in ("step", "tokens", "skipped"))
+  summary = content["summary.json"]
+  for model in ("student_before", "student_after"):
+    summary[model] = dict.fromkeys(summary[model]) | {"parameters": 74351616}
+  summary |= {"steps": 2, "skipped_steps": 4}
+  summary["changes"] = [
+    {"step": 3, "what": "data", "before": "ab", "after": "<b>", "forced": True},
+    {"step": 4, "what": "config.seed", "before": 1, "after": None, "forced": True},
+  ]
+  for token in content["passage.json"]["tokens"]:
+    token |= {"weight": None, "temperature": None, "position": None}
+  for name, value in content.items():
+    rewrite(tmp_path, name, value)
+  page = report.write_report(tmp_path).read_text()
+  assert "nan" not in page.lower().replace("nano", "")
+  assert page.count("n/a") > 8
+  assert "whose update was withheld" in page
+  assert "the documents (config.data.source): ab until step 3, then &lt;b&gt;" in page
+  assert "config.seed: 1 until step 4, then None" in page

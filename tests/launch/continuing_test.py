@@ -1,0 +1,333 @@
+"""A run that goes on in its workdir: what is free to change, what is refused, what is recorded."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import pytest
+from absl import flags
+
+from configs import tiny
+from egad_jax import build
+from egad_jax.errors import InputError
+from egad_jax.training import evaluation
+from egad_jax.training.preemption import Preempted, Preemption
+from egad_jax.training.workdir import HARMLESS_KEYS
+
+STEPS, HALF = 4, 2
+build_run = build.build
+
+
+class After(Preemption):
+  """Asks a run to end after so many steps."""
+
+  def __init__(self, steps: int):
+    super().__init__()
+    self._steps = steps
+
+  def requested(self) -> bool:
+    self._asked += 1
+    return self._asked > self._steps
+
+
+@pytest.fixture(scope="module")
+def command():
+  """`launch.run.train`; the flags that its module defines are given back."""
+  before = set(flags.FLAGS)
+  from launch import run
+
+  for name in set(flags.FLAGS) - before:
+    delattr(flags.FLAGS, name)
+  return run.train
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+  """Texts, prepared data and compiled programs of all runs here."""
+  directory = tmp_path_factory.mktemp("shared")
+  lines = [{"text": f"Document {i} says that {i} and {i} make {2 * i}. " * 4} for i in range(40)]
+  (directory / "texts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  return directory
+
+
+@pytest.fixture(scope="module")
+def train(command, shared):
+  """`(workdir, steps=None, **changes)`: a run as small as can be, its config changed by key."""
+
+  def train(workdir, *, until=None, force=False, devices=1, **changes):
+    config = tiny.get_config()
+    config.steps, config.batch_size, config.seq_len = STEPS, 8, 16
+    config.optimizer.warmup_steps, config.distribution.fill_batches = 1, 0
+    config.branch.weight, config.temperature.kind = 0.0, "fixed"
+    config.student.layers, config.student.remat = 1, "none"
+    config.compiler_options = "xla_backend_optimization_level=0"
+    config.data.source, config.data.cache = str(shared / "texts.jsonl"), str(shared / "data")
+    config.data.held_out_fraction, config.data.tokenizer = 0.2, "train:270"
+    config.compilation_cache = str(shared / "programs")
+    config.checkpoint.every_steps, config.eval.every_steps = 1, 0
+    config.eval.sample_tokens, config.eval.rows, config.tensorboard = 2, 8, False
+    config.eval.prompts = ("one", "two")
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    early = Preemption() if until is None else After(until)
+    with pytest.MonkeyPatch.context() as patch:
+      # One device compiles fastest.
+      some = jax.devices()[:devices]
+      patch.setattr(build, "build", functools.partial(build_run, devices=some))
+      command(config, str(workdir), early, force=force)
+
+  return train
+
+
+@pytest.fixture(scope="module")
+def half(train, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("half") / "run"
+  with pytest.raises(Preempted):
+    train(workdir, until=HALF)
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def finished(train, half, tmp_path_factory):
+  """Resumed to its end, with nothing changed."""
+  workdir = pathlib.Path(shutil.copytree(half, tmp_path_factory.mktemp("finished") / "run"))
+  train(workdir)
+  return workdir
+
+
+@pytest.fixture
+def halfway(half, tmp_path):
+  return pathlib.Path(shutil.copytree(half, tmp_path / "run"))
+
+
+@pytest.fixture
+def done(finished, tmp_path):
+  return pathlib.Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def read(workdir, name):
+  return json.loads((workdir / name).read_text())
+
+
+def lines(workdir, name):
+  return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
+
+
+def content(workdir):
+  return {
+    path.relative_to(workdir): path.read_bytes()
+    for path in workdir.rglob("*")
+    if path.is_file() and path.name != ".lock"
+  }
+
+
+# Together they change every key that is called harmless.
+FREE = {
+  "fewer prompts, longer continuations": {
+    "eval__prompts": ("two",),
+    "eval__sample_tokens": 3,
+    "log_every": 3,
+    "checkpoint__every_steps": 0,
+    "checkpoint__every_seconds": 0.0,
+    "checkpoint__keep": 1,
+    "checkpoint__keep_best": False,
+    "eval__every_steps": 1,
+    "watchdog__step_seconds": 500.0,
+    "watchdog__other_seconds": 0.0,
+    "teacher__placement": "host",
+  },
+  "more prompts": {
+    "eval__prompts": ("three", "two", "one", "two"),
+    "tensorboard": True,
+    "guard__max_skipped": 1,
+    "profile__start_step": 3,
+    "profile__steps": 7,
+    "compilation_cache": "",
+    "checkpoint__every_seconds": 1e-6,
+  },
+  "no samples, other devices": {
+    "eval__prompts": (),
+    "eval__sample_tokens": 0,
+    "mesh__replica": 2,
+    "mesh__data": -1,
+    "mesh__fsdp": 1,
+    "mesh__tensor": 2,
+    "teacher__mesh__devices": 4,
+    "teacher__mesh__data": 2,
+    "teacher__mesh__fsdp": 1,
+    "teacher__mesh__tensor": 2,
+  },
+  "no samples": {"eval__sample_tokens": 0},
+}
+
+
+def test_every_harmless_key_is_tried_here():
+  tried = {key.replace("__", ".") for changes in FREE.values() for key in changes}
+  assert tried == HARMLESS_KEYS
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_a_harmless_key_is_free_to_change_half_way(name, train, finished, halfway):
+  other_devices = "devices" in name
+  train(halfway, devices=8 if other_devices else 1, **FREE[name])
+  kept = {(r["step"], r["loss"]) for r in lines(halfway, "metrics.jsonl")}
+  expected = {(r["step"], r["loss"]) for r in lines(finished, "metrics.jsonl")}
+  if other_devices:
+    assert sorted(kept) == [(s, pytest.approx(x, rel=1e-5)) for s, x in sorted(expected)]
+  else:
+    assert kept <= expected
+  assert max(kept)[0] == STEPS
+  assert (halfway / "report.html").exists()
+  assert read(halfway, "summary.json")["changes"] == []
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_a_finished_run_stays_as_it_is_under_any_harmless_change(name, train, done, capsys):
+  before = content(done)
+  train(done, **FREE[name])
+  assert "nothing to do" in capsys.readouterr().out
+  assert content(done) == before
+
+
+def test_samples_are_of_the_prompts_asked_for_and_claim_no_more(train, half, done):
+  """The prompts change when no step is left to make, and only the results are."""
+  before = {sample["prompt"]: sample["before"] for sample in read(half, "samples.json")}
+  assert set(before) == {"one", "two"}
+  (done / "report.html").unlink()
+  train(done, eval__prompts=("three", "two"))
+  new, old = read(done, "samples.json")
+  assert (new["prompt"], new["before"], old["prompt"]) == ("three", None, "two")
+  assert old["before"] == before["two"]
+  assert isinstance(new["after"], str)
+  assert isinstance(new["teacher"], str)
+
+
+REFUSED = {
+  "no room for the continuation": ({"eval__sample_tokens": 512}, "sample_tokens"),
+  "no room for the prompt": ({"eval__prompts": ("x " * 600,)}, "prompts"),
+  "an empty prompt": ({"eval__prompts": ("one", "")}, "at least one token"),
+  "a mesh": ({"mesh__fsdp": 3}, "mesh"),
+  "another seed": ({"seed": 1}, r"seed: 0 there, 1 now"),
+  "more steps": ({"steps": 6}, r"steps: 4 there, 6 now"),
+  "fewer steps than made": ({"steps": 1, "optimizer__warmup_steps": 0}, r"config\.steps \(1\)"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_free_is_refused_and_changes_nothing(name, train, halfway):
+  changes, message = REFUSED[name]
+  before = content(halfway)
+  with pytest.raises(InputError, match=message):
+    train(halfway, **changes)
+  assert content(halfway) == before
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_fewer_steps_than_made_are_refused_with_force_too(steps, train, done):
+  before = content(done)
+  with pytest.raises(InputError, match=rf"config\.steps \({steps}\).*4 steps.*force does not undo"):
+    train(done, steps=steps, optimizer__warmup_steps=0, force=True)
+  assert content(done) == before
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_checkpoints_without_their_config_are_refused(force, train, halfway):
+  (halfway / "config.json").unlink()
+  before = content(halfway)
+  with pytest.raises(InputError, match=r"has checkpoints but no config\.json.*Restore"):
+    train(halfway, force=force)
+  assert content(halfway) == before
+
+
+def test_what_a_finished_run_could_not_follow_is_refused(train, done):
+  with pytest.raises(InputError, match=r"finished run.*optimizer\.learning_rate"):
+    train(done, optimizer__learning_rate=1e-4, force=True)
+
+
+def test_a_forced_change_is_on_record_with_its_step(train, halfway):
+  train(halfway, optimizer__learning_rate=1e-4, force=True)
+  (change,) = read(halfway, "summary.json")["changes"]
+  assert change == {
+    "step": HALF,
+    "what": "config.optimizer.learning_rate",
+    "before": 3e-3,
+    "after": 1e-4,
+    "forced": True,
+  }
+  for name in ("report.html", "export/README.md"):
+    text = (halfway / name).read_text()
+    assert "optimizer.learning_rate: 0.003 until step 2, then 0.0001" in text
+
+
+def test_more_steps_train_a_finished_run_further_if_forced(train, done):
+  train(done, steps=6, force=True)
+  summary = read(done, "summary.json")
+  assert (summary["steps"], summary["changes"][0]["step"]) == (6, STEPS)
+  assert [r["step"] for r in lines(done, "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+  assert lines(done, "metrics.jsonl")[-1]["learning_rate"] == pytest.approx(3e-4, rel=1e-6)
+
+
+def test_a_student_that_breaks_is_null_and_the_run_ends_normally(
+  train, halfway, caplog, capsys, monkeypatch
+):
+  evaluate = evaluation.evaluate
+
+  def broken(sums, batches, **options):
+    names = ("cross_entropy", "forward_kl", "student_entropy")
+    return evaluate(lambda b: sums(b) | dict.fromkeys(names, jnp.nan), batches, **options)
+
+  monkeypatch.setattr(evaluation, "evaluate", broken)
+  with caplog.at_level("INFO", logger="egad_jax"):
+    train(halfway, eval__every_steps=1, tensorboard=True)
+  first, *_, last = lines(halfway, "evaluations.jsonl")
+  summary = read(halfway, "summary.json")
+  assert first["student"]["perplexity"] > 1
+  for key in ("cross_entropy", "perplexity", "forward_kl", "bits_per_byte"):
+    assert last["student"][key] is summary["student_after"][key] is None
+    assert summary["student_before"][key] > 0
+    assert summary["teacher"][key] is not None
+  for words in ("forward KL n/a, perplexity n/a", "-> n/a", "is not finite: it is null"):
+    assert words in caplog.text
+  card = (halfway / "export" / "README.md").read_text()
+  (perplexity,) = (line for line in card.splitlines() if line.startswith("| Perplexity"))
+  assert perplexity.split("|")[3].strip() == "n/a"
+  assert "n/a" in (halfway / "report.html").read_text()
+  assert "Student:" in capsys.readouterr().out
+
+
+def test_terminal_report_and_summary_give_one_goodput(train, done, caplog):
+  (done / "report.html").unlink()
+  with caplog.at_level("INFO", logger="egad_jax"):
+    train(done)
+  spent = read(done, "summary.json")["goodput"]
+  assert sum(spent.values()) == pytest.approx(read(done, "summary.json")["seconds"])
+  share = 100 * spent["step"] / sum(spent.values())
+  assert f"goodput {share:.1f} %" in caplog.text
+  assert f"{share:.1f} %" in (done / "report.html").read_text()
+
+
+def test_other_documents_in_the_same_file_are_refused_and_a_touched_file_is_not(
+  train, shared, halfway
+):
+  path = shared / "texts.jsonl"
+  text = path.read_text()
+  path.write_text(text)  # Another time, the same text.
+  train(halfway)
+  (halfway / "report.html").unlink()
+  try:
+    path.write_text(text.replace("Document 7 says", "Document 7 said"))
+    with pytest.raises(
+      InputError, match=r"the documents \(config\.data\.source\): \w+ there, \w+ now"
+    ):
+      train(halfway)
+    train(halfway, force=True)
+  finally:
+    path.write_text(text)
+  changes = read(halfway, "summary.json")["changes"]
+  assert {"data", "rows"} <= {change["what"] for change in changes}
+  assert all(change["forced"] and change["step"] == STEPS for change in changes)
+  assert "the documents (config.data.source)" in (halfway / "report.html").read_text()
