@@ -262,7 +262,9 @@ def store(workdir: Workdir, record: Mapping[str, Any]) -> None:
   workdir.write_json(IDENTITY, dict(record))
 
 
-def require(workdir: epath.Path, found: Mapping[str, str], names: Collection[str]) -> list[str]:
+def require(
+  workdir: epath.Path, found: Mapping[str, str], names: Collection[str]
+) -> list[str] | None:
   """Compares a checkpoint's inputs with those at hand, for commands that only read it.
 
   Args:
@@ -271,12 +273,15 @@ def require(workdir: epath.Path, found: Mapping[str, str], names: Collection[str
     names: the part of `INPUTS` that must be the same.
 
   Returns:
-    Names of the other inputs that differ.
+    Names of the other inputs that differ, which a warning names too; None if nothing is known.
 
   Raises:
     InputError: one of `names` differs.
   """
   stored = read_fingerprints(workdir)
+  if not stored:
+    _LOG.warning("%s has no %s: nobody can say what it was trained with", workdir, IDENTITY)
+    return None
   others = [name for name in different(stored, found) if name in INPUTS]
   lines = "; ".join(f"{INPUTS[k]}: {stored[k]} there, {found[k]} now" for k in others if k in names)
   if lines:
@@ -284,4 +289,7 @@ def require(workdir: epath.Path, found: Mapping[str, str], names: Collection[str
       f"--checkpoint {workdir} is of a run with other inputs ({lines}). Put back what was there, "
       "or give a config that names it."
     )
-  return [name for name in others if name not in names]
+  if others:
+    what = ", ".join(INPUTS[name] for name in others)
+    _LOG.warning("not what the checkpoint was trained with: %s", what)
+  return others

@@ -161,12 +161,19 @@ def test_a_damaged_file_is_named(begun, text):
     identity.check(begun, CONFIG, FOUND, force=True)
 
 
-def test_a_command_that_reads_a_checkpoint_needs_its_tokenizer_and_tells_the_rest(begun):
+def test_a_command_that_reads_a_checkpoint_needs_its_tokenizer_and_tells_the_rest(begun, caplog):
   changed = FOUND | {"data": "98", "teacher_weights": "97", "code": "22"}
   assert identity.require(begun.path, changed, identity.TOKENIZERS) == ["teacher_weights", "data"]
+  assert "not what the checkpoint was trained with: the teacher's weights" in caplog.text
   for name in identity.TOKENIZERS:
     with pytest.raises(InputError, match="of a run with other inputs"):
       identity.require(begun.path, FOUND | {name: "99"}, identity.TOKENIZERS)
+
+
+def test_a_checkpoint_of_unknown_inputs_is_called_that(begun, caplog):
+  (begun / identity.IDENTITY).unlink()
+  assert identity.require(begun.path, FOUND, identity.TOKENIZERS) is None
+  assert "nobody can say what it was trained with" in caplog.text
 
 
 def test_the_code_has_one_fingerprint_which_its_source_alone_decides():
