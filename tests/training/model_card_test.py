@@ -176,3 +176,28 @@ def test_load_snippet_is_python():
 
 def test_lone_surrogates_are_replaced():
   card(samples=[{"prompt": "\ud83d", "after": "x"}]).encode("utf-8")
+
+
+def test_a_checkpoint_before_the_last_claims_no_numbers():
+  text = card(summary={"method": "egad", "steps": 4, "skipped_steps": 1, "seed": 0}, samples=None)
+  assert "4 steps (and 1 more whose update was withheld), an unknown number of tokens" in text
+  assert "Nothing was measured for this card" in text
+  assert "Nothing was evaluated" in text
+  for words in ("numbers above", "KL shown", "numbers are from this run", "counted above"):
+    assert words not in text
+
+
+def test_a_null_measurement_is_no_number_and_an_absent_one_was_not_made():
+  after = SUMMARY["student_after"] | {"perplexity": None}
+  del after["agreement"]
+  text = card(summary=SUMMARY | {"student_after": after})
+  assert row(text, "Perplexity")[1] == "n/a"
+  assert row(text, "Same most likely token as the teacher")[1] == "not measured"
+
+
+def test_what_changed_on_the_way_is_told():
+  change = {"step": 8, "what": "data", "before": "ab", "after": "c|d", "forced": True}
+  text = card(summary=SUMMARY | {"changes": [change]})
+  assert "Not all of this held from the first step on" in text
+  assert "- `the documents (config.data.source): ab until step 8, then c\\|d`" in text
+  assert "Not all of this held" not in card()
