@@ -28,8 +28,9 @@ TENSOR_AXIS = "tensor"
 
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
   ("batch", BATCH_AXES),
-  # Rows of the batch while columns are split over fsdp.
+  # During the look-up of embeddings: rows of the batch, since columns are split over fsdp, and ids.
   ("batch_copies", ("replica", "data")),
+  ("vocab_whole", None),
   ("seq", None),
   ("layers", None),
   ("vocab", "tensor"),
@@ -185,7 +186,13 @@ def constrain(mesh: Mesh | None) -> Callable[[jax.Array, LogicalAxes], jax.Array
   if mesh is None:
     return lambda x, axes: x
 
+  copies = mesh.shape["replica"] * mesh.shape["data"]
+  pins_look_up = copies > 1 and mesh.shape["fsdp"] > 1
+
   def pin(x: jax.Array, axes: LogicalAxes) -> jax.Array:
+    # With only one of the two, compilers find a way of their own that sends less.
+    if not pins_look_up and {"batch_copies", "vocab_whole"} & set(axes):
+      return x
     spec = _dividing(partition_spec(axes), x.shape, mesh)
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 

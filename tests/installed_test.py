@@ -1,4 +1,4 @@
-"""An installed wheel has commands and presets: those of launch/ and configs/, from any directory."""
+"""An installed wheel has commands and presets, those of launch/ and configs/, everywhere."""
 
 from __future__ import annotations
 

@@ -89,6 +89,7 @@ def render(records: Records) -> str:
   tokens = (records.passage or {}).get("tokens") or []
   return environment.get_template("report.html.j2").render(
     summary=records.summary,
+    title=title(records),
     models=[records.summary.get(key) or {} for key in MODELS],
     cards=headline(records.summary),
     held_out_tokens=last.get("tokens"),
@@ -103,6 +104,23 @@ def render(records: Records) -> str:
     throughput=_median(records.metrics, "tokens_per_second"),
     duration=duration(records.summary.get("seconds")),
     config=list(flatten(records.config)),
+  )
+
+
+def title(records: Records) -> str:
+  """Names teacher, student, data and method: "A.gguf into 13 layers by egad, on python_docs"."""
+  config = records.config
+  teacher, student, data = (config.get(key) or {} for key in ("teacher", "student", "data"))
+  name = lambda source: str(source or "?").rstrip("/").rpartition("/")[2]
+  layers = len(student.get("layer_indices") or ()) or student.get("layers")
+  if student.get("init") == "source":
+    into = name(student.get("source"))
+  else:
+    made = "random" if student.get("init") == "random" else "of its"
+    into = f"{layers} {made} layers" if layers else f"as many {made} layers"
+  return (
+    f"{name(teacher.get('source'))} into {into} by {records.summary.get('method')}, on "
+    f"{name(data.get('source'))}"
   )
 
 

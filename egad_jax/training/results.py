@@ -6,6 +6,8 @@ by the same command.
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,6 +80,7 @@ def _write_passage(programs: Programs, workdir: Workdir, state: TrainState) -> N
       "weight": float(stats["weight"][row, i]),
       "temperature": float(stats["temperature"][row, i]),
       "hard": bool(stats["hard"][row, i] > 0.5),
+      "forward_kl": float(stats["forward_kl"][row, i]),
     }
     for i in places
   ]
@@ -107,7 +110,14 @@ def _summary(
     "student_after": measured(evaluations[-1]["student"], student),
     "export": str(workdir / files.EXPORT),
     "goodput": dict(seconds),
+    "command": _command(),
   }
+
+
+def _command() -> str:
+  """How this process was started, to be typed again."""
+  program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else sys.argv[0].split()
+  return shlex.join([*program, *sys.argv[1:]])
 
 
 def export(
