@@ -1,6 +1,9 @@
-"""Evaluates a checkpoint: `python launch/evaluate.py --config=FILE --checkpoint=WORKDIR`.
+"""Measures a checkpoint's student and its teacher on held-out text.
 
-stdout is one JSON object: student and teacher on the config's held-out tokens.
+    python launch/evaluate.py --checkpoint=runs/tiny
+
+stdout is one JSON object. The config is the one that the run stored, unless --config gives another:
+its data and sizes of an evaluation may differ, its student and teacher must be those of the run.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ if __name__ == "__main__":
 
 from launch import command_line
 
-CONFIG = command_line.define_config()
+CONFIG = command_line.define_config(required=False)
 CHECKPOINT = command_line.required(
   "checkpoint", "A workdir, meaning its latest whole checkpoint, or its checkpoints/<step>."
 )
@@ -25,14 +28,19 @@ def main() -> None:
   """Restores the student and prints its evaluation."""
   from egad_jax import build
   from egad_jax.training import restoring
+  from egad_jax.training import workdir as files
   from egad_jax.training.programs import Programs
 
-  config = command_line.config(CONFIG)
   workdir, step = restoring.locate(CHECKPOINT.value)
+  given = bool(CONFIG.name)
+  config = (
+    command_line.config(CONFIG) if given else command_line.stored_config(workdir / files.CONFIG)
+  )
   run = build.build(config, workdir)
   step, state = restoring.restore_state(workdir, step, run.abstract_state())
   result = Programs(run).evaluate(state)
-  print(json.dumps({"step": step} | {k: result[k] for k in ("tokens", "student", "teacher")}))
+  measured = {key: result[key] for key in ("tokens", "student", "teacher")}
+  command_line.print_result(json.dumps({"step": step} | measured))
 
 
 if __name__ == "__main__":

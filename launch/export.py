@@ -1,4 +1,6 @@
-"""Exports a checkpoint: `python launch/export.py --checkpoint=WORKDIR --output=DIR`.
+"""Writes a checkpoint's student as a Hugging Face directory.
+
+    python launch/export.py --checkpoint=runs/tiny --output=student
 
 The student in Hugging Face layout, from the config that the workdir holds.
 """
@@ -41,7 +43,7 @@ def main() -> None:
     config=build.plain(config),
     samples=read_json(workdir / files.SAMPLES) if summary else None,
   )
-  print(OUTPUT.value)
+  command_line.print_result(OUTPUT.value)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from absl import flags
 from egad_jax import progress
 from egad_jax.errors import InputError
 from egad_jax.training import preemption
-from launch import command_line, terminal
+from launch import command_line, config_file, terminal
 
 CONFIG = command_line.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, made if missing.")
@@ -37,14 +37,19 @@ HEARTBEAT = flags.DEFINE_integer(
   "heartbeat_seconds", 100, "A process that is silent for so long ends the others.", 1
 )
 FORCE = flags.DEFINE_bool("force", False, "Go on although the workdir's config differs.")
-PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the resolved config and exit.")
+PRINT_CONFIG = flags.DEFINE_bool(
+  "print_config", False, "Print the resolved config, for --config=FILE.yaml, and exit."
+)
 
 
 def main() -> int:
   """Runs or resumes the config in the workdir."""
   config = command_line.config(CONFIG)
   if PRINT_CONFIG.value:
-    print(config)
+    from egad_jax import build
+
+    build.validate(config)
+    command_line.print_result(config_file.as_yaml(config))
     return 0
   if not WORKDIR.value:
     raise InputError("--workdir is required: the directory of the run, made if missing.")

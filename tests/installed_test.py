@@ -12,6 +12,8 @@ import zipfile
 
 import pytest
 
+from tests.launch.stand_ins import messages
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # What a build reads; built from a copy, so that it leaves nothing in the clone.
 SOURCES = ("egad_jax", "launch", "configs", "pyproject.toml", "README.md", "LICENSE")
@@ -44,7 +46,7 @@ def egad(*arguments, cwd, path=ROOT):
 @pytest.mark.parametrize("name", ["tiny", "tiny.py", "configs/tiny.py"])
 def test_presets_are_found_by_name_from_any_directory(tmp_path, name):
   done = egad("run", f"--config={name}", "--config.seed=7", "--print_config", cwd=tmp_path)
-  assert (done.returncode, done.stderr) == (0, "")
+  assert (done.returncode, messages(done.stderr)) == (0, [])
   assert "seed: 7" in done.stdout
 
 
