@@ -71,9 +71,11 @@ def make_mesh(
   if -1 in sizes and len(devices) % known == 0:
     sizes[sizes.index(-1)] = len(devices) // known
   if math.prod(sizes) != len(devices):
+    fitting = [str(n) for n in range(1, len(devices) + 1) if len(devices) % n == 0]
     raise InputError(
       f"the mesh must use all {len(devices)} devices; got {given}, a product of {known}. "
-      "Set one axis to -1 to give it the devices left over."
+      "Set one axis to -1 to give it the devices left over, and the others so that their product "
+      f"is one of {', '.join(fitting)}."
     )
   return Mesh(_by_slices(sizes, devices, name), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
