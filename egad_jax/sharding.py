@@ -28,8 +28,9 @@ TENSOR_AXIS = "tensor"
 
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
   ("batch", BATCH_AXES),
-  # Rows of the batch while columns are split over fsdp.
+  # During the look-up of embeddings: rows of the batch, since columns are split over fsdp, and ids.
   ("batch_copies", ("replica", "data")),
+  ("vocab_whole", None),
   ("seq", None),
   ("layers", None),
   ("vocab", "tensor"),
@@ -70,9 +71,11 @@ def make_mesh(
   if -1 in sizes and len(devices) % known == 0:
     sizes[sizes.index(-1)] = len(devices) // known
   if math.prod(sizes) != len(devices):
+    fitting = [str(n) for n in range(1, len(devices) + 1) if len(devices) % n == 0]
     raise InputError(
       f"the mesh must use all {len(devices)} devices; got {given}, a product of {known}. "
-      "Set one axis to -1 to give it the devices left over."
+      "Set one axis to -1 to give it the devices left over, and the others so that their product "
+      f"is one of {', '.join(fitting)}."
     )
   return Mesh(_by_slices(sizes, devices, name), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -185,7 +188,13 @@ def constrain(mesh: Mesh | None) -> Callable[[jax.Array, LogicalAxes], jax.Array
   if mesh is None:
     return lambda x, axes: x
 
+  copies = mesh.shape["replica"] * mesh.shape["data"]
+  pins_look_up = copies > 1 and mesh.shape["fsdp"] > 1
+
   def pin(x: jax.Array, axes: LogicalAxes) -> jax.Array:
+    # With only one of the two, compilers find a way of their own that sends less.
+    if not pins_look_up and {"batch_copies", "vocab_whole"} & set(axes):
+      return x
     spec = _dividing(partition_spec(axes), x.shape, mesh)
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 

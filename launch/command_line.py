@@ -101,7 +101,7 @@ def config(flag: _ConfigFlag) -> ml_collections.ConfigDict:
       f"{', '.join(config_file.presets())}."
     )
   # An override may have replaced a whole group.
-  return config_file.checked("--config", flags.FLAGS[_CONFIG].value.to_dict())
+  return config_file.checked("--config", flags.FLAGS[_CONFIG].value.to_dict())  # type: ignore[union-attr]
 
 
 def message(error: BaseException) -> str:
@@ -152,7 +152,7 @@ def _load_config(argv: list[str]) -> list[str]:
     return rest
   if name is None:
     config(_config_flag)
-  _config_flag.name = name
+  _config_flag.name = str(name)
   with progress.phase(f"reading {name}"):
     loaded = config_file.load(str(name))
   delattr(flags.FLAGS, _CONFIG)

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Mapping
@@ -44,7 +45,7 @@ def find(name: str) -> pathlib.Path:
     return preset
   close = difflib.get_close_matches(path.name.removesuffix(".py"), presets(), n=1)
   meant = f" Did you mean {close[0]}?" if close else ""
-  problem = "is a directory" if path.is_dir() else "no such file"
+  problem = "is a directory" if name and path.is_dir() else "no such file"
   raise InputError(
     f"--config cannot be read: {name}: {problem}.{meant} Give a Python file that defines "
     f"get_config(), or a preset: {', '.join(presets())}."
@@ -63,6 +64,12 @@ def load(name: str) -> ml_collections.ConfigDict:
   path = find(name)
   values = _values(path) if path.suffix in (".yaml", ".yml", ".json") else _returned(path).to_dict()
   return checked(str(path), values)
+
+
+def as_yaml(config: ml_collections.ConfigDict) -> str:
+  """A config as text that `load` reads from a .yaml file."""
+  plain = json.loads(json.dumps(config.to_dict()))  # YAML has no tuples.
+  return yaml.safe_dump(plain, allow_unicode=True, width=100).rstrip()
 
 
 def _values(path: pathlib.Path) -> dict[str, Any]:
@@ -139,7 +146,10 @@ def reason(error: BaseException) -> str:
   text: object = error
   while isinstance(text, BaseException) and text.args:
     text = text.args[-1] if isinstance(text, OSError) and len(text.args) > 1 else text.args[0]
-  return str(text)
+  # It also quotes the whole config.
+  return re.sub(
+    r'\s*Other fields present: ".*"(?=\s*Did you mean|\s*$)', "", str(text), flags=re.DOTALL
+  )
 
 
 def checked(source: str, stored: Mapping[str, Any]) -> ml_collections.ConfigDict:

@@ -1,7 +1,10 @@
-"""Evaluates a checkpoint: `python launch/evaluate.py --config=FILE --checkpoint=WORKDIR`.
+"""Measures a checkpoint's student and its teacher on held-out text.
 
-stdout is one JSON object: student and teacher on the config's held-out tokens. `differs` names what
-the config reads that is not what the checkpoint was trained with; null: nobody knows.
+    python launch/evaluate.py --checkpoint=runs/tiny
+
+stdout is one JSON object; its `differs` names inputs that are not those of the training, null if
+nobody knows. The config is the one that the run stored, unless --config gives another:
+its data and sizes of an evaluation may differ, its student and teacher must be those of the run.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ launch.require_environment()
 
 from launch import accelerators, command_line
 
-CONFIG = command_line.define_config()
+CONFIG = command_line.define_config(required=False)
 CHECKPOINT = command_line.required(
   "checkpoint", "A workdir, meaning its latest whole checkpoint, or its checkpoints/<step>."
 )
@@ -31,12 +34,16 @@ def main() -> None:
   accelerators.import_jax()
   from egad_jax import build, object_store
   from egad_jax.training import identity, restoring
+  from egad_jax.training import workdir as files
   from egad_jax.training.programs import Programs
 
-  config = command_line.config(CONFIG)
   object_store.require(CHECKPOINT.value, "--checkpoint")
   accelerators.require_devices()
   workdir, step = restoring.locate(CHECKPOINT.value)
+  given = bool(CONFIG.name)
+  config = (
+    command_line.config(CONFIG) if given else command_line.stored_config(workdir / files.CONFIG)
+  )
   run = build.build(config, workdir)
   # With other ids the student would be asked for tokens that it does not know.
   found = identity.fingerprints(run, starts=False)
@@ -44,7 +51,7 @@ def main() -> None:
   step, state = restoring.restore_state(workdir, step, run.abstract_state())
   result = Programs(run).evaluate(state)
   measured = {key: result[key] for key in ("tokens", "student", "teacher")}
-  print(json.dumps({"step": step, "differs": differs} | measured))
+  command_line.print_result(json.dumps({"step": step, "differs": differs} | measured))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Exports a checkpoint: `python launch/export.py --checkpoint=WORKDIR --output=DIR`.
+"""Writes a checkpoint's student as a Hugging Face directory.
+
+    python launch/export.py --checkpoint=runs/tiny --output=student
 
 The student in Hugging Face layout, from the config that the workdir holds.
 """
@@ -58,7 +60,7 @@ def main() -> None:
     samples=read_json(workdir / files.SAMPLES) if "student_after" in summary else None,
     what="--output",
   )
-  print(output)
+  command_line.print_result(str(output))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Continues a prompt: `python launch/generate.py --model=runs/quickstart/export --prompt="..."`.
+"""Continues a prompt.
+
+    python launch/generate.py --model=runs/quickstart --prompt="The capital of France is"
 
 stdout is the continuation and nothing else, in UTF-8: prompt and output are the model's text.
 """
@@ -18,9 +20,13 @@ launch.require_environment()
 
 from absl import flags
 
+from egad_jax import progress
+from egad_jax.errors import InputError
 from launch import accelerators, command_line
 
-MODEL = command_line.required("model", "Hugging Face directory, GGUF file or python:PACKAGE/FILE.")
+MODEL = command_line.required(
+  "model", "A workdir (its export), Hugging Face directory, GGUF file or python:PACKAGE/FILE."
+)
 TOKENIZER = flags.DEFINE_string(
   "tokenizer", "", "Where its tokenizer is, like --model; the model itself if empty."
 )
@@ -29,9 +35,33 @@ MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "At most so many to
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Divides the logits; 0 is greedy.")
 TOP_K = flags.DEFINE_integer("top_k", None, "Sample among the k most probable tokens.")
 TOP_P = flags.DEFINE_float("top_p", None, "Sample among the most probable tokens of this sum.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the random choices.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the random choices.")
 IGNORE_EOS = flags.DEFINE_bool("ignore_eos", False, "Go on after an end token.")
 CHAT = flags.DEFINE_bool("chat", False, "Put the prompt into the model's chat template.")
+
+
+def model_of(source: str) -> str:
+  """The model that `--model` means: a workdir means its export.
+
+  Raises:
+    InputError: a workdir has no export yet, or a checkpoint is given.
+  """
+  try:
+    path = pathlib.Path(source).expanduser()
+    is_checkpoint = path.name.isdigit() and path.parent.name == "checkpoints" and path.is_dir()
+    workdir = path.parent.parent if is_checkpoint else path
+    is_workdir = (workdir / "checkpoints").is_dir() and (workdir / "config.json").is_file()
+  except (OSError, RuntimeError, ValueError):  # No name of a path: what reads it says so.
+    return source
+  if not is_workdir:
+    return source
+  if not is_checkpoint and (path / "export" / "config.json").is_file():
+    return str(path / "export")
+  what = "a checkpoint" if is_checkpoint else "a workdir without export/, its run has not ended"
+  raise InputError(
+    f"--model {source} is {what}. Export it first: launch/export.py --checkpoint={source} "
+    "--output=DIR, then --model=DIR."
+  )
 
 
 def main() -> None:
@@ -45,26 +75,31 @@ def main() -> None:
   from egad_jax.models.model import make_model
 
   accelerators.require_devices()
-  tokenizer = Tokenizer.from_source(TOKENIZER.value or MODEL.value)
+  model = model_of(MODEL.value)
+  with progress.phase(f"reading the tokenizer of {model}"):
+    tokenizer = Tokenizer.from_source(TOKENIZER.value or model)
   text = command_line.text(PROMPT)
   if CHAT.value:
     chat = tokenizer.apply_chat([{"role": "user", "content": text}], add_generation_prompt=True)
     prompt = tokenizer.encode(chat, allow_special=True)
   else:
     prompt = tokenizer.encode_prompt(text)
-  pretrained = load_pretrained(MODEL.value, tokenizer_size=tokenizer.vocab_size)
-  [continuation] = generate(
-    make_model(pretrained.config),
-    jax.device_put(pretrained.params),
-    [prompt],
-    max_new_tokens=MAX_NEW_TOKENS.value,
-    temperature=TEMPERATURE.value,
-    top_k=TOP_K.value,
-    top_p=TOP_P.value,
-    seed=SEED.value,
-    eos_id=None if IGNORE_EOS.value else pretrained.generation.ends(tokenizer),
-    vocab_size=tokenizer.vocab_size,
-  )
+  with progress.phase(f"reading {model}"):
+    pretrained = load_pretrained(model, tokenizer_size=tokenizer.vocab_size)
+  with progress.phase("generating"):
+    [continuation] = generate(
+      make_model(pretrained.config),
+      jax.device_put(pretrained.params),
+      [prompt],
+      max_new_tokens=MAX_NEW_TOKENS.value,
+      temperature=TEMPERATURE.value,
+      top_k=TOP_K.value,
+      top_p=TOP_P.value,
+      seed=SEED.value,
+      eos_id=None if IGNORE_EOS.value else pretrained.generation.ends(tokenizer),
+      vocab_size=tokenizer.vocab_size,
+    )
+  command_line.print_result("")
   # Data, not messages: UTF-8 whatever the terminal's encoding.
   sys.stdout.buffer.write(tokenizer.decode_continuation(prompt, continuation).encode())
   if sys.stdout.isatty():

@@ -33,7 +33,7 @@ from absl import flags
 from egad_jax import progress, streams
 from egad_jax.errors import InputError
 from egad_jax.training import preemption
-from launch import accelerators, command_line, terminal
+from launch import accelerators, command_line, config_file, terminal
 
 if TYPE_CHECKING:
   from egad_jax.training.workdir import Workdir
@@ -49,14 +49,19 @@ HEARTBEAT = flags.DEFINE_integer(
 FORCE = flags.DEFINE_bool(
   "force", False, "Go on although config, teacher, tokenizer or data differ; the report says so."
 )
-PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the resolved config and exit.")
+PRINT_CONFIG = flags.DEFINE_bool(
+  "print_config", False, "Print the resolved config, for --config=FILE.yaml, and exit."
+)
 
 
 def main() -> int:
   """Runs or resumes the config in the workdir."""
   config = command_line.config(CONFIG)
   if PRINT_CONFIG.value:
-    print(config)
+    from egad_jax import build
+
+    build.validate(config)
+    command_line.print_result(config_file.as_yaml(config))
     return 0
   if not WORKDIR.value:
     raise InputError("--workdir is required: the directory of the run, made if missing.")

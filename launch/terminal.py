@@ -34,7 +34,7 @@ class _Handler(logging.StreamHandler):
     self.last = time.monotonic()
 
   @property
-  def stream(self) -> Any:  # type: ignore[override]
+  def stream(self) -> Any:
     return sys.stderr
 
   def emit(self, record: logging.LogRecord) -> None:

@@ -1,9 +1,10 @@
-"""An installed wheel has the commands of launch/ and the presets of configs/, from anywhere."""
+"""An installed wheel has commands and presets, those of launch/ and configs/, everywhere."""
 
 from __future__ import annotations
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import tomllib
 import zipfile
 
 import pytest
+
+from tests.launch.stand_ins import messages
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # What a build reads; built from a copy, so that it leaves nothing in the clone.
@@ -44,7 +47,7 @@ def egad(*arguments, cwd, path=ROOT):
 @pytest.mark.parametrize("name", ["tiny", "tiny.py", "configs/tiny.py"])
 def test_presets_are_found_by_name_from_any_directory(tmp_path, name):
   done = egad("run", f"--config={name}", "--config.seed=7", "--print_config", cwd=tmp_path)
-  assert (done.returncode, done.stderr) == (0, "")
+  assert (done.returncode, messages(done.stderr)) == (0, [])
   assert "seed: 7" in done.stdout
 
 
@@ -56,6 +59,34 @@ def test_what_is_no_command_or_preset_names_those_there_are(tmp_path):
   assert (done.returncode, done.stdout) == (2, "")
   assert "Did you mean tiny?" in done.stderr
   assert "quickstart" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "evaluate", "export", "generate"])
+def test_help_shows_an_example_and_every_flag_at_once(tmp_path, command):
+  done = egad(command, "--help", cwd=tmp_path)
+  assert (done.returncode, done.stderr) == (0, "")
+  first, _, example = done.stdout.splitlines()[:3]
+  assert first.endswith(".")
+  assert example.startswith(f"    python launch/{command}.py --")
+  source = "".join((ROOT / "launch" / f"{command}.py").read_text().split())
+  flags = re.findall(r'(?:DEFINE_\w+|required)\("(\w+)"', source)
+  flags += ["config"] if "define_config" in source else []
+  assert flags
+  for flag in flags:
+    # The flag is there, and more than its name is said of it.
+    assert re.search(rf"^  --{flag}\b.*\n      \S+ \S+", done.stdout, re.MULTILINE), flag
+
+
+def test_help_imports_no_jax(tmp_path):
+  program = (
+    "import sys; sys.argv = ['egad', 'run', '--help']\n"
+    "from egad_jax.__main__ import main\n"
+    "try: main()\nfinally: assert 'jax' not in sys.modules"
+  )
+  environment = os.environ | {"PYTHONPATH": str(ROOT)}
+  command = [sys.executable, "-c", program]
+  done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+  assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.slow

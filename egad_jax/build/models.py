@@ -199,7 +199,7 @@ def make_pair(
     if config.seq_len > shape.max_seq_len:
       raise InputError(
         f"config.seq_len ({config.seq_len}) is above the {who}'s {shape.max_seq_len} positions; "
-        "shorten the rows."
+        f"set config.seq_len to {shape.max_seq_len} or less."
       )
   pairs: tuple[tuple[int, int], ...] = ()
   if method.feature_loss is not None:

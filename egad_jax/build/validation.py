@@ -58,6 +58,11 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
   (("optimizer.beta1", "optimizer.beta2"), lambda x: 0 <= x < 1, "be at least 0 and below 1"),
 )
 
+_REMEDIES = {
+  "data.held_out_fraction": " Use a share such as 0.02: without held-out text nothing is measured, "
+  "and without the rest nothing is trained.",
+}
+
 
 def _read(config: Config, key: str) -> Any:
   value = config
@@ -85,7 +90,8 @@ def validate(config: Config) -> None:
   for keys, is_valid, expected in _RANGES:
     for key in keys:
       if not is_valid(_read(config, key)):
-        raise InputError(f"config.{key} must {expected}; got {_read(config, key)}.")
+        remedy = _REMEDIES.get(key, "")
+        raise InputError(f"config.{key} must {expected}; got {_read(config, key)}.{remedy}")
   if config.student.init == "source" and not config.student.source:
     raise InputError("config.student.source is required with config.student.init=source.")
   if config.batch_size % config.accumulation:

@@ -210,13 +210,23 @@ def _parse_record(line: bytes) -> tuple[str, str]:
     deep = isinstance(error, RecursionError)
     return "", f"JSON {'nested too deeply' if deep else 'with too long a number'}"
   if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-    found = f"keys {sorted(record)}" if isinstance(record, dict) else type(record).__name__
-    return "", f'no string under "text" (found {found})'
+    return "", _no_text(record)
   try:
     record["text"].encode("utf-8")
   except UnicodeEncodeError:
     return "", "the text holds half of a surrogate pair, which no UTF-8 can express"
   return record["text"], ""
+
+
+def _no_text(record: Any) -> str:
+  """What is wrong with a record that has no string under "text"."""
+  expected = 'no string under "text" (found'
+  if not isinstance(record, dict):
+    return f'{expected} {type(record).__name__}); a line must be an object like {{"text": "..."}}'
+  if "text" in record:
+    value = json.dumps(record["text"])[:40]
+    return f"{expected} {type(record['text']).__name__}, {value}); put quotes around it"
+  return f'{expected} keys {sorted(record)}); put the text of the document under "text"'
 
 
 def _read_lone_text(file: pathlib.Path, bad: BadRecords) -> Iterator[str]:

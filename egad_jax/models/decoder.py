@@ -205,6 +205,9 @@ class Decoder(nn.Module):
     # Devices that hold parts of the table's columns look up each other's rows, and then exchange
     # them. Told only the end of that, compilers gather the whole batch on every device.
     ids = self.constrain(tokens, ("batch_copies", "seq"))
+    if cache is None:
+      # Columns of all ids are fewer bytes than those of all tokens of a batch.
+      embedding = self.constrain(embedding, ("vocab_whole", "embed"))
     # "fill" answers NaN for an id outside the table; the default would clamp it silently.
     x = jnp.take(embedding, ids, axis=0, mode="fill").astype(self.dtype)
     x = self.constrain(x, ("batch_copies", "seq", "embed"))

@@ -89,6 +89,7 @@ def render(records: Records) -> str:
   tokens = (records.passage or {}).get("tokens") or []
   return environment.get_template("report.html.j2").render(
     summary=records.summary,
+    title=title(records),
     models=[records.summary.get(key) or {} for key in MODELS],
     cards=headline(records.summary),
     changes=changes(records.summary),
@@ -110,6 +111,23 @@ def render(records: Records) -> str:
 def changes(summary: Mapping[str, Any]) -> list[str]:
   """Returns a line for each thing that was not the same from the run's beginning to its end."""
   return [identity.describe(identity.Change(**change)) for change in summary.get("changes") or ()]
+
+
+def title(records: Records) -> str:
+  """Names teacher, student, data and method: "A.gguf into 13 layers by egad, on python_docs"."""
+  config = records.config
+  teacher, student, data = (config.get(key) or {} for key in ("teacher", "student", "data"))
+  name = lambda source: str(source or "?").rstrip("/").rpartition("/")[2]
+  layers = len(student.get("layer_indices") or ()) or student.get("layers")
+  if student.get("init") == "source":
+    into = name(student.get("source"))
+  else:
+    made = "random" if student.get("init") == "random" else "of its"
+    into = f"{layers} {made} layers" if layers else f"as many {made} layers"
+  return (
+    f"{name(teacher.get('source'))} into {into} by {records.summary.get('method')}, on "
+    f"{name(data.get('source'))}"
+  )
 
 
 def headline(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The report's passage: the same text coloured by teacher entropy, temperature and branch."""
+"""The report's passage: the same text coloured by entropy, the student's KL, and mechanisms."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from matplotlib import colors
 from egad_jax.training.report_svg import Record, constant, finite
 
 _SHADES = 24
+# Colour maps of entropy, KL and temperature, by the prefix of their CSS classes.
+_MAPS = {"e": "viridis_r", "k": "YlOrRd", "t": "cividis"}
 _BRANCH = [("#cfe3f3", "#000000"), ("#f0a35e", "#000000")]
 _WHITESPACE = re.compile(r"\n|\t| {2,}|^ +$")
 # Controls are invisible, and the bidirectional ones would reorder the text around them.
@@ -40,23 +42,29 @@ class PassageView(NamedTuple):
 
 
 def passage_views(tokens: Sequence[Record]) -> list[PassageView]:
-  """Returns the colourings of the passage by teacher entropy, temperature and branch."""
+  """Returns the colourings by teacher entropy, the student's KL, temperature and branch."""
   entropy = finite([token.get("entropy") for token in tokens])
   temperature = finite([token.get("temperature") for token in tokens])
   hard = finite([token.get("hard") for token in tokens])
-  return [_entropy_view(entropy), _temperature_view(temperature), _branch_view(hard)]
+  kl = finite([token.get("forward_kl") for token in tokens])
+  return [
+    _nats_view("Teacher entropy", "entropies", entropy, "e"),
+    _nats_view("KL of the student to the teacher", "KLs", kl, "k"),
+    _temperature_view(temperature),
+    _branch_view(hard),
+  ]
 
 
-def _entropy_view(entropy: np.ndarray) -> PassageView:
-  title = "Teacher entropy"
-  if not np.isfinite(entropy).any():
-    return PassageView(title, [], [], [], "No entropies were recorded for this passage.")
-  top = max(float(np.nanmax(entropy)), 1e-6)
+def _nats_view(title: str, what: str, nats: np.ndarray, prefix: str) -> PassageView:
+  if not np.isfinite(nats).any():
+    return PassageView(title, [], [], [], f"No {what} were recorded for this passage.")
+  top = max(float(np.nanmax(nats)), 1e-6)
   # Most tokens are near zero nats: the square root keeps them apart.
-  shade = np.sqrt(np.maximum(entropy, 0.0) / top)
+  shade = np.sqrt(np.maximum(nats, 0.0) / top)
   ticks = [f"{top * share**2:.2g}" for share in (0.0, 0.5, 1.0)]
   label = "nats, square-root scale"
-  return PassageView(title, _classes("e", shade), [(_gradient("viridis_r"), label)], ticks)
+  gradient = _gradient(_MAPS[prefix])
+  return PassageView(title, _classes(prefix, shade), [(gradient, label)], ticks)
 
 
 def _temperature_view(temperature: np.ndarray) -> PassageView:
@@ -70,7 +78,8 @@ def _temperature_view(temperature: np.ndarray) -> PassageView:
   low, high = float(np.nanmin(temperature)), float(np.nanmax(temperature))
   shade = (temperature - low) / (high - low)
   ticks = [f"{value:.3g}" for value in (low, (low + high) / 2.0, high)]
-  return PassageView(title, _classes("t", shade), [(_gradient("cividis"), "temperature")], ticks)
+  gradient = _gradient(_MAPS["t"])
+  return PassageView(title, _classes("t", shade), [(gradient, "temperature")], ticks)
 
 
 def _branch_view(hard: np.ndarray) -> PassageView:
@@ -101,7 +110,7 @@ def _shades(name: str) -> list[str]:
 
 def palettes() -> dict[str, list[tuple[str, str]]]:
   """Returns, for each CSS class prefix, the (background, text) colours of its numbered classes."""
-  return {"e": _palette("viridis_r"), "t": _palette("cividis"), "b": _BRANCH}
+  return {prefix: _palette(name) for prefix, name in _MAPS.items()} | {"b": _BRANCH}
 
 
 def _palette(name: str) -> list[tuple[str, str]]:
@@ -129,8 +138,14 @@ def text_color(background: str) -> str:
 def tooltip(token: Record) -> str:
   """Returns a token's measured values in words."""
   parts = [
-    f"{key} {token[key]:.4g}{unit}"
-    for key, unit in (("entropy", " nats"), ("position", ""), ("weight", ""), ("temperature", ""))
+    f"{name} {token[key]:.4g}{unit}"
+    for key, name, unit in (
+      ("entropy", "entropy", " nats"),
+      ("forward_kl", "KL", " nats"),
+      ("position", "position", ""),
+      ("weight", "weight", ""),
+      ("temperature", "temperature", ""),
+    )
     if token.get(key) is not None
   ]
   if token.get("hard") is not None:

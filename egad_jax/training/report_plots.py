@@ -43,6 +43,8 @@ from egad_jax.training.report_svg import (
   thin,
 )
 
+# So many lines are told apart by name; more, by a scale of colours.
+_NAMED_LINES = 4
 _TICKS = (0.0, 0.1, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0)
 
 
@@ -119,7 +121,7 @@ def _held_out_kl(evaluations: Sequence[Record]) -> Panel:
   plot_known(axes, column(evaluations, "step"), values, color=BLUE)
   step_axis(axes)
   axes.set_ylabel("KL(teacher ‖ student), nats")
-  axes.set_ylim(bottom=0.0)
+  axes.set_ylim(0.0, 1.05 * float(np.nanmax(values)) or 1.0)
   caption = "The same held-out tokens each time. 0 means the student predicts as the teacher does."
   label = f"Held-out forward KL by step, from {first(values)} to {last(values)} nats."
   return Panel(name, title, caption, inline_svg(figure, name, label))
@@ -252,12 +254,15 @@ def _lines_by_progress(
       axes,
       centres,
       values[index],
-      color=PROGRESS(norm(steps[index])),
+      color=BLUE if newest else PROGRESS(norm(steps[index])),
       linewidth=2.2 if newest else 1.3,
       marker="o",
       markersize=3.4 if newest else 2.2,
+      label=f"step {steps[index]:,.0f}",
     )
-  if len(keep) > 1:
+  if 1 < len(keep) <= _NAMED_LINES:
+    legend_above(axes, columns=len(keep))
+  elif len(keep) > 1:
     figure.colorbar(cm.ScalarMappable(norm, PROGRESS), ax=axes, label="step", aspect=30, pad=0.02)
   _entropy_axis(axes, evaluations)
   axes.set_ylabel(ylabel)

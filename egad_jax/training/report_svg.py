@@ -25,8 +25,8 @@ MAX_LINES = 12
 SIZE = (4.7, 3.0)  # Inches. Small, so that the text stays readable when scaled down to a phone.
 # Okabe-Ito: told apart with any colour vision.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#008563", "#a8508a", "#5b6470"
-# The end of viridis is too pale for a line on a light card.
-PROGRESS = colors.ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.0, 0.88, 32)))
+# The ends of plasma are too pale for a line on a light card, or too dark for a dark one.
+PROGRESS = colors.ListedColormap(matplotlib.colormaps["plasma"](np.linspace(0.3, 0.75, 32)[::-1]))
 STYLE: dict[Any, Any] = {
   "axes.edgecolor": "#8a929c",
   "axes.axisbelow": True,

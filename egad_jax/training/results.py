@@ -7,6 +7,8 @@ by the same command.
 from __future__ import annotations
 
 import itertools
+import shlex
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -103,6 +105,7 @@ def _write_passage(programs: Programs, workdir: Workdir, state: TrainState) -> N
       "weight": float(stats["weight"][row, i]),
       "temperature": float(stats["temperature"][row, i]),
       "hard": bool(stats["hard"][row, i] > 0.5),
+      "forward_kl": float(stats["forward_kl"][row, i]),
     }
     for i in places
   ]
@@ -152,6 +155,7 @@ def _summary(
     "export": str(workdir / files.EXPORT),
     "goodput": dict(seconds),
     "unread": list(run.pair.unread),
+    "command": _command(),
     "changes": [change._asdict() for change in identity.read_changes(workdir.path)],
   }
 
@@ -178,6 +182,12 @@ def summary_of(run: Run, workdir: epath.Path, state: TrainState) -> dict[str, An
     "seed": run.seed,
     "changes": changes,
   }
+
+
+def _command() -> str:
+  """How this process was started, to be typed again."""
+  program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else sys.argv[0].split()
+  return shlex.join([*program, *sys.argv[1:]])
 
 
 def export(

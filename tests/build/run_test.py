@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import pytest
 
@@ -62,3 +64,14 @@ def test_a_student_with_another_tokenizer(small, tmp_path):
   message = r"student\.source \(.*260, 260 entries\) is not the teacher's \(265 entries\)"
   with pytest.raises(InputError, match=message):
     build.build(config, tmp_path, devices=jax.devices()[:1])
+
+
+def test_a_batch_larger_than_the_data_is_refused(small, tmp_path):
+  config = small(batch_size=100_000, eval__batch_size=8)
+  message = r"batch_size \(100000 rows\) is larger than .*lower"
+  with pytest.raises(InputError, match=message) as raised:
+    build.build(config, tmp_path)
+  # The number that it names fits.
+  fitting = int(re.search(r"batch_size to (\d+)", str(raised.value))[1])
+  rows = build.build(small(batch_size=fitting, eval__batch_size=8), tmp_path).rows
+  assert fitting <= rows.train_size < fitting + 8

@@ -90,7 +90,10 @@ def test_the_defaults_are_what_did_not_lose_and_the_abstract_is_a_preset():
     ({"seed": 2**32}, r"config\.seed must be at least 0 and below 2\*\*32; got 4294967296"),
     ({"loss__ce_weight": -0.5}, r"config\.loss\.ce_weight must not be negative; got -0\.5"),
     ({"curriculum__end": 1.5}, r"config\.curriculum\.end must be between 0 and 1; got 1\.5"),
-    ({"data__held_out_fraction": 1.0}, r"held_out_fraction must lie between 0 and 1; got 1\.0"),
+    (
+      {"data__held_out_fraction": 1.0},
+      r"held_out_fraction must lie between 0 and 1; got 1\.0\. Use a share such as",
+    ),
     ({"accumulation": 3}, r"config\.accumulation \(3\) must divide config\.batch_size \(8\)"),
     ({"compiler_options": "a=1,b"}, r"compiler_options must be name=value,.*; got 'b'"),
     ({"compiler_options": "=1"}, r"compiler_options must be name=value,.*; got '=1'"),

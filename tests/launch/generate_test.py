@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from egad_jax.data.tokenizer import Tokenizer
+from egad_jax.errors import InputError
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.export import export_student
 from egad_jax.models.generation import generate
@@ -85,3 +86,21 @@ def test_bad_input_is_one_message_and_exit_code_2(exported, tmp_path, arguments,
   assert message in done.stderr
   assert "Traceback" not in done.stderr
   assert done.stdout == ""
+
+
+def test_a_workdir_means_its_export(tmp_path):
+  from launch import generate as command
+
+  workdir = tmp_path / "run"
+  (workdir / "checkpoints" / "12").mkdir(parents=True)
+  (workdir / "config.json").write_text("{}")
+  with pytest.raises(InputError, match=r"has not ended.*export\.py --checkpoint="):
+    command.model_of(str(workdir))
+  (workdir / "export").mkdir()
+  (workdir / "export" / "config.json").write_text("{}")
+  assert command.model_of(str(workdir)) == str(workdir / "export")
+  with pytest.raises(InputError, match=r"is a checkpoint.*export\.py --checkpoint="):
+    command.model_of(str(workdir / "checkpoints" / "12"))
+  # Everything else is what it was.
+  for name in (str(workdir / "export"), "python:package/a.gguf", "a\0b", "~nobody/x", ""):
+    assert command.model_of(name) == name

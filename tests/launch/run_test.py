@@ -116,7 +116,7 @@ def test_a_finished_run_is_a_no_op_under_a_harmless_change(train, finished):
 
 def test_print_config_prints_the_resolved_config_and_makes_nothing(tmp_path):
   done = run_command(TINY, "--config.seed=7", "--print_config", f"--workdir={tmp_path}/run")
-  assert (done.returncode, done.stderr) == (0, "")
+  assert (done.returncode, messages(done.stderr)) == (0, [])
   assert "seed: 7" in done.stdout
   assert not (tmp_path / "run").exists()
 

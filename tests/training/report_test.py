@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from etils import epath
 
 from egad_jax import errors
 from egad_jax.training import report, report_passage, report_plots
@@ -401,3 +402,38 @@ def test_a_run_of_nothing_finite_has_a_report(tmp_path):
   assert "whose update was withheld" in page
   assert "the documents (config.data.source): ab until step 3, then &lt;b&gt;" in page
   assert "config.seed: 1 until step 4, then None" in page
+
+
+def test_the_title_names_teacher_student_data_and_method_and_the_command_is_shown(tmp_path):
+  write_workdir(tmp_path)
+  records = report.read_records(epath.Path(tmp_path))
+  config = {
+    "teacher": {"source": "models/Big"},
+    "student": {"init": "layers", "layers": 6},
+    "data": {"source": "texts/*.jsonl"},
+  }
+  summary = {**records.summary, "command": "python launch/run.py --config=<tiny>"}
+  page = report.render(records._replace(config=config, summary=summary))
+  title = "Big into 6 of its layers by egad, on *.jsonl"
+  assert f"<title>{title}</title>" in page
+  assert f"<h1>{title}</h1>" in page
+  assert "python launch/run.py --config=&lt;tiny&gt;" in page
+
+
+def test_the_gap_bar_of_a_student_that_got_worse_says_so(tmp_path):
+  write_workdir(tmp_path)
+  records = report.read_records(epath.Path(tmp_path))
+  summary = json.loads(json.dumps(records.summary))
+  summary["student_after"]["forward_kl"] = 1.5 * summary["student_before"]["forward_kl"]
+  page = report.render(records._replace(summary=summary))
+  assert "the gap grew by 50.0 %" in page
+  assert re.search(r'class="bar worse"[^>]*><b style="width: 50\.0', page)
+
+
+def test_each_token_tells_the_student_s_kl():
+  tokens = [{"text": "a", "forward_kl": 0.25}, {"text": "b", "forward_kl": 4.0}]
+  views = {view.title: view for view in report_passage.passage_views(tokens)}
+  view = views["KL of the student to the teacher"]
+  # Square-root scale: a quarter of a nat is a quarter of the way to four.
+  assert view.classes == ["k6", "k23"]
+  assert report_passage.tooltip(tokens[0]) == "KL 0.25 nats"
