@@ -17,9 +17,11 @@ import tempfile
 import time
 from typing import NamedTuple
 
-from tests.faults.operator_rows import ROWS, Row
+from tests.faults import operator_rows, user_rows
+from tests.faults.operator_rows import Row
 from tests.faults.runs import ROOT
 
+ROWS = (*operator_rows.ROWS, *user_rows.ROWS)
 _STEPS = 40
 _SECONDS = 300.0
 
