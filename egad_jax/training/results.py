@@ -7,6 +7,7 @@ by the same command.
 from __future__ import annotations
 
 import itertools
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -272,6 +273,7 @@ def whereabouts(workdir: Workdir) -> str:
     lines.append(f"\nPrompt:  {sample['prompt']}")
     for who in ("before", "after", "teacher"):
       if sample[who] is not None:
-        lines.append(f"{who.capitalize() + ':':8} {' '.join(sample[who].split())}")
+        # On one line, with the space that it begins with.
+        lines.append(f"{who.capitalize() + ':':8} {re.sub(r'\s+', ' ', sample[who])}")
   lines.append(f"\nReport:  {workdir / REPORT}\nStudent: {workdir / files.EXPORT}")
   return "\n".join(lines)
