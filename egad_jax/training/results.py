@@ -274,6 +274,7 @@ def whereabouts(workdir: Workdir) -> str:
     for who in ("before", "after", "teacher"):
       if sample[who] is not None:
         # On one line, with the space that it begins with.
-        lines.append(f"{who.capitalize() + ':':8} {re.sub(r'\s+', ' ', sample[who])}")
+        text = re.sub(r"\s+", " ", sample[who])
+        lines.append(f"{who.capitalize() + ':':8} {text}")
   lines.append(f"\nReport:  {workdir / REPORT}\nStudent: {workdir / files.EXPORT}")
   return "\n".join(lines)
