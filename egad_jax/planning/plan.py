@@ -226,8 +226,8 @@ def _notes(program: Program, slice_: Topology) -> tuple[str, ...]:
     )
   if missing := program.without_estimate:
     notes.append(
-      f"The compiler gives no estimate for {_counted(missing, 'run')} of instructions: the modelled "
-      "time leaves them out."
+      f"The compiler gives no estimate for {_counted(missing, 'run')} of instructions: the "
+      "modelled time leaves them out."
     )
   known = sum(kernel.calls for kernel in program.kernels if kernel.flops is not None)
   if known:

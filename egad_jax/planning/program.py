@@ -20,7 +20,7 @@ from egad_jax.planning.kernels import Kernel, kernel_flops
 
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4}
 _BYTES |= {"s64": 8, "u64": 8, "f16": 2, "bf16": 2, "f32": 4, "f64": 8, "f8e4m3fn": 1, "f8e5m2": 1}
-# libtpu 0.0.50 writes the largest int64 as the cycles of some instructions.
+# libtpu 0.0.50 writes the largest int64 as the cycles of scatters that TPU7x's SparseCores do.
 _NO_ESTIMATE = 2**62
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
