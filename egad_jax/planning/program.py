@@ -14,13 +14,12 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import numpy as np
-
+from egad_jax.planning.convolution import convolution_flops
 from egad_jax.planning.kernels import Kernel, kernel_flops
 
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4}
 _BYTES |= {"s64": 8, "u64": 8, "f16": 2, "bf16": 2, "f32": 4, "f64": 8, "f8e4m3fn": 1, "f8e5m2": 1}
-# libtpu 0.0.50 writes the largest int64 as the cycles of some instructions.
+# libtpu 0.0.50 writes the largest int64 as the cycles of scatters that TPU7x's SparseCores do.
 _NO_ESTIMATE = 2**62
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -267,7 +266,7 @@ class Program:
       return 2 * math.prod(dimensions(op.shape)) * depth
     if op.kind != "convolution":
       return 0
-    return _convolution_flops(
+    return convolution_flops(
       dimensions(self.ops[op.operands[0]].shape),
       dimensions(self.ops[op.operands[1]].shape),
       dimensions(op.shape),
@@ -365,60 +364,3 @@ class Program:
       if "/egad_jax/" in file:
         return f"egad_jax/{file.rpartition('/egad_jax/')[2]}:{line}"
     return path[1].replace("\\'", "'") if path else op.kind
-
-
-def _convolution_flops(
-  left: tuple[int, ...], right: tuple[int, ...], out: tuple[int, ...], attributes: str
-) -> int:
-  labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
-  if not labels:
-    return 0
-  lhs, rhs, result = labels.groups()
-  window = re.search(r"window=\{([^}]*)\}", attributes)
-  fields = dict(part.split("=", 1) for part in window[1].split()) if window else {}
-  spatial = sorted(set(result) - {"b", "f"})
-
-  def values(name: str, default: str) -> list[str]:
-    return fields[name].split("x") if name in fields else [default] * len(spatial)
-
-  pads, strides = values("pad", "0_0"), values("stride", "1")
-  left_dilations, right_dilations = values("lhs_dilate", "1"), values("rhs_dilate", "1")
-  total = 2 * out[result.index("b")] * out[result.index("f")] * right[rhs.index("i")]
-  for i, axis in enumerate(spatial):
-    total *= _real_pairs(
-      size=left[lhs.index(axis)],
-      kernel=right[rhs.index(axis)],
-      out=out[result.index(axis)],
-      low=int(pads[i].split("_")[0]),
-      stride=int(strides[i]),
-      left_dilation=int(left_dilations[i]),
-      right_dilation=int(right_dilations[i]),
-    )
-  groups = re.search(r"batch_group_count=(\d+)", attributes)
-  return total // int(groups[1]) if groups else total
-
-
-def _real_pairs(
-  *,
-  size: int,
-  kernel: int,
-  out: int,
-  low: int,
-  stride: int,
-  left_dilation: int,
-  right_dilation: int,
-) -> int:
-  """Pairs of output and kernel positions that meet an element, not padding or a hole."""
-  if kernel == 1 and not low and stride == left_dilation == 1:
-    return min(out, size)
-  # Output o meets element (o * stride - shift) / left_dilation of the input. The pairs may
-  # be too many to list, so those of every position are counted: o is in a range and of one residue.
-  shift = low - np.arange(kernel, dtype=np.int64) * right_dilation
-  common = math.gcd(stride, left_dilation)
-  period = left_dilation // common
-  first = shift // common % period * pow(stride // common, -1, period) % period
-  start = np.maximum(-(-shift // stride), 0)
-  stop = np.minimum((shift + size * left_dilation - 1) // stride, out - 1)
-  start += (first - start) % period
-  found = np.where(stop >= start, (stop - start) // period + 1, 0)
-  return int(np.sum(np.where(shift % common == 0, found, 0)))
