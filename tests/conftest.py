@@ -16,6 +16,11 @@ import pytest
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
+# XLA reads its flags when the first devices are made. libtpu, which some tests load later, reads the
+# same variable, and ends the process at a flag that it does not know.
+jax.devices()
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
 # A silent broadcast between ranks is how masks and weights go wrong.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
