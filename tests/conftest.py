@@ -16,8 +16,8 @@ import pytest
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
-# XLA reads its flags when the first devices are made. libtpu, which some tests load later, reads the
-# same variable, and ends the process at a flag that it does not know.
+# XLA reads its flags when the first devices are made. libtpu, which some tests load later, reads
+# the same variable, and ends the process at a flag that it does not know.
 jax.devices()
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 

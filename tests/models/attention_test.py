@@ -271,7 +271,13 @@ def compiled_decoder(config, mesh, attention, *, seq, backward):
 
 
 @pytest.mark.parametrize(
-  "absent_mesh", [("v5e:2x2", 1), ("v5e:2x2", 4), ("v6e:2x2", 2)], indirect=True
+  "absent_mesh",
+  [
+    ("v5e:2x2", 4),
+    pytest.param(("v5e:2x2", 1), marks=pytest.mark.slow),
+    pytest.param(("v6e:2x2", 2), marks=pytest.mark.slow),
+  ],
+  indirect=True,
 )
 def test_a_decoder_with_splash_compiles_for_tpus(absent_mesh):
   config = small_decoder(dim=128, head_dim=64)
