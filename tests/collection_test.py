@@ -48,7 +48,9 @@ def test_every_test_file_is_collected(files, collected):
 
 
 def test_every_module_of_the_package_is_asked_for_doctests(files, collected):
-  assert {name for name in files if name.startswith("egad_jax/")} <= collected
+  # pytest leaves out what runs when it is imported.
+  asked = {name for name in files if name.startswith("egad_jax/")} - {"egad_jax/__main__.py"}
+  assert asked <= collected
   assert "egad_jax/build/values.py" in collected
 
 

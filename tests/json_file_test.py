@@ -46,7 +46,7 @@ def test_files_that_are_none(tmp_path):
       read_json(tmp_path / name)
   with (tmp_path / "huge.json").open("wb") as file:
     file.truncate(2**28 + 1)
-  with pytest.raises(InputError, match="268435457 bytes are too many"):
+  with pytest.raises(InputError, match="more than 268435456 bytes are too many"):
     read_json(tmp_path / "huge.json")
 
 

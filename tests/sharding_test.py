@@ -281,12 +281,11 @@ TEACHER = {
   "layers/block_0/mlp_norm/scale": (None, "fsdp"),
 }
 OPTIMIZER = {
-  "1/0/count": (),
-  "1/0/mu/method/kernel": (),
-  **{f"1/0/mu/student/{path}": spec for path, spec in STUDENT.items()},
-  "1/0/nu/method/kernel": (),
-  **{f"1/0/nu/student/{path}": spec for path, spec in STUDENT.items()},
-  "1/2/count": (),
+  "1/count": (),
+  "1/mu/method/kernel": (),
+  **{f"1/mu/student/{path}": spec for path, spec in STUDENT.items()},
+  "1/nu/method/kernel": (),
+  **{f"1/nu/student/{path}": spec for path, spec in STUDENT.items()},
 }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from egad_jax.errors import InputError
 from egad_jax.json_file import read_json
 from egad_jax.models.foreign_keys import listed
+from egad_jax.regular_file import is_there, require_regular
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -37,16 +38,17 @@ def check_layout(directory: pathlib.Path) -> None:
       "save_pretrained(OUTPUT)."
     )
   single, index = (directory / name for name in (SINGLE, INDEX))
-  weights = single.is_file() or index.is_file()
+  weights = is_there(single) or is_there(index)
   advice = "" if weights else _help(directory, other_weights(directory, ()))
-  if not (directory / CONFIG).is_file():
+  if not is_there(directory / CONFIG):
     raise InputError(
       f"{directory / CONFIG}: no such file; expected a Hugging Face directory with {CONFIG} and "
       f"{SINGLE}.{advice}"
     )
+  require_regular(directory / CONFIG)
   if not weights:
     raise InputError(f"{directory}: expected {SINGLE} or {INDEX}; it has neither.{advice}")
-  if single.is_file() and index.is_file():
+  if is_there(single) and is_there(index):
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or SINGLE not in files.values():
       raise InputError(

@@ -23,8 +23,8 @@ def _change(path, **changes) -> None:
 @pytest.mark.parametrize(
   ("content", "message"),
   [
-    (b"[]", "must be a JSON object; got list"),
-    (b"\xff", "cannot be read"),
+    (b"[]", "expected a JSON object; got list"),
+    (b"\xff", "not valid JSON"),
     (b"{", "not valid JSON"),
     (b"[" * 100_000, "not valid JSON"),
     (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
@@ -34,7 +34,7 @@ def _change(path, **changes) -> None:
     (b'{"chat_template": 3}', "chat_template must be text"),
     (b'{"chat_template": [3, {"name": "default", "template": []}]}', "chat_template must be text"),
     (b'{"model_max_length": "long"}', "model_max_length must be a positive number"),
-    (b'{"model_max_length": NaN}', "model_max_length must be a positive number"),
+    (b'{"model_max_length": NaN}', "NaN is no number in JSON"),
   ],
 )
 def test_wrong_configs_are_refused(directory, content, message):

@@ -78,7 +78,7 @@ def train(command, shared):
       # One device compiles fastest.
       some = jax.devices()[:devices]
       patch.setattr(build, "build", functools.partial(build_run, devices=some))
-      command(config, str(workdir), early, force=force)
+      return command(config, str(workdir), early, force=force)
 
   return train
 
@@ -186,10 +186,9 @@ def test_a_harmless_key_is_free_to_change_half_way(name, train, finished, halfwa
 
 
 @pytest.mark.parametrize("name", FREE)
-def test_a_finished_run_stays_as_it_is_under_any_harmless_change(name, train, done, capsys):
+def test_a_finished_run_stays_as_it_is_under_any_harmless_change(name, train, done):
   before = content(done)
-  train(done, **FREE[name])
-  assert "nothing to do" in capsys.readouterr().out
+  assert "nothing to do" in train(done, **FREE[name])
   assert content(done) == before
 
 
@@ -272,7 +271,7 @@ def test_more_steps_train_a_finished_run_further_if_forced(train, done):
 
 
 def test_a_student_that_breaks_is_null_and_the_run_ends_normally(
-  train, halfway, caplog, capsys, monkeypatch
+  train, halfway, caplog, monkeypatch
 ):
   evaluate = evaluation.evaluate
 
@@ -282,7 +281,7 @@ def test_a_student_that_breaks_is_null_and_the_run_ends_normally(
 
   monkeypatch.setattr(evaluation, "evaluate", broken)
   with caplog.at_level("INFO", logger="egad_jax"):
-    train(halfway, eval__every_steps=1, tensorboard=True)
+    told = train(halfway, eval__every_steps=1, tensorboard=True)
   first, *_, last = lines(halfway, "evaluations.jsonl")
   summary = read(halfway, "summary.json")
   assert first["student"]["perplexity"] > 1
@@ -296,7 +295,7 @@ def test_a_student_that_breaks_is_null_and_the_run_ends_normally(
   (perplexity,) = (line for line in card.splitlines() if line.startswith("| Perplexity"))
   assert perplexity.split("|")[3].strip() == "n/a"
   assert "n/a" in (halfway / "report.html").read_text()
-  assert "Student:" in capsys.readouterr().out
+  assert "Student:" in told
 
 
 def test_terminal_report_and_summary_give_one_goodput(train, done, caplog):

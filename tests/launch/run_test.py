@@ -100,6 +100,7 @@ def test_what_a_kill_left_undone_or_half_done_is_mended(train, finished, copied,
   weights = "export/model.safetensors"
   assert (copied / weights).read_bytes() == (finished / weights).read_bytes()
   before, after = (json.loads((d / "summary.json").read_text()) for d in (finished, copied))
+  assert after.pop("command") != before.pop("command")
   # Wall time covers both attempts.
   assert after.pop("seconds") > before.pop("seconds")
   spent, spent_before = after.pop("goodput"), before.pop("goodput")
