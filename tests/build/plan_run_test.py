@@ -73,6 +73,7 @@ def test_a_student_that_is_read_brings_its_own_vocabulary():
   assert (run.tokenizer.vocab_size, run.teacher_tokenizer.vocab_size) == (49_152, 512)
 
 
+@pytest.mark.slow
 def test_the_paired_program_is_a_run_s_but_for_the_projection(small, tmp_path):
   config = {"method": "x_token", "data__tokenizer": "train:270", "student__tokenizer": "train:264"}
   devices = jax.devices()[:4]

@@ -259,6 +259,7 @@ def test_alignment_of_real_text(real):
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_p_kl_of_real_text(real):
   """Two count models of the same text: finite, with gradient, and lower for the better student."""
   passage = real.passages[0][:120]

@@ -163,6 +163,13 @@ FREE = {
   },
   "no samples": {"eval__sample_tokens": 0},
 }
+# Short forms, and the long ones beside them.
+CASES = [
+  pytest.param(
+    name, marks=[pytest.mark.slow] if name in ("more prompts", "no samples, other devices") else []
+  )
+  for name in FREE
+]
 
 
 def test_every_harmless_key_is_tried_here():
@@ -170,7 +177,7 @@ def test_every_harmless_key_is_tried_here():
   assert tried == HARMLESS_KEYS
 
 
-@pytest.mark.parametrize("name", FREE)
+@pytest.mark.parametrize("name", CASES)
 def test_a_harmless_key_is_free_to_change_half_way(name, train, finished, halfway):
   other_devices = "devices" in name
   train(halfway, devices=8 if other_devices else 1, **FREE[name])
@@ -185,7 +192,7 @@ def test_a_harmless_key_is_free_to_change_half_way(name, train, finished, halfwa
   assert read(halfway, "summary.json")["changes"] == []
 
 
-@pytest.mark.parametrize("name", FREE)
+@pytest.mark.parametrize("name", CASES)
 def test_a_finished_run_stays_as_it_is_under_any_harmless_change(name, train, done):
   before = content(done)
   assert "nothing to do" in train(done, **FREE[name])
@@ -262,6 +269,7 @@ def test_a_forced_change_is_on_record_with_its_step(train, halfway):
     assert "optimizer.learning_rate: 0.003 until step 2, then 0.0001" in text
 
 
+@pytest.mark.slow
 def test_more_steps_train_a_finished_run_further_if_forced(train, done):
   train(done, steps=6, force=True)
   summary = read(done, "summary.json")

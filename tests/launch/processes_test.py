@@ -45,6 +45,7 @@ def test_four_processes_train_as_one_does(cache, alone, tmp_path):
   assert "step 8/8" not in job.text(1)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_of_two_ends_both_and_one_alone_goes_on(cache, alone, tmp_path):
   mesh = "--config.mesh.tensor=2"
   job = Job(tmp_path / "run", cache, *FLAGS, mesh, processes=2, devices=2, server=SERVER)

@@ -388,6 +388,7 @@ def flops(batch, seq, dim, context, nodes=16):
   return compiled.cost_analysis()["flops"]
 
 
+@pytest.mark.slow
 def test_cost_is_linear_in_rows_and_does_not_grow_with_their_length(context):
   base = flops(2, 64, 64, context)
   np.testing.assert_allclose(flops(8, 64, 64, context) / base, 4, rtol=0.05)

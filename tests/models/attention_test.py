@@ -204,6 +204,7 @@ def test_a_decoder_with_splash_equals_one_without(small_blocks, remat):
   )
 
 
+@pytest.mark.slow
 def test_initial_values_and_decoding_do_not_depend_on_the_attention():
   config = small_decoder()
   plain, kernel = make_model(config), make_model(config, attention=splash_attention())

@@ -77,6 +77,7 @@ def test_trees_have_the_bytes_of_their_arrays(vanilla, planned):
     assert bytes_of(arrays) <= planned.arguments_bytes[tree] < 20 * bytes_of(arrays), tree
 
 
+@pytest.mark.slow
 def test_a_teacher_in_host_memory_takes_none_of_its_matrices_on_a_device(devices, planned):
   host = {"teacher__placement": "host", "teacher__dtype": "bfloat16"}
   run = build.plan_run(changed(attention="xla", **LARGE_MATMULS | host), devices)
@@ -120,6 +121,7 @@ def test_flops_of_loop_bodies_counted_once_are_xla_s(vanilla):
   assert 0.85 < once / vanilla[1].cost_analysis()["flops"] <= 1
 
 
+@pytest.mark.slow
 def test_the_attention_kernel_counts(vanilla, devices, planned):
   """One block of 128 x 128 and no square of logits: forward 2 products, backward 3 and 4."""
   run = build.plan_run(changed(**LARGE_MATMULS), devices)
@@ -197,6 +199,7 @@ def test_the_least_flops_of_paired_rows_are_of_two_vocabularies(devices):
   assert planning.minimum_flops(same) - found == 6 * tokens * 128 * dim
 
 
+@pytest.mark.slow
 def test_paired_rows_are_planned(devices):
   config = changed(method="x_token", student__tokenizer="train:384", method_options="kind=uld")
   assert planning.plan(build.plan_run(config, devices), SLICE, config="x_token").fits

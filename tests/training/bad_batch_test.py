@@ -138,6 +138,7 @@ def test_the_batch_saved_is_the_batch_of_that_step(stopped):
   assert any("é" in row["text"] for row in saved["rows"])
 
 
+@pytest.mark.slow
 def test_goes_on_where_more_may_be_skipped(stopped, caplog):
   run, directory, _, lines = stopped
   with caplog.at_level(logging.WARNING, logger="egad_jax"):
