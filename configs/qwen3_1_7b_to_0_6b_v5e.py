@@ -4,7 +4,8 @@ Command: python launch/run.py --config=configs/qwen3_1_7b_to_0_6b_v5e.py \\
            --workdir=runs/qwen3_1_7b_to_0_6b_v5e
 Hardware: 4 chips of TPU v5e, or more: the mesh adapts; their number must divide batch_size.
 Plan: python launch/plan.py --config=configs/qwen3_1_7b_to_0_6b_v5e.py --topology=v5e:2x2
-Plan's result: fits with 11.15 of 16 GiB at 57,344 tokens a chip; modelled 33,497 tokens/s, MFU
+Plan's result, with the settings that docs/planning.md names:
+fits with 11.15 of 16 GiB at 57,344 tokens a chip; modelled 33,497 tokens/s, MFU
 32 %, without communication. With batch_size=400 15.17 GiB at 102,400 tokens a chip.
 Not run yet: weights of this family cannot be imported so far.
 """

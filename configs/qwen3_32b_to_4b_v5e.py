@@ -4,7 +4,8 @@ Command: python launch/run.py --config=configs/qwen3_32b_to_4b_v5e.py \\
            --workdir=runs/qwen3_32b_to_4b_v5e
 Hardware: 256 chips of TPU v5e; the mesh adapts to others whose number divides batch_size.
 Plan: python launch/plan.py --config=configs/qwen3_32b_to_4b_v5e.py --topology=v5e:16x16
-Plan's result: fits with 6.41 of 16 GiB; modelled 246,397 tokens/s, MFU 44 %, without communication.
+Plan's result, with the settings that docs/planning.md names:
+fits with 6.41 of 16 GiB; modelled 246,397 tokens/s, MFU 44 %, without communication.
 Not run yet: weights of this family cannot be imported so far.
 """
 

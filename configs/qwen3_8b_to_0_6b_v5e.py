@@ -4,7 +4,8 @@ Command: python launch/run.py --config=configs/qwen3_8b_to_0_6b_v5e.py \\
            --workdir=runs/qwen3_8b_to_0_6b_v5e
 Hardware: 16 chips of TPU v5e; the mesh adapts to others whose number divides batch_size.
 Plan: python launch/plan.py --config=configs/qwen3_8b_to_0_6b_v5e.py --topology=v5e:4x4
-Plan's result: fits with 5.53 of 16 GiB; modelled 60,577 tokens/s, MFU 37 %, without communication.
+Plan's result, with the settings that docs/planning.md names:
+fits with 5.53 of 16 GiB; modelled 60,577 tokens/s, MFU 37 %, without communication.
 Not run yet: weights of this family cannot be imported so far.
 """
 

@@ -3,7 +3,8 @@
 Command: python launch/run.py --config=configs/smollm2_gpu.py --workdir=runs/smollm2_gpu
 Hardware: one GPU of 80 GB, or more: the mesh adapts; their number must divide batch_size.
 Plan: python launch/plan.py --config=configs/smollm2_gpu.py --topology=v5e:2x2
-Plan's result: programs for GPUs do not compile without one, so that this is four v5e's: fits with
+Plan's result, with the settings that docs/planning.md names:
+programs for GPUs do not compile without one, so that this is four v5e's: fits with
 3.93 of 16 GiB each; modelled 54,057 tokens/s, MFU 32 %, without communication. Not run yet.
 """
 
