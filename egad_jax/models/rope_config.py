@@ -139,7 +139,7 @@ def _fitted(factors: np.ndarray, plain: np.ndarray, original: int) -> Llama3Rope
     slope, offset = np.polyfit(turns[inside], smooth[inside], 1)
     low, width = -offset / slope, 1 / slope
   elif len(inside) == 1:
-    (i,) = inside
+    i = int(inside[0])
     below = turns[i + 1] if i + 1 < len(turns) else turns[i] / 2
     above = turns[i - 1] if i else 2 * turns[i]
     width = min((turns[i] - below) / smooth[i], (above - turns[i]) / (1 - smooth[i]))
