@@ -136,7 +136,8 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.optimizer = optimizer = ml_collections.ConfigDict()  # AdamW.
   optimizer.learning_rate = 1e-4  # Peak.
-  optimizer.warmup_steps = 50  # Linear rise; the last of these steps has the peak. 0: none.
+  # Steps of linear rise, the last of which has the peak; at most all steps but one. 0: none.
+  optimizer.warmup_steps = 50
   optimizer.schedule = "cosine"  # Then: cosine, linear or constant.
   optimizer.final_fraction = 0.1  # Learning rate of the last step over the peak; not if constant.
   optimizer.weight_decay = 0.01  # Decoupled, not on norm scales.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pathlib
 from typing import Any, cast
 
@@ -37,6 +38,8 @@ from egad_jax.training.profiling import Window
 from egad_jax.training.run import Intervals, Pair, Run
 from egad_jax.training.storage import is_local
 from egad_jax.training.watchdog import Limits
+
+_LOG = logging.getLogger(__name__)
 
 
 def _data_cache(config: Config, workdir: epath.PathLike) -> epath.Path:
@@ -186,6 +189,11 @@ def _assemble(
   meshes: tuple[Any, Any],
 ) -> Run:
   options = OptimizerOptions(**config.optimizer.to_dict())
+  if options.warmup_steps >= config.steps > 1:
+    _LOG.warning(
+      "config.optimizer.warmup_steps (%d) is cut to %d, as the run has %d steps",
+      *(options.warmup_steps, config.steps - 1, config.steps),
+    )
   learning_rate = make_schedule(options, config.steps)
   c, guard = config.curriculum, config.guard
   return Run(

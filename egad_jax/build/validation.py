@@ -99,12 +99,6 @@ def validate(config: Config) -> None:
       f"config.accumulation ({config.accumulation}) must divide config.batch_size "
       f"({config.batch_size})."
     )
-  if config.optimizer.warmup_steps >= config.steps:
-    raise InputError(
-      f"config.optimizer.warmup_steps ({config.optimizer.warmup_steps}) must be below config.steps "
-      f"({config.steps}), or the learning rate never comes to its peak and its end; use a shorter "
-      "warm-up (0: none) or more steps."
-    )
   make_method(config)
   compiler_options(config)
 

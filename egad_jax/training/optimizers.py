@@ -17,7 +17,8 @@ class OptimizerOptions:
 
   Attributes:
     learning_rate: peak value.
-    warmup_steps: steps of linear rise, the last of which has the peak; fewer than the run has.
+    warmup_steps: steps of linear rise, the last of which has the peak; at most all
+      steps but one.
     schedule: "cosine", "linear" or "constant" after the warm-up.
     final_fraction: the last step's learning rate as a fraction of the peak, but for "constant".
     weight_decay: decoupled, on everything but norm scales.
@@ -76,15 +77,16 @@ def make_schedule(options: OptimizerOptions, num_steps: int) -> optax.Schedule:
   """Learning rate as a function of the steps made before, skipped ones included.
 
   Step number n of N has peak * n / warmup_steps as long as n <= warmup_steps. Without a warm-up the
-  first step has the peak. The last one has peak * final_fraction, unless the schedule is constant.
+  first step has the peak. The last one has peak * final_fraction, unless the schedule is constant:
+  a warm-up that is not shorter than the run ends one step before it.
 
   >>> options = OptimizerOptions(1.0, 2, "linear", 0.5, 0, 0.9, 0.95, 1e-8, 1.0)
   >>> [float(make_schedule(options, 6)(step)) for step in range(6)]
   [0.5, 1.0, 0.875, 0.75, 0.625, 0.5]
   """
   peak, final = options.learning_rate, options.learning_rate * options.final_fraction
-  # The number of the step that has the peak.
-  top = max(1, options.warmup_steps)
+  # The number of the step that has the peak; the last step of a short run is no warm-up.
+  top = max(1, min(options.warmup_steps, num_steps - 1))
   decay: Callable[[jax.Array], jax.Array] = {
     "cosine": lambda x: (1 - jnp.cos(jnp.pi * x)) / 2,
     "linear": lambda x: x,

@@ -50,6 +50,11 @@ def test_ten_steps_of_tiny_begin_and_end_as_its_config_says():
     ("linear", 1, 0, [0.1]),
     ("constant", 1, 0, [1]),
     ("constant", 4, 2, [0.5, 1, 1, 1]),
+    # A warm-up that would take the whole run, or more.
+    ("linear", 4, 4, [1 / 3, 2 / 3, 1, 0.1]),
+    ("linear", 4, 1000, [1 / 3, 2 / 3, 1, 0.1]),
+    ("cosine", 2, 50, [1, 0.1]),
+    ("cosine", 1, 50, [0.1]),
   ],
 )
 def test_every_edge_of_the_warm_up(schedule, steps, warmup, expected):
@@ -88,14 +93,13 @@ def test_the_only_step_of_a_run_is_its_last():
   assert float(make_progress(0.25, 0.75, 1.0, 1)(0)) == 0.75
 
 
-@pytest.mark.parametrize("warmup", [20, 21, 1000])
-def test_a_warm_up_that_takes_the_whole_run_is_refused(warmup):
+@pytest.mark.parametrize(("warmup", "told"), [(19, False), (20, True), (1000, True)])
+def test_a_warm_up_that_takes_the_whole_run_is_cut_and_told(warmup, told, caplog):
   config = tiny.get_config()
-  config.optimizer.warmup_steps = 19
-  build.validate(config)
   config.optimizer.warmup_steps = warmup
-  with pytest.raises(InputError, match=rf"warmup_steps \({warmup}\).*config\.steps \(20\)"):
-    build.validate(config)
+  run = build.plan_run(config, jax.devices()[:1])
+  assert float(run.learning_rate(18)) == pytest.approx(config.optimizer.learning_rate)
+  assert (f"warmup_steps ({warmup}) is cut to 19, as the run has 20 steps" in caplog.text) == told
 
 
 @pytest.mark.parametrize(
