@@ -9,14 +9,14 @@ from etils import epath
 
 from egad_jax.errors import InputError
 
-# Of each scheme: the package that reads it, and how a user is known to it.
+# Each scheme's package that reads it, and how a user is known to it.
 _STORES = {
   "gs": ("gcsfs", "gcloud auth application-default login"),
   "s3": ("s3fs", "aws configure"),
   "az": ("adlfs", "az login"),
   "hf": ("huggingface_hub", "hf auth login"),
 }
-# Of errors that say who may not do what, or what is not there: another attempt would not help.
+# Words of errors after which another attempt would not help.
 _REFUSED = re.compile(
   r"credential|forbidden|unauthorized|permission|access denied|anonymous caller|not found"
   r"|does not exist|invalid bucket|bad request|\b40[0134]\b",

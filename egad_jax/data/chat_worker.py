@@ -167,7 +167,7 @@ def main() -> None:
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   resource.setrlimit(resource.RLIMIT_AS, (_MAX_BYTES, _MAX_BYTES))
   for line in _requests():
-    # Of processor time; the signal ends the process whatever it is doing.
+    # The limit is of processor time; the signal ends the process whatever it is doing.
     signal.setitimer(signal.ITIMER_PROF, _MAX_SECONDS)
     answer = json.dumps(render(json.loads(line)))
     signal.setitimer(signal.ITIMER_PROF, 0)

@@ -76,7 +76,7 @@ def find_files(source: str) -> list[pathlib.Path]:
     files = sorted((file for file in _named(source, path) if not file.is_dir()), key=str)
   except InputError:
     raise
-  except (OSError, RuntimeError, ValueError) as error:  # Of a name that is too long, say.
+  except (OSError, RuntimeError, ValueError) as error:  # The name may be too long, say.
     raise InputError(f"data.source {source!r}: {error}. Give another name.") from error
   if not files:
     raise InputError(

@@ -47,7 +47,7 @@ class GgufTokenizer(NamedTuple):
 
 
 _PREFIX = "tokenizer.ggml."
-# Of tokenizer.ggml.*: what is read here or (the ends of a generation) by others.
+# Keys of tokenizer.ggml.* that are read here or (the ends of a generation) by others.
 _READ = {
   *("model", "pre", "tokens", "token_type", "merges", "bos_token_id", "eos_token_id"),
   *("unknown_token_id", "padding_token_id", "add_bos_token", "add_eos_token"),

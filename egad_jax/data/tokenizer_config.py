@@ -25,7 +25,7 @@ READ = {
   *("model_specific_special_tokens", "add_bos_token", "add_eos_token", "chat_template"),
   *("model_max_length", "max_len"),
 }
-# Of other uses of a tokenizer (padding, cutting, decoding, images), of its class, or of its files.
+# Keys of other uses of a tokenizer (padding, cutting, decoding, images), its class or its files.
 HARMLESS = {
   *("tokenizer_class", "auto_map", "processor_class", "backend", "slow_tokenizer_class"),
   *("tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file", "files_loaded"),

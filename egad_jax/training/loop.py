@@ -98,7 +98,7 @@ class _Session:
       result = self.programs.evaluate(state, check)
     progress = None
     if self.run.method.reads_progress:
-      # That of the step made last, as in its metrics; see `Run.context_after`.
+      # The progress of the step made last, as in its metrics; see `Run.context_after`.
       progress = float(self.run.progress(max(step - 1, 0)))
     record = {"step": step, "seconds": self.clock.seconds(), "curriculum_progress": progress}
     self.evaluations.append(record | result)
