@@ -63,7 +63,7 @@ def read_regular(path: os.PathLike[str] | str, *, most: int = MOST_BYTES) -> byt
   """The content of a file that `open_regular` opens.
 
   Args:
-    path: of the file.
+    path: names the file; links are followed.
     most: bytes that it may have.
 
   Raises:

@@ -26,7 +26,7 @@ __all__ = ["config", "define_config", "print_result", "required", "run", "stored
 
 BAD_INPUT = 2
 _OWN = ("egad_jax", "configs", "launch")
-# As of a program that SIGPIPE ends.
+# The code that a shell gives a program that SIGPIPE ends.
 _NOBODY_READS = 141
 _MAX_MESSAGE = 2000
 _CONFIG = "config"

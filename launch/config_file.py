@@ -186,7 +186,7 @@ def checked(source: str, stored: Mapping[str, Any]) -> ml_collections.ConfigDict
       raise InputError(f"{source}: {key} must be of type {expected.__name__}; got {value!r}.")
     try:
       config.update_from_flattened_dict({key: value})
-    except TypeError as error:  # Of a key whose default is None and has a type all the same.
+    except TypeError as error:  # A key whose default is None has a type too.
       raise InputError(f"{source}: {reason(error)}") from error
   return config
 

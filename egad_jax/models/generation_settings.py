@@ -53,7 +53,7 @@ def read_settings(
   """Reads generation_config.json, or in its place the same keys of config.json.
 
   Args:
-    directory: of the model.
+    directory: the model's, with generation_config.json or config.json in it.
     config: contents of its config.json.
     vocab_size: rows of the embedding.
 

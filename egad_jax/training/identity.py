@@ -268,7 +268,7 @@ def require(
   """Compares a checkpoint's inputs with those at hand, for commands that only read it.
 
   Args:
-    workdir: of the checkpoint.
+    workdir: the run's directory that holds the checkpoint.
     found: `fingerprints` of the run as built now.
     names: the part of `INPUTS` that must be the same.
 

@@ -301,7 +301,7 @@ def train(
   _LOG.info(
     "done: held-out forward KL %s -> %s, perplexity %s -> %s (teacher %s)", *kl[:2], *perplexity
   )
-  # That of the summary and the report.
+  # The summary and the report give the same goodput.
   _LOG.info(describe(summary["goodput"]))
   return summary
 

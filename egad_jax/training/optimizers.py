@@ -46,7 +46,7 @@ def position_in_run(step: jax.typing.ArrayLike, num_steps: int) -> jax.Array:
 
   Args:
     step: steps made before it.
-    num_steps: of the whole run.
+    num_steps: updates that the whole run makes.
 
   >>> [float(position_in_run(step, 5)) for step in (0, 1, 4, 5)], float(position_in_run(0, 1))
   ([0.0, 0.25, 1.0, 1.0], 1.0)

@@ -157,7 +157,7 @@ def require_readable(directory: epath.Path, step: int, like: Any = None) -> None
   """Checks that a checkpoint can be found again: its record, and each array that the record names.
 
   Args:
-    directory: of the checkpoints.
+    directory: holds the checkpoints, one directory a step.
     step: which.
     like: as for `restore_whole`, to read the arrays too and compare their digests; None does not.
 

@@ -168,7 +168,7 @@ def summary_of(run: Run, workdir: epath.Path, state: TrainState) -> dict[str, An
 
   Args:
     run: from the config of the workdir.
-    workdir: of the run.
+    workdir: the directory that the run writes.
     state: restored.
   """
   step, skipped = int(state.step), int(state.guard.skipped)
@@ -232,7 +232,7 @@ def finish(
 
   Args:
     programs: of the run.
-    workdir: of the run.
+    workdir: the directory that the run writes.
     state: the last.
     tokens: target tokens in all.
     seconds: of each section of `goodput`, over all starts until it is called.

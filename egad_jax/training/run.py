@@ -386,7 +386,7 @@ class Run:
     return Context(method_state, progress, position_in_run(step, self.steps))
 
   def context_after(self, state: TrainState) -> Context:
-    """What the method reads when a state is evaluated: that of the step made last.
+    """What the method reads when a state is evaluated: the context of the step made last.
 
     So an evaluation and the train metrics of one step have the same phi. Before training it is
     that of the first step.
