@@ -41,6 +41,8 @@ from egad_jax.training.storage import delete, is_link, is_local, move
 _LOG = logging.getLogger(__name__)
 # What Orbax names a directory that is being written; all its tools pass over it.
 _UNFINISHED = ".orbax-checkpoint-tmp"
+# How often, and how far apart, the remains of a failed save are looked for.
+_LOOKS, _LOOK_SECONDS = 20, 0.1
 # The first checkpoint is read back as a whole if it is not larger; reading takes as much memory.
 _READ_BACK_BYTES = 2**30
 
@@ -206,6 +208,8 @@ class Checkpoints:
     if self._failure is not None and jax.process_index() == 0:
       _LOG.error("%s", self._failed())
     self._writer.close()
+    if jax.process_index() == 0:
+      self._clean()
 
   def _settle(self, *, final: bool = False) -> None:
     """Waits for the save in the background; all processes agree on how it ended."""
@@ -235,7 +239,7 @@ class Checkpoints:
     self._failure = step, reason
     self._retry_at = time.monotonic() + self._retry_seconds
     if jax.process_index() == 0:
-      self._clean()
+      self._clean_after_failure()
       if not final:
         _LOG.error("%s; trying again in %g s", self._failed(), self._retry_seconds)
 
@@ -285,14 +289,26 @@ class Checkpoints:
       return ""
     return f"{os.strerror(errno.ENOSPC)} ({free / 2**20:.1f} of {needed / 2**20:.1f} MiB)"
 
+  def _remains(self) -> list[epath.Path]:
+    """What unfinished saves and deletions of ours left."""
+    return [
+      path
+      for path in self._directory.iterdir()
+      if _UNFINISHED in path.name and ledger.is_ours(path) and not is_link(path)
+    ]
+
   def _clean(self) -> None:
     """Deletes what unfinished saves and deletions of ours left; it takes up the disk."""
-    for path in self._directory.iterdir():
-      if _UNFINISHED not in path.name or not ledger.is_ours(path) or is_link(path):
-        continue
-      # Threads of a save that failed may still make files while these are deleted.
-      for _ in range(3):
-        delete(path)
+    for path in self._remains():
+      delete(path)
+
+  def _clean_after_failure(self) -> None:
+    """Deletes the remains of a failed save, whose threads may still make files, until none come."""
+    for _ in range(_LOOKS):
+      self._clean()
+      time.sleep(_LOOK_SECONDS)
+      if not self._remains():
+        return
 
   def _delete_old(self) -> None:
     """Deletes all but the latest and the best."""

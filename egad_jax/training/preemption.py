@@ -87,7 +87,8 @@ class Preemption:
           self._notice(signal.Signals(number))
         elif number == signal.SIGTSTP:
           with self.while_stopped():
-            os.kill(os.getpid(), signal.SIGSTOP)
+            # A signal to the whole process may stop it only after this thread has gone on.
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
   def _notice(self, number: signal.Signals) -> None:
     with self._lock:

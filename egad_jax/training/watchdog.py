@@ -72,6 +72,7 @@ class Watchdog:
     self._limits, self.process = limits, process
     self._timer = threading.Lock()
     self._armed_limit, self._armed_at = 0.0, 0.0
+    self._suspended = False
     self._closed = threading.Event()
     self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
     self.enter("init")
@@ -90,7 +91,7 @@ class Watchdog:
   def _arm(self, limit: float) -> None:
     with self._timer:
       self._armed_limit, self._armed_at = limit, time.monotonic()
-      if limit:
+      if limit and not self._suspended:
         faulthandler.dump_traceback_later(limit + 2 * _SLACK, exit=True, file=_STDERR)
       else:
         faulthandler.cancel_dump_traceback_later()
@@ -114,20 +115,24 @@ class Watchdog:
 
   @contextlib.contextmanager
   def suspended(self) -> Iterator[None]:
-    """The process is stopped while this is open, and that is no lack of progress."""
-    section, since, limit, computed = self._present
-    self._present = (section, since, 0.0, computed)
+    """While this is open the process is stopped, which is no lack of progress.
+
+    Other threads run until the stop reaches them and may enter a section in the meantime.
+    """
+    self._suspended = True
     self._arm(0.0)
     stopped = time.monotonic()
     try:
       yield
     finally:
-      self._present = (section, since, limit, computed)
       self._excuse(time.monotonic() - stopped)
+      self._suspended = False
+      self._arm(self._present[2])
 
   def _excuse(self, seconds: float) -> None:
     section, since, limit, computed = self._present
-    self._present = (section, since + seconds, limit, computed)
+    # Both threads may find out about the same stop.
+    self._present = (section, min(since + seconds, time.monotonic()), limit, computed)
     self._arm(limit)
 
   def _watch(self) -> None:
@@ -139,8 +144,9 @@ class Watchdog:
         # Nothing of this process ran in the meantime.
         self._excuse(now - before - wait)
       before = now
+      suspended = self._suspended
       section, since, limit, computed = self._present
-      left = since + limit - now if limit else shortest
+      left = since + limit - now if limit and not suspended else shortest
       if left <= 0:
         used = time.process_time() - computed
         if section != _PREPARATION or used < _COMPUTES * limit:
