@@ -1,7 +1,11 @@
-"""Session settings, before jax is imported: CPU with 8 virtual devices. An object store."""
+"""Session settings, before jax is imported: CPU with 8 virtual devices. An object store.
+
+Which cases of a long parametrization `make test` runs: see `pytest_collection_modifyitems`.
+"""
 
 from __future__ import annotations
 
+import collections
 import os
 from typing import ClassVar
 
@@ -23,6 +27,20 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 # A silent broadcast between ranks is how masks and weights go wrong.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+  """Marks as slow all but n cases, evenly spaced, of a test with `@pytest.mark.short_form(n)`."""
+  cases = collections.defaultdict(list)
+  for item in items:
+    if marker := item.get_closest_marker("short_form"):
+      cases[item.path, item.originalname, marker.args[0]].append(item)
+  for (_, _, count), members in cases.items():
+    short = {len(members) * i // count for i in range(count)}
+    for i, item in enumerate(members):
+      if i not in short:
+        item.add_marker(pytest.mark.slow)
 
 
 class Bucket(MemoryFileSystem):
