@@ -85,8 +85,8 @@ def main() -> None:
   from egad_jax.planning.environment import prepare_environment
 
   prepare_environment(TOPOLOGY.value)
-  from egad_jax import build
-  from egad_jax.planning.chips import topology
+  from egad_jax import from_config
+  from egad_jax.chips import topology
   from egad_jax.planning.plan import devices_of, plan
 
   slice_ = topology(TOPOLOGY.value)
@@ -98,7 +98,7 @@ def main() -> None:
     def fits(rows: int, head: str = head, plans: dict[int, Any] = plans) -> bool:
       changed = copy.deepcopy(config)
       changed.batch_size = rows * changed.accumulation
-      run = build.plan_run(changed, devices)
+      run = from_config.plan_run(changed, devices)
       run = with_dense_head(run) if head == "dense" else run
       made = plans[rows] = plan(run, slice_, config=f"{head} {rows}")
       verdict = "fits" if made.fits else "does not fit"

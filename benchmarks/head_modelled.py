@@ -16,9 +16,9 @@ from benchmarks.head_inputs import Sizes, context
 from benchmarks.heads import Contender, Inputs, Settings, with_gradients
 from benchmarks.kernels import schedules
 from benchmarks.markdown import table
+from egad_jax.chips import CHIPS, topology
 from egad_jax.head.tpu import kernels_of
 from egad_jax.planning import plan
-from egad_jax.planning.chips import CHIPS, topology
 from egad_jax.planning.program import Program
 
 # The smallest slice of each; one device of it is used.

@@ -23,7 +23,7 @@ import tempfile
 from typing import Any, NamedTuple
 
 from benchmarks.markdown import table
-from egad_jax.planning.chips import CHIPS, topology
+from egad_jax.chips import CHIPS, topology
 
 _TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 

@@ -34,18 +34,18 @@ def main() -> None:
   import jax
 
   from benchmarks.step_measured import Timed, small_config
-  from egad_jax import build
-  from egad_jax.training.checkpoints import Checkpoints
+  from egad_jax import from_config
+  from egad_jax.durability.checkpoints import Checkpoints
+  from egad_jax.durability.watchdog import Limits, Watchdog
+  from egad_jax.durability.workdir import Workdir
+  from egad_jax.reporting.metric_log import MetricLog
   from egad_jax.training.goodput import Goodput
-  from egad_jax.training.metrics import MetricLog
   from egad_jax.training.profiling import Profiler, Window
   from egad_jax.training.utilization import Utilization, minimum_flops
-  from egad_jax.training.watchdog import Limits, Watchdog
-  from egad_jax.training.workdir import Workdir
 
   config = small_config()
   config.batch_size = ROWS.value
-  run = build.plan_run(config, jax.devices()[:1])
+  run = from_config.plan_run(config, jax.devices()[:1])
   timed = Timed(run, run.place_teacher())
   timed.step()
   size = sum(x.nbytes for x in jax.tree.leaves(timed.state))

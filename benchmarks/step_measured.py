@@ -14,9 +14,9 @@ import numpy as np
 
 from benchmarks.markdown import table
 from configs import tiny
-from egad_jax import build, sharding
+from egad_jax import from_config, sharding
 from egad_jax.data.batches import AnyBatch, Batch, PairedBatch
-from egad_jax.training.metrics import averages
+from egad_jax.reporting.metric_log import averages
 from egad_jax.training.run import Run
 
 # No round starts later, unless there are too few.
@@ -98,7 +98,7 @@ def measured(
   teacher_params = student_params = None
   for label, config in variants:
     started = time.monotonic()
-    run = build.plan_run(config, jax.devices()[:1])
+    run = from_config.plan_run(config, jax.devices()[:1])
     if teacher_params is None:  # Drawing random values takes longer than compiling a step.
       teacher_params = run.place_teacher()
       student_params = jax.device_get(run.place_student().params["student"])

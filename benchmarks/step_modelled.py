@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from benchmarks.markdown import table
-from egad_jax import build
+from egad_jax import from_config
+from egad_jax.chips import topology
 from egad_jax.errors import InputError
-from egad_jax.planning.chips import topology
 from egad_jax.planning.plan import devices_of, plan
 
 # The budget of docs/: EGAD's step over plain distillation's.
@@ -31,7 +31,7 @@ def modelled(variants: Iterable[tuple[str, Any]], name: str, report: Callable[[s
   rows, baseline, notes = [], None, []
   for label, config in variants:
     try:
-      made = plan(build.plan_run(config, devices), slice_, config=label)
+      made = plan(from_config.plan_run(config, devices), slice_, config=label)
     except InputError as error:
       notes.append(f"{label}: {error}")
       rows.append((label, *["-"] * (len(_HEADER) - 1)))

@@ -157,24 +157,24 @@ def _on_tpu_host(environment: Mapping[str, str]) -> bool:
   return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
-def joined() -> bool:
+def is_multiprocess() -> bool:
   """Whether the run has several processes."""
   return jax.distributed.is_initialized()
 
 
 def is_first() -> bool:
   """Whether this process writes what is written once. A run of one process is its first."""
-  return not joined() or jax.process_index() == 0
+  return not is_multiprocess() or jax.process_index() == 0
 
 
-def together(work: Callable[[], _T], *, first_alone: bool = False) -> _T:
+def on_all_processes(work: Callable[[], _T], *, first_alone: bool = False) -> _T:
   """Does `work` on every process; an InputError of one of them is raised by all.
 
   Args:
     work: uses no devices.
     first_alone: process 0 does it first, the others after it (they find its files).
   """
-  if not joined():
+  if not is_multiprocess():
     return work()
   result: list[_T] = []
   first = is_first()
@@ -199,7 +199,7 @@ def require_equal(values: Mapping[str, Any]) -> None:
   Raises:
     InputError: on all of them, naming the first value that differs, and whose it is.
   """
-  if joined():
+  if is_multiprocess():
     texts = _gather(json.dumps(values, sort_keys=True, default=str).encode())
     problem = first_difference([json.loads(text) for text in texts])
     if problem:
@@ -226,22 +226,22 @@ def first_difference(values: Sequence[Mapping[str, Any]]) -> str:
   return ""
 
 
-def any_of_them(flag: bool) -> bool:
+def any_process(flag: bool) -> bool:
   """Whether the flag is set on any process; all must call it."""
-  if not joined():
+  if not is_multiprocess():
     return flag
   return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def wait(name: str) -> None:
   """Waits until all processes are here."""
-  if joined():
+  if is_multiprocess():
     multihost_utils.sync_global_devices(name)
 
 
 def fetch(tree: Any) -> Any:
   """Whole arrays on the host, whichever processes hold their parts; all must call it."""
-  if not joined():
+  if not is_multiprocess():
     return jax.device_get(tree)
   return multihost_utils.process_allgather(tree, tiled=True)
 

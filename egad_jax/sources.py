@@ -6,8 +6,8 @@ import importlib.util
 import os
 import pathlib
 
-from egad_jax import paths
 from egad_jax.errors import InputError
+from egad_jax.files import paths
 
 _PACKAGE_SCHEME = "python:"
 

@@ -17,8 +17,9 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from egad_jax import paths, progress, streams
+from egad_jax import progress, streams
 from egad_jax.errors import InputError
+from egad_jax.files import paths
 from launch import config_file, terminal
 from launch.config_file import stored as stored_config
 

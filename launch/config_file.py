@@ -162,7 +162,7 @@ def checked(source: str, stored: Mapping[str, Any]) -> ml_collections.ConfigDict
   Raises:
     InputError: keys are missing or unknown, or a value has another type.
   """
-  from egad_jax.training import workdir
+  from egad_jax.durability import workdir
 
   config = default.get_config()
   values, known = workdir.flat(stored), workdir.flat(config.to_dict())
@@ -205,7 +205,7 @@ def stored(path: epath.Path) -> ml_collections.ConfigDict:
   Raises:
     InputError: the file is missing, is no config, or has other keys or values of other types.
   """
-  from egad_jax.training import workdir
+  from egad_jax.durability import workdir
 
   values = workdir.read_config(path)
   if values is None:

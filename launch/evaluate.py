@@ -32,10 +32,12 @@ CHECKPOINT = command_line.required(
 def main() -> None:
   """Restores the student and prints its evaluation."""
   accelerators.import_jax()
-  from egad_jax import build, object_store
-  from egad_jax.training import identity, restoring
-  from egad_jax.training import workdir as files
-  from egad_jax.training.programs import Programs
+  from egad_jax import from_config
+  from egad_jax.durability import identity, restoring
+  from egad_jax.durability import workdir as files
+  from egad_jax.files import object_store
+  from egad_jax.training.compiled_run import CompiledRun
+  from egad_jax.training.fingerprints import fingerprints
 
   object_store.require(CHECKPOINT.value, "--checkpoint")
   accelerators.require_devices()
@@ -44,12 +46,12 @@ def main() -> None:
   config = (
     command_line.config(CONFIG) if given else command_line.stored_config(workdir / files.CONFIG)
   )
-  run = build.build(config, workdir)
+  run = from_config.build(config, workdir)
   # With other ids the student would be asked for tokens that it does not know.
-  found = identity.fingerprints(run, starts=False)
+  found = fingerprints(run, starts=False)
   differs = identity.require(workdir, found, identity.TOKENIZERS)
   step, state = restoring.restore_state(workdir, step, run.abstract_state())
-  result = Programs(run).evaluate(state)
+  result = CompiledRun(run).evaluate(state)
   measured = {key: result[key] for key in ("tokens", "student", "teacher")}
   command_line.print_result(json.dumps({"step": step, "differs": differs} | measured))
 

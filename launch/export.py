@@ -33,10 +33,13 @@ def main() -> None:
   accelerators.import_jax()
   import jax
 
-  from egad_jax import build, object_store, owned, paths, replacing
-  from egad_jax.training import identity, restoring, results
-  from egad_jax.training import workdir as files
-  from egad_jax.training.storage import read_json
+  from egad_jax import from_config
+  from egad_jax.durability import identity, restoring
+  from egad_jax.durability import workdir as files
+  from egad_jax.files import object_store, owned, paths, replacing
+  from egad_jax.files.storage import read_json
+  from egad_jax.training import results
+  from egad_jax.training.fingerprints import fingerprints
 
   object_store.require(CHECKPOINT.value, "--checkpoint")
   object_store.require(OUTPUT.value, "--output")
@@ -46,17 +49,17 @@ def main() -> None:
   output = paths.parse(OUTPUT.value, "--output")
   replacing.require_replaceable(output, "--output", owned.EXPORT)
   read = {f"--checkpoint {name}": workdir / name for name in (files.CONFIG, files.CHECKPOINTS)}
-  owned.require_apart(output, "--output", build.input_paths(config) | read)
-  run = build.build(config, workdir)
+  owned.require_apart(output, "--output", from_config.input_paths(config) | read)
+  run = from_config.build(config, workdir)
   # The card names the teacher and its licence; the data is in the weights already.
-  found = identity.fingerprints(run, starts=False)
+  found = fingerprints(run, starts=False)
   identity.require(workdir, found, (*identity.TOKENIZERS, "teacher_weights"))
   step, state = restoring.restore_state(workdir, step, run.abstract_state())
   summary = results.summary_of(run, workdir, state)
   results.export(
     *(run, jax.device_get(state.params["student"]), output),
     summary=summary,
-    config=build.plain(config),
+    config=from_config.plain(config),
     samples=read_json(workdir / files.SAMPLES) if "student_after" in summary else None,
     what="--output",
   )

@@ -40,25 +40,25 @@ def main() -> int:
   """Compiles and prints the plan, or those of the variants."""
   config = command_line.config(CONFIG)
   # libtpu reads the environment when jax is imported, and so does jax.
-  from egad_jax.planning.chips import topology
+  from egad_jax.chips import topology
   from egad_jax.planning.environment import prepare_environment
 
   prepare_environment(TOPOLOGY.value)
   with progress.phase("importing JAX"):
     accelerators.import_jax()
-    from egad_jax import build
+    from egad_jax import from_config
     from egad_jax.planning import report
     from egad_jax.planning.plan import Plan, devices_of, plan
     from egad_jax.planning.search import search
 
   slice_ = topology(TOPOLOGY.value)
-  build.validate(config)
+  from_config.validate(config)
   with progress.phase(f"loading the compiler for {slice_.name}"):
     devices = devices_of(slice_)
 
-  def make_plan(name: str, changed: build.Config) -> Plan:
+  def make_plan(name: str, changed: from_config.Config) -> Plan:
     with progress.phase(f"planning {name} on {slice_.name}"):
-      return plan(build.plan_run(changed, devices), slice_, config=name)
+      return plan(from_config.plan_run(changed, devices), slice_, config=name)
 
   if SEARCH.value:
     plans = search(config, make_plan)

@@ -31,12 +31,12 @@ import ml_collections
 from absl import flags
 
 from egad_jax import progress, streams
+from egad_jax.durability import preemption
 from egad_jax.errors import InputError
-from egad_jax.training import preemption
 from launch import accelerators, command_line, config_file, terminal
 
 if TYPE_CHECKING:
-  from egad_jax.training.workdir import Workdir
+  from egad_jax.durability.workdir import Workdir
 
 CONFIG = command_line.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, made if missing.")
@@ -58,9 +58,9 @@ def main() -> int:
   """Runs or resumes the config in the workdir."""
   config = command_line.config(CONFIG)
   if PRINT_CONFIG.value:
-    from egad_jax import build
+    from egad_jax import from_config
 
-    build.validate(config)
+    from_config.validate(config)
     command_line.print_result(config_file.as_yaml(config))
     return 0
   if not WORKDIR.value:
@@ -70,8 +70,9 @@ def main() -> int:
   # Late, so that --help and bad flags answer at once.
   with progress.phase("importing JAX"):
     accelerators.import_jax()
-    from egad_jax import build, object_store, processes
-    from egad_jax.training.checkpoints import CheckpointError
+    from egad_jax import from_config, processes
+    from egad_jax.durability.checkpoints import CheckpointError
+    from egad_jax.files import object_store
 
   object_store.require(WORKDIR.value, "--workdir")
   try:
@@ -80,7 +81,7 @@ def main() -> int:
   except processes.JoinError as error:
     print(f"run.py: {error}", file=sys.stderr)
     return 1
-  if processes.joined():
+  if processes.is_multiprocess():
     early.share()
   accelerators.require_devices()
   if not processes.is_first():
@@ -88,7 +89,7 @@ def main() -> int:
   streams.outlive_stdout()
   try:
     # One that is refused alone would leave the others waiting.
-    processes.together(lambda: build.validate(config))
+    processes.on_all_processes(lambda: from_config.validate(config))
     command_line.print_result(train(config, WORKDIR.value, early, force=FORCE.value))
   except preemption.Preempted:
     return preemption.PREEMPTED
@@ -99,9 +100,9 @@ def main() -> int:
     full = _full_disk(error)
     if full:
       print(f"run.py: {full}", file=sys.stderr)
-    if full and not processes.joined():
+    if full and not processes.is_multiprocess():
       return 1
-    if isinstance(error, InputError) or not processes.joined():
+    if isinstance(error, InputError) or not processes.is_multiprocess():
       raise
     # An orderly end would wait for processes that wait for this one.
     traceback.print_exc()
@@ -123,7 +124,7 @@ def _full_disk(error: Exception) -> str:
 def train(
   config: ml_collections.ConfigDict, path: str, early: preemption.Preemption, *, force: bool = False
 ) -> str:
-  """Runs or resumes a config that `build.validate` has accepted, and writes its results.
+  """Runs or resumes a config that `from_config.validate` has accepted, and writes its results.
 
   Returns:
     What is to be told of it on stdout.
@@ -131,24 +132,28 @@ def train(
   Raises:
     InputError: an input is bad, or the workdir is not of this run.
   """
-  from egad_jax import build, processes
-  from egad_jax.training import identity, loop, overview, results
-  from egad_jax.training.restoring import steps_of
-  from egad_jax.training.watchdog import Limits, Watchdog
-  from egad_jax.training.workdir import CHECKPOINTS, Workdir, flat
+  from egad_jax import from_config, processes
+  from egad_jax.durability import identity
+  from egad_jax.durability.restoring import steps_of
+  from egad_jax.durability.watchdog import Limits, Watchdog
+  from egad_jax.durability.workdir import CHECKPOINTS, Workdir, flat
+  from egad_jax.training import loop, overview, results
+  from egad_jax.training.fingerprints import fingerprints
 
-  values = build.plain(config)
+  values = from_config.plain(config)
   same = {f"config.{key}": value for key, value in flat(values).items()}
   same |= {"--workdir": path, "--force": force, **identity.code_fingerprints()}
   processes.require_equal(same)
   open_workdir = lambda: Workdir(path, writes=processes.is_first())
-  alone = not processes.joined()
+  alone = not processes.is_multiprocess()
   with (
     Watchdog(Limits(**config.watchdog.to_dict())) as watchdog,
-    processes.together(watchdog.prepare(open_workdir, alone=alone), first_alone=True) as workdir,
+    processes.on_all_processes(
+      watchdog.prepare(open_workdir, alone=alone), first_alone=True
+    ) as workdir,
   ):
     early.while_stopped = watchdog.suspended
-    changed = processes.together(lambda: workdir.check_config(values, force=force))
+    changed = processes.on_all_processes(lambda: workdir.check_config(values, force=force))
     if results.is_finished(workdir, config.steps):
       if changed:
         raise InputError(
@@ -156,14 +161,14 @@ def train(
           f"({', '.join(changed)}); use another workdir, or raise config.steps to train it further."
         )
       return f"{workdir.path}: this run is finished; nothing to do." if workdir.writes else ""
-    processes.together(lambda: _require_untouched(config, workdir))
-    make = watchdog.prepare(lambda: build.build(config, workdir.path), alone=alone)
-    run = processes.together(make, first_alone=True)
+    processes.on_all_processes(lambda: _require_untouched(config, workdir))
+    make = watchdog.prepare(lambda: from_config.build(config, workdir.path), alone=alone)
+    run = processes.on_all_processes(make, first_alone=True)
     starts = not steps_of(workdir / CHECKPOINTS)
-    found = identity.fingerprints(run, starts=starts)
+    found = fingerprints(run, starts=starts)
     processes.require_equal(found)
-    record = processes.together(lambda: identity.check(workdir, values, found, force=force))
-    processes.together(lambda: workdir.require_space(run.disk_bytes()))
+    record = processes.on_all_processes(lambda: identity.check(workdir, values, found, force=force))
+    processes.on_all_processes(lambda: workdir.require_space(run.disk_bytes()))
     identity.store(workdir, record)
     workdir.store_config(values)
     overview.log(run, workdir)
@@ -173,12 +178,13 @@ def train(
 
 def _require_untouched(config: ml_collections.ConfigDict, workdir: Workdir) -> None:
   """Checks, before any work, that nothing of others' is in the way of what the run will write."""
-  from egad_jax import build, owned
-  from egad_jax.training import workdir as files
+  from egad_jax import from_config
+  from egad_jax.durability import workdir as files
+  from egad_jax.files import owned
 
   workdir.require_ours()
   export = workdir / files.EXPORT
-  owned.require_apart(export, "--workdir's", build.input_paths(config))
+  owned.require_apart(export, "--workdir's", from_config.input_paths(config))
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def test_every_module_of_the_package_is_asked_for_doctests(files, collected):
   # pytest leaves out what runs when it is imported.
   asked = {name for name in files if name.startswith("egad_jax/")} - {"egad_jax/__main__.py"}
   assert asked <= collected
-  assert "egad_jax/build/values.py" in collected
+  assert "egad_jax/from_config/values.py" in collected
 
 
 def test_every_module_with_tests_is_a_test_file(files):

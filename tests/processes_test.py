@@ -83,9 +83,9 @@ def test_half_of_it_is_refused(initialized, given, environment, message):
 
 def test_one_process_needs_nobody():
   assert processes.is_first()
-  assert processes.together(lambda: 3, first_alone=True) == 3
-  assert processes.any_of_them(True)
-  assert not processes.any_of_them(False)
+  assert processes.on_all_processes(lambda: 3, first_alone=True) == 3
+  assert processes.any_process(True)
+  assert not processes.any_process(False)
   assert processes.fetch({"a": jax.numpy.arange(2)})["a"].tolist() == [0, 1]
 
 

@@ -15,12 +15,12 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import PartitionSpec
 
-from egad_jax import build, sharding
+from egad_jax import from_config, sharding
 from egad_jax.errors import InputError
 from egad_jax.models.architectures import architecture
 from egad_jax.models.model import make_model
 from egad_jax.planning.environment import prepare_environment
-from tests.build.configs import changed
+from tests.from_config.configs import changed
 
 
 def mesh_of(replica=1, data=1, fsdp=1, tensor=1, devices=None):
@@ -298,7 +298,7 @@ def table(tree):
 
 
 def test_where_everything_of_the_tiny_config_lies():
-  run = build.plan_run(changed(mesh__data=2, mesh__fsdp=2, mesh__tensor=2), jax.devices())
+  run = from_config.plan_run(changed(mesh__data=2, mesh__fsdp=2, mesh__tensor=2), jax.devices())
   assert run.mesh.devices.shape == (1, 2, 2, 2)
   state = run.abstract_state()
   assert table(run.abstract_teacher()) == TEACHER

@@ -18,9 +18,10 @@ from typing import Any
 import tensorflow_datasets as tfds
 from etils import epath
 
-from egad_jax import paths, progress
-from egad_jax.data import documents, publishing, python_docs, shards
+from egad_jax import progress
+from egad_jax.data import cached_directory, documents, python_docs, shards
 from egad_jax.errors import InputError
+from egad_jax.files import paths
 
 PYTHON_DOCS = "python_docs"
 TRAIN, HELD_OUT = "train", "held_out"
@@ -117,7 +118,7 @@ def prepare_corpus(
       f"held_out_fraction ({held_out_fraction}) must lie between 0 and 1, like 0.05."
     )
   files, read = _open_source(source)
-  key = publishing.digest(
+  key = cached_directory.digest(
     [_VERSIONS, source, _state_of(files), held_out_fraction, max_bad_records, seed]
   )
 
@@ -130,7 +131,9 @@ def prepare_corpus(
       _write(target, read, split_of, phase)
     return manifest
 
-  return open_corpus(publishing.publish(epath.Path(directory), f"corpus-{key[:16]}", build))
+  return open_corpus(
+    cached_directory.build_once(epath.Path(directory), f"corpus-{key[:16]}", build)
+  )
 
 
 def open_corpus(directory: epath.PathLike) -> Corpus:
@@ -140,7 +143,7 @@ def open_corpus(directory: epath.PathLike) -> Corpus:
     InputError: naming the file that is not.
   """
   directory = epath.Path(directory)
-  manifest = publishing.read_manifest(directory)
+  manifest = cached_directory.read_manifest(directory)
   splits = _builder(directory).info.splits
   for split in SPLITS:
     info = splits[split]
@@ -253,4 +256,6 @@ def _builder(directory: epath.Path) -> tfds.core.DatasetBuilder:
     return tfds.builder_from_directory(str(paths.speakable(directory) / inside))
   except (OSError, ValueError) as error:
     path = directory / inside
-    raise publishing.damaged(path / "dataset_info.json", f"cannot be read ({error})") from error
+    raise cached_directory.damaged(
+      path / "dataset_info.json", f"cannot be read ({error})"
+    ) from error

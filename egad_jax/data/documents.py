@@ -11,9 +11,9 @@ from typing import Any, BinaryIO
 from absl import logging
 from etils import epath
 
-from egad_jax import object_store, paths
 from egad_jax.errors import InputError
-from egad_jax.regular_file import open_regular
+from egad_jax.files import object_store, paths
+from egad_jax.files.regular_file import open_regular
 
 SUFFIXES = (".txt", ".md", ".jsonl")
 # A lone file longer than this is cut at its next blank line, so that a held-out split can exist.

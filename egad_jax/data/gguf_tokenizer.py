@@ -11,7 +11,7 @@ import tokenizers
 from egad_jax.data.gguf_pre_tokenizers import PRE_TOKENIZERS, PreTokenizer, make_pre_tokenizer
 from egad_jax.data.rust_errors import rust_errors
 from egad_jax.errors import InputError
-from egad_jax.gguf_file import as_list, open_gguf
+from egad_jax.files.gguf_file import as_list, open_gguf
 
 # Twice the largest vocabulary there is. A token takes about a kilobyte while a tokenizer is built.
 _MAX_TOKENS = 2**19

@@ -14,7 +14,7 @@ from absl import logging
 from etils import epath
 
 from egad_jax import progress
-from egad_jax.data import batches, publishing, shards
+from egad_jax.data import batches, cached_directory, shards
 from egad_jax.data.corpus import HELD_OUT, SPLITS, TRAIN, Corpus
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
@@ -103,14 +103,14 @@ def prepare_rows(
   Raises:
     InputError: if `seq_len` is not positive, files are damaged, or the cache cannot be written.
   """
-  return publish_rows(
+  return build_rows_once(
     *(corpus, (tokenizer,), functools.partial(_pack_split, corpus, tokenizer, seq_len)),
     seq_len=seq_len,
     directory=directory,
   )
 
 
-def publish_rows(
+def build_rows_once(
   corpus: Corpus,
   tokenizers: Sequence[Tokenizer],
   pack: Callable[[str, epath.Path], dict[str, Any]],
@@ -126,7 +126,7 @@ def publish_rows(
   if seq_len < 1:
     raise InputError(f"seq_len ({seq_len}) must be at least 1.")
   fingerprints = [tokenizer.fingerprint for tokenizer in tokenizers]
-  fingerprint = publishing.digest(
+  fingerprint = cached_directory.digest(
     [_VERSION, _OPEN_ROWS, corpus.fingerprint, *fingerprints, seq_len]
   )
 
@@ -139,7 +139,9 @@ def publish_rows(
       "splits": {split: pack(split, target) for split in SPLITS},
     }
 
-  return open_rows(publishing.publish(epath.Path(directory), f"rows-{fingerprint[:16]}", build))
+  return open_rows(
+    cached_directory.build_once(epath.Path(directory), f"rows-{fingerprint[:16]}", build)
+  )
 
 
 def open_rows(directory: epath.PathLike) -> Rows:
@@ -149,7 +151,7 @@ def open_rows(directory: epath.PathLike) -> Rows:
     InputError: naming the file that is not.
   """
   directory = epath.Path(directory)
-  manifest = publishing.read_manifest(directory)
+  manifest = cached_directory.read_manifest(directory)
   splits = manifest["splits"]
   for shard in itertools.chain.from_iterable(splits[split]["shards"] for split in SPLITS):
     shards.check_shard(directory / shard["file"], shard["records"])

@@ -18,8 +18,8 @@ from egad_jax.data.packing import (
   Piece,
   Rows,
   around,
+  build_rows_once,
   encode,
-  publish_rows,
   write_rows,
 )
 from egad_jax.data.tokenizer import Tokenizer
@@ -57,7 +57,7 @@ def prepare_paired_rows(
     InputError: if `seq_len` is not positive, files are damaged, or the cache cannot be written.
   """
   tokenizers = (student_tokenizer, teacher_tokenizer)
-  return publish_rows(
+  return build_rows_once(
     *(corpus, tokenizers, functools.partial(_pack_split, corpus, tokenizers, seq_len)),
     seq_len=seq_len,
     directory=directory,

@@ -25,7 +25,7 @@ from absl import logging
 from etils import epath
 
 from egad_jax import progress
-from egad_jax.data import publishing
+from egad_jax.data import cached_directory
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
 
@@ -74,7 +74,7 @@ def prepare_projection(
   Raises:
     InputError: if an argument is out of range, the file is damaged, or the cache cannot be written.
   """
-  fingerprint = publishing.digest([_VERSION, student.fingerprint, teacher.fingerprint, top_k])
+  fingerprint = cached_directory.digest([_VERSION, student.fingerprint, teacher.fingerprint, top_k])
 
   def build(target: epath.Path) -> dict[str, Any]:
     with progress.phase("matching the two vocabularies"):
@@ -84,12 +84,14 @@ def prepare_projection(
     _write(target, audit(projection, student, teacher))
     return {"fingerprint": fingerprint, "top_k": top_k}
 
-  published = publishing.publish(epath.Path(directory), f"projection-{fingerprint[:16]}", build)
-  projection = _read(published / _FILE)
+  cached = cached_directory.build_once(
+    epath.Path(directory), f"projection-{fingerprint[:16]}", build
+  )
+  projection = _read(cached / _FILE)
   report = audit(projection, student, teacher, counts)
   if counts is not None:
-    name = f"corpus-{publishing.digest(np.asarray(counts).tolist())[:16]}"
-    publishing.publish(published, name, lambda target: _write(target, report))
+    name = f"corpus-{cached_directory.digest(np.asarray(counts).tolist())[:16]}"
+    cached_directory.build_once(cached, name, lambda target: _write(target, report))
   _log(report)
   return projection
 
@@ -214,7 +216,7 @@ def _read(path: epath.Path) -> Projection:
       return Projection(arrays["ids"], arrays["weights"])
   # A short or foreign file surfaces as whatever zipfile and numpy raise.
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-    raise publishing.damaged(path, f"cannot be read ({error})") from error
+    raise cached_directory.damaged(path, f"cannot be read ({error})") from error
 
 
 def _write(target: epath.Path, report: dict[str, Any]) -> dict[str, Any]:

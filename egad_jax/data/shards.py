@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from array_record.python import array_record_module
 from etils import epath
 
-from egad_jax.data.publishing import damaged
+from egad_jax.data.cached_directory import damaged
 
 _RECORDS_PER_SHARD = 65_536
 

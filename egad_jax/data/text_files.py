@@ -6,9 +6,9 @@ from typing import Any
 
 from etils import epath
 
-from egad_jax import json_file
 from egad_jax.errors import InputError
-from egad_jax.regular_file import read_regular
+from egad_jax.files import json_file
+from egad_jax.files.regular_file import read_regular
 
 
 def read_text(path: epath.Path) -> str:

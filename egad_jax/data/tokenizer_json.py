@@ -12,7 +12,7 @@ from etils import epath
 from egad_jax.data.rust_errors import rust_errors
 from egad_jax.data.text_files import read_text
 from egad_jax.errors import InputError
-from egad_jax.json_file import parse_json
+from egad_jax.files.json_file import parse_json
 
 _STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _TOP = ("version", "truncation", "padding", "added_tokens", "model", *_STEPS)

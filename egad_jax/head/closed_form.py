@@ -17,10 +17,10 @@ from typing import Any, NamedTuple, TypeGuard
 import jax
 import jax.numpy as jnp
 
+from egad_jax.losses.entropy_guided import EntropyGuidedLoss
 from egad_jax.losses.method import Stats
 from egad_jax.losses.placement import Placement
 from egad_jax.losses.probabilities import is_label
-from egad_jax.losses.steered import SteeredDivergence
 
 
 class GradientRows(NamedTuple):
@@ -37,9 +37,9 @@ class GradientRows(NamedTuple):
   cross_entropy: jax.Array
 
 
-def has_closed_form(token_loss: Any) -> TypeGuard[SteeredDivergence]:
+def has_closed_form(token_loss: Any) -> TypeGuard[EntropyGuidedLoss]:
   """Whether a token loss is a forward KL that is steered by the teacher's entropy."""
-  return isinstance(token_loss, SteeredDivergence) and token_loss.is_forward_kl
+  return isinstance(token_loss, EntropyGuidedLoss) and token_loss.is_forward_kl
 
 
 def entropy_of_sums(total: jax.Array, weighted: jax.Array) -> jax.Array:
@@ -53,7 +53,7 @@ def is_entry(labels: jax.Array, vocab: int) -> jax.Array:
 
 
 def gradient_rows(
-  token_loss: SteeredDivergence,
+  token_loss: EntropyGuidedLoss,
   placement: Placement,
   labels: jax.Array,
   mask: jax.Array,
@@ -71,7 +71,7 @@ def gradient_rows(
 
 
 def loss_and_gradient(
-  token_loss: SteeredDivergence,
+  token_loss: EntropyGuidedLoss,
   student_logits: jax.Array,
   teacher_logits: jax.Array,
   labels: jax.Array,

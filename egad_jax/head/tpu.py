@@ -10,8 +10,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from egad_jax.head import tpu_kernels as kernels
 from egad_jax.head.closed_form import entropy_of_sums, gradient_rows, is_entry
+from egad_jax.losses.entropy_guided import EntropyGuidedLoss
 from egad_jax.losses.method import Stats
-from egad_jax.losses.steered import SteeredDivergence
 
 LANES = kernels.LANES
 _MIB = 2**20
@@ -122,7 +122,7 @@ class ChunkByKernels:
 
   def __init__(
     self,
-    token_loss: SteeredDivergence,
+    token_loss: EntropyGuidedLoss,
     kernels_: Kernels,
     tiles: Tiles,
     *,
@@ -273,7 +273,7 @@ def kernel_chunk_size(
 
 
 def chunk_by_kernels(
-  token_loss: SteeredDivergence,
+  token_loss: EntropyGuidedLoss,
   kernels_: Kernels,
   arrays: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
   chunk: int,

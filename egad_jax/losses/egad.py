@@ -21,13 +21,13 @@ from jax.typing import ArrayLike
 
 from egad_jax.losses.branch import Branch, in_batch_feature_loss, running_feature_loss
 from egad_jax.losses.curriculum import Curriculum
+from egad_jax.losses.entropy_guided import EntropyGuidedLoss
 from egad_jax.losses.in_batch import in_batch_inputs, in_batch_metrics
 from egad_jax.losses.log_divergences import make_divergence
 from egad_jax.losses.method import Context, Method, Params, entropy_only
 from egad_jax.losses.placement import Placement, place_in_batch, place_running
 from egad_jax.losses.probabilities import check_type
 from egad_jax.losses.reductions import masked_mean
-from egad_jax.losses.steered import SteeredDivergence
 from egad_jax.losses.temperature import Temperature, as_temperature
 from egad_jax.losses.terms import check_ce_weight
 from egad_jax.losses.top_k import Teacher
@@ -67,7 +67,7 @@ def make_egad(
       entropy, context=context, curriculum=curriculum, temperature=temperature, branch=branch
     )
 
-  token_loss = SteeredDivergence(
+  token_loss = EntropyGuidedLoss(
     place,
     make_divergence(divergence, divergence_options),
     ce_weight=ce_weight,
@@ -188,7 +188,7 @@ def egad_loss(
       kind=position,
     )
 
-  token_loss = SteeredDivergence(
+  token_loss = EntropyGuidedLoss(
     place,
     make_divergence(divergence, divergence_options),
     ce_weight=ce_weight,

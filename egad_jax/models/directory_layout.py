@@ -7,9 +7,9 @@ import pathlib
 from collections.abc import Collection
 
 from egad_jax.errors import InputError
-from egad_jax.json_file import read_json
+from egad_jax.files.json_file import read_json
+from egad_jax.files.regular_file import is_there, require_regular
 from egad_jax.models.foreign_keys import listed
-from egad_jax.regular_file import is_there, require_regular
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from etils import epath
 
-from egad_jax import owned, paths
+from egad_jax.files import owned, paths
+from egad_jax.files.replacing import replacing
 from egad_jax.models import llama
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.directory_layout import CONFIG, SINGLE
@@ -17,7 +18,6 @@ from egad_jax.models.generation_settings import FILE as GENERATION_CONFIG
 from egad_jax.models.generation_settings import NO_SETTINGS, GenerationSettings
 from egad_jax.models.model import Params
 from egad_jax.models.safetensors_io import write_safetensors
-from egad_jax.replacing import replacing
 
 # Parameters with a row for each id.
 _TABLES = ("embedding", "unembedding")

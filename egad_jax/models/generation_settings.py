@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 from egad_jax.errors import InputError
-from egad_jax.json_file import read_json
+from egad_jax.files.json_file import read_json
 from egad_jax.models.foreign_keys import CORRECT, shown
 from egad_jax.models.key_tables import GENERATION_CONFIG, LEGACY_GENERATION, SAMPLING
 

@@ -14,7 +14,7 @@ import gguf
 import numpy as np
 
 from egad_jax.errors import InputError
-from egad_jax.gguf_file import StoredTensor, Texts, open_gguf
+from egad_jax.files.gguf_file import StoredTensor, Texts, open_gguf
 from egad_jax.models import llama
 from egad_jax.models.config import DecoderConfig, Llama3RopeScaling
 from egad_jax.models.foreign_keys import (

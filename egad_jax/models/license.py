@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from egad_jax.gguf_file import as_list
+from egad_jax.files.gguf_file import as_list
 
 # Bytes of a model card, or of a licence, that are looked at.
 _MAX_BYTES = 2**16

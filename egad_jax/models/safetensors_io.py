@@ -14,7 +14,8 @@ import safetensors
 import safetensors.numpy
 
 from egad_jax.errors import InputError
-from egad_jax.json_file import read_json
+from egad_jax.files.json_file import read_json
+from egad_jax.files.regular_file import is_there, require_regular
 from egad_jax.models import llama
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.directory_layout import CONFIG, INDEX, SINGLE, check_layout, other_weights
@@ -22,7 +23,6 @@ from egad_jax.models.foreign_keys import check_closed, listed, shown
 from egad_jax.models.generation_settings import GenerationSettings, read_settings
 from egad_jax.models.key_tables import INDEX_METADATA, SAFETENSORS_INDEX
 from egad_jax.models.model import Params
-from egad_jax.regular_file import is_there, require_regular
 
 # A file of the directory itself. The file may be a link, as in Hugging Face's cache.
 _SHARD_NAME = re.compile(r"[\w +,.=@-]{1,200}\.safetensors", re.ASCII)

@@ -6,8 +6,8 @@ import importlib.util
 import os
 from collections.abc import MutableMapping
 
+from egad_jax.chips import topology
 from egad_jax.errors import InputError
-from egad_jax.planning.chips import topology
 
 
 def prepare_environment(name: str, environment: MutableMapping[str, str] = os.environ) -> None:

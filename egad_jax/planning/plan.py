@@ -15,10 +15,10 @@ import numpy as np
 from jax.experimental import topologies
 
 from egad_jax import sharding
+from egad_jax.chips import CHIPS, Topology
 from egad_jax.errors import InputError
 from egad_jax.head.chunked import default_chunk_size
 from egad_jax.head.on_mesh import vocabulary_parts
-from egad_jax.planning.chips import CHIPS, Topology
 from egad_jax.planning.memory import Buffer, read_memory
 from egad_jax.planning.program import Collective, Program
 from egad_jax.training import utilization

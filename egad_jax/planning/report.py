@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from egad_jax.planning.chips import topology
+from egad_jax.chips import topology
 from egad_jax.planning.plan import Plan
 
 _GIB = 2**30

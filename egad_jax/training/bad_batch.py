@@ -15,9 +15,9 @@ from etils import epath
 from egad_jax.data import pipeline
 from egad_jax.data.batches import AnyBatch, Batch
 from egad_jax.data.tokenizer import Tokenizer
+from egad_jax.durability.workdir import Workdir
+from egad_jax.files.storage import finite_or_none, write_text
 from egad_jax.training.run import Run
-from egad_jax.training.storage import finite_or_none, write_text
-from egad_jax.training.workdir import Workdir
 
 _LOG = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from egad_jax.training import workdir as files
-from egad_jax.training.storage import is_local
-from egad_jax.training.workdir import Workdir
+from egad_jax.durability import workdir as files
+from egad_jax.durability.workdir import Workdir
+from egad_jax.files.storage import is_local
 
 _LOG = logging.getLogger(__name__)
 

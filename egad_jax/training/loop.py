@@ -11,22 +11,22 @@ from typing import Any
 import jax
 
 from egad_jax import processes, progress
+from egad_jax.durability import workdir as files
+from egad_jax.durability.checkpoints import CheckpointError, Checkpoints
+from egad_jax.durability.jsonl_log import JsonlLog
+from egad_jax.durability.preemption import Interrupted, Preempted, Preemption
+from egad_jax.durability.watchdog import Watchdog
+from egad_jax.durability.workdir import Workdir
 from egad_jax.errors import InputError
+from egad_jax.reporting.metric_log import MetricLog, averages, shown
 from egad_jax.training import results
-from egad_jax.training import workdir as files
 from egad_jax.training.bad_batch import note_skipped
-from egad_jax.training.checkpoints import CheckpointError, Checkpoints
+from egad_jax.training.compiled_run import CompiledRun
 from egad_jax.training.goodput import Goodput, describe
-from egad_jax.training.lines import Lines
-from egad_jax.training.metrics import MetricLog, averages, shown
-from egad_jax.training.preemption import Interrupted, Preempted, Preemption
 from egad_jax.training.profiling import Profiler
-from egad_jax.training.programs import Programs
 from egad_jax.training.run import Run
 from egad_jax.training.step import TrainState
 from egad_jax.training.utilization import Utilization, minimum_flops
-from egad_jax.training.watchdog import Watchdog
-from egad_jax.training.workdir import Workdir
 
 _LOG = logging.getLogger(__name__)
 # What ends all processes of a run at the same place.
@@ -51,7 +51,7 @@ class _Session:
   ):
     self.run, self.workdir, self.checkpoints = run, workdir, checkpoints
     self.preemption, self.clock, self.profiler = preemption, clock, profiler
-    self.programs = Programs(run)
+    self.programs = CompiledRun(run)
     with progress.phase("looking for a checkpoint"):
       restored = checkpoints.restore_latest(run.abstract_state())
     start = None if restored is None else restored[0]
@@ -65,7 +65,7 @@ class _Session:
       measure=Utilization(minimum_flops(run), list(run.mesh.devices.flat)).measure,
     )
     # Evaluations beyond the checkpoint are made again; those of a run without one, too.
-    self.evaluations = Lines(
+    self.evaluations = JsonlLog(
       workdir / files.EVALUATIONS,
       last_step=-1 if start is None else start,
       writes=workdir.writes,
@@ -154,10 +154,10 @@ class _Session:
     by_time = bool(seconds) and time.monotonic() - self.saved_time >= seconds
     # A save that failed is tried again.
     by_time |= self.checkpoints.check()
-    if not processes.joined():
+    if not processes.is_multiprocess():
       return by_time
     # Clocks differ: the processes compare theirs, which takes a moment, once in a while.
-    return self.due(self.run.intervals.log_steps) and processes.any_of_them(by_time)
+    return self.due(self.run.intervals.log_steps) and processes.any_process(by_time)
 
   def save(self) -> None:
     """Starts writing a checkpoint; what it needs in the logs is there already."""
@@ -319,7 +319,7 @@ def _train(
       session.log.close()
   except Exception as error:
     # Of trouble that it has alone a process tells the others by ending, not by waiting for them.
-    if not processes.joined() or isinstance(error, _TOGETHER):
+    if not processes.is_multiprocess() or isinstance(error, _TOGETHER):
       checkpoints.close()
     raise
   checkpoints.close()

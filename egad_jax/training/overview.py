@@ -9,9 +9,9 @@ import jax
 
 from egad_jax import sharding
 from egad_jax.data.corpus import HELD_OUT, TRAIN
-from egad_jax.training.programs import count_parameters
+from egad_jax.durability.workdir import Workdir
+from egad_jax.training.compiled_run import count_parameters
 from egad_jax.training.run import Run
-from egad_jax.training.workdir import Workdir
 
 _LOG = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import jax
 from etils import epath
 
-from egad_jax.training.storage import is_local
+from egad_jax.files.storage import is_local
 
 _LOG = logging.getLogger(__name__)
 _Outputs = TypeVar("_Outputs")

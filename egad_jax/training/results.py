@@ -20,18 +20,18 @@ from etils import epath
 from egad_jax import processes, progress
 from egad_jax.data.batches import Batch, PairedBatch
 from egad_jax.data.tokenizer import Tokenizer
+from egad_jax.durability import identity
+from egad_jax.durability import workdir as files
+from egad_jax.durability.jsonl_log import read_jsonl
+from egad_jax.durability.workdir import Workdir
+from egad_jax.files.storage import read_json
 from egad_jax.models.export import export_student
-from egad_jax.training import identity
-from egad_jax.training import workdir as files
+from egad_jax.reporting.model_card import write_model_card
+from egad_jax.reporting.report import write_report
+from egad_jax.training.compiled_run import CompiledRun, count_parameters
 from egad_jax.training.evaluation import places_of
-from egad_jax.training.lines import read_lines
-from egad_jax.training.model_card import write_model_card
-from egad_jax.training.programs import Programs, count_parameters
-from egad_jax.training.report import write_report
 from egad_jax.training.run import Run
 from egad_jax.training.step import TrainState
-from egad_jax.training.storage import read_json
-from egad_jax.training.workdir import Workdir
 
 REPORT = files.REPORT
 PASSAGE_TOKENS = 160
@@ -47,7 +47,7 @@ def is_finished(workdir: Workdir, steps: int) -> bool:
   return used == steps and (workdir / REPORT).exists() and (workdir / files.EXPORT).exists()
 
 
-def samples_before(programs: Programs, workdir: Workdir, state: TrainState) -> None:
+def samples_before(programs: CompiledRun, workdir: Workdir, state: TrainState) -> None:
   """Writes samples.json with the teacher's and the untrained student's continuations."""
   run = programs.run
   if not run.sample_tokens or not run.prompts:
@@ -61,7 +61,7 @@ def samples_before(programs: Programs, workdir: Workdir, state: TrainState) -> N
   workdir.write_json(files.SAMPLES, samples)
 
 
-def _samples_after(programs: Programs, workdir: Workdir, state: TrainState) -> Any:
+def _samples_after(programs: CompiledRun, workdir: Workdir, state: TrainState) -> Any:
   """Completes samples.json; a prompt that came later has no continuation from before training."""
   run = programs.run
   if not run.sample_tokens or not run.prompts:
@@ -69,7 +69,7 @@ def _samples_after(programs: Programs, workdir: Workdir, state: TrainState) -> A
   stored = {sample["prompt"]: sample for sample in workdir.read_json(files.SAMPLES) or []}
   new = [prompt for prompt in run.prompts if prompt not in stored]
   after = programs.continuations(state)
-  if processes.any_of_them(bool(new)):
+  if processes.any_process(bool(new)):
     # For all, since all take the same length.
     teacher = programs.continuations(None)
   else:
@@ -82,7 +82,7 @@ def _samples_after(programs: Programs, workdir: Workdir, state: TrainState) -> A
   return samples
 
 
-def _write_passage(programs: Programs, workdir: Workdir, state: TrainState) -> None:
+def _write_passage(programs: CompiledRun, workdir: Workdir, state: TrainState) -> None:
   """Writes passage.json: how the method sees the beginning of the held-out text."""
   batch = programs.held_out()[0]
   stats = processes.fetch(programs.statistics(state, batch))
@@ -128,14 +128,14 @@ def label_texts(tokenizer: Tokenizer, row: Batch) -> list[str]:
 
 
 def _summary(
-  programs: Programs,
+  programs: CompiledRun,
   workdir: Workdir,
   skipped: int,
   tokens: int,
   seconds: Mapping[str, float],
 ) -> dict[str, Any]:
   run = programs.run
-  evaluations = read_lines(workdir / files.EVALUATIONS)
+  evaluations = read_jsonl(workdir / files.EVALUATIONS)
   shapes = jax.eval_shape(run.pair.student.init, jax.random.key(0))
   student, teacher = count_parameters(shapes), count_parameters(run.abstract_teacher())
 
@@ -221,7 +221,7 @@ def export(
 
 
 def finish(
-  programs: Programs,
+  programs: CompiledRun,
   workdir: Workdir,
   state: TrainState,
   *,
@@ -246,7 +246,7 @@ def finish(
     return whole if workdir.writes else None
 
   # Somebody may have put something there during the run.
-  processes.together(workdir.require_ours)
+  processes.on_all_processes(workdir.require_ours)
   skipped = int(processes.fetch(state.guard.skipped))
   with progress.phase("exporting the student"):
     params = jax.tree.map(to_host, state.params["student"])

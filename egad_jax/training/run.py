@@ -14,13 +14,15 @@ from egad_jax import sharding
 from egad_jax.data.batches import AnyBatch, Batch, PairedBatch
 from egad_jax.data.packing import Rows
 from egad_jax.data.tokenizer import Tokenizer
+from egad_jax.durability import restoring
+from egad_jax.durability.watchdog import Limits
 from egad_jax.head import head_on_mesh
 from egad_jax.head.chunked import Head
 from egad_jax.losses.method import Context, Method, State
 from egad_jax.models.generation_settings import NO_SETTINGS, GenerationSettings
 from egad_jax.models.license import License
 from egad_jax.models.model import Model
-from egad_jax.training import evaluation, restoring
+from egad_jax.training import evaluation
 from egad_jax.training.aligned import (
   AlignedHead,
   RowLoss,
@@ -40,7 +42,6 @@ from egad_jax.training.teachers import (
   colocated_teacher,
   taught,
 )
-from egad_jax.training.watchdog import Limits
 
 Params = Any
 

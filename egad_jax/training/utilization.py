@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from egad_jax.planning.chips import peak_flops
+from egad_jax.chips import peak_flops
 from egad_jax.training.run import Run
 
 # Of a line of metrics.jsonl; null where not known.

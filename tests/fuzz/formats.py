@@ -16,13 +16,13 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from egad_jax import build, sources
+from egad_jax import from_config, sources
 from egad_jax.data import chat, corpus, documents
 from egad_jax.data.tokenizer import Tokenizer
+from egad_jax.durability import workdir
 from egad_jax.errors import InputError
 from egad_jax.models import llama
 from egad_jax.models.load import load_pretrained
-from egad_jax.training import workdir
 from launch import command_line
 from tests.fuzz.byte_mutations import INTEGERS, mutate_bytes
 from tests.fuzz.header_mutations import mutate_gguf, mutate_safetensors
@@ -225,7 +225,7 @@ def _read_stored(directory: pathlib.Path, config: dict[str, Any]) -> None:
   def export() -> None:
     stored = command_line.stored_config(epath.Path(directory / "run" / "config.json"))
     stored.teacher.source = stored.teacher.source or "random:tiny"
-    build.validate(stored)
+    from_config.validate(stored)
 
   _all(resume, export)
 
@@ -259,7 +259,7 @@ def _read_overrides(directory: pathlib.Path, arguments: list[str]) -> None:
   with mock.patch.object(sys, "argv", argv):
     flag = command_line.define_config()
     command_line._parse(argv)
-  build.validate(command_line.config(flag))
+  from_config.validate(command_line.config(flag))
 
 
 _NAMES = (

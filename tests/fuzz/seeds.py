@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 
 from configs import default
-from egad_jax import build
+from egad_jax import from_config
 from egad_jax.data.gguf_tokenizer import TokenType
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.models import llama
@@ -159,7 +159,7 @@ def make_seeds(directory: pathlib.Path) -> Seeds:
       ("a.txt", (TEXT * 8).encode()),
       ("a.md", ("\ufeff# Title\n\n\f" + TEXT * 3).encode()),
     ],
-    config=build.plain(default.get_config()),
+    config=from_config.plain(default.get_config()),
   )
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from egad_jax import losses
+from egad_jax.chips import CHIPS, topology
 from egad_jax.head import distillation_head
 from egad_jax.head.tpu import Kernels, chunk_tiles, kernel_chunk_size, kernels_of
-from egad_jax.planning.chips import CHIPS, topology
 from egad_jax.planning.environment import prepare_environment
 from egad_jax.planning.plan import compiling_for, devices_of
 from tests.head.chunked_test import assert_same

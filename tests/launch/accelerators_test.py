@@ -8,8 +8,8 @@ import jax
 import pytest
 
 import launch
-from egad_jax import object_store
 from egad_jax.errors import InputError
+from egad_jax.files import object_store
 from launch import accelerators, command_line
 
 

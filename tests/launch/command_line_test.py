@@ -12,9 +12,9 @@ import pytest
 from etils import epath
 
 from configs import default
-from egad_jax import build
+from egad_jax import from_config
+from egad_jax.durability import workdir
 from egad_jax.errors import InputError
-from egad_jax.training import workdir
 from launch import command_line
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 @pytest.fixture
 def path(tmp_path):
   path = epath.Path(tmp_path / "config.json")
-  workdir.write_json(path, build.plain(default.get_config()))
+  workdir.write_json(path, from_config.plain(default.get_config()))
   return path
 
 

@@ -13,14 +13,14 @@ import pytest
 from absl import flags
 
 from configs import tiny
-from egad_jax import build
+from egad_jax import from_config
+from egad_jax.durability.preemption import Preempted, Preemption
+from egad_jax.durability.workdir import HARMLESS_KEYS
 from egad_jax.errors import InputError
 from egad_jax.training import evaluation
-from egad_jax.training.preemption import Preempted, Preemption
-from egad_jax.training.workdir import HARMLESS_KEYS
 
 STEPS, HALF = 4, 2
-build_run = build.build
+build_run = from_config.build
 
 
 class After(Preemption):
@@ -77,7 +77,7 @@ def train(command, shared):
     with pytest.MonkeyPatch.context() as patch:
       # One device compiles fastest.
       some = jax.devices()[:devices]
-      patch.setattr(build, "build", functools.partial(build_run, devices=some))
+      patch.setattr(from_config, "build", functools.partial(build_run, devices=some))
       return command(config, str(workdir), early, force=force)
 
   return train

@@ -13,9 +13,10 @@ import pytest
 from absl import flags
 
 from configs import tiny
-from egad_jax import build, owned, paths, replacing
+from egad_jax import from_config
+from egad_jax.durability.workdir import Workdir
 from egad_jax.errors import InputError
-from egad_jax.training.workdir import Workdir
+from egad_jax.files import owned, paths, replacing
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def export(monkeypatch):
   def reached(*_):
     raise NotImplementedError("the run is built")
 
-  monkeypatch.setattr(build, "build", reached)
+  monkeypatch.setattr(from_config, "build", reached)
 
   def command(checkpoint, output):
     monkeypatch.setattr(export, "CHECKPOINT", types.SimpleNamespace(value=checkpoint))
@@ -57,7 +58,7 @@ def root(tmp_path, monkeypatch):
   write(tmp_path / "student", "student")
   (tmp_path / "home").mkdir()
   with Workdir("runs/w") as workdir:
-    workdir.store_config(build.plain(config))
+    workdir.store_config(from_config.plain(config))
     write(workdir / "export", "old")
     pathlib.Path(workdir / "checkpoints" / "20").mkdir(parents=True)
     workdir.write_json("summary.json", {})

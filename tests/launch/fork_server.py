@@ -187,13 +187,13 @@ def _preload() -> None:
   import tensorboardX
 
   import configs.default
-  from egad_jax import build, processes
+  from egad_jax import from_config, processes
   from egad_jax.models import export, generation, load
   from egad_jax.training import loop, results
   from launch import command_line
 
-  del matplotlib, orbax, tensorboardX, configs, build, processes, export, generation, load, loop
-  del results, command_line
+  del matplotlib, orbax, tensorboardX, configs, from_config, processes, export, generation, load
+  del loop, results, command_line
 
 
 def _serve(requests: Sequence[bytes] | Any) -> Mapping[str, Any] | None:

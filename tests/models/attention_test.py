@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from egad_jax import sharding
+from egad_jax.chips import topology
 from egad_jax.models import cudnn, splash
 from egad_jax.models.architectures import architecture
 from egad_jax.models.attention import XLA, cached_mask, packed_mask
@@ -21,7 +22,6 @@ from egad_jax.models.config import LayerKind
 from egad_jax.models.cudnn import cudnn_attention
 from egad_jax.models.model import make_model
 from egad_jax.models.splash import splash_attention
-from egad_jax.planning.chips import topology
 from egad_jax.planning.environment import prepare_environment
 from egad_jax.planning.plan import devices_of
 

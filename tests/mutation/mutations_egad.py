@@ -298,7 +298,7 @@ MUTATIONS = (
     _PLACEMENT,
   ),
   *of_file(
-    "losses/steered.py",
+    "losses/entropy_guided.py",
     ["losses/egad_test.py", "losses/method_test.py", "head/closed_form_test.py"],
     _STEERED,
   ),
@@ -312,7 +312,7 @@ EQUIVALENTS = (
     "all stats are detached again where they are returned",
   ),
   Equivalent(
-    "losses/steered.py",
+    "losses/entropy_guided.py",
     "drop the test for a factor of 1",
     "a product with 1.0 changes no bit; the test spares the program a multiplication",
   ),

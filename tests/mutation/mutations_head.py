@@ -174,8 +174,8 @@ _CLOSED_FORM = [
   (
     "promotion",
     "a reverse KL is taken for a forward one",
-    "isinstance(token_loss, SteeredDivergence) and token_loss.is_forward_kl",
-    "isinstance(token_loss, SteeredDivergence)",
+    "isinstance(token_loss, EntropyGuidedLoss) and token_loss.is_forward_kl",
+    "isinstance(token_loss, EntropyGuidedLoss)",
   ),
   (
     "sign",

@@ -8,12 +8,12 @@ import os
 import jax
 import pytest
 
-from egad_jax import build
+from egad_jax import from_config
+from egad_jax.chips import CHIPS, topology
 from egad_jax.planning import plan as planning
-from egad_jax.planning.chips import CHIPS, topology
 from egad_jax.planning.environment import prepare_environment
 from egad_jax.planning.program import Program
-from tests.build.configs import changed
+from tests.from_config.configs import changed
 
 SLICE = topology("v5e:2x2")
 # Plain distillation, large enough for matmuls to be most of it.
@@ -42,7 +42,7 @@ def devices():
 def vanilla(devices):
   """(run, executable) with attention that XLA knows."""
   config = changed(attention="xla", **LARGE_MATMULS)
-  run = build.plan_run(config, devices)
+  run = from_config.plan_run(config, devices)
   return run, run.lower_step().compile()
 
 
@@ -80,7 +80,7 @@ def test_trees_have_the_bytes_of_their_arrays(vanilla, planned):
 @pytest.mark.slow
 def test_a_teacher_in_host_memory_takes_none_of_its_matrices_on_a_device(devices, planned):
   host = {"teacher__placement": "host", "teacher__dtype": "bfloat16"}
-  run = build.plan_run(changed(attention="xla", **LARGE_MATMULS | host), devices)
+  run = from_config.plan_run(changed(attention="xla", **LARGE_MATMULS | host), devices)
   found = planning.plan(run, SLICE, config="host")
   sizes = {"pinned_host": 0, "device": 0}
   for x in jax.tree.leaves(run.abstract_teacher()):
@@ -124,7 +124,7 @@ def test_flops_of_loop_bodies_counted_once_are_xla_s(vanilla):
 @pytest.mark.slow
 def test_the_attention_kernel_counts(vanilla, devices, planned):
   """One block of 128 x 128 and no square of logits: forward 2 products, backward 3 and 4."""
-  run = build.plan_run(changed(**LARGE_MATMULS), devices)
+  run = from_config.plan_run(changed(**LARGE_MATMULS), devices)
   splash = planning.plan(run, SLICE, config="splash")
   pair = vanilla[0].pair
   product = 2 * 4 * 128 * 128
@@ -147,7 +147,7 @@ def test_times_are_consistent(planned):
 def test_a_device_of_tpu7x_is_half_a_chip(devices):
   slice_ = topology("tpu7x:2x2x1")
   config = changed(**LARGE_MATMULS | {"batch_size": 8})
-  run = build.plan_run(config, planning.devices_of(slice_))
+  run = from_config.plan_run(config, planning.devices_of(slice_))
   found = planning.plan(run, slice_, config="tpu7x")
   assert (found.devices, found.hbm_bytes) == (8, 96 * 2**30)
   peak = 4 * 2307e12 * found.modelled_seconds
@@ -182,7 +182,7 @@ def test_what_is_large_has_its_line(planned):
 def test_what_the_compiler_refuses_does_not_fit(devices):
   # Attention's squares of long rows fill the memory. The other verdict is `planned`'s, above.
   large = {"method": "vanilla_kd", "attention": "xla", "seq_len": 512, "batch_size": 16_384}
-  run = build.plan_run(changed(**large), devices)
+  run = from_config.plan_run(changed(**large), devices)
   with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
     run.lower_step().compile()
   refused = planning.plan(run, SLICE, config="rows")
@@ -192,8 +192,8 @@ def test_what_the_compiler_refuses_does_not_fit(devices):
 
 def test_the_least_flops_of_paired_rows_are_of_two_vocabularies(devices):
   paired = {"method": "x_token", "student__tokenizer": "train:384", "seq_len": 128}
-  found = planning.minimum_flops(build.plan_run(changed(**paired), devices))
-  same = build.plan_run(changed(**paired | {"student__tokenizer": ""}), devices)
+  found = planning.minimum_flops(from_config.plan_run(changed(**paired), devices))
+  same = from_config.plan_run(changed(**paired | {"student__tokenizer": ""}), devices)
   tokens, dim = same.batch_size * 128, same.pair.student.config.dim
   # The student's head loses 128 of its entries.
   assert planning.minimum_flops(same) - found == 6 * tokens * 128 * dim
@@ -202,7 +202,7 @@ def test_the_least_flops_of_paired_rows_are_of_two_vocabularies(devices):
 @pytest.mark.slow
 def test_paired_rows_are_planned(devices):
   config = changed(method="x_token", student__tokenizer="train:384", method_options="kind=uld")
-  assert planning.plan(build.plan_run(config, devices), SLICE, config="x_token").fits
+  assert planning.plan(from_config.plan_run(config, devices), SLICE, config="x_token").fits
 
 
 @pytest.mark.parametrize(

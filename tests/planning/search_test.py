@@ -14,7 +14,7 @@ from egad_jax.planning.memory import Buffer
 from egad_jax.planning.plan import Plan
 from egad_jax.planning.program import Collective
 from egad_jax.planning.search import search, variants
-from tests.build.configs import changed
+from tests.from_config.configs import changed
 
 PLAN = Plan(
   config="tiny.py",

@@ -13,12 +13,12 @@ import pytest
 from etils import epath
 
 from configs import tiny
-from egad_jax import build
+from egad_jax import from_config
 from egad_jax.data import pipeline
 from egad_jax.data.batches import Batch, PairedBatch
+from egad_jax.durability.restoring import restore_state
+from egad_jax.durability.workdir import Workdir
 from egad_jax.training import bad_batch, loop
-from egad_jax.training.restoring import restore_state
-from egad_jax.training.workdir import Workdir
 
 STEPS, BATCH = 8, 4
 # Batches whose loss is not finite, by number.
@@ -54,7 +54,7 @@ def make_run(tmp_path_factory):
     config.checkpoint.every_steps, config.eval.every_steps = 2, 0
     config.eval.sample_tokens, config.eval.rows, config.tensorboard = 0, 4, False
     config.guard.max_skipped = 3
-    run = build.build(config, directory, devices=jax.devices()[:1])
+    run = from_config.build(config, directory, devices=jax.devices()[:1])
     return dataclasses.replace(run, progress=_bad_progress)
 
   return make

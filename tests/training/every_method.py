@@ -22,11 +22,11 @@ import rich.console
 import rich.table
 
 from configs import tiny
-from egad_jax import build
+from egad_jax import from_config
+from egad_jax.durability.workdir import Workdir
 from egad_jax.losses import METHODS
 from egad_jax.training import loop
-from egad_jax.training.programs import Programs
-from egad_jax.training.workdir import Workdir
+from egad_jax.training.compiled_run import CompiledRun
 
 # What a method needs besides its name: the rest is the tiny config.
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -107,7 +107,7 @@ def train_and_resume(method: str, steps: int, root: pathlib.Path) -> Result:
   """
   started = time.monotonic()
   directory = root / method
-  run = build.build(config_of(method, steps, root), directory)
+  run = from_config.build(config_of(method, steps, root), directory)
   summary = _train(run, directory)
   state, metrics = _state(run, directory), _metrics(directory)
   _cut_in_half(directory, steps)
@@ -118,7 +118,7 @@ def train_and_resume(method: str, steps: int, root: pathlib.Path) -> Result:
   ):
     np.testing.assert_array_equal(a, b, err_msg=f"{method}{jax.tree_util.keystr(path)}")
   assert _metrics(directory) == metrics, f"{method}: the log of the resumed run differs"
-  programs = Programs(run)
+  programs = CompiledRun(run)
   before = programs.fill(run.place_student())
   own = [jax.tree.leaves(s.method_state) for s in (before, state)]
   changed = any(not np.array_equal(a, b) for a, b in zip(*own, strict=True))

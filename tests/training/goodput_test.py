@@ -8,9 +8,9 @@ import time
 
 import pytest
 
+from egad_jax.durability.workdir import Workdir
 from egad_jax.training import goodput
 from egad_jax.training.goodput import Goodput
-from egad_jax.training.workdir import Workdir
 
 
 class Time:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from egad_jax import build
+from egad_jax import from_config
+from egad_jax.durability.workdir import Workdir
 from egad_jax.training import loop
-from egad_jax.training.workdir import Workdir
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 STEPS, EVALUATE, ACCUMULATION = 6, 2, 2
@@ -47,7 +47,7 @@ def _train(texts, directory):
     if event == _COMPILED:
       times[fun_name.removeprefix("jit(").removesuffix(")")] += 1
 
-  made = build.build(_config(texts), directory, devices=jax.devices()[:2])
+  made = from_config.build(_config(texts), directory, devices=jax.devices()[:2])
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
     with Workdir(directory) as workdir:

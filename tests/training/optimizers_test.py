@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from configs import default, tiny
-from egad_jax import build
+from egad_jax import from_config
 from egad_jax.errors import InputError
 from egad_jax.training.optimizers import (
   OptimizerOptions,
@@ -97,7 +97,7 @@ def test_the_only_step_of_a_run_is_its_last():
 def test_a_warm_up_that_takes_the_whole_run_is_cut_and_told(warmup, told, caplog):
   config = tiny.get_config()
   config.optimizer.warmup_steps = warmup
-  run = build.plan_run(config, jax.devices()[:1])
+  run = from_config.plan_run(config, jax.devices()[:1])
   assert float(run.learning_rate(18)) == pytest.approx(config.optimizer.learning_rate)
   assert (f"warmup_steps ({warmup}) is cut to 19, as the run has 20 steps" in caplog.text) == told
 
@@ -116,7 +116,7 @@ def test_a_schedule_that_is_none_is_refused(key, value):
   config = tiny.get_config()
   config.update_from_flattened_dict({key: value})
   with pytest.raises(InputError, match=key):
-    build.validate(config)
+    from_config.validate(config)
 
 
 def test_the_update_has_the_learning_rate_of_its_step_whatever_was_skipped():

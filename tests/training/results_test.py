@@ -10,11 +10,11 @@ import pytest
 import safetensors.numpy
 
 from configs import tiny
-from egad_jax import build
+from egad_jax import from_config
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.models.load import load_pretrained
 from egad_jax.training import results
-from egad_jax.training.programs import Programs
+from egad_jax.training.compiled_run import CompiledRun
 from tests.models import tiny_llama
 
 ROWS, IDS = 512, 300
@@ -68,13 +68,13 @@ def finished(teacher, tmp_path_factory):
   """(directory with an export, programs, the student's evaluation)."""
   directory = tmp_path_factory.mktemp("workdir")
   config = make_config(teacher)
-  run = build.build(config, directory, devices=jax.devices()[:1])
-  programs = Programs(run)
+  run = from_config.build(config, directory, devices=jax.devices()[:1])
+  programs = CompiledRun(run)
   state = run.place_student()
   results.export(
     *(run, jax.device_get(state.params["student"]), directory / "export"),
     summary={"method": run.method_name, "steps": 0, "seed": run.seed},
-    config=build.plain(config),
+    config=from_config.plain(config),
     samples=None,
   )
   return directory, programs, programs.evaluate(state)["student"]
@@ -125,7 +125,7 @@ def test_samples_stop_there_too(finished, monkeypatch):
     asked.append(eos_id)
     return [[] for _ in prompts]
 
-  monkeypatch.setattr("egad_jax.training.programs.generate", record)
+  monkeypatch.setattr("egad_jax.training.compiled_run.generate", record)
   state = programs.run.place_student()
   assert (programs.continuations(None), programs.continuations(state)) == ([], [])
   assert asked == [(0, 50), (0, 50)]
@@ -144,11 +144,13 @@ def test_the_export_is_read_back_as_student_and_as_teacher(finished, teacher):
   read = load_pretrained(str(export), tokenizer_size=IDS)
   assert (read.config.vocab_size, read.generation.end_ids) == (IDS, (0, 50))
   changes = {"student.init": "source", "student.source": str(export)}
-  again = build.build(make_config(teacher, **changes), directory, devices=jax.devices()[:1])
+  again = from_config.build(make_config(teacher, **changes), directory, devices=jax.devices()[:1])
   assert again.tokenizer is again.teacher_tokenizer
-  placed = Programs(again)
+  placed = CompiledRun(again)
   before = placed.evaluate(again.place_student())["student"]
   for name in ("cross_entropy", "forward_kl", "agreement"):
     assert before[name] == pytest.approx(evaluated[name], rel=1e-5), name
-  student = build.build(make_config(export, **changes | {"student.init": "layers"}), directory)
+  student = from_config.build(
+    make_config(export, **changes | {"student.init": "layers"}), directory
+  )
   assert student.pair.student.config == student.pair.teacher.config == read.config

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from configs import tiny
-from egad_jax import build, sharding
+from egad_jax import from_config, sharding
 from egad_jax.data.batches import Batch, shift
 from egad_jax.head import distillation_head, head_on_mesh
 from egad_jax.losses import Branch, Curriculum, Temperature
@@ -241,7 +241,7 @@ def test_all_off_in_the_config_is_vanilla_kd_bit_for_bit(vanilla):
   config.curriculum.kind = "uniform"
   config.temperature.kind = "fixed"
   config.branch.weight = 0.0
-  assert_same_bits(run(build.make_method(config)), vanilla)
+  assert_same_bits(run(from_config.make_method(config)), vanilla)
 
 
 def test_vanilla_kd_is_the_formula(vanilla):

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from egad_jax import build, sharding
+from egad_jax import from_config, sharding
+from egad_jax.training.compiled_run import CompiledRun
 from egad_jax.training.micro_batches import joined, micro_batches
-from egad_jax.training.programs import Programs
 from egad_jax.training.teachers import AHEAD, SeparateTeacher
-from tests.build.configs import changed
+from tests.from_config.configs import changed
 
 STEPS = 3
 # On the last four of the eight devices, which cut rows in two where the student's cut them in four.
@@ -45,7 +45,7 @@ def make(tmp_path_factory):
     }
     own = values.get("teacher__mesh__devices")
     devices = jax.devices() if own else jax.devices()[:4]
-    return Programs(build.build(changed(**base | values), directory, devices=devices))
+    return CompiledRun(from_config.build(changed(**base | values), directory, devices=devices))
 
   return programs
 

@@ -7,10 +7,10 @@ import math
 import jax
 import pytest
 
-from egad_jax import build
+from egad_jax import from_config
 from egad_jax.training import utilization
 from egad_jax.training.utilization import KEYS, ModelFlops, Utilization
-from tests.build.configs import changed
+from tests.from_config.configs import changed
 
 
 class Device:
@@ -26,7 +26,7 @@ class Device:
 
 
 def test_flops_of_each_model_by_hand():
-  run = build.plan_run(changed(batch_size=8, seq_len=64), jax.devices())
+  run = from_config.plan_run(changed(batch_size=8, seq_len=64), jax.devices())
   found = utilization.minimum_flops(run)
   tokens = 8 * 64
   for model, flops, passes in (

@@ -1,0 +1,371 @@
+"""The directory of a run: one running run, whole files only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import filelock
+from etils import epath
+
+from egad_jax.durability import ledger
+from egad_jax.durability.restoring import steps_of
+from egad_jax.errors import InputError
+from egad_jax.files import owned, paths, replacing
+from egad_jax.files.storage import is_link, is_local, read_json, write_json, write_text
+
+_LOG = logging.getLogger(__name__)
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+EVALUATIONS = "evaluations.jsonl"
+SUMMARY = "summary.json"
+SAMPLES = "samples.json"
+PASSAGE = "passage.json"
+GOODPUT = "goodput.json"
+IDENTITY = "identity.json"
+PROFILE = "profile"
+CHECKPOINTS = "checkpoints"
+EXPORT = "export"
+REPORT = "report.html"
+TENSORBOARD = "tensorboard"
+DATA = "data"
+
+# What a run writes; in a directory that no run has marked as its workdir they are somebody's.
+_FILES = (CONFIG, IDENTITY, METRICS, EVALUATIONS, SUMMARY, SAMPLES, PASSAGE, GOODPUT, REPORT)
+_DIRECTORIES = (CHECKPOINTS, EXPORT, PROFILE, TENSORBOARD, DATA)
+# Known by what they hold, or written too often for a digest of each version.
+_WITHOUT_DIGEST = (CONFIG, IDENTITY, METRICS, EVALUATIONS, GOODPUT)
+_LOCK, _PROBE = ".lock", f"{owned.PREFIX}probe"
+
+# Changing these changes nothing of what is trained, or (where things are) its rounding alone, so a
+# run may go on with new values.
+HARMLESS_KEYS = frozenset(
+  {
+    *("log_every", "compilation_cache", "checkpoint.every_steps", "checkpoint.every_seconds"),
+    *("checkpoint.keep", "checkpoint.keep_best", "eval.prompts", "eval.sample_tokens"),
+    *("eval.every_steps", "tensorboard", "guard.max_skipped"),
+    *("mesh.replica", "mesh.data", "mesh.fsdp", "mesh.tensor", "teacher.placement"),
+    *(f"teacher.mesh.{axis}" for axis in ("devices", "data", "fsdp", "tensor")),
+    *("watchdog.step_seconds", "watchdog.other_seconds", "profile.start_step", "profile.steps"),
+  }
+)
+
+
+def _holds_records(path: epath.Path) -> bool:
+  """Whether a .jsonl file is absent or holds records of steps; a kill may have cut the last."""
+  try:
+    lines = path.read_text().splitlines() if path.exists() and path.is_file() else []
+  except ValueError:
+    return False
+  for line in lines[:-1]:
+    try:
+      record = json.loads(line)
+    except (ValueError, RecursionError):
+      return False
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+      return False
+  return True
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """{"a": {"b": 1}} -> {"a.b": 1}."""
+  entries: dict[str, Any] = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      entries |= flat(value, f"{prefix}{key}.")
+    else:
+      entries[prefix + key] = list(value) if isinstance(value, tuple) else value
+  return entries
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  """The dotted keys in which two configs differ, sorted."""
+  before, after = flat(old), flat(new)
+  missing = object()
+  return sorted(
+    key for key in before | after if before.get(key, missing) != after.get(key, missing)
+  )
+
+
+def read_config(path: epath.Path) -> dict[str, Any] | None:
+  """The config that a run stored, as plain values; None if there is no such file.
+
+  Raises:
+    InputError: the file is not a JSON object.
+  """
+  try:
+    stored = read_json(path)
+    if stored is None or isinstance(stored, dict):
+      # What nests too deeply to be flattened is no config either.
+      flat(stored or {})
+      return stored
+    problem = f"it holds a {type(stored).__name__}"
+  except (OSError, ValueError, RecursionError) as error:
+    problem = str(error)
+  raise InputError(
+    f"{path} must be the config of a run, a JSON object; {problem}. Restore the file, or choose "
+    "another workdir."
+  )
+
+
+class Workdir:
+  """An open workdir. Holds a lock that the operating system frees when the process ends, however.
+
+  Object stores have no locks: there, that no two runs share a workdir is up to who starts them.
+
+  Attributes:
+    path: the directory.
+    writes: whether this process writes the files that a run writes once.
+  """
+
+  def __init__(self, path: str, *, writes: bool = True):
+    """Creates the directory if needed and takes its lock; if not `writes`, only looks for it.
+
+    Raises:
+      InputError: it cannot be created or written, or another run uses it.
+    """
+    self.path = paths.parse(path, "--workdir")
+    self.writes = writes
+    if writes:
+      self._open()
+    elif not self.path.exists():
+      raise InputError(
+        f"--workdir {self.path} is not there for every process: it must be on a file system that "
+        "they share, or in an object store."
+      )
+
+  def _open(self) -> None:
+    try:
+      self._require_free_or_ours()
+      self.path.mkdir(parents=True, exist_ok=True)
+      if is_local(self.path):
+        self._lock = filelock.FileLock(os.fspath(self.path / _LOCK))
+        self._lock.acquire(timeout=0)
+        self._require_free_or_ours()
+      # An empty file can be created on a full disk; one with a byte in it can not.
+      write_text(self.path / _PROBE, "x" * 4096)
+      (self.path / _PROBE).unlink()
+      if owned.read_mark(self.path) is None:
+        closed = [name for name in _DIRECTORIES if name != EXPORT]  # It has a mark of its own.
+        owned.write_mark(self.path, owned.WORKDIR, {}, closed=closed)
+      self._sweep()
+    except filelock.Timeout:
+      raise InputError(
+        f"--workdir {self.path} is in use by another run; wait for it to end or choose another."
+      ) from None
+    except OSError as error:
+      self.close()
+      raise InputError(
+        f"--workdir {self.path} cannot be written: {error.strerror or error}. "
+        "Free space there, mend its permissions, or choose another directory."
+      ) from None
+    except InputError:
+      self.close()
+      raise
+
+  def _require_free_or_ours(self) -> None:
+    """Checks that a run has marked the directory, or that nothing is there that a run writes.
+
+    Raises:
+      InputError: somebody else's files are there; nothing has been touched.
+    """
+    if is_link(self.path) and not self.path.exists():
+      raise InputError(
+        f"--workdir {self.path} is a link to {os.readlink(self.path)}, which does not exist. Make "
+        "that directory, or choose another."
+      )
+    if is_local(self.path):
+      owned.require_outside(self.path, "--workdir")
+    if not self.path.is_dir():
+      return
+    mark = owned.read_mark(self.path)
+    if mark is not None and mark["kind"] == owned.WORKDIR:
+      return
+    found = [path.name for path in self.path.iterdir() if self._is_in_the_way(path)]
+    if found:
+      raise InputError(
+        f"--workdir {self.path} is no workdir of egad_jax, but holds "
+        f"{owned.name_some(sorted(found))}, which a run would replace. Nothing was touched: choose "
+        "another directory, or the workdir of an earlier run."
+      )
+
+  def _is_in_the_way(self, path: epath.Path) -> bool:
+    if path.name == _LOCK:
+      return not pathlib.Path(path).is_file()
+    if path.name == DATA:
+      return not path.is_dir()  # What is prepared there has names and marks of its own.
+    if path.name in _DIRECTORIES:
+      return not path.is_dir() or any(path.iterdir())
+    return path.name in (*_FILES, owned.MARK)
+
+  def _sweep(self) -> None:
+    """Removes what killed processes of runs here were writing."""
+    if not is_local(self.path):
+      return
+    for path in self.path.iterdir():
+      unfinished = path.name.startswith(owned.PREFIX) and path.name.endswith(owned.PARTIAL)
+      if (unfinished or path.name == _PROBE) and not path.is_dir():
+        path.unlink()
+    replacing.sweep(pathlib.Path(self.path))
+
+  def require_ours(self) -> None:
+    """Checks that what the run would replace or go on with is as a run here left it.
+
+    Raises:
+      InputError: something else is there, or was changed since; nothing has been touched.
+    """
+    if not self.writes:
+      return
+    mark = owned.read_mark(self.path)
+    changed = owned.changed(self.path, mark) if mark else []
+    found = [f"{name} (changed since we wrote it)" for name in changed]
+    for name in _FILES:
+      path = self.path / name
+      if is_link(path) or path.is_dir():
+        found.append(f"{name} (no plain file)")
+      elif path.exists() and name not in _WITHOUT_DIGEST and mark and name not in mark["files"]:
+        found.append(name)
+    found += [name for name in (METRICS, EVALUATIONS) if not _holds_records(self.path / name)]
+    for name in _DIRECTORIES:
+      path = self.path / name
+      if (path.exists() or is_link(path)) and not path.is_dir():
+        found.append(f"{name} (no directory)")
+    if found:
+      raise InputError(
+        f"--workdir {self.path} holds {owned.name_some(sorted(found))}, which this run did not "
+        "leave there so and would replace. Nothing was touched: move that away, or choose another "
+        "workdir."
+      )
+    replacing.require_replaceable(self.path / EXPORT, "--workdir", owned.EXPORT)
+    ledger.require_ours(self.path / CHECKPOINTS)
+
+  def free_name(self, name: str) -> str:
+    """The name of a file to write: `name`, or one like it if somebody else's file has that."""
+    mark = owned.read_mark(self.path) or {"files": {}}
+    changed = owned.changed(self.path, mark)
+    stem, dot, suffix = name.rpartition(".")
+    copies, free = 0, name
+    while os.path.lexists(self.path / free) and (free not in mark["files"] or free in changed):
+      copies += 1
+      free = f"{stem}.{copies}{dot}{suffix}"
+    return free
+
+  @contextlib.contextmanager
+  def writing(self, name: str) -> Iterator[None]:
+    """Notes a file as the run's own while it is written; a kill at any moment leaves it so."""
+    if name in _WITHOUT_DIGEST:
+      yield
+      return
+    local, mark = is_local(self.path), owned.read_mark(self.path)
+    # Object stores take one version of an object a second: there the name is noted, once.
+    if local or mark is None or name not in mark["files"]:
+      owned.amend_mark(self.path, {name: None})
+    yield
+    if local:
+      owned.amend_mark(self.path, {name: owned.entry(self.path / name)})
+
+  def close(self) -> None:
+    """Frees the lock."""
+    if hasattr(self, "_lock"):
+      self._lock.release()
+
+  def __enter__(self) -> Workdir:
+    return self
+
+  def __exit__(self, *exc_info: object) -> None:
+    self.close()
+
+  def __truediv__(self, name: str) -> epath.Path:
+    return self.path / name
+
+  def write_json(self, name: str, value: Any) -> None:
+    """Writes one of the run's files, on the process that does."""
+    if self.writes:
+      with self.writing(name):
+        write_json(self.path / name, value)
+
+  def read_json(self, name: str) -> Any:
+    """The value of one of the run's files, None if there is no such file."""
+    return read_json(self.path / name)
+
+  def require_space(self, num_bytes: int) -> None:
+    """Checks the disk before any work is spent.
+
+    Args:
+      num_bytes: of checkpoints and export in all; what the workdir holds of them counts as free,
+        or a resumed run would be refused the space that it takes up itself.
+
+    Raises:
+      InputError: there is not that much.
+    """
+    if not is_local(self.path):
+      return
+    held = sum(
+      file.stat().st_size
+      for name in (CHECKPOINTS, EXPORT)
+      for file in pathlib.Path(self.path / name).rglob("*")
+      if file.is_file()
+    )
+    free = shutil.disk_usage(self.path).free
+    if free + held < num_bytes:
+      raise InputError(
+        f"--workdir {self.path} has {free / 2**30:.2f} GiB free, but the checkpoints and the "
+        f"export of this run still need {(num_bytes - held) / 2**30:.2f} GiB; free space, lower "
+        "checkpoint.keep, or choose another directory."
+      )
+
+  def check_config(self, config: Mapping[str, Any], *, force: bool = False) -> list[str]:
+    """Checks a config against that of the run that the workdir holds, if any.
+
+    Args:
+      config: the resolved config as plain values.
+      force: accept changes that alter what is trained.
+
+    Returns:
+      The changed keys that alter what is trained.
+
+    Raises:
+      InputError: the workdir holds a run of another config, or a damaged one; checkpoints of an
+        unknown one; or more steps than the config has, which no `force` undoes.
+    """
+    stored = read_config(self.path / CONFIG)
+    self._check_steps(stored, config)
+    changed = changed_keys(stored, config) if stored is not None else []
+    harmful = [key for key in changed if key not in HARMLESS_KEYS]
+    old, new = flat(stored or {}), flat(config)
+    lines = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in harmful or changed)
+    if harmful and not force:
+      raise InputError(
+        f"--workdir {self.path} holds a run of another config ({lines}). Use another workdir, "
+        "give the stored values, or pass --force to go on with the new ones."
+      )
+    if changed:
+      _LOG.warning("the run goes on with a changed config (%s)", lines)
+    return harmful
+
+  def _check_steps(self, stored: Mapping[str, Any] | None, config: Mapping[str, Any]) -> None:
+    """Refuses checkpoints that nobody knows the config of, or of more steps than there shall be."""
+    directory = self.path / CHECKPOINTS
+    made = steps_of(directory)
+    if stored is None and (made or steps_of(directory / ledger.QUARANTINE)):
+      raise InputError(
+        f"--workdir {self.path} has checkpoints but no {CONFIG}, so that nobody can say of which "
+        "run they are. Restore the file, or choose another workdir."
+      )
+    if made and config["steps"] < made[0]:
+      raise InputError(
+        f"config.steps ({config['steps']}) must not be below the {made[0]} steps that the run in "
+        f"--workdir {self.path} has made; give at least {made[0]}, or choose another workdir. "
+        "--force does not undo steps; launch/export.py exports an earlier checkpoint."
+      )
+
+  def store_config(self, config: Mapping[str, Any]) -> None:
+    """Writes config.json."""
+    self.write_json(CONFIG, config)

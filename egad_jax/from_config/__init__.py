@@ -1,0 +1,21 @@
+"""The only reader of a config: checks it, then turns it into the functions and values of a run."""
+
+from __future__ import annotations
+
+from egad_jax.from_config.methods import make_method
+from egad_jax.from_config.models import layer_pairs
+from egad_jax.from_config.run import build, input_paths, plan_run
+from egad_jax.from_config.validation import compiler_options, validate
+from egad_jax.from_config.values import Config, plain
+
+__all__ = [
+  "Config",
+  "build",
+  "compiler_options",
+  "input_paths",
+  "layer_pairs",
+  "make_method",
+  "plain",
+  "plan_run",
+  "validate",
+]

@@ -1,0 +1,78 @@
+"""From `config.attention` to the attention of a model on the devices of a mesh."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax.numpy as jnp
+
+from egad_jax.errors import InputError
+from egad_jax.from_config.values import DTYPES, Config
+from egad_jax.models import cudnn, splash
+from egad_jax.models.attention import XLA, PackedAttention
+from egad_jax.models.config import DecoderConfig
+
+ATTENTIONS = ("auto", "splash", "cudnn", "xla")
+# The kernel of each platform; another platform has none.
+_KERNELS = {"tpu": "splash", "gpu": "cudnn"}
+
+
+def check_attention(config: Config, mesh: Any) -> None:
+  """Checks what can be known before models and data are.
+
+  The devices are the mesh's: a plan compiles for some that this machine does not have.
+
+  Raises:
+    InputError: the kernel that the config asks for does not run on the mesh's devices.
+  """
+  platform = _device(mesh).platform
+  if config.attention in _KERNELS.values() and _KERNELS.get(platform) != config.attention:
+    (needed,) = (name for name, kernel in _KERNELS.items() if kernel == config.attention)
+    raise InputError(
+      f"config.attention={config.attention} runs on a {needed.upper()} only, and the devices of "
+      f"the mesh are of platform {platform}; use auto or xla."
+    )
+
+
+def make_attention(config: Config, who: str, shape: DecoderConfig, mesh: Any) -> PackedAttention:
+  """The attention of the teacher or the student.
+
+  Args:
+    config: checked by `validate`.
+    who: "teacher" or "student".
+    shape: its architecture.
+    mesh: the mesh that it runs on.
+
+  Raises:
+    InputError: the kernel that the config asks for cannot serve this model.
+  """
+  check_attention(config, mesh)
+  kernel = _KERNELS.get(_device(mesh).platform)
+  if kernel is None or config.attention == "xla":
+    return XLA
+  sizes = {"seq_len": config.seq_len, "head_dim": shape.head_dim}
+  if kernel == "splash":
+    reason = splash.unserved(**sizes)
+  else:
+    capability = _compute_capability(_device(mesh))
+    reason = cudnn.unserved(
+      **sizes, dtype=jnp.dtype(DTYPES[config[who].dtype]), capability=capability
+    )
+  if reason is None:
+    return splash.splash_attention(mesh) if kernel == "splash" else cudnn.cudnn_attention(mesh)
+  if config.attention == "auto":
+    return XLA
+  raise InputError(
+    f"config.attention={kernel} cannot serve the {who}: {reason}; use auto, which takes xla for it."
+  )
+
+
+def _device(mesh: Any) -> Any:
+  return mesh.devices.flat[0]
+
+
+def _compute_capability(device: Any) -> tuple[int, ...] | None:
+  """Of an NVIDIA GPU; AMD's call theirs by names such as gfx90a."""
+  text = str(getattr(device, "compute_capability", ""))
+  return tuple(map(int, text.split("."))) if re.fullmatch(r"\d+\.\d+", text) else None

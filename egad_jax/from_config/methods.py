@@ -1,0 +1,205 @@
+"""From the keys of a config to the method it names."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from egad_jax import losses
+from egad_jax.errors import InputError
+from egad_jax.from_config.values import Config
+from egad_jax.losses.log_divergences import LOG_DIVERGENCES, make_divergence
+from egad_jax.losses.method import Method
+from egad_jax.losses.temperature import check_temperature
+
+
+def name_values(key: str, text: str) -> dict[str, str]:
+  """Parses "name=value,name=value"; InputError naming the config's `key` if it cannot be."""
+  values: dict[str, str] = {}
+  for entry in text.split(",") if text.strip() else ():
+    name, separator, value = (part.strip() for part in entry.partition("="))
+    if not (name and separator):
+      raise InputError(f"config.{key} must be name=value,name=value; got {entry!r}.")
+    if name in values:
+      raise InputError(f"config.{key}: {name} is given twice.")
+    values[name] = value
+  return values
+
+
+class Option(NamedTuple):
+  """One option of a method or divergence: its default, and whether it may be none."""
+
+  default: Any
+  optional: bool
+
+
+def options(key: str, text: str, known: Mapping[str, Option]) -> dict[str, Any]:
+  """Parses "name=value,name=value" into values of the types of the defaults.
+
+  Args:
+    key: of the config, for messages.
+    text: the options.
+    known: every option there is; one whose default is None takes a number.
+
+  Raises:
+    InputError: an option is unknown, or of another type.
+  """
+  values = {}
+  for name, word in name_values(key, text).items():
+    if name not in known:
+      raise InputError(
+        f"config.{key}: there is no option {name!r}; the options are {', '.join(known) or 'none'}."
+      )
+    default, optional = known[name]
+    kind = float if default is None else type(default)
+    try:
+      value = word if kind is str else ast.literal_eval(word.capitalize())
+    except (SyntaxError, ValueError):
+      value = word
+    if kind is float and type(value) is int:
+      value = float(value)
+    if type(value) is not kind and not (optional and value is None):
+      expected = "true or false" if kind is bool else f"a value like {default!r}"
+      expected = "a number" if default is None else expected
+      raise InputError(f"config.{key}: {name} must be {expected}; got {word!r}.")
+    values[name] = value
+  return values
+
+
+def _keywords(function: Callable[..., Any]) -> dict[str, Option]:
+  parameters = inspect.signature(function).parameters.values()
+  return {
+    p.name: Option(p.default, "None" in str(p.annotation))
+    for p in parameters
+    if p.kind is inspect.Parameter.KEYWORD_ONLY
+  }
+
+
+@contextlib.contextmanager
+def _named(key: str) -> Iterator[None]:
+  """Turns a ValueError, whose message names an argument, into an InputError naming the key."""
+  try:
+    yield
+  except ValueError as error:
+    if isinstance(error, InputError):
+      raise
+    raise InputError(f"config.{key}: {error}") from None
+
+
+def _group(config: Config, group: str, make: Any, **fixed: Any) -> Any:
+  """The dataclass `make` from the keys of a group that are its fields, but for the `fixed` ones."""
+  names = [field.name for field in dataclasses.fields(make) if field.name not in fixed]
+  with _named(group):
+    return make(**{name: config[group][name] for name in names}, **fixed)
+
+
+class _Recipe(NamedTuple):
+  """How the maker of a method gets its arguments.
+
+  Attributes:
+    arguments: config -> those that are the method's reading of shared groups.
+    options: (keyword, dataclass) that config.method_options fills, or the keywords it fills.
+  """
+
+  arguments: Callable[[Config], dict[str, Any]]
+  options: tuple[str, type] | tuple[str, ...] = ()
+
+
+def _temperature(config: Config) -> dict[str, Any]:
+  with _named("temperature"):
+    check_temperature("base", config.temperature.base)
+  return {"temperature": config.temperature.base}
+
+
+def _egad(config: Config) -> dict[str, Any]:
+  return {
+    "curriculum": _curriculum(config),
+    "temperature": _group(config, "temperature", losses.Temperature),
+    "branch": _group(config, "branch", losses.Branch) if config.branch.weight else None,
+  }
+
+
+def _curriculum(config: Config) -> losses.Curriculum | None:
+  if config.curriculum.kind == "uniform":
+    return None
+  return _group(config, "curriculum", losses.Curriculum)
+
+
+def _adakd(config: Config) -> dict[str, Any]:
+  if config.temperature.kind == "fixed":
+    raise InputError(
+      'config.temperature.kind ("fixed") must be "adaptive" or "mean" for method adakd, whose '
+      "temperature follows each token's difficulty. Give --config.temperature.kind=adaptive; with "
+      "--config.temperature.strength=0 as well, the temperature is config.temperature.base for all."
+    )
+  # The paper's place of a difficulty, whatever the config says of entropies.
+  return {"temperature": _group(config, "temperature", losses.Temperature, position="median_ratio")}
+
+
+def _trg(config: Config) -> dict[str, Any]:
+  return _temperature(config) | {"hard_fraction": config.branch.hard_fraction}
+
+
+def _x_token(config: Config) -> dict[str, Any]:
+  return {
+    "curriculum": _curriculum(config),
+    "temperature": _group(config, "temperature", losses.Temperature),
+    # The options can be checked before there is a projection.
+    "projection": (np.zeros((1, 1), np.int32), np.ones((1, 1), np.float32)),
+  }
+
+
+_RECIPES: dict[str, _Recipe] = {
+  "egad": _Recipe(_egad),
+  "vanilla_kd": _Recipe(_temperature),
+  "adakd": _Recipe(_adakd, ("focus", losses.Focus)),
+  "aekt": _Recipe(_temperature, ("explicit_knowledge", losses.ExplicitKnowledge)),
+  "ea_kd": _Recipe(_temperature, ("entropy_temperature", "entropy_bound")),
+  "se_kd": _Recipe(_temperature, ("fraction",)),
+  "taid": _Recipe(_temperature, ("interpolation", losses.Interpolation)),
+  "trg": _Recipe(_trg, ("graph", losses.RelationGraph)),
+  "x_token": _Recipe(_x_token, ("kind", "chunk_average", "teacher_top_k", "minimum_weight")),
+}
+
+
+def make_method(config: Config, **inputs: Any) -> Method:
+  """The method of a config.
+
+  Args:
+    config: its keys.
+    **inputs: what the method needs besides, made from the data (x_token: `projection`).
+
+  Raises:
+    InputError: a hyper-parameter is unknown or out of range.
+  """
+  make, recipe = losses.METHODS[config.method], _RECIPES[config.method]
+  arguments = {"ce_weight": config.loss.ce_weight, **recipe.arguments(config)}
+  arguments["half_life"] = float(config.distribution.half_life)
+  keywords = _keywords(make)
+  if "divergence" in keywords:
+    arguments |= _divergence(config)
+  with _named("method_options"):
+    match recipe.options:
+      case (str(name), type() as kind):
+        fields = {
+          f.name: Option(f.default, "None" in str(f.type)) for f in dataclasses.fields(kind)
+        }
+        arguments[name] = kind(**options("method_options", config.method_options, fields))
+      case names:
+        known = {name: keywords[name] for name in names}
+        arguments |= options("method_options", config.method_options, known)
+    return make(**arguments | inputs)
+
+
+def _divergence(config: Config) -> dict[str, Any]:
+  name, key = config.loss.divergence, "loss.divergence_options"
+  with _named(key):
+    chosen = options(key, config.loss.divergence_options, _keywords(LOG_DIVERGENCES[name]))
+    make_divergence(name, chosen)
+  return {"divergence": name, "divergence_options": chosen}

@@ -1,0 +1,234 @@
+"""From the keys of a config to teacher and student."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from egad_jax import progress, sharding
+from egad_jax.data.tokenizer import Tokenizer
+from egad_jax.errors import InputError
+from egad_jax.from_config.attention import make_attention
+from egad_jax.from_config.values import DTYPES, RANDOM, Config
+from egad_jax.losses.method import Method
+from egad_jax.models.architectures import architecture
+from egad_jax.models.config import DecoderConfig
+from egad_jax.models.generation_settings import GenerationSettings
+from egad_jax.models.load import Pretrained, load_pretrained
+from egad_jax.models.model import make_model
+from egad_jax.models.student import evenly_spaced, shape_from_layers, student_from_layers
+from egad_jax.training.run import Pair
+
+
+def layer_pairs(layers: str, num_student: int, num_teacher: int) -> tuple[tuple[int, int], ...]:
+  """The (student, teacher) layers whose outputs are compared, counted from 1.
+
+  Args:
+    layers: "last", "uniform:N" or "S:T,S:T".
+    num_student: the student's depth.
+    num_teacher: the teacher's.
+
+  Raises:
+    InputError: it cannot be parsed or names a layer that does not exist, or one twice.
+
+  >>> layer_pairs("uniform:2", 4, 30)
+  ((2, 15), (4, 30))
+  """
+  expected = "config.branch.layers must be last, uniform:N or S:T,S:T"
+  try:
+    if layers == "last":
+      pairs = ((num_student, num_teacher),)
+    elif layers.startswith("uniform:"):
+      n = int(layers.removeprefix("uniform:"))
+      pairs = tuple(
+        (round(i * num_student / n), round(i * num_teacher / n)) for i in range(1, n + 1)
+      )
+    else:
+      pairs = tuple(tuple(map(int, pair.split(":"))) for pair in layers.split(","))
+    student, teacher = zip(*pairs, strict=True)
+  except (ValueError, ZeroDivisionError):
+    raise InputError(f"{expected}; got {layers!r}.") from None
+  for who, chosen, depth in (("student", student, num_student), ("teacher", teacher, num_teacher)):
+    if len(set(chosen)) != len(chosen) or not all(1 <= i <= depth for i in chosen):
+      raise InputError(
+        f"{expected}, of different {who} layers between 1 and {depth}; got {layers!r}, which "
+        f"takes the {who}'s {', '.join(map(str, chosen))}."
+      )
+  return tuple(zip(student, teacher, strict=True))
+
+
+class Vocabulary(NamedTuple):
+  """What a model must know of its tokenizer; a `Tokenizer` has it too."""
+
+  vocab_size: int
+
+
+def planned_shape(who: str, source: str, name: str) -> DecoderConfig:
+  """The architecture that a source has by the config alone.
+
+  Args:
+    who: "teacher" or "student", for messages.
+    source: as in the config.
+    name: of an architecture, "" if the config names none.
+
+  Raises:
+    InputError: it cannot be known without reading files.
+  """
+  if source.startswith(RANDOM):
+    return architecture(source.removeprefix(RANDOM))
+  if not name:
+    raise InputError(
+      f"a plan reads no files, so config.{who}.architecture must name what config.{who}.source="
+      f"{source} has, such as qwen3-8b; see egad_jax/models/architectures.py."
+    )
+  return architecture(name)
+
+
+def _load(
+  who: str, source: str, name: str, tokenizer: Tokenizer | Vocabulary, planned: bool
+) -> Pretrained:
+  """A model of the tokenizer's vocabulary; params None for random values, or if only `planned`."""
+  size = tokenizer.vocab_size
+  if source.startswith(RANDOM):
+    return Pretrained(
+      _replace(planned_shape(who, source, name), vocab_size=size), None, None, source
+    )
+  if planned:
+    return Pretrained(planned_shape(who, source, name), None, None, source)
+  with progress.phase(f"reading the {who}, {source}"):
+    read = load_pretrained(source, tokenizer_size=size)
+  if name:
+    _check_architecture(who, source, read.config, name)
+  return read
+
+
+def _check_architecture(who: str, source: str, found: DecoderConfig, name: str) -> None:
+  # How random values are drawn is no part of what a plan counts on.
+  wanted = dataclasses.replace(architecture(name), embedding_std=found.embedding_std)
+  for field in dataclasses.fields(wanted):
+    got, expected = getattr(found, field.name), getattr(wanted, field.name)
+    if got != expected:
+      raise InputError(
+        f"config.{who}.architecture is {name}, of {field.name} {expected}, but {source} has {got}; "
+        "name the architecture it has, or none."
+      )
+
+
+def _replace(shape: DecoderConfig, **sizes: int) -> DecoderConfig:
+  """`shape` with the sizes that are not 0."""
+  sizes = {name: size for name, size in sizes.items() if size}
+  dim, heads = sizes.get("dim", shape.dim), sizes.get("num_heads", shape.num_heads)
+  if "dim" in sizes or "num_heads" in sizes:
+    if dim % heads:
+      raise InputError(
+        f"config.student.num_heads ({heads}) must divide config.student.dim ({dim})."
+      )
+    sizes["head_dim"] = dim // heads
+  changes: dict[str, Any] = {**sizes}
+  return dataclasses.replace(shape, **changes)
+
+
+def _student(
+  config: Config,
+  teacher: Pretrained,
+  tokenizer: Tokenizer | Vocabulary,
+  teacher_tokenizer: Tokenizer | Vocabulary,
+  planned: bool,
+) -> Pretrained:
+  options = config.student
+  if options.init == "source":
+    named = (options.source, options.architecture)
+    return _load("student", *named, tokenizer, planned)
+  if options.init == "random":
+    names = ("dim", "num_heads", "num_kv_heads", "mlp_dim")
+    sizes = {name: options[name] for name in names}
+    if options.architecture or tokenizer is not teacher_tokenizer:
+      sizes["vocab_size"] = tokenizer.vocab_size
+    like = architecture(options.architecture) if options.architecture else teacher.config
+    shape = _replace(like, num_layers=options.layers, **sizes)
+    return _untrained(dataclasses.replace(shape, embedding_std=DecoderConfig.embedding_std))
+  if teacher.params is None and (not planned or config.teacher.source.startswith(RANDOM)):
+    raise InputError(
+      f"config.student.init=layers takes layers of a trained teacher, but config.teacher.source="
+      f"{config.teacher.source} has random values; use student.init=random."
+    )
+  depth = teacher.config.num_layers
+  indices = tuple(options.layer_indices) or evenly_spaced(depth, options.layers or depth)
+  if options.layers and len(indices) != options.layers:
+    raise InputError(
+      f"config.student.layers ({options.layers}) and config.student.layer_indices "
+      f"({len(indices)} of them) disagree; leave one at its default."
+    )
+  if teacher.params is None:
+    return _untrained(shape_from_layers(teacher.config, indices))
+  cut, params = student_from_layers(teacher.config, teacher.params, indices)
+  return _untrained(cut)._replace(params=params)
+
+
+def _untrained(shape: DecoderConfig) -> Pretrained:
+  return Pretrained(shape, None, None, "student")
+
+
+def _generation(student: Pretrained, teacher: Pretrained, shared: bool) -> GenerationSettings:
+  """How the student's texts end: as the teacher's, which teaches it, if the ids mean the same."""
+  if shared and teacher.generation.end_ids:
+    return teacher.generation
+  return student.generation
+
+
+def make_pair(
+  config: Config,
+  tokenizer: Tokenizer | Vocabulary,
+  teacher_tokenizer: Tokenizer | Vocabulary,
+  *,
+  method: Method,
+  meshes: tuple[Any, Any],
+  planned: bool = False,
+) -> Pair:
+  """Student and teacher; `tokenizer` is the student's, the same object if there is one for both.
+
+  The meshes are the student's and the teacher's.
+
+  No files are read if `planned`: the architectures are the config's, without parameters.
+  """
+  options = config.teacher
+  teacher = _load("teacher", options.source, options.architecture, teacher_tokenizer, planned)
+  tokenizers = (tokenizer, teacher_tokenizer)
+  student = _student(config, teacher, *tokenizers, planned)
+  for who, shape in (("teacher", teacher.config), ("student", student.config)):
+    if config.seq_len > shape.max_seq_len:
+      raise InputError(
+        f"config.seq_len ({config.seq_len}) is above the {who}'s {shape.max_seq_len} positions; "
+        f"set config.seq_len to {shape.max_seq_len} or less."
+      )
+  pairs: tuple[tuple[int, int], ...] = ()
+  if method.feature_loss is not None:
+    depths = (student.config.num_layers, teacher.config.num_layers)
+    pairs = layer_pairs(config.branch.layers, *depths)
+  mesh, teacher_mesh = meshes
+  return Pair(
+    student=make_model(
+      student.config,
+      dtype=DTYPES[config.student.dtype],
+      remat=config.student.remat,
+      constrain=sharding.constrain(mesh),
+      attention=make_attention(config, "student", student.config, mesh),
+    ),
+    teacher=make_model(
+      teacher.config,
+      dtype=DTYPES[config.teacher.dtype],
+      constrain=sharding.constrain(teacher_mesh),
+      attention=make_attention(config, "teacher", teacher.config, teacher_mesh),
+      layers_on_host=config.teacher.placement == "host",
+    ),
+    student_params=student.params,
+    teacher_params=teacher.params,
+    student_taps=tuple(s for s, _ in pairs),
+    teacher_taps=tuple(t for _, t in pairs),
+    teacher_name=teacher.name,
+    teacher_license=teacher.license,
+    teacher_dtype=DTYPES[config.teacher.dtype],
+    teacher_generation=teacher.generation,
+    student_generation=_generation(student, teacher, tokenizer is teacher_tokenizer),
+    unread=tuple(f"{model.name}: {what}" for model in (teacher, student) for what in model.unread),
+  )

@@ -1,0 +1,64 @@
+"""What stands in for tokenizers and what is made of them in a plan, which reads no files."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from egad_jax.errors import InputError
+from egad_jax.from_config.methods import name_values
+from egad_jax.from_config.models import Vocabulary, planned_shape
+from egad_jax.from_config.tokenizers import X_TOKEN
+from egad_jax.from_config.values import TRAIN, Config
+
+# Entries in a row of a run's projection, at most: the default of `prepare_projection`.
+_PIECES = 4
+
+
+def planned_vocabularies(config: Config) -> tuple[Vocabulary, Vocabulary]:
+  """Stand-ins for the tokenizers of student and teacher; one object unless rows are paired.
+
+  Raises:
+    InputError: a size is not known from the config alone.
+  """
+  options = config.teacher
+  teacher = _vocabulary("teacher", config.data.tokenizer, options.source, options.architecture)
+  if config.method != X_TOKEN:
+    return teacher, teacher
+  student = config.student
+  own = student.tokenizer
+  if student.init == "source" or _trained_size(own):
+    return _vocabulary("student", own, student.source, student.architecture), teacher
+  if own:
+    raise InputError(
+      f"config.student.tokenizer={own} is not read by a plan; plan with train:N, N its entries."
+    )
+  return teacher, teacher
+
+
+def _vocabulary(who: str, tokenizer: str, source: str, name: str) -> Vocabulary:
+  """N of train:N, else the rows of the embedding."""
+  return Vocabulary(_trained_size(tokenizer) or planned_shape(who, source, name).vocab_size)
+
+
+def _trained_size(tokenizer: str) -> int:
+  """N of train:N, 0 of anything else."""
+  size = tokenizer.removeprefix(TRAIN)
+  return int(size) if tokenizer.startswith(TRAIN) and size.isdigit() else 0
+
+
+def planned_projection(
+  config: Config, student: Vocabulary, teacher: Vocabulary
+) -> tuple[np.ndarray, np.ndarray]:
+  """A projection with every row full: no two tokenizers have one that costs more.
+
+  Raises:
+    InputError: the method's program depends on more of a projection than its size.
+  """
+  if name_values("method_options", config.method_options).get("kind") == "h_kl":
+    raise InputError(
+      f"config.method={X_TOKEN} with kind=h_kl cannot be planned: its program depends on which "
+      "tokens two tokenizers have in common, and a plan reads no files; plan kind=p_kl or uld."
+    )
+  rows = np.arange(student.vocab_size, dtype=np.int32)[:, None]
+  ids = (rows + np.arange(_PIECES, dtype=np.int32)) % teacher.vocab_size
+  return ids, np.full(ids.shape, 1 / _PIECES, np.float32)

@@ -1,0 +1,238 @@
+"""From a config to everything a run is made of."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+from typing import Any, cast
+
+import jax
+from etils import epath
+
+from egad_jax import progress, sharding
+from egad_jax.data import corpus as corpora
+from egad_jax.data.packing import Rows, prepare_rows
+from egad_jax.data.paired_packing import prepare_paired_rows
+from egad_jax.data.projection import prepare_projection
+from egad_jax.data.tokenizer import Tokenizer
+from egad_jax.durability.watchdog import Limits
+from egad_jax.errors import InputError
+from egad_jax.files import paths
+from egad_jax.files.storage import is_local
+from egad_jax.from_config.attention import check_attention
+from egad_jax.from_config.meshes import eval_batch, make_meshes
+from egad_jax.from_config.methods import make_method
+from egad_jax.from_config.models import make_pair
+from egad_jax.from_config.planned import planned_projection, planned_vocabularies
+from egad_jax.from_config.prompts import check_prompts
+from egad_jax.from_config.tokenizers import X_TOKEN, make_tokenizers
+from egad_jax.from_config.validation import compiler_options, validate
+from egad_jax.from_config.values import RANDOM, TRAIN, Config
+from egad_jax.losses.method import Method
+from egad_jax.models import llama
+from egad_jax.training.guard import Spikes
+from egad_jax.training.optimizers import (
+  OptimizerOptions,
+  make_optimizer,
+  make_progress,
+  make_schedule,
+)
+from egad_jax.training.profiling import Window
+from egad_jax.training.run import Intervals, Pair, Run
+
+_LOG = logging.getLogger(__name__)
+
+
+def _data_cache(config: Config, workdir: epath.PathLike) -> epath.Path:
+  if config.data.cache:
+    return paths.local(config.data.cache, "config.data.cache")
+  # Rows are read one by one from files that are mapped; each host makes the same ones.
+  if is_local(workdir):
+    return epath.Path(workdir) / "data"
+  return paths.local("~/.cache/egad_jax/data", "config.data.cache")
+
+
+def _compilation_cache(config: Config) -> str:
+  path = paths.parse(config.compilation_cache, "config.compilation_cache")
+  if path.exists() and not path.is_dir():
+    raise InputError(f"config.compilation_cache {path} must be a directory, and is a file.")
+  return str(path)
+
+
+def input_paths(config: Config) -> dict[str, pathlib.Path]:
+  """The files and directories on this machine's disks that a config reads, by their keys.
+
+  Raises:
+    InputError: a path cannot be understood.
+  """
+  found = {}
+  for group, key in (
+    *(("teacher", "source"), ("student", "source"), ("student", "tokenizer")),
+    *(("data", "tokenizer"), ("data", "source"), ("data", "cache")),
+  ):
+    name = config[group][key]
+    if not name or name.startswith((RANDOM, TRAIN)) or not is_local(name):
+      continue
+    path = pathlib.Path(paths.expand(name, f"config.{group}.{key}"))
+    if path.exists():
+      found[f"config.{group}.{key}"] = path
+  return found
+
+
+def build(config: Config, workdir: epath.PathLike, *, devices: Any = None) -> Run:
+  """Makes the run of a config; prepares its data if that is not done yet.
+
+  Args:
+    config: the config, checked by `validate` first.
+    workdir: where data is prepared unless config.data.cache says otherwise.
+    devices: the devices of the mesh; all if None.
+
+  Raises:
+    InputError: an input is missing, damaged or does not fit.
+  """
+  validate(config)
+  if config.compilation_cache:
+    jax.config.update("jax_compilation_cache_dir", _compilation_cache(config))
+  with progress.phase("looking for devices"):
+    meshes = make_meshes(config, devices)
+  check_attention(config, meshes[0])
+  data = config.data
+  cache = _data_cache(config, workdir)
+  corpus = corpora.prepare_corpus(
+    data.source,
+    cache,
+    held_out_fraction=data.held_out_fraction,
+    max_bad_records=data.max_bad_records,
+  )
+  tokenizers = make_tokenizers(config, corpus)
+  to_rows = {"seq_len": config.seq_len, "directory": cache}
+  if config.method == X_TOKEN:
+    projection = prepare_projection(*tokenizers, directory=cache)
+    method = make_method(config, projection=(projection.ids, projection.weights))
+    pair = make_pair(config, *tokenizers, method=method, meshes=meshes)
+    rows = prepare_paired_rows(corpus, *tokenizers, **to_rows)
+  else:
+    method = make_method(config)
+    pair = make_pair(config, *tokenizers, method=method, meshes=meshes)
+    rows = prepare_rows(corpus, tokenizers[0], **to_rows)
+  check_prompts(config, pair, tokenizers)
+  _check_size(config, rows, meshes[0])
+  # What cannot be exported is refused before it is trained.
+  llama.config_to_hf(pair.student.config, bos_id=None, eos_id=None, pad_id=None, dtype="float32")
+  return _assemble(config, method, pair, tokenizers, rows, meshes)
+
+
+def _check_size(config: Config, rows: Rows, mesh: Any) -> None:
+  """Checks that there is enough text for a batch and for an evaluation.
+
+  Raises:
+    InputError: there is not.
+  """
+  unit = sharding.batch_devices(mesh) * config.accumulation
+  if config.batch_size > rows.train_size:
+    fitting = rows.train_size // unit * unit
+    smaller = f"lower config.batch_size to {fitting} or less, " if fitting else ""
+    raise InputError(
+      f"config.batch_size ({config.batch_size} rows) is larger than the data: config.data.source="
+      f"{config.data.source} gives {rows.train_size} rows of {rows.seq_len} tokens to train on. "
+      f"Give more text, {smaller}or shorten config.seq_len, which makes more rows."
+    )
+  for split, what in ((corpora.TRAIN, "train on"), (corpora.HELD_OUT, "evaluate on")):
+    if not rows.num_targets[split]:
+      raise InputError(
+        f"config.data.source={config.data.source} leaves no tokens to {what}: the documents of its "
+        f"{split.replace('_', '-')} split are of one token or none. Give more text, or another "
+        "config.data.held_out_fraction."
+      )
+
+
+def plan_run(config: Config, devices: Any) -> Run:
+  """The run of a config for `devices` that may not exist: its train step can only be compiled.
+
+  Nothing is read, neither weights nor tokenizer nor data: tokenizer and rows are stand-ins that
+  know their sizes.
+
+  Raises:
+    InputError: the config is invalid, does not fit the devices, or needs files to be known.
+  """
+  validate(config)
+  if config.teacher.mesh.devices:
+    raise InputError(
+      f"config.teacher.mesh.devices ({config.teacher.mesh.devices}) must be 0 for a plan, which is "
+      "of one program for all devices; plan it with config.teacher.placement=host if memory is "
+      "short."
+    )
+  meshes = make_meshes(config, devices)
+  check_attention(config, meshes[0])
+  vocabularies = planned_vocabularies(config)
+  paired = config.method == X_TOKEN
+  inputs = {"projection": planned_projection(config, *vocabularies)} if paired else {}
+  method = make_method(config, **inputs)
+  pair = make_pair(config, *vocabularies, method=method, meshes=meshes, planned=True)
+  nothing: dict[str, Any] = {}
+  sides = 2 if paired else 1
+  rows = Rows(
+    *(epath.Path(), "", sides, config.seq_len),
+    *(nothing, nothing, nothing),
+    held_out_bytes=(),
+    files=nothing,
+  )
+  tokenizers = cast(tuple[Tokenizer, Tokenizer], vocabularies)
+  return _assemble(config, method, pair, tokenizers, rows, meshes)
+
+
+def _assemble(
+  config: Config,
+  method: Method,
+  pair: Pair,
+  tokenizers: tuple[Tokenizer, Tokenizer],
+  rows: Rows,
+  meshes: tuple[Any, Any],
+) -> Run:
+  options = OptimizerOptions(**config.optimizer.to_dict())
+  if options.warmup_steps >= config.steps > 1:
+    _LOG.warning(
+      "config.optimizer.warmup_steps (%d) is cut to %d, as the run has %d steps",
+      *(options.warmup_steps, config.steps - 1, config.steps),
+    )
+  learning_rate = make_schedule(options, config.steps)
+  c, guard = config.curriculum, config.guard
+  return Run(
+    method_name=config.method,
+    method=method,
+    pair=pair,
+    tokenizer=tokenizers[0],
+    teacher_tokenizer=tokenizers[1],
+    rows=rows,
+    mesh=meshes[0],
+    teacher_mesh=meshes[1],
+    teacher_on_host=config.teacher.placement == "host",
+    tx=make_optimizer(options, learning_rate),
+    learning_rate=learning_rate,
+    progress=make_progress(c.start, c.end, c.power, config.steps),
+    seed=config.seed,
+    steps=config.steps,
+    batch_size=config.batch_size,
+    accumulation=config.accumulation,
+    chunk_size=config.loss.chunk_size or None,
+    kernels=config.loss.kernels == "auto",
+    spikes=Spikes(guard.spike_sigmas, guard.half_life) if guard.spike_sigmas else None,
+    max_skipped=guard.max_skipped,
+    fill_batches=config.distribution.fill_batches,
+    held_out_rows=config.eval.rows,
+    held_out_batch=eval_batch(config),
+    intervals=Intervals(
+      config.log_every,
+      config.checkpoint.every_steps,
+      config.checkpoint.every_seconds,
+      config.eval.every_steps,
+    ),
+    keep=config.checkpoint.keep,
+    keep_best=config.checkpoint.keep_best,
+    prompts=tuple(config.eval.prompts),
+    sample_tokens=config.eval.sample_tokens,
+    compiler_options=compiler_options(config),
+    tensorboard=config.tensorboard,
+    limits=Limits(**config.watchdog.to_dict()),
+    profile=Window(**config.profile.to_dict()),
+  )

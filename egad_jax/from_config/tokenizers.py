@@ -1,0 +1,82 @@
+"""From the keys of a config to the tokenizers of student and teacher."""
+
+from __future__ import annotations
+
+import logging
+
+from egad_jax import progress
+from egad_jax.data import corpus as corpora
+from egad_jax.data.tokenizer import Tokenizer
+from egad_jax.errors import InputError
+from egad_jax.from_config.values import RANDOM, TRAIN, Config
+
+_LOG = logging.getLogger(__name__)
+# The method that learns across tokenizers.
+X_TOKEN = "x_token"
+
+
+def make_tokenizers(config: Config, corpus: corpora.Corpus) -> tuple[Tokenizer, Tokenizer]:
+  """The tokenizers of student and teacher; one object if they mean the same.
+
+  If the same ids mean the same, but a text would get others (it is split otherwise, or begins with
+  another token), the teacher's is used for both and that is said; x_token uses either's own.
+
+  Raises:
+    InputError: a source is missing or unreadable, or the two differ where the method or
+      config.student.init does not allow it.
+  """
+  source = config.data.tokenizer or config.teacher.source
+  if source.startswith(RANDOM):
+    raise InputError(
+      f"config.teacher.source={source} brings no tokenizer; set config.data.tokenizer to a "
+      "directory, a .gguf file or train:N."
+    )
+  teacher = _read("data.tokenizer", source, corpus)
+  own = config.student.tokenizer or (
+    config.student.source if config.student.init == "source" else ""
+  )
+  if not own:
+    return teacher, teacher
+  key = "student.tokenizer" if config.student.tokenizer else "student.source"
+  student = _read(key, own, corpus)
+  if student.fingerprint == teacher.fingerprint:
+    return teacher, teacher
+  same_vocabulary = student.vocabulary_fingerprint == teacher.vocabulary_fingerprint
+  if same_vocabulary and config.method != X_TOKEN:
+    parts = [name for name, digest in student.parts.items() if digest != teacher.parts[name]]
+    _LOG.warning(
+      "The tokenizer of config.%s (%s) has the teacher's vocabulary, but differs in: %s. The "
+      "teacher's makes the rows, and is exported with the student.",
+      *(key, own, ", ".join(parts)),
+    )
+    return teacher, teacher
+  different = (
+    f"the tokenizer of config.{key} ({own}, {student.vocab_size} entries) is not the teacher's "
+    f"({teacher.vocab_size} entries)"
+  )
+  if config.method != X_TOKEN:
+    raise InputError(
+      f"{different}, but config.method={config.method} needs the same ids for the same text; use "
+      f"config.method={X_TOKEN}, or a student of the teacher's family."
+    )
+  if config.student.init == "layers" and not same_vocabulary:
+    raise InputError(
+      f"{different}, so that config.student.init=layers would give the student an embedding of "
+      "other tokens; use config.student.init=random or source."
+    )
+  return student, teacher
+
+
+def _read(key: str, source: str, corpus: corpora.Corpus) -> Tokenizer:
+  size = source.removeprefix(TRAIN)
+  if source.startswith(TRAIN) and not size.isdigit():
+    raise InputError(f"config.{key} must be train:N with a number N; got {source!r}.")
+  try:
+    if not source.startswith(TRAIN):
+      with progress.phase(f"reading the tokenizer of {source}"):
+        return Tokenizer.from_source(source)
+    texts = (record["text"].decode() for record in corpus.data_source(corpora.TRAIN))
+    with progress.phase(f"training a tokenizer of {size} entries"):
+      return Tokenizer.train(texts, int(size))
+  except InputError as error:
+    raise InputError(f"config.{key}: {error}") from None

@@ -1,0 +1,108 @@
+"""What can be known of a config before any work is done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from egad_jax import losses
+from egad_jax.errors import InputError
+from egad_jax.from_config.attention import ATTENTIONS
+from egad_jax.from_config.methods import make_method, name_values
+from egad_jax.from_config.values import DTYPES, Config
+from egad_jax.losses.curriculum import CURRICULUM_KINDS
+
+_CHOICES = {
+  "method": tuple(losses.METHODS),
+  "attention": ATTENTIONS,
+  "teacher.dtype": tuple(DTYPES),
+  "teacher.placement": ("device", "host"),
+  "student.dtype": tuple(DTYPES),
+  "student.init": ("layers", "random", "source"),
+  "student.remat": ("none", "dots", "full"),
+  "loss.divergence": tuple(losses.DIVERGENCES),
+  "loss.kernels": ("auto", "xla"),
+  "optimizer.schedule": ("cosine", "linear", "constant"),
+  "curriculum.kind": ("uniform", *CURRICULUM_KINDS),
+}
+_POSITIVE = ("steps", "batch_size", "seq_len", "accumulation", "log_every", "eval.rows")
+_POSITIVE += (
+  "checkpoint.keep",
+  "distribution.half_life",
+  "optimizer.learning_rate",
+  "optimizer.epsilon",
+  "guard.half_life",
+  "guard.max_skipped",
+  "profile.steps",
+  "curriculum.power",
+)
+_NOT_NEGATIVE = ("student.layers", "data.max_bad_records", "loss.ce_weight")
+_NOT_NEGATIVE += ("loss.chunk_size", "branch.weight", "distribution.fill_batches")
+_NOT_NEGATIVE += ("optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm")
+_NOT_NEGATIVE += ("checkpoint.every_steps", "checkpoint.every_seconds", "eval.every_steps")
+_NOT_NEGATIVE += ("eval.batch_size", "eval.sample_tokens", "student.dim", "student.num_heads")
+_NOT_NEGATIVE += ("student.num_kv_heads", "student.mlp_dim")
+_NOT_NEGATIVE += ("guard.spike_sigmas",)
+_NOT_NEGATIVE += ("watchdog.step_seconds", "watchdog.other_seconds", "profile.start_step")
+_NOT_NEGATIVE += ("teacher.mesh.devices",)
+_SHARES = ("curriculum.start", "curriculum.end", "optimizer.final_fraction")
+# Each states what is valid, so that NaN never is, and infinity is only where it means something.
+_RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+  (_POSITIVE, lambda x: 0 < x < math.inf, "be positive"),
+  (_NOT_NEGATIVE, lambda x: 0 <= x < math.inf, "not be negative"),
+  (_SHARES, lambda x: 0 <= x <= 1, "be between 0 and 1"),
+  # JAX and grain take no other; JAX would take the rest of a division by 2**32.
+  (("seed",), lambda x: 0 <= x < 2**32, "be at least 0 and below 2**32"),
+  (("data.held_out_fraction",), lambda x: 0 < x < 1, "lie between 0 and 1"),
+  (("optimizer.beta1", "optimizer.beta2"), lambda x: 0 <= x < 1, "be at least 0 and below 1"),
+)
+
+_REMEDIES = {
+  "data.held_out_fraction": " Use a share such as 0.02: without held-out text nothing is measured, "
+  "and without the rest nothing is trained.",
+}
+
+
+def _read(config: Config, key: str) -> Any:
+  value = config
+  for part in key.split("."):
+    value = value[part]
+  return value
+
+
+def validate(config: Config) -> None:
+  """Checks everything that can be known from the config alone, before any work.
+
+  Raises:
+    InputError: naming the key, what it must be and what it is.
+  """
+  if not config.teacher.source:
+    raise InputError(
+      "config.teacher.source is required: a .gguf file, a Hugging Face directory, "
+      "python:PACKAGE/FILE.gguf or random:ARCHITECTURE."
+    )
+  for key, choices in _CHOICES.items():
+    if _read(config, key) not in choices:
+      raise InputError(
+        f"config.{key} must be one of {', '.join(choices)}; got {_read(config, key)!r}."
+      )
+  for keys, is_valid, expected in _RANGES:
+    for key in keys:
+      if not is_valid(_read(config, key)):
+        remedy = _REMEDIES.get(key, "")
+        raise InputError(f"config.{key} must {expected}; got {_read(config, key)}.{remedy}")
+  if config.student.init == "source" and not config.student.source:
+    raise InputError("config.student.source is required with config.student.init=source.")
+  if config.batch_size % config.accumulation:
+    raise InputError(
+      f"config.accumulation ({config.accumulation}) must divide config.batch_size "
+      f"({config.batch_size})."
+    )
+  make_method(config)
+  compiler_options(config)
+
+
+def compiler_options(config: Config) -> dict[str, str]:
+  """Parses "name=value,name=value"."""
+  return name_values("compiler_options", config.compiler_options)

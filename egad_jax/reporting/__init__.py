@@ -1,0 +1,1 @@
+"""What people see of a run: logs, the report, the model card."""

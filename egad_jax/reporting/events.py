@@ -1,0 +1,93 @@
+"""TensorBoard's events of a run; a disk that is full delays them, and never the run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pathlib
+import socket
+import struct
+import time
+
+from etils import epath
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.summary import scalar
+
+from egad_jax.files.storage import is_local
+
+_LOG = logging.getLogger(__name__)
+_FLUSH_SECONDS, _UPLOAD_SECONDS = 10.0, 30.0
+# Bytes that wait for room at most; one number of one step has 60.
+_MOST_WAITING = 2**24
+
+
+class EventFile:
+  """One file of events, appended to by this process alone.
+
+  tensorboardX has a thread write it, which a full disk ends; the run would wait for it for ever.
+  """
+
+  def __init__(self, directory: epath.Path, *, purge_step: int) -> None:
+    """Begins a file.
+
+    Args:
+      directory: of the run's events; made when there is something to write.
+      purge_step: the first step; TensorBoard hides what earlier files say of it and of later ones.
+    """
+    name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+    self._path, self._local = directory / name, is_local(directory)
+    self._whole, self._waiting, self._written = b"", b"", 0
+    self._tried, self._failing, self._lost = time.monotonic(), False, 0
+    self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
+    start = SessionLog(status=SessionLog.SessionStatus.Value("START"))
+    self._add(Event(wall_time=time.time(), step=purge_step, session_log=start))
+
+  def add_scalar(self, name: str, value: float, step: int) -> None:
+    """Adds one number of one step."""
+    self._add(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+    if time.monotonic() - self._tried >= (_FLUSH_SECONDS if self._local else _UPLOAD_SECONDS):
+      self.sync()
+
+  def _add(self, event: Event) -> None:
+    data = event.SerializeToString()
+    header = struct.pack("<Q", len(data))
+    crcs = (struct.pack("<I", masked_crc32c(part)) for part in (header, data))
+    record = header + next(crcs) + data + next(crcs)
+    if len(self._waiting) + len(record) > _MOST_WAITING:
+      self._lost += 1
+    else:
+      self._waiting += record
+
+  def sync(self) -> None:
+    """Writes what waits, as far as there is room."""
+    self._tried = time.monotonic()
+    try:
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+      if self._local:
+        self._append()
+      else:
+        self._path.write_bytes(self._whole + self._waiting)
+        self._whole += self._waiting
+    except OSError as error:
+      if not self._failing:
+        _LOG.error("%s cannot be written (%s); it is tried again", self._path, error.strerror)
+      self._failing = True
+      return
+    self._waiting, self._failing = b"", False
+
+  def _append(self) -> None:
+    path = pathlib.Path(self._path)
+    path.touch()
+    with path.open("r+b") as file:
+      # What a failed attempt left of a record is overwritten.
+      file.seek(self._written)
+      file.truncate()
+      file.write(self._waiting)
+    self._written += len(self._waiting)
+
+  def close(self) -> None:
+    """Writes what waits, and says what is lost."""
+    self.sync()
+    if self._failing or self._lost:
+      _LOG.error("the last events of TensorBoard are lost; metrics.jsonl has their numbers")

@@ -1,0 +1,143 @@
+"""Where a run's numbers go: metrics.jsonl, TensorBoard, and the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from egad_jax import progress
+from egad_jax.durability import workdir as files
+from egad_jax.durability.jsonl_log import JsonlLog
+from egad_jax.durability.workdir import Workdir
+from egad_jax.files.storage import finite_or_none
+from egad_jax.reporting.events import EventFile
+
+_LOG = logging.getLogger(__name__)
+
+# Keys of every line of metrics.jsonl that come from the train step; null where not applicable.
+# A method's own metrics and the count of skipped steps follow them.
+STEP_KEYS = (
+  *("loss", "distillation_loss", "feature_loss", "cross_entropy", "teacher_entropy"),
+  *("student_entropy", "temperature_mean", "temperature_min", "temperature_max"),
+  *("curriculum_progress", "weight_mean", "hard_fraction", "hard_overflow", "grad_norm"),
+  "learning_rate",
+)
+_NOT_LOGGED = ("tokens", "finite", "skipped_in_a_row", "loss_limit", "grad_norm_limit")
+
+
+def averages(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
+  """Divides the (total, count) pairs of a step, on the host."""
+  return {name: float(total) / max(float(count), 1.0) for name, (total, count) in metrics.items()}
+
+
+def shown(value: float | None, form: str) -> str:
+  """A number for people; "n/a" for what is not finite or was not measured.
+
+  >>> shown(2.5, ".2f"), shown(None, ".2f"), shown(float("inf"), ".2f")
+  ('2.50', 'n/a', 'n/a')
+  """
+  return "n/a" if value is None or not math.isfinite(value) else format(value, form)
+
+
+class MetricLog:
+  """Writes each logged step once, ascending, to metrics.jsonl, TensorBoard and the terminal."""
+
+  def __init__(
+    self,
+    workdir: Workdir,
+    *,
+    steps: int,
+    start: int,
+    log_every: int,
+    tensorboard: bool,
+    measure: Callable[[float], Mapping[str, Any]],
+  ):
+    """Opens the logs of steps after `start`; later ones of an earlier attempt are cut off.
+
+    Args:
+      workdir: of the run.
+      steps: of the whole run.
+      start: step that it goes on from.
+      log_every: steps between lines.
+      tensorboard: whether to write its events.
+      measure: seconds of a step -> more of a line, as of `Utilization.measure`.
+    """
+    self._lines = JsonlLog(workdir / files.METRICS, last_step=start, writes=workdir.writes)
+    self._steps, self._log_every, self._measure = steps, log_every, measure
+    self._events = None
+    if tensorboard and workdir.writes:
+      # purge_step hides what an earlier attempt logged beyond the step that it is resumed from.
+      self._events = EventFile(workdir / "tensorboard", purge_step=start + 1)
+    self._phase = progress.Phase()
+    self._step = self._since = start
+    self._seconds, self._tokens = 0.0, 0.0
+
+  @contextlib.contextmanager
+  def shown(self) -> Iterator[None]:
+    """Shows the steps that are made in this context."""
+    phase = progress.phase("training", self._steps, completed=self._step, is_told=False)
+    with phase as self._phase:
+      yield
+    self._phase = progress.Phase()
+
+  def write(
+    self, step: int, values: Mapping[str, float], *, epoch: float, tokens: int, seconds: float
+  ) -> bool:
+    """Takes the numbers of one step.
+
+    Args:
+      step: updates made with it.
+      values: averages of the step.
+      epoch: passes over the train rows so far.
+      tokens: target tokens so far.
+      seconds: that the step took.
+
+    Returns:
+      Whether the step is logged.
+    """
+    self._seconds += seconds
+    self._tokens += 0.0 if values.get("skipped") else values["tokens"]
+    rate = self._tokens / self._seconds
+    self._phase.update(step - self._step, f"loss {values['loss']:.3f}  {rate:.0f} tokens/s")
+    self._step = step
+    if step % self._log_every and step != self._steps:
+      return False
+    step_seconds = self._seconds / (step - self._since)
+    record: dict[str, Any] = {"step": step, "epoch": epoch}
+    record |= {key: values.get(key) for key in STEP_KEYS}
+    record |= {"tokens": tokens, "tokens_per_second": rate, "step_seconds": step_seconds}
+    record |= self._measure(step_seconds)
+    record |= {k: v for k, v in values.items() if k not in record and k not in _NOT_LOGGED}
+    self._lines.append(record)
+    for key, value in finite_or_none(record).items():
+      if self._events and value is not None and key != "step":
+        self._events.add_scalar(key, value, step)
+    if not self._phase.is_bar:
+      left = (self._steps - step) * step_seconds
+      _LOG.info(
+        "step %d/%d  loss %.4f  distillation %.4f  entropy %.3f  T %.3f  %.0f tokens/s  ETA %s",
+        *(step, self._steps, values["loss"], values["distillation_loss"]),
+        *(values["teacher_entropy"], values["temperature_mean"], rate),
+        f"{int(left // 60)}:{int(left % 60):02d}",
+      )
+    self._since, self._seconds, self._tokens = step, 0.0, 0.0
+    return True
+
+  def write_evaluation(self, step: int, result: Mapping[str, Any]) -> None:
+    """Adds the student's held-out numbers to TensorBoard."""
+    for key, value in result["student"].items():
+      if self._events and value is not None:
+        self._events.add_scalar(f"held_out/{key}", value, step)
+
+  def sync(self) -> None:
+    """Writes the lines that are waiting."""
+    self._lines.sync()
+
+  def close(self) -> None:
+    """Flushes everything."""
+    self.sync()
+    if self._events:
+      self._events.close()
