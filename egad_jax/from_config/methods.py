@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from egad_jax import losses
+from egad_jax import losses, methods
 from egad_jax.errors import InputError
 from egad_jax.from_config.values import Config
 from egad_jax.losses.log_divergences import LOG_DIVERGENCES, make_divergence
-from egad_jax.losses.method import Method
 from egad_jax.losses.temperature import check_temperature
+from egad_jax.methods.method import Method
 
 
 def name_values(key: str, text: str) -> dict[str, str]:
@@ -178,7 +178,7 @@ def make_method(config: Config, **inputs: Any) -> Method:
   Raises:
     InputError: a hyper-parameter is unknown or out of range.
   """
-  make, recipe = losses.METHODS[config.method], _RECIPES[config.method]
+  make, recipe = methods.METHODS[config.method], _RECIPES[config.method]
   arguments = {"ce_weight": config.loss.ce_weight, **recipe.arguments(config)}
   arguments["half_life"] = float(config.distribution.half_life)
   keywords = _keywords(make)

@@ -10,7 +10,7 @@ from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
 from egad_jax.from_config.attention import make_attention
 from egad_jax.from_config.values import DTYPES, RANDOM, Config
-from egad_jax.losses.method import Method
+from egad_jax.methods.method import Method
 from egad_jax.models.architectures import architecture
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.generation_settings import GenerationSettings

@@ -28,7 +28,7 @@ from egad_jax.from_config.prompts import check_prompts
 from egad_jax.from_config.tokenizers import X_TOKEN, make_tokenizers
 from egad_jax.from_config.validation import compiler_options, validate
 from egad_jax.from_config.values import RANDOM, TRAIN, Config
-from egad_jax.losses.method import Method
+from egad_jax.methods.method import Method
 from egad_jax.models import llama
 from egad_jax.training.guard import Spikes
 from egad_jax.training.optimizers import (

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from egad_jax import losses
+from egad_jax import losses, methods
 from egad_jax.errors import InputError
 from egad_jax.from_config.attention import ATTENTIONS
 from egad_jax.from_config.methods import make_method, name_values
@@ -14,7 +14,7 @@ from egad_jax.from_config.values import DTYPES, Config
 from egad_jax.losses.curriculum import CURRICULUM_KINDS
 
 _CHOICES = {
-  "method": tuple(losses.METHODS),
+  "method": tuple(methods.METHODS),
   "attention": ATTENTIONS,
   "teacher.dtype": tuple(DTYPES),
   "teacher.placement": ("device", "host"),

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from egad_jax.losses.entropy_guided import EntropyGuidedLoss
-from egad_jax.losses.method import Stats
-from egad_jax.losses.placement import Placement
+from egad_jax.losses.guidance import TokenGuidance
 from egad_jax.losses.probabilities import is_label
+from egad_jax.types import Stats
 
 
 class GradientRows(NamedTuple):
@@ -54,18 +54,18 @@ def is_entry(labels: jax.Array, vocab: int) -> jax.Array:
 
 def gradient_rows(
   token_loss: EntropyGuidedLoss,
-  placement: Placement,
+  guidance: TokenGuidance,
   labels: jax.Array,
   mask: jax.Array,
   vocab: int,
   dtype: Any,
 ) -> GradientRows:
-  """What a placement means for the gradient of each token of the mask."""
+  """What a guidance means for the gradient of each token of the mask."""
   one = jnp.ones(labels.shape, dtype)
-  inverse = one / placement.temperature
+  inverse = one / guidance.temperature
   return GradientRows(
     inverse,
-    jnp.where(mask, token_loss.weighted(one, placement) * inverse, 0),
+    jnp.where(mask, token_loss.weighted(one, guidance) * inverse, 0),
     jnp.where(mask & is_entry(labels, vocab), one * token_loss.ce_weight, 0),
   )
 
@@ -94,9 +94,9 @@ def loss_and_gradient(
   teacher = teacher_logits - jnp.max(teacher_logits, axis=-1, keepdims=True)
   weights = jnp.exp(teacher)
   teacher_entropy = entropy_of_sums(jnp.sum(weights, axis=-1), jnp.sum(weights * teacher, axis=-1))
-  placement = token_loss.place(teacher_entropy, context)
+  guidance = token_loss.guide(teacher_entropy, context)
   vocab = student_logits.shape[-1]
-  rows = gradient_rows(token_loss, placement, labels, mask, vocab, student_logits.dtype)
+  rows = gradient_rows(token_loss, guidance, labels, mask, vocab, student_logits.dtype)
   inverse = rows.inverse_temperature[:, None]
   student = student_logits - jnp.max(student_logits, axis=-1, keepdims=True)
   at_label = is_label(student, labels)
@@ -105,7 +105,7 @@ def loss_and_gradient(
   cross = jnp.sum(p * (teacher - student), axis=-1)
   label_logit = jnp.sum(jnp.where(at_label, student, 0), axis=-1)
   loss, stats = token_loss.of_sums(
-    placement,
+    guidance,
     divergence=rows.inverse_temperature * cross / sum_p - jnp.log(sum_p) + jnp.log(sum_q),
     cross_entropy=jnp.where(is_entry(labels, vocab), jnp.log(sum_1) - label_logit, 0),
     teacher_entropy=teacher_entropy,

@@ -11,7 +11,7 @@ from jax.experimental.pallas import tpu as pltpu
 from egad_jax.head import tpu_kernels as kernels
 from egad_jax.head.closed_form import entropy_of_sums, gradient_rows, is_entry
 from egad_jax.losses.entropy_guided import EntropyGuidedLoss
-from egad_jax.losses.method import Stats
+from egad_jax.types import Stats
 
 LANES = kernels.LANES
 _MIB = 2**20
@@ -171,8 +171,8 @@ class ChunkByKernels:
     )
     teacher_maximum, total, weighted = _joined(*sums)
     teacher_entropy = entropy_of_sums(total, weighted)
-    placement = self._token_loss.place(teacher_entropy, context)
-    rows = gradient_rows(self._token_loss, placement, labels, mask, self._vocab, jnp.float32)
+    guidance = self._token_loss.guide(teacher_entropy, context)
+    rows = gradient_rows(self._token_loss, guidance, labels, mask, self._vocab, jnp.float32)
     numbers = {
       kernels.INVERSE_TEMPERATURE: rows.inverse_temperature,
       kernels.TEACHER_MAX: teacher_maximum,
@@ -198,7 +198,7 @@ class ChunkByKernels:
     log_p, log_q, log_1 = jnp.log(sum_p), jnp.log(sum_q), jnp.log(total)
     apart = (maximum - teacher_maximum) * inverse
     loss, stats = self._token_loss.of_sums(
-      placement,
+      guidance,
       divergence=inverse * cross / sum_p - log_p + log_q + apart,
       cross_entropy=jnp.where(is_entry(labels, self._vocab), log_1 + maximum - label_logit, 0),
       teacher_entropy=teacher_entropy,

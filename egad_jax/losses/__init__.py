@@ -7,7 +7,7 @@ logits' leading axes and are not reduced; the in-batch forms of whole methods (`
 
 from __future__ import annotations
 
-from egad_jax.losses.adakd import AdaKDState, adakd_loss, make_adakd
+from egad_jax.losses.adakd import adakd_loss
 from egad_jax.losses.branch import Branch
 from egad_jax.losses.chunks import chunk_log_average, chunk_mask
 from egad_jax.losses.cross_tokenizer import (
@@ -34,13 +34,12 @@ from egad_jax.losses.divergences import (
   token_wise_kl,
   total_variation,
 )
-from egad_jax.losses.egad import egad_loss, make_egad, make_vanilla_kd
+from egad_jax.losses.egad import egad_loss
 from egad_jax.losses.entropy import entropy_position, token_entropy
-from egad_jax.losses.entropy_weighting import ea_kd_loss, make_ea_kd, make_se_kd, se_kd_loss
+from egad_jax.losses.entropy_weighting import ea_kd_loss, se_kd_loss
 from egad_jax.losses.explicit_knowledge import (
   ExplicitKnowledge,
   explicit_knowledge_loss,
-  make_aekt,
 )
 from egad_jax.losses.features import (
   FEATURE_DISTANCES,
@@ -49,23 +48,17 @@ from egad_jax.losses.features import (
   pair_distances,
 )
 from egad_jax.losses.focus import Focus, FocusState
-from egad_jax.losses.method import Context, Method, SerialHead, State
-from egad_jax.losses.methods import METHODS, make_method
 from egad_jax.losses.reductions import masked_mean, masked_sum
-from egad_jax.losses.relation_graph import RelationGraph, make_trg, relation_graph_loss
+from egad_jax.losses.relation_graph import RelationGraph, relation_graph_loss
 from egad_jax.losses.routing import hard_tokens
-from egad_jax.losses.taid import Interpolation, InterpolationState, make_taid, taid_loss
+from egad_jax.losses.taid import Interpolation, InterpolationState, taid_loss
 from egad_jax.losses.temperature import Temperature, adaptive_temperature, compensation_factor
 from egad_jax.losses.top_k import TopK, coarse_pair, entropy_bracket, mask_top_k, top_k_teacher
-from egad_jax.losses.x_token import make_x_token
 
 __all__ = [
   "DIVERGENCES",
   "FEATURE_DISTANCES",
-  "METHODS",
-  "AdaKDState",
   "Branch",
-  "Context",
   "CrossTokenizer",
   "Curriculum",
   "EntropyDistribution",
@@ -74,11 +67,8 @@ __all__ = [
   "FocusState",
   "Interpolation",
   "InterpolationState",
-  "Method",
   "ProjectionArrays",
   "RelationGraph",
-  "SerialHead",
-  "State",
   "Temperature",
   "TopK",
   "adakd_loss",
@@ -102,16 +92,6 @@ __all__ = [
   "hard_tokens",
   "hellinger",
   "jensen_shannon",
-  "make_adakd",
-  "make_aekt",
-  "make_ea_kd",
-  "make_egad",
-  "make_method",
-  "make_se_kd",
-  "make_taid",
-  "make_trg",
-  "make_vanilla_kd",
-  "make_x_token",
   "mask_top_k",
   "masked_mean",
   "masked_sum",

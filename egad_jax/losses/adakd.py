@@ -12,108 +12,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from egad_jax.losses.distribution import EntropyDistribution
 from egad_jax.losses.entropy import entropy_position, median_ratio
 from egad_jax.losses.focus import Focus, FocusState, select_hardest, update_focus
+from egad_jax.losses.guidance import TokenGuidance, temperature_and_factor
 from egad_jax.losses.in_batch import in_batch_inputs, in_batch_metrics
 from egad_jax.losses.log_divergences import LogDivergence, hellinger, make_divergence
-from egad_jax.losses.method import Context, Method, State, Stats, check_half_life
-from egad_jax.losses.placement import Placement, temperature_and_factor
 from egad_jax.losses.probabilities import check_type
 from egad_jax.losses.reductions import masked_mean, masked_median, masked_sum
 from egad_jax.losses.temperature import Temperature, as_temperature
 from egad_jax.losses.terms import at_temperature, check_ce_weight, log_pair, token_terms
 from egad_jax.losses.top_k import Teacher
-
-
-class AdaKDState(NamedTuple):
-  """What AdaKD remembers between steps, beside the distribution of entropy.
-
-  Attributes:
-    difficulty: the running distribution of the difficulty s, which is in [0, 1].
-    focus: the controller of the selected share.
-  """
-
-  difficulty: EntropyDistribution
-  focus: FocusState
-
-
-def make_adakd(
-  *,
-  divergence: str = "reverse_kl",
-  divergence_options: Mapping[str, Any] | None = None,
-  ce_weight: float = 0.0,
-  temperature: Temperature | float = Temperature(position="median_ratio"),  # noqa: B008 (frozen)
-  focus: Focus = Focus(),  # noqa: B008
-  half_life: float = 1e6,
-) -> Method:
-  """AdaKD against the running distribution of difficulty; a `Method`.
-
-  Selected is the top share r of the distribution, `EntropyDistribution.top_share`, and a selected
-  token weighs 1 / r: the sum is divided by the expected number of them, not by a batch's. The
-  controller reads the mean of the global batch once a step, so accumulation and sharding are
-  exact. All of this is ours; the paper ranks each batch, which `adakd_loss` does.
-
-  Args:
-    divergence: a key of `DIVERGENCES`; the paper's scripts take reverse KL.
-    divergence_options: its hyper-parameters.
-    ce_weight: of the cross-entropy with the labels, which all tokens get.
-    temperature: as for EGAD, with the difficulty in the place of entropy: "confident_hot" heats the
-      easy tokens. Kind "mean" and compensation "mean_norm" average over all tokens.
-    focus: which tokens are selected; `Focus(ratio_step=0.0)` is all of them.
-    half_life: of both distributions, in tokens; > 0.
-
-  Raises:
-    ValueError: an argument is out of range, or a name is unknown.
-
-  >>> float(make_adakd().init_state().own.focus.ratio)
-  1.0
-  """
-  check_ce_weight(ce_weight)
-  temperature = as_temperature(temperature)
-  check_half_life(half_life)
-  log_divergence = make_divergence(divergence, divergence_options)
-
-  def token_loss(
-    student_logits: jax.Array,
-    teacher_logits: jax.Array,
-    labels: jax.Array,
-    extras: Mapping[str, jax.Array],
-    context: Context,
-  ) -> tuple[jax.Array, Stats]:
-    del extras
-    own = context.state.own
-    place = functools.partial(_place_running, own=own, temperature=temperature, focus=focus)
-    return _adakd_terms(
-      *(student_logits, teacher_logits, labels, place),
-      divergence=log_divergence,
-      ce_weight=ce_weight,
-    )
-
-  def observe(state: State, stats: Stats, mask: jax.Array) -> State:
-    entropy = state.entropy.update(stats["teacher_entropy"], mask, half_life=half_life)
-    difficulty = state.own.difficulty.update(stats["difficulty"], mask, half_life=half_life)
-    return State(entropy, state.own._replace(difficulty=difficulty))
-
-  def update(state: State, stats: Stats, mask: jax.Array, elapsed: jax.Array) -> State:
-    controlled = _control(state.own.focus, stats, mask, elapsed, focus)
-    state = observe(state, stats, mask)
-    return state._replace(own=state.own._replace(focus=controlled))
-
-  empty = EntropyDistribution.init
-  return Method(
-    token_loss=token_loss,
-    init_state=lambda: State(empty(), AdaKDState(empty(), FocusState.init())),
-    observe=observe,
-    update=update,
-    metrics=lambda state: {"focus_ratio": state.own.focus.ratio},
-  )
+from egad_jax.types import Stats
 
 
 def adakd_loss(
@@ -173,11 +88,11 @@ def adakd_loss(
   student_logits, teacher_logits, labels, mask = in_batch_inputs(
     student_logits, teacher_logits, labels, mask, where
   )
-  place = functools.partial(
-    _place_in_batch, mask=mask, ratio=state.ratio, temperature=temperature, focus=focus
+  guide = functools.partial(
+    _guide_in_batch, mask=mask, ratio=state.ratio, temperature=temperature, focus=focus
   )
-  loss, stats = _adakd_terms(
-    *(student_logits, teacher_logits, labels, place),
+  loss, stats = adakd_terms(
+    *(student_logits, teacher_logits, labels, guide),
     divergence=make_divergence(divergence, divergence_options),
     ce_weight=ce_weight,
   )
@@ -185,14 +100,14 @@ def adakd_loss(
     "difficulty": masked_mean(stats["difficulty"], mask),
     "focus_ratio": jax.lax.stop_gradient(state.ratio).astype(loss.dtype),
   }
-  return masked_mean(loss, mask), (metrics, _control(state, stats, mask, elapsed, focus))
+  return masked_mean(loss, mask), (metrics, control_focus(state, stats, mask, elapsed, focus))
 
 
-def _adakd_terms(
+def adakd_terms(
   student_logits: jax.Array,
   teacher_logits: jax.Array,
   labels: jax.Array,
-  place: Callable[[jax.Array], Placement],
+  guide: Callable[[jax.Array], TokenGuidance],
   *,
   divergence: LogDivergence,
   ce_weight: float,
@@ -201,53 +116,28 @@ def _adakd_terms(
   pair = log_pair(student_logits, teacher_logits)
   # A constant to the gradient, as in the paper.
   difficulty = hellinger(jax.lax.stop_gradient(pair.log_q), pair.log_p)
-  placement = place(difficulty)
-  value = divergence(*at_temperature(pair, placement.temperature)) * placement.factor
-  if placement.weight is not None:
-    value = value * placement.weight
+  guidance = guide(difficulty)
+  value = divergence(*at_temperature(pair, guidance.temperature)) * guidance.factor
+  if guidance.weight is not None:
+    value = value * guidance.weight
   return token_terms(
     *(pair, labels, value),
     ce_weight=ce_weight,
-    temperature=placement.temperature,
-    weight=1.0 if placement.weight is None else placement.weight,
-    hard=True if placement.hard is None else placement.hard,
+    temperature=guidance.temperature,
+    weight=1.0 if guidance.weight is None else guidance.weight,
+    hard=True if guidance.hard is None else guidance.hard,
     difficulty=difficulty,
   )
 
 
-def _place_running(
-  difficulty: jax.Array, *, own: AdaKDState, temperature: Temperature, focus: Focus
-) -> Placement:
-  """Selects tokens and finds their temperatures against the running distribution."""
-  distribution, ratio = own.difficulty, jax.lax.stop_gradient(own.focus.ratio)
-  weight = hard = None
-  if focus.ratio_step:
-    hard = distribution.top_share(difficulty, ratio)
-    weight = hard / ratio
-
-  def adaptive(difficulty: jax.Array) -> jax.Array:
-    if temperature.position == "median_ratio" and focus.median == "selected" and focus.ratio_step:
-      position = median_ratio(difficulty, distribution.quantile(1 - ratio / 2))
-    else:
-      position = distribution.position(difficulty, temperature.position)
-    return temperature.of_position(position)
-
-  tokens_temperature, factor = temperature_and_factor(
-    temperature,
-    functools.partial(adaptive, difficulty),
-    lambda f: distribution.expectation(lambda bins: f(adaptive(bins))),
-  )
-  return Placement(tokens_temperature, factor, weight, hard)
-
-
-def _place_in_batch(
+def _guide_in_batch(
   difficulty: jax.Array,
   *,
   mask: jax.Array,
   ratio: jax.Array,
   temperature: Temperature,
   focus: Focus,
-) -> Placement:
+) -> TokenGuidance:
   """Selects tokens and finds their temperatures among the masked tokens of their own batch."""
   weight = hard = None
   if focus.ratio_step:
@@ -268,10 +158,10 @@ def _place_in_batch(
     return jnp.where(jnp.any(mask), masked_mean(function(adaptive()), mask), of_base)
 
   tokens_temperature, factor = temperature_and_factor(temperature, adaptive, mean)
-  return Placement(tokens_temperature, factor, weight, hard)
+  return TokenGuidance(tokens_temperature, factor, weight, hard)
 
 
-def _control(
+def control_focus(
   state: FocusState, stats: Stats, mask: jax.Array, elapsed: ArrayLike, focus: Focus
 ) -> FocusState:
   """The controller after a step; its loss is the selected tokens' mean of T^2 D(T), as in the code.

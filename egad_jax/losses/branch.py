@@ -22,9 +22,9 @@ from egad_jax.losses.features import (
   project,
   take_tokens,
 )
-from egad_jax.losses.method import Context, Metrics, Params, Stats
 from egad_jax.losses.probabilities import check_mask
 from egad_jax.losses.routing import gather_indices, row_capacity
+from egad_jax.types import Metrics, Params, Stats
 
 BRANCH_TOKENS = ("hard", "all", "easy")
 BRANCH_LOSSES = (*FEATURE_DISTANCES, "pair_distances")
@@ -110,11 +110,11 @@ def running_feature_loss(
   teacher_taps: jax.Array,
   stats: Stats,
   mask: jax.Array,
-  context: Context,
   *,
+  distribution: EntropyDistribution,
   branch: Branch,
 ) -> tuple[jax.Array, Metrics]:
-  """The feature term of `make_egad`; see `Method.feature_loss`.
+  """The feature term against the running distribution of entropy; see `Method.feature_loss`.
 
   A row keeps `row_capacity` places (at most `PAIR_TOKENS` for "pair_distances") for the tokens of
   highest entropy (lowest, for "easy"). Tokens without a place drop out; the metric
@@ -122,7 +122,7 @@ def running_feature_loss(
   """
   mask = check_mask(mask, stats["hard"].shape)
   gate = _feature_gate(stats["hard"], mask, branch)
-  hard_share = branch.expected_gate(hard_from(context.state.entropy, branch))
+  hard_share = branch.expected_gate(hard_from(distribution, branch))
   share, static_share = {
     "hard": (hard_share, branch.hard_fraction),
     "all": (1.0, 1.0),

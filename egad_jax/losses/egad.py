@@ -11,7 +11,6 @@ with g the gate of the hard tokens, 1 or 0 unless it is soft.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,98 +18,17 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from egad_jax.losses.branch import Branch, in_batch_feature_loss, running_feature_loss
+from egad_jax.losses.branch import Branch, in_batch_feature_loss
 from egad_jax.losses.curriculum import Curriculum
 from egad_jax.losses.entropy_guided import EntropyGuidedLoss
+from egad_jax.losses.guidance import TokenGuidance, in_batch_guidance
 from egad_jax.losses.in_batch import in_batch_inputs, in_batch_metrics
 from egad_jax.losses.log_divergences import make_divergence
-from egad_jax.losses.method import Context, Method, Params, entropy_only
-from egad_jax.losses.placement import Placement, place_in_batch, place_running
 from egad_jax.losses.probabilities import check_type
 from egad_jax.losses.reductions import masked_mean
 from egad_jax.losses.temperature import Temperature, as_temperature
 from egad_jax.losses.terms import check_ce_weight
 from egad_jax.losses.top_k import Teacher
-
-
-def make_egad(
-  *,
-  divergence: str = "forward_kl",
-  divergence_options: Mapping[str, Any] | None = None,
-  ce_weight: float = 0.0,
-  curriculum: Curriculum | None = Curriculum(),  # noqa: B008 (frozen)
-  temperature: Temperature | float = Temperature(),  # noqa: B008
-  branch: Branch | None = Branch(),  # noqa: B008
-  half_life: float = 1e6,
-) -> Method:
-  """EGAD against the running entropy distribution; a `Method` with no other state.
-
-  A mechanism that is off (`curriculum=None`, `temperature.kind="fixed"`, `branch=None`) is absent
-  from the program.
-
-  Args:
-    divergence: a key of `DIVERGENCES`.
-    divergence_options: its hyper-parameters.
-    ce_weight: of the cross-entropy with the labels; 0 leaves it out of the loss.
-    curriculum: mechanism 1, or None.
-    temperature: mechanism 2; a number, or kind "fixed", is plain KD.
-    branch: mechanism 3, or None.
-    half_life: of the distribution, in tokens; > 0.
-
-  Raises:
-    ValueError: an argument is out of range, or a name is unknown.
-  """
-  temperature = _check_options(ce_weight, curriculum, temperature, branch)
-
-  def place(entropy: jax.Array, context: Context) -> Placement:
-    return place_running(
-      entropy, context=context, curriculum=curriculum, temperature=temperature, branch=branch
-    )
-
-  token_loss = EntropyGuidedLoss(
-    place,
-    make_divergence(divergence, divergence_options),
-    ce_weight=ce_weight,
-    hard_logits=branch is None or branch.hard_logits,
-    is_forward_kl=divergence == "forward_kl",
-  )
-
-  def init_params(key: jax.Array, **sizes: int) -> Params:
-    return {} if branch is None else branch.init_params(key, **sizes)
-
-  return Method(
-    token_loss=token_loss,
-    init_params=init_params,
-    reads_progress=curriculum is not None,
-    feature_loss=None if branch is None else functools.partial(running_feature_loss, branch=branch),
-    **entropy_only(half_life),
-  )
-
-
-def make_vanilla_kd(
-  *,
-  divergence: str = "forward_kl",
-  divergence_options: Mapping[str, Any] | None = None,
-  temperature: float = 1.0,
-  ce_weight: float = 0.0,
-  half_life: float = 1e6,
-) -> Method:
-  """T^2 D(T) + ce_weight CE for every token (Hinton et al., arXiv 1503.02531): EGAD, all off.
-
-  Keeps the entropy distribution too, so that reports compare like with like.
-
-  Raises:
-    ValueError: an argument is out of range, or a name is unknown.
-  """
-  return make_egad(
-    divergence=divergence,
-    divergence_options=divergence_options,
-    ce_weight=ce_weight,
-    curriculum=None,
-    temperature=Temperature(kind="fixed", base=temperature),
-    branch=None,
-    half_life=half_life,
-  )
 
 
 def egad_loss(
@@ -171,14 +89,14 @@ def egad_loss(
   >>> round(float(loss), 4), round(float(metrics["teacher_entropy"]), 4)
   (0.2988, 0.9475)
   """
-  temperature = _check_options(ce_weight, curriculum, temperature, branch)
+  temperature = check_options(ce_weight, curriculum, temperature, branch)
   student_logits, teacher_logits, labels, mask = in_batch_inputs(
     student_logits, teacher_logits, labels, mask, where
   )
 
-  def place(entropy: jax.Array, context: None) -> Placement:
+  def guide(entropy: jax.Array, context: None) -> TokenGuidance:
     del context
-    return place_in_batch(
+    return in_batch_guidance(
       entropy,
       mask=mask,
       progress=progress,
@@ -189,7 +107,7 @@ def egad_loss(
     )
 
   token_loss = EntropyGuidedLoss(
-    place,
+    guide,
     make_divergence(divergence, divergence_options),
     ce_weight=ce_weight,
     hard_logits=branch is None or branch.hard_logits,
@@ -202,7 +120,7 @@ def egad_loss(
   return masked_mean(loss, mask) + feature_loss, metrics
 
 
-def _check_options(
+def check_options(
   ce_weight: float,
   curriculum: Curriculum | None,
   temperature: Temperature | float,

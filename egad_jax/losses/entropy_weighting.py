@@ -6,7 +6,6 @@ which the student is least sure, EA-KD (arXiv 2311.13621) weights tokens by both
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,95 +13,16 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from egad_jax.losses.distribution import EntropyDistribution
 from egad_jax.losses.entropy import entropy_of
 from egad_jax.losses.in_batch import in_batch_inputs, in_batch_metrics
 from egad_jax.losses.log_divergences import LogDivergence, make_divergence
-from egad_jax.losses.method import Context, Method, State, Stats, entropy_only
 from egad_jax.losses.probabilities import promote
 from egad_jax.losses.reductions import masked_mean
-from egad_jax.losses.routing import check_fraction, top_tokens
+from egad_jax.losses.routing import top_tokens
 from egad_jax.losses.temperature import check_temperature
 from egad_jax.losses.terms import LogPair, at_temperature, check_ce_weight, log_pair, token_terms
 from egad_jax.losses.top_k import Teacher, check_dense
-
-
-def make_se_kd(
-  *,
-  fraction: float = 0.2,
-  divergence: str = "forward_kl",
-  divergence_options: Mapping[str, Any] | None = None,
-  temperature: float = 1.0,
-  ce_weight: float = 0.0,
-  half_life: float = 1e6,
-) -> Method:
-  """SE-KD (arXiv 2602.01395): T^2 D / fraction on the tokens of highest student entropy.
-
-  The paper keeps the top fraction of each sequence (`se_kd_loss`); here the running distribution of
-  student entropy (the method's own state) says who is kept, see `EntropyDistribution.top_share`. A
-  token then depends on no other of its batch, and a kept one weighs the same in every batch: the
-  stat `hard` is the kept share, almost always 0 or 1, and `weight` is that over `fraction`.
-
-  Args:
-    fraction: share of the tokens to keep, in (0, 1]; 0.2 is the paper's.
-    divergence: a key of `DIVERGENCES`; forward KL is the paper's.
-    divergence_options: its hyper-parameters.
-    temperature: T of the divergence; 1 is the paper's. Entropies are at T = 1.
-    ce_weight: of the cross-entropy, over all tokens; 0 is the paper's.
-    half_life: of both distributions, in tokens; > 0.
-
-  Raises:
-    ValueError: an argument is out of range, or a name is unknown.
-
-  >>> method = make_se_kd(fraction=0.5)
-  >>> entropy, mask = jnp.array([0.1, 0.5, 1.0, 1.3]), jnp.ones(4, bool)
-  >>> stats = {"teacher_entropy": entropy, "student_entropy": entropy}
-  >>> state = method.observe(method.init_state(), stats, mask)
-  >>> logits = jnp.array([[1.0, 1.0, 1.0], [9.0, 0.0, 0.0]])  # Entropies 1.1 and 0.
-  >>> context = Context(state, jnp.float32(0), jnp.float32(0))
-  >>> _, stats = method.token_loss(logits, logits, jnp.array([0, 0]), {}, context)
-  >>> stats["weight"].tolist()
-  [2.0, 0.0]
-  """
-  check_fraction(fraction)
-  check_ce_weight(ce_weight)
-  check_temperature("temperature", temperature)
-  log_divergence = make_divergence(divergence, divergence_options)
-  teacher_only = entropy_only(half_life)
-
-  def token_loss(
-    student_logits: jax.Array,
-    teacher_logits: jax.Array,
-    labels: jax.Array,
-    extras: Mapping[str, jax.Array],
-    context: Context,
-  ) -> tuple[jax.Array, Stats]:
-    del extras
-    pair = log_pair(student_logits, teacher_logits)
-    kept = context.state.own.top_share(_student_entropy(pair), fraction)
-    return _weighted_terms(
-      *(pair, labels, kept / fraction),
-      hard=kept,
-      divergence=log_divergence,
-      temperature=temperature,
-      ce_weight=ce_weight,
-    )
-
-  def observe(state: State, stats: Stats, mask: jax.Array) -> State:
-    own = state.own.update(stats["student_entropy"], mask, half_life=half_life)
-    return teacher_only["observe"](state, stats, mask)._replace(own=own)
-
-  def update(state: State, stats: Stats, mask: jax.Array, elapsed: jax.Array) -> State:
-    del elapsed
-    return observe(state, stats, mask)
-
-  return Method(
-    token_loss=token_loss,
-    init_state=lambda: State(EntropyDistribution.init(), EntropyDistribution.init()),
-    observe=observe,
-    update=update,
-    metrics=lambda state: {"kept_from_student_entropy": state.own.quantile(1 - fraction)},
-  )
+from egad_jax.types import Stats
 
 
 def se_kd_loss(
@@ -151,10 +71,10 @@ def se_kd_loss(
   check_temperature("temperature", temperature)
   *logits, labels, mask = in_batch_inputs(student_logits, teacher_logits, labels, mask, where)
   pair = log_pair(*logits)
-  kept = top_tokens(_student_entropy(pair), mask, fraction=fraction)
+  kept = top_tokens(student_entropy_of(pair), mask, fraction=fraction)
   # The mean over all tokens of what is weighted so is the mean over the kept ones.
   weight = kept * jnp.sum(mask) / jnp.maximum(jnp.sum(kept), 1)
-  loss, stats = _weighted_terms(
+  loss, stats = weighted_terms(
     *(pair, labels, weight.astype(pair.log_q.dtype)),
     hard=kept,
     divergence=make_divergence(divergence, divergence_options),
@@ -162,62 +82,6 @@ def se_kd_loss(
     ce_weight=ce_weight,
   )
   return masked_mean(loss, mask), in_batch_metrics(stats, mask)
-
-
-def make_ea_kd(
-  *,
-  entropy_temperature: float = 3.0,
-  entropy_bound: float | None = None,
-  divergence: str = "forward_kl",
-  divergence_options: Mapping[str, Any] | None = None,
-  temperature: float = 1.0,
-  ce_weight: float = 0.0,
-  half_life: float = 1e6,
-) -> Method:
-  """EA-KD (arXiv 2311.13621): w T^2 D with the weights of `entropy_weights`, for every token.
-
-  The weights are not normalized, as in the paper: their mean, the stat `weight`, is the scale of
-  the loss.
-
-  Args:
-    entropy_temperature: at which both entropies of the weight are taken; 3 is the paper's.
-    entropy_bound: H_ub in nats; None for log vocab, as in the paper's text.
-    divergence: a key of `DIVERGENCES`; forward KL is the paper's.
-    divergence_options: its hyper-parameters.
-    temperature: T of the divergence.
-    ce_weight: of the cross-entropy.
-    half_life: of the entropy distribution that reports read, in tokens; > 0.
-
-  Raises:
-    ValueError: an argument is out of range, or a name is unknown.
-
-  >>> make_ea_kd(entropy_temperature=0.0)
-  Traceback (most recent call last):
-    ...
-  ValueError: entropy_temperature must be a positive temperature, got 0.0.
-  """
-  _check_ea_kd(entropy_temperature, entropy_bound, temperature, ce_weight)
-  log_divergence = make_divergence(divergence, divergence_options)
-
-  def token_loss(
-    student_logits: jax.Array,
-    teacher_logits: jax.Array,
-    labels: jax.Array,
-    extras: Mapping[str, jax.Array],
-    context: Context,
-  ) -> tuple[jax.Array, Stats]:
-    del extras, context
-    check_dense("ea_kd", teacher_logits)
-    pair = log_pair(student_logits, teacher_logits)
-    bound = math.log(pair.log_q.shape[-1]) if entropy_bound is None else entropy_bound
-    return _weighted_terms(
-      *(pair, labels, _pair_weights(pair, entropy_temperature, bound)),
-      divergence=log_divergence,
-      temperature=temperature,
-      ce_weight=ce_weight,
-    )
-
-  return Method(token_loss=token_loss, **entropy_only(half_life))
 
 
 def ea_kd_loss(
@@ -261,16 +125,16 @@ def ea_kd_loss(
   >>> round(float(metrics["weight_mean"]), 4), round(float(loss), 4)
   (1.3156, 0.3931)
   """
-  _check_ea_kd(entropy_temperature, entropy_bound, temperature, ce_weight)
+  check_ea_kd(entropy_temperature, entropy_bound, temperature, ce_weight)
   check_dense("ea_kd_loss", teacher_logits)
   *logits, labels, mask = in_batch_inputs(student_logits, teacher_logits, labels, mask, where)
   pair = log_pair(*logits)
   entries = pair.log_q.shape[-1] if where is None else jnp.sum(jnp.asarray(where).astype(bool))
   bound = jnp.log(jnp.asarray(entries, pair.log_q.dtype))
-  loss, stats = _weighted_terms(
+  loss, stats = weighted_terms(
     pair,
     labels,
-    _pair_weights(pair, entropy_temperature, bound if entropy_bound is None else entropy_bound),
+    pair_weights(pair, entropy_temperature, bound if entropy_bound is None else entropy_bound),
     divergence=make_divergence(divergence, divergence_options),
     temperature=temperature,
     ce_weight=ce_weight,
@@ -305,16 +169,16 @@ def entropy_weights(
   return 0.5 * (teacher + teacher * share)
 
 
-def _pair_weights(pair: LogPair, temperature: float, bound: float | jax.Array) -> jax.Array:
+def pair_weights(pair: LogPair, temperature: float, bound: float | jax.Array) -> jax.Array:
   log_q, log_p = at_temperature(pair, temperature)
   return entropy_weights(entropy_of(log_q), entropy_of(log_p), bound=bound)
 
 
-def _student_entropy(pair: LogPair) -> jax.Array:
+def student_entropy_of(pair: LogPair) -> jax.Array:
   return entropy_of(jax.lax.stop_gradient(pair.vocab_log_q))
 
 
-def _weighted_terms(
+def weighted_terms(
   pair: LogPair,
   labels: jax.Array,
   weight: jax.Array,
@@ -331,7 +195,7 @@ def _weighted_terms(
   )
 
 
-def _check_ea_kd(
+def check_ea_kd(
   entropy_temperature: float, entropy_bound: float | None, temperature: float, ce_weight: float
 ) -> None:
   check_ce_weight(ce_weight)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,6 @@ from jax.typing import ArrayLike
 from egad_jax.losses.entropy import entropy_of
 from egad_jax.losses.in_batch import in_batch_inputs, in_batch_metrics
 from egad_jax.losses.log_divergences import non_target_class_kl, target_class_kl
-from egad_jax.losses.method import Context, Method, Params, SerialHead, Stats, entropy_only
 from egad_jax.losses.probabilities import (
   check_labels,
   check_logits,
@@ -37,6 +35,7 @@ from egad_jax.losses.reductions import masked_mean
 from egad_jax.losses.temperature import check_temperature
 from egad_jax.losses.terms import LogPair, at_temperature, check_ce_weight, log_pair, token_terms
 from egad_jax.losses.top_k import check_dense
+from egad_jax.types import Stats
 
 IMPLICIT = ("decoupled", "coupled")
 TARGETS = ("label", "teacher")
@@ -75,73 +74,6 @@ class ExplicitKnowledge:
         raise ValueError(
           f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}."
         )
-
-
-def make_aekt(
-  *,
-  explicit_knowledge: ExplicitKnowledge = ExplicitKnowledge(),
-  temperature: float = 1.0,
-  ce_weight: float = 0.0,
-  half_life: float = 1e6,
-) -> Method:
-  """AEKT (arXiv 2409.01679; our reconstruction, see the module) + ce_weight CE, for every token.
-
-  The stat `weight` is that of the explicit term, lambda times the clipped ratio.
-
-  Args:
-    explicit_knowledge: the options.
-    temperature: T of both terms and of the ratio, with T^2 compensation; > 0.
-    ce_weight: of the cross-entropy; with a serial head it acts before the map, alone.
-    half_life: of the entropy distribution that reports read, in tokens; > 0.
-
-  Raises:
-    ValueError: an argument is out of range; or a serial head without cross-entropy.
-
-  >>> method = make_aekt(explicit_knowledge=ExplicitKnowledge(serial=True), ce_weight=0.5)
-  >>> method.init_params(jax.random.key(0), student_dim=2, teacher_dim=3, num_taps=0)["serial"]
-  Array([[1., 0.],
-         [0., 1.]], dtype=float32)
-  """
-  _check(explicit_knowledge.serial, temperature, ce_weight)
-
-  def token_loss(
-    student_logits: jax.Array,
-    teacher_logits: jax.Array,
-    labels: jax.Array,
-    extras: Mapping[str, jax.Array],
-    context: Context,
-  ) -> tuple[jax.Array, Stats]:
-    del extras, context
-    check_dense("aekt", teacher_logits)
-    pair = log_pair(student_logits, teacher_logits)
-    value, weight = explicit_knowledge_value(pair, labels, explicit_knowledge, temperature)
-    return token_terms(
-      *(pair, labels, value),
-      ce_weight=0.0 if explicit_knowledge.serial else ce_weight,
-      temperature=temperature,
-      weight=weight,
-    )
-
-  if not explicit_knowledge.serial:
-    return Method(token_loss=token_loss, **entropy_only(half_life))
-
-  def label_loss(
-    student_logits: jax.Array,
-    teacher_logits: jax.Array,
-    labels: jax.Array,
-    extras: Mapping[str, jax.Array],
-    context: Context,
-  ) -> tuple[jax.Array, Stats]:
-    del teacher_logits, extras, context
-    stats = _label_stats(student_logits, labels)
-    return ce_weight * stats["cross_entropy"], jax.lax.stop_gradient(stats)
-
-  return Method(
-    token_loss=token_loss,
-    init_params=init_serial,
-    serial=SerialHead(apply_serial, label_loss),
-    **entropy_only(half_life),
-  )
 
 
 def explicit_knowledge_loss(
@@ -190,7 +122,7 @@ def explicit_knowledge_loss(
   """
   if explicit_knowledge.serial and serial_logits is None:
     raise ValueError("explicit_knowledge.serial needs serial_logits, got None.")
-  _check(serial_logits is not None, temperature, ce_weight)
+  check_aekt(serial_logits is not None, temperature, ce_weight)
   check_dense("explicit_knowledge_loss", teacher_logits)
   inputs = (teacher_logits, labels, mask, where)
   student_logits, *rest, mask = in_batch_inputs(student_logits, *inputs)
@@ -204,7 +136,7 @@ def explicit_knowledge_loss(
     weight=weight,
   )
   if serial_logits is not None:
-    label_stats = _label_stats(student_logits, rest[1])
+    label_stats = label_stats_of(student_logits, rest[1])
     loss = loss + ce_weight * label_stats["cross_entropy"]
     stats = stats | jax.lax.stop_gradient(label_stats)
   return masked_mean(loss, mask), in_batch_metrics(stats, mask)
@@ -230,27 +162,14 @@ def explicit_knowledge_value(
   return temperature**2 * value, weight
 
 
-def init_serial(
-  key: jax.Array, *, student_dim: int, teacher_dim: int, num_taps: int
-) -> dict[str, jax.Array]:
-  """{"serial": the identity, float32 [student_dim, student_dim]}: no map at the start."""
-  del key, teacher_dim, num_taps
-  return {"serial": jnp.eye(student_dim, dtype=jnp.float32)}
-
-
-def apply_serial(params: Params, student_hidden: jax.Array) -> jax.Array:
-  """Maps student hidden states [..., student_dim], in and to their own dtype."""
-  return student_hidden @ params["serial"].astype(student_hidden.dtype)
-
-
-def _label_stats(student_logits: jax.Array, labels: jax.Array) -> Stats:
+def label_stats_of(student_logits: jax.Array, labels: jax.Array) -> Stats:
   """What the labels' head says of each token; the cross-entropy with its gradient."""
   log_q = log_probabilities(check_logits("student_logits", student_logits))
   labels = check_labels(labels, log_q.shape[:-1])
   return {"cross_entropy": -label_value(log_q, labels), "student_entropy": entropy_of(log_q)}
 
 
-def _check(serial: bool, temperature: float, ce_weight: float) -> None:
+def check_aekt(serial: bool, temperature: float, ce_weight: float) -> None:
   check_ce_weight(ce_weight)
   check_temperature("temperature", temperature)
   if serial and ce_weight == 0:

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from egad_jax.losses.method import Stats
 from egad_jax.losses.probabilities import (
   check_labels,
   check_logits,
@@ -18,6 +17,7 @@ from egad_jax.losses.probabilities import (
 )
 from egad_jax.losses.reductions import masked_mean
 from egad_jax.losses.top_k import Teacher, TopK, check_top_k, mask_top_k
+from egad_jax.types import Stats
 
 
 def in_batch_inputs(

@@ -15,22 +15,14 @@ Loss, with n the target tokens and per node the terms of `token_graph`:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from egad_jax.losses.branch import Branch
-from egad_jax.losses.egad import make_egad
-from egad_jax.losses.features import init_projector, project, take_tokens
-from egad_jax.losses.method import Context, Method, Metrics, Params, Stats
 from egad_jax.losses.probabilities import check_mask, check_progress, promote
-from egad_jax.losses.reductions import masked_mean, masked_sum
-from egad_jax.losses.routing import gather_indices
-from egad_jax.losses.temperature import Temperature
+from egad_jax.losses.reductions import masked_mean
 from egad_jax.losses.token_graph import (
   DIRECTIONS,
   contextual_relation,
@@ -161,7 +153,7 @@ def relation_graph_loss(
     )
   # Before the maths: 0 * NaN would come back through the gradient.
   hidden = [jnp.where(mask[..., None], x, 0) for x in (student, teacher, projected)]
-  terms = _terms(hidden[0], hidden[1], hidden[2], mask, elapsed, options)
+  terms = graph_terms(hidden[0], hidden[1], hidden[2], mask, elapsed, options)
   means = {name: masked_mean(term, mask) for name, term in terms.items()}
   weights = options.weights()
   zero = jnp.zeros((), jnp.result_type(student, teacher))
@@ -169,96 +161,7 @@ def relation_graph_loss(
   return loss, {name: jax.lax.stop_gradient(means.get(name, zero)) for name in TERMS}
 
 
-def make_trg(
-  *,
-  divergence: str = "forward_kl",
-  divergence_options: Mapping[str, Any] | None = None,
-  temperature: float = 1.0,
-  ce_weight: float = 0.0,
-  half_life: float = 1e6,
-  hard_fraction: float = 0.5,
-  graph: RelationGraph = RelationGraph(),
-) -> Method:
-  """Vanilla KD on all tokens and the graph terms on the hard ones; a `Method` without own state.
-
-  The loss per token is that of `make_vanilla_kd`, bit for bit, and a token is hard as in
-  `make_egad`. Each row is one graph of its hardest tokens, at most `graph.nodes` of them, so rows
-  read no other row: shards, micro-batches and chunks change nothing. Documents packed into one
-  row share its graph, as the notes' graph spans the instances of a batch. Taps are averaged.
-
-  Args:
-    divergence: a key of `DIVERGENCES`.
-    divergence_options: its hyper-parameters.
-    temperature: T of the logit loss, > 0.
-    ce_weight: of the cross-entropy with the labels; 0 leaves it out of the loss.
-    half_life: of the distribution of entropy, in tokens; > 0.
-    hard_fraction: a token is hard when the position of its teacher entropy is at least
-      1 - hard_fraction, in (0, 1].
-    graph: the graph and the weights of its terms; all three 0 is vanilla KD without taps.
-
-  Raises:
-    ValueError: an argument is out of range, or a name is unknown.
-
-  >>> method = make_trg(graph=RelationGraph(nodes=16))
-  >>> params = method.init_params(jax.random.key(0), student_dim=4, teacher_dim=8, num_taps=2)
-  >>> params["kernel"].shape
-  (2, 4, 8)
-  """
-
-  def init_params(key: jax.Array, *, student_dim: int, teacher_dim: int, num_taps: int) -> Params:
-    if not graph.contextual_weight:
-      return {}
-    return init_projector(key, student_dim=student_dim, teacher_dim=teacher_dim, num_taps=num_taps)
-
-  def feature_loss(
-    params: Params,
-    student_taps: jax.Array,
-    teacher_taps: jax.Array,
-    stats: Stats,
-    mask: jax.Array,
-    context: Context,
-  ) -> tuple[jax.Array, Metrics]:
-    mask = check_mask(mask, stats["hard"].shape)
-    eligible = mask & (stats["hard"] > 0)
-    capacity = min(graph.nodes, mask.shape[1])
-    indices, valid = gather_indices(stats["teacher_entropy"], eligible, capacity=capacity)
-    student, teacher = (
-      promote(name, take_tokens(taps, indices, valid))
-      for name, taps in (("student_taps", student_taps), ("teacher_taps", teacher_taps))
-    )
-    projected = project(params, student) if graph.contextual_weight else student
-    in_taps = jnp.broadcast_to(valid, student.shape[:-1])
-    terms = _terms(student, teacher, projected, in_taps, context.elapsed, graph)
-    row_tokens = jnp.sum(mask, axis=1, dtype=jnp.float32)
-    # A row's nodes stand for its tokens: over the share of them that are expected to be nodes,
-    # which the mask alone tells, so that sums over rows add up whatever the micro-batch.
-    share = jnp.minimum(hard_fraction, graph.nodes / jnp.maximum(row_tokens, 1))
-    sums = {
-      name: masked_sum(jnp.mean(term, axis=0) / share[:, None], valid)
-      for name, term in terms.items()
-    }
-    total = sum((weight * sums[name] for name, weight in graph.weights().items()), jnp.float32(0))
-    count, hard = jnp.sum(row_tokens), jnp.sum(eligible, dtype=jnp.float32)
-    metrics = {
-      name: (jax.lax.stop_gradient(sums.get(name, jnp.float32(0))), count) for name in TERMS
-    }
-    return total, metrics | {"hard_overflow": (hard - jnp.sum(valid, dtype=jnp.float32), hard)}
-
-  method = make_egad(
-    divergence=divergence,
-    divergence_options=divergence_options,
-    ce_weight=ce_weight,
-    curriculum=None,
-    temperature=Temperature(kind="fixed", base=temperature),
-    branch=Branch(hard_fraction=hard_fraction),
-    half_life=half_life,
-  )
-  return method._replace(
-    init_params=init_params, feature_loss=feature_loss if graph.weights() else None
-  )
-
-
-def _terms(
+def graph_terms(
   student: jax.Array,
   teacher: jax.Array,
   projected: jax.Array,

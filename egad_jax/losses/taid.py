@@ -8,22 +8,20 @@ share t of the teacher rises over the training, faster while the loss falls.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from egad_jax.losses.distribution import EntropyDistribution
 from egad_jax.losses.in_batch import in_batch_inputs, in_batch_metrics
 from egad_jax.losses.log_divergences import check_share, forward_kl
-from egad_jax.losses.method import Context, Method, State, Stats, entropy_only
 from egad_jax.losses.probabilities import LOG_ZERO, check_progress, check_type
 from egad_jax.losses.reductions import masked_mean
 from egad_jax.losses.temperature import check_temperature
 from egad_jax.losses.terms import LogPair, at_temperature, check_ce_weight, log_pair, token_terms
 from egad_jax.losses.top_k import Teacher
+from egad_jax.types import Stats
 
 SMALLEST_LOSS = 1e-6
 """Nats; a relative change is taken of at least this."""
@@ -110,61 +108,6 @@ def update_interpolation(
   return InterpolationState(share, momentum, loss)
 
 
-def make_taid(
-  *,
-  ce_weight: float = 0.0,
-  temperature: float = 1.0,
-  interpolation: Interpolation = Interpolation(),
-  half_life: float = 1e6,
-) -> Method:
-  """T^2 KL(u || q) at T + ce_weight CE; a `Method` whose own state is an `InterpolationState`.
-
-  The schedule reads the mean of the global batch once a step, so accumulation and sharding are
-  exact. Keeps the entropy distribution too, so that reports compare like with like.
-
-  Args:
-    ce_weight: of the cross-entropy with the labels; 0 leaves it out of the loss.
-    temperature: of target and student, > 0; the paper's is 1.
-    interpolation: how t rises.
-    half_life: of the entropy distribution, in tokens; > 0.
-
-  Raises:
-    ValueError: an argument is out of range.
-
-  >>> round(float(make_taid().init_state().own.share), 4)
-  0.4
-  """
-  check_ce_weight(ce_weight)
-  check_temperature("temperature", temperature)
-  entropy = entropy_only(half_life)
-
-  def token_loss(
-    student_logits: jax.Array,
-    teacher_logits: jax.Array,
-    labels: jax.Array,
-    extras: Mapping[str, jax.Array],
-    context: Context,
-  ) -> tuple[jax.Array, Stats]:
-    del extras
-    return _taid_terms(
-      *(student_logits, teacher_logits, labels, context.state.own.share),
-      temperature=temperature,
-      ce_weight=ce_weight,
-    )
-
-  def update(state: State, stats: Stats, mask: jax.Array, elapsed: jax.Array) -> State:
-    own = _control(state.own, stats, mask, elapsed, interpolation)
-    return entropy["observe"](state, stats, mask)._replace(own=own)
-
-  return Method(
-    token_loss=token_loss,
-    init_state=lambda: State(EntropyDistribution.init(), InterpolationState.init(interpolation)),
-    observe=entropy["observe"],
-    update=update,
-    metrics=lambda state: {"interpolation": state.own.share},
-  )
-
-
 def taid_loss(
   student_logits: ArrayLike,
   teacher_logits: Teacher,
@@ -217,17 +160,18 @@ def taid_loss(
   student_logits, teacher_logits, labels, mask = in_batch_inputs(
     student_logits, teacher_logits, labels, mask, where
   )
-  loss, stats = _taid_terms(
+  loss, stats = taid_terms(
     *(student_logits, teacher_logits, labels, state.share),
     temperature=temperature,
     ce_weight=ce_weight,
   )
   metrics = in_batch_metrics(stats, mask)
   metrics["interpolation"] = jax.lax.stop_gradient(state.share)
-  return masked_mean(loss, mask), (metrics, _control(state, stats, mask, elapsed, interpolation))
+  state = control_interpolation(state, stats, mask, elapsed, interpolation)
+  return masked_mean(loss, mask), (metrics, state)
 
 
-def _taid_terms(
+def taid_terms(
   student_logits: jax.Array,
   teacher_logits: jax.Array,
   labels: jax.Array,
@@ -257,7 +201,7 @@ def _log_target(pair: LogPair, log_q: jax.Array, log_p: jax.Array, share: jax.Ar
   return jax.lax.stop_gradient(jnp.where(ruled_out, LOG_ZERO, log_u))
 
 
-def _control(
+def control_interpolation(
   state: InterpolationState,
   stats: Stats,
   mask: jax.Array,

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from egad_jax.losses.entropy import entropy_of
-from egad_jax.losses.method import Stats
 from egad_jax.losses.probabilities import check_labels, check_pair, label_value, log_probabilities
 from egad_jax.losses.top_k import Teacher, TopK, coarse_pair, entropy_estimate
+from egad_jax.types import Stats
 
 
 class LogPair(NamedTuple):

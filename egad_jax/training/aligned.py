@@ -16,10 +16,11 @@ from jax.sharding import PartitionSpec
 from egad_jax.data.batches import PairedBatch
 from egad_jax.head.chunked import logits_from, soft_capped
 from egad_jax.losses.chunks import chunk_mask
-from egad_jax.losses.method import ChunkLoss, Context, Stats
+from egad_jax.methods.method import ChunkLoss, Context
 from egad_jax.models.model import Model
 from egad_jax.training.objective import Objective, Outcome
 from egad_jax.training.teachers import TeacherSource
+from egad_jax.types import Stats
 
 Params = Any
 # (student_logits [seq, Vs], teacher_logits [seq, Vt], one row of a PairedBatch, context) ->

@@ -15,7 +15,7 @@ from egad_jax.files.storage import finite_or_none
 from egad_jax.losses.chunks import chunk_mask
 from egad_jax.losses.divergences import forward_kl
 from egad_jax.losses.entropy import token_entropy
-from egad_jax.losses.method import ChunkLoss, Context, Method
+from egad_jax.methods.method import ChunkLoss, Context, Method
 from egad_jax.models.model import Model
 from egad_jax.training.aligned import AlignedHead, RowLoss, row_loss
 from egad_jax.training.teachers import TeacherSource

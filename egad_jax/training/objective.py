@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from egad_jax.data.batches import Batch
 from egad_jax.head.chunked import Head
-from egad_jax.losses.method import Context, Method, Stats, TokenLoss
+from egad_jax.methods.method import Context, Method, TokenLoss
 from egad_jax.models.model import Model
 from egad_jax.training.teachers import TeacherOutputs, TeacherSource
+from egad_jax.types import Stats
 
 Params = Any
 # name -> (total, count): divided once, on the host.

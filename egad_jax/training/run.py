@@ -18,7 +18,7 @@ from egad_jax.durability import restoring
 from egad_jax.durability.watchdog import Limits
 from egad_jax.head import head_on_mesh
 from egad_jax.head.chunked import Head
-from egad_jax.losses.method import Context, Method, State
+from egad_jax.methods.method import Context, Method, State
 from egad_jax.models.generation_settings import NO_SETTINGS, GenerationSettings
 from egad_jax.models.license import License
 from egad_jax.models.model import Model

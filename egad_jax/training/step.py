@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import optax
 
 from egad_jax.data.batches import AnyBatch
-from egad_jax.losses.method import Context, Method, State, Stats
+from egad_jax.methods.method import Context, Method, State
 from egad_jax.training.guard import Guard, Spikes, Verdict
 from egad_jax.training.micro_batches import micro_batches
 from egad_jax.training.objective import Metrics, Objective
+from egad_jax.types import Stats
 
 Params = Any
 

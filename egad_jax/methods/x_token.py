@@ -24,11 +24,12 @@ from egad_jax.losses.cross_tokenizer import (
 )
 from egad_jax.losses.curriculum import Curriculum
 from egad_jax.losses.entropy import entropy_of
-from egad_jax.losses.method import Context, Method, Stats, entropy_only
-from egad_jax.losses.placement import place_running
+from egad_jax.losses.guidance import running_guidance
 from egad_jax.losses.probabilities import check_labels, label_value, log_probabilities
 from egad_jax.losses.temperature import Temperature
 from egad_jax.losses.terms import check_ce_weight
+from egad_jax.methods.method import Context, Method, entropy_only
+from egad_jax.types import Stats
 
 
 def make_x_token(
@@ -100,18 +101,23 @@ def make_x_token(
     row = make_row(*arrays)
     log_q, log_p = row.log_averages(average=chunk_average)
     entropy = entropy_of(log_p)
-    placement = place_running(
-      entropy, context=context, curriculum=curriculum, temperature=temperature, branch=None
+    guidance = running_guidance(
+      entropy,
+      distribution=context.state.entropy,
+      progress=context.progress,
+      curriculum=curriculum,
+      temperature=temperature,
+      branch=None,
     )
     warm = log_q, log_p
-    if not (isinstance(placement.temperature, float) and placement.temperature == 1):
-      warm = row.log_averages(temperature=placement.temperature, average=chunk_average)
+    if not (isinstance(guidance.temperature, float) and guidance.temperature == 1):
+      warm = row.log_averages(temperature=guidance.temperature, average=chunk_average)
     value = divergence(*warm, row.valid)
     # A factor of 1 is left out, so that what is off costs nothing and changes no bit.
-    if not (isinstance(placement.factor, float) and placement.factor == 1):
-      value = value * placement.factor
-    if placement.weight is not None:
-      value = value * placement.weight
+    if not (isinstance(guidance.factor, float) and guidance.factor == 1):
+      value = value * guidance.factor
+    if guidance.weight is not None:
+      value = value * guidance.weight
     nll = row.student.total(-label_value(log_probabilities(row.student.logits), labels))
     loss = value + ce_weight * nll if ce_weight else value
 
@@ -121,8 +127,8 @@ def make_x_token(
     stats = {
       "teacher_entropy": entropy,
       "student_entropy": entropy_of(log_q),
-      "temperature": placement.temperature,
-      "weight": 1.0 if placement.weight is None else placement.weight,
+      "temperature": guidance.temperature,
+      "weight": 1.0 if guidance.weight is None else guidance.weight,
       "hard": False,
       "distillation_loss": value,
       "cross_entropy": nll,

@@ -1,4 +1,4 @@
-"""What EGAD's mechanisms make of each token's entropy: temperature, weight, hard or easy."""
+"""What EGAD's mechanisms say of each token by its entropy: temperature, weight, hard or easy."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from jax.typing import ArrayLike
 
 from egad_jax.losses.branch import Branch, hard_from
 from egad_jax.losses.curriculum import Curriculum, curriculum_weights
+from egad_jax.losses.distribution import EntropyDistribution
 from egad_jax.losses.entropy import entropy_position
-from egad_jax.losses.method import Context
 from egad_jax.losses.reductions import masked_mean
 from egad_jax.losses.temperature import Temperature, compensation_factor
 
 
-class Placement(NamedTuple):
-  """What the mechanisms make of a token's entropy; None where a mechanism is off.
+class TokenGuidance(NamedTuple):
+  """How a token is distilled; None where a mechanism is off.
 
   Attributes:
     temperature: one number, or one per token.
@@ -35,22 +35,22 @@ class Placement(NamedTuple):
   hard: jax.Array | None
 
 
-def place_running(
+def running_guidance(
   entropy: jax.Array,
   *,
-  context: Context,
+  distribution: EntropyDistribution,
+  progress: ArrayLike,
   curriculum: Curriculum | None,
   temperature: Temperature,
   branch: Branch | None,
-) -> Placement:
-  """Places tokens against the running distribution."""
-  distribution = context.state.entropy
+) -> TokenGuidance:
+  """The guidance of tokens [...] by the position of their entropy in the running distribution."""
   weight = hard = None
   position: Any = None  # An array where a mechanism reads it.
   if curriculum is not None or branch is not None:
     position = distribution.position(entropy)
   if curriculum is not None:
-    weight = curriculum_weights(position, context.progress, **dataclasses.asdict(curriculum))
+    weight = curriculum_weights(position, progress, **dataclasses.asdict(curriculum))
   if branch is not None:
     hard = branch.gate(position, hard_from(distribution, branch))
 
@@ -62,10 +62,10 @@ def place_running(
     functools.partial(adaptive, entropy),
     lambda f: distribution.expectation(lambda bins: f(adaptive(bins))),
   )
-  return Placement(tokens_temperature, factor, weight, hard)
+  return TokenGuidance(tokens_temperature, factor, weight, hard)
 
 
-def place_in_batch(
+def in_batch_guidance(
   entropy: jax.Array,
   *,
   mask: jax.Array,
@@ -74,8 +74,8 @@ def place_in_batch(
   temperature: Temperature,
   branch: Branch | None,
   kind: str,
-) -> Placement:
-  """Places tokens among the masked tokens of their own batch."""
+) -> TokenGuidance:
+  """The guidance of tokens [...] by the position of their entropy in their own batch."""
   weight = hard = None
   position: Any = None  # An array where a mechanism reads it.
   if curriculum is not None or branch is not None or temperature.kind != "fixed":
@@ -97,7 +97,7 @@ def place_in_batch(
     return jnp.where(jnp.any(mask), masked_mean(function(adaptive()), mask), of_base)
 
   tokens_temperature, factor = temperature_and_factor(temperature, adaptive, mean)
-  return Placement(tokens_temperature, factor, weight, hard)
+  return TokenGuidance(tokens_temperature, factor, weight, hard)
 
 
 def _gate_in_batch(

@@ -8,12 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from egad_jax.losses.distribution import EntropyDistribution
-
-Params = Any
-"""A pytree of parameters trained with the student and never exported."""
-Stats = dict[str, jax.Array]
-Metrics = dict[str, tuple[jax.Array, jax.Array]]
-"""Name -> (sum, count), both scalars; the caller adds them up and divides once."""
+from egad_jax.types import Metrics, Params, Stats
 
 
 class State(NamedTuple):

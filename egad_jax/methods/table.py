@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from egad_jax.losses.adakd import make_adakd
-from egad_jax.losses.egad import make_egad, make_vanilla_kd
-from egad_jax.losses.entropy_weighting import make_ea_kd, make_se_kd
-from egad_jax.losses.explicit_knowledge import make_aekt
-from egad_jax.losses.method import Method
-from egad_jax.losses.relation_graph import make_trg
-from egad_jax.losses.taid import make_taid
-from egad_jax.losses.x_token import make_x_token
+from egad_jax.methods.adakd import make_adakd
+from egad_jax.methods.egad import make_egad, make_vanilla_kd
+from egad_jax.methods.entropy_weighting import make_ea_kd, make_se_kd
+from egad_jax.methods.explicit_knowledge import make_aekt
+from egad_jax.methods.method import Method
+from egad_jax.methods.relation_graph import make_trg
+from egad_jax.methods.taid import make_taid
+from egad_jax.methods.x_token import make_x_token
 
 METHODS: Mapping[str, Callable[..., Method]] = {
   "egad": make_egad,

@@ -1,0 +1,158 @@
+"""SE-KD and EA-KD as methods; formulas: `losses.entropy_weighting`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from egad_jax.losses.distribution import EntropyDistribution
+from egad_jax.losses.entropy_weighting import (
+  check_ea_kd,
+  pair_weights,
+  student_entropy_of,
+  weighted_terms,
+)
+from egad_jax.losses.log_divergences import make_divergence
+from egad_jax.losses.routing import check_fraction
+from egad_jax.losses.temperature import check_temperature
+from egad_jax.losses.terms import check_ce_weight, log_pair
+from egad_jax.losses.top_k import check_dense
+from egad_jax.methods.method import Context, Method, State, entropy_only
+from egad_jax.types import Stats
+
+
+def make_se_kd(
+  *,
+  fraction: float = 0.2,
+  divergence: str = "forward_kl",
+  divergence_options: Mapping[str, Any] | None = None,
+  temperature: float = 1.0,
+  ce_weight: float = 0.0,
+  half_life: float = 1e6,
+) -> Method:
+  """SE-KD (arXiv 2602.01395): T^2 D / fraction on the tokens of highest student entropy.
+
+  The paper keeps the top fraction of each sequence (`se_kd_loss`); here the running distribution of
+  student entropy (the method's own state) says who is kept, see `EntropyDistribution.top_share`. A
+  token then depends on no other of its batch, and a kept one weighs the same in every batch: the
+  stat `hard` is the kept share, almost always 0 or 1, and `weight` is that over `fraction`.
+
+  Args:
+    fraction: share of the tokens to keep, in (0, 1]; 0.2 is the paper's.
+    divergence: a key of `DIVERGENCES`; forward KL is the paper's.
+    divergence_options: its hyper-parameters.
+    temperature: T of the divergence; 1 is the paper's. Entropies are at T = 1.
+    ce_weight: of the cross-entropy, over all tokens; 0 is the paper's.
+    half_life: of both distributions, in tokens; > 0.
+
+  Raises:
+    ValueError: an argument is out of range, or a name is unknown.
+
+  >>> method = make_se_kd(fraction=0.5)
+  >>> entropy, mask = jnp.array([0.1, 0.5, 1.0, 1.3]), jnp.ones(4, bool)
+  >>> stats = {"teacher_entropy": entropy, "student_entropy": entropy}
+  >>> state = method.observe(method.init_state(), stats, mask)
+  >>> logits = jnp.array([[1.0, 1.0, 1.0], [9.0, 0.0, 0.0]])  # Entropies 1.1 and 0.
+  >>> context = Context(state, jnp.float32(0), jnp.float32(0))
+  >>> _, stats = method.token_loss(logits, logits, jnp.array([0, 0]), {}, context)
+  >>> stats["weight"].tolist()
+  [2.0, 0.0]
+  """
+  check_fraction(fraction)
+  check_ce_weight(ce_weight)
+  check_temperature("temperature", temperature)
+  log_divergence = make_divergence(divergence, divergence_options)
+  teacher_only = entropy_only(half_life)
+
+  def token_loss(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    labels: jax.Array,
+    extras: Mapping[str, jax.Array],
+    context: Context,
+  ) -> tuple[jax.Array, Stats]:
+    del extras
+    pair = log_pair(student_logits, teacher_logits)
+    kept = context.state.own.top_share(student_entropy_of(pair), fraction)
+    return weighted_terms(
+      *(pair, labels, kept / fraction),
+      hard=kept,
+      divergence=log_divergence,
+      temperature=temperature,
+      ce_weight=ce_weight,
+    )
+
+  def observe(state: State, stats: Stats, mask: jax.Array) -> State:
+    own = state.own.update(stats["student_entropy"], mask, half_life=half_life)
+    return teacher_only["observe"](state, stats, mask)._replace(own=own)
+
+  def update(state: State, stats: Stats, mask: jax.Array, elapsed: jax.Array) -> State:
+    del elapsed
+    return observe(state, stats, mask)
+
+  return Method(
+    token_loss=token_loss,
+    init_state=lambda: State(EntropyDistribution.init(), EntropyDistribution.init()),
+    observe=observe,
+    update=update,
+    metrics=lambda state: {"kept_from_student_entropy": state.own.quantile(1 - fraction)},
+  )
+
+
+def make_ea_kd(
+  *,
+  entropy_temperature: float = 3.0,
+  entropy_bound: float | None = None,
+  divergence: str = "forward_kl",
+  divergence_options: Mapping[str, Any] | None = None,
+  temperature: float = 1.0,
+  ce_weight: float = 0.0,
+  half_life: float = 1e6,
+) -> Method:
+  """EA-KD (arXiv 2311.13621): w T^2 D with the weights of `entropy_weights`, for every token.
+
+  The weights are not normalized, as in the paper: their mean, the stat `weight`, is the scale of
+  the loss.
+
+  Args:
+    entropy_temperature: at which both entropies of the weight are taken; 3 is the paper's.
+    entropy_bound: H_ub in nats; None for log vocab, as in the paper's text.
+    divergence: a key of `DIVERGENCES`; forward KL is the paper's.
+    divergence_options: its hyper-parameters.
+    temperature: T of the divergence.
+    ce_weight: of the cross-entropy.
+    half_life: of the entropy distribution that reports read, in tokens; > 0.
+
+  Raises:
+    ValueError: an argument is out of range, or a name is unknown.
+
+  >>> make_ea_kd(entropy_temperature=0.0)
+  Traceback (most recent call last):
+    ...
+  ValueError: entropy_temperature must be a positive temperature, got 0.0.
+  """
+  check_ea_kd(entropy_temperature, entropy_bound, temperature, ce_weight)
+  log_divergence = make_divergence(divergence, divergence_options)
+
+  def token_loss(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    labels: jax.Array,
+    extras: Mapping[str, jax.Array],
+    context: Context,
+  ) -> tuple[jax.Array, Stats]:
+    del extras, context
+    check_dense("ea_kd", teacher_logits)
+    pair = log_pair(student_logits, teacher_logits)
+    bound = math.log(pair.log_q.shape[-1]) if entropy_bound is None else entropy_bound
+    return weighted_terms(
+      *(pair, labels, pair_weights(pair, entropy_temperature, bound)),
+      divergence=log_divergence,
+      temperature=temperature,
+      ce_weight=ce_weight,
+    )
+
+  return Method(token_loss=token_loss, **entropy_only(half_life))

@@ -1,0 +1,99 @@
+"""AEKT as a method, with or without its serial head; formulas: `losses.explicit_knowledge`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from egad_jax.losses.explicit_knowledge import (
+  ExplicitKnowledge,
+  check_aekt,
+  explicit_knowledge_value,
+  label_stats_of,
+)
+from egad_jax.losses.terms import log_pair, token_terms
+from egad_jax.losses.top_k import check_dense
+from egad_jax.methods.method import Context, Method, SerialHead, entropy_only
+from egad_jax.types import Params, Stats
+
+
+def make_aekt(
+  *,
+  explicit_knowledge: ExplicitKnowledge = ExplicitKnowledge(),  # noqa: B008 (frozen)
+  temperature: float = 1.0,
+  ce_weight: float = 0.0,
+  half_life: float = 1e6,
+) -> Method:
+  """AEKT (arXiv 2409.01679; our reconstruction, see the module) + ce_weight CE, for every token.
+
+  The stat `weight` is that of the explicit term, lambda times the clipped ratio.
+
+  Args:
+    explicit_knowledge: the options.
+    temperature: T of both terms and of the ratio, with T^2 compensation; > 0.
+    ce_weight: of the cross-entropy; with a serial head it acts before the map, alone.
+    half_life: of the entropy distribution that reports read, in tokens; > 0.
+
+  Raises:
+    ValueError: an argument is out of range; or a serial head without cross-entropy.
+
+  >>> method = make_aekt(explicit_knowledge=ExplicitKnowledge(serial=True), ce_weight=0.5)
+  >>> method.init_params(jax.random.key(0), student_dim=2, teacher_dim=3, num_taps=0)["serial"]
+  Array([[1., 0.],
+         [0., 1.]], dtype=float32)
+  """
+  check_aekt(explicit_knowledge.serial, temperature, ce_weight)
+
+  def token_loss(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    labels: jax.Array,
+    extras: Mapping[str, jax.Array],
+    context: Context,
+  ) -> tuple[jax.Array, Stats]:
+    del extras, context
+    check_dense("aekt", teacher_logits)
+    pair = log_pair(student_logits, teacher_logits)
+    value, weight = explicit_knowledge_value(pair, labels, explicit_knowledge, temperature)
+    return token_terms(
+      *(pair, labels, value),
+      ce_weight=0.0 if explicit_knowledge.serial else ce_weight,
+      temperature=temperature,
+      weight=weight,
+    )
+
+  if not explicit_knowledge.serial:
+    return Method(token_loss=token_loss, **entropy_only(half_life))
+
+  def label_loss(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    labels: jax.Array,
+    extras: Mapping[str, jax.Array],
+    context: Context,
+  ) -> tuple[jax.Array, Stats]:
+    del teacher_logits, extras, context
+    stats = label_stats_of(student_logits, labels)
+    return ce_weight * stats["cross_entropy"], jax.lax.stop_gradient(stats)
+
+  return Method(
+    token_loss=token_loss,
+    init_params=init_serial,
+    serial=SerialHead(apply_serial, label_loss),
+    **entropy_only(half_life),
+  )
+
+
+def init_serial(
+  key: jax.Array, *, student_dim: int, teacher_dim: int, num_taps: int
+) -> dict[str, jax.Array]:
+  """{"serial": the identity, float32 [student_dim, student_dim]}: no map at the start."""
+  del key, teacher_dim, num_taps
+  return {"serial": jnp.eye(student_dim, dtype=jnp.float32)}
+
+
+def apply_serial(params: Params, student_hidden: jax.Array) -> jax.Array:
+  """Maps student hidden states [..., student_dim], in and to their own dtype."""
+  return student_hidden @ params["serial"].astype(student_hidden.dtype)
