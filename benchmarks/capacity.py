@@ -55,28 +55,19 @@ def largest(fits: Callable[[int], bool], first: int, step: int) -> int:
   return low * step
 
 
-def with_dense_head(run: Any) -> Any:
-  """The run with all logits of a device at once in the place of the chunked head."""
-  from egad_jax import sharding
+def with_dense_head(experiment: Any) -> Any:
+  """The experiment with all logits of a device at once in the place of the chunked head."""
   from egad_jax.head import dense_head
   from egad_jax.head.sharded import sharded_head
-  from egad_jax.training.run import Run
 
-  class DenseRun(Run):
-    """A run but for its head."""
+  def make(token_loss: Any, mesh: Any, **options: Any) -> Any:
+    kept = ("vocab_size", "student_soft_cap", "teacher_soft_cap")
+    head = dense_head(token_loss, **{name: options[name] for name in kept})
+    axes = {"batch_axes": options["batch_axes"], "sequence_axes": (options["tensor_axis"],)}
+    return sharded_head(head, mesh, **axes)
 
-    def head(self, token_loss: Any) -> Any:
-      """All logits at once, of each device's own rows."""
-      head = dense_head(
-        token_loss,
-        vocab_size=self.tokenizer.vocab_size,
-        student_soft_cap=self.pair.student.config.logit_soft_cap,
-        teacher_soft_cap=self.pair.teacher.config.logit_soft_cap,
-      )
-      axes = {"batch_axes": sharding.BATCH_AXES, "sequence_axes": (sharding.TENSOR_AXIS,)}
-      return sharded_head(head, self.mesh, **axes)
-
-  return DenseRun(**{f.name: getattr(run, f.name) for f in dataclasses.fields(run)})
+  head_options = dataclasses.replace(experiment.head, make=make)
+  return dataclasses.replace(experiment, head=head_options)
 
 
 def main() -> None:
@@ -98,9 +89,10 @@ def main() -> None:
     def fits(rows: int, head: str = head, plans: dict[int, Any] = plans) -> bool:
       changed = copy.deepcopy(config)
       changed.batch_size = rows * changed.accumulation
-      run = from_config.plan_run(changed, devices)
-      run = with_dense_head(run) if head == "dense" else run
-      made = plans[rows] = plan(run, slice_, config=f"{head} {rows}")
+      experiment = from_config.plan_run(changed, devices)
+      if head == "dense":
+        experiment = with_dense_head(experiment)
+      made = plans[rows] = plan(experiment, slice_, config=f"{head} {rows}")
       verdict = "fits" if made.fits else "does not fit"
       size, seconds = made.total_bytes / _GIB, made.compile_seconds
       print(f"{head}: {rows} rows {verdict}, {size:.2f} GiB ({seconds:.0f} s)", file=sys.stderr)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.heads import Inputs, Settings, distillation_sum, token_loss_of
-from egad_jax import losses
+from egad_jax import methods
 from egad_jax.head import dense_head
 
 # Of the logits, before rounding: as wide as those of real models, far from uniform.
@@ -31,12 +31,12 @@ class Sizes(NamedTuple):
     return 2 * self.tokens * self.vocab * (self.teacher_dim + 3 * self.student_dim)
 
 
-def context(vocab: int) -> losses.Context:
+def context(vocab: int) -> methods.Context:
   """A context of EGAD mid-way, after seeing entropies from 0 to log(vocab), all alike."""
-  method = losses.make_egad(branch=None)
+  method = methods.make_egad(branch=None)
   entropy = jnp.linspace(0, math.log(vocab), 256, dtype=jnp.float32)
   state = method.observe(method.init_state(), {"teacher_entropy": entropy}, jnp.ones(256, bool))
-  return losses.Context(state, jnp.float32(0.3), jnp.float32(0.1))
+  return methods.Context(state, jnp.float32(0.3), jnp.float32(0.1))
 
 
 def random_inputs(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from egad_jax import losses
+from egad_jax import methods
 from egad_jax.head import dense_head, distillation_head
 from egad_jax.head.chunked import TokenLoss, default_chunk_size, logits_from
 from egad_jax.head.tpu import Kernels, kernel_chunk_size
@@ -97,8 +97,8 @@ def with_gradients(contender: Contender, settings: Settings) -> Callable[[Inputs
 def token_loss_of(loss: str, settings: Settings) -> TokenLoss:
   """The `token_loss` of plain distillation, or of EGAD without the feature branch."""
   if loss == "egad":
-    return losses.make_egad(branch=None, ce_weight=settings.ce_weight).token_loss
-  kd = losses.make_vanilla_kd(temperature=settings.temperature, ce_weight=settings.ce_weight)
+    return methods.make_egad(branch=None, ce_weight=settings.ce_weight).token_loss
+  kd = methods.make_vanilla_kd(temperature=settings.temperature, ce_weight=settings.ce_weight)
   return kd.token_loss
 
 

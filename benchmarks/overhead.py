@@ -41,18 +41,19 @@ def main() -> None:
   from egad_jax.reporting.metric_log import MetricLog
   from egad_jax.training.goodput import Goodput
   from egad_jax.training.profiling import Profiler, Window
+  from egad_jax.training.state import Frozen
   from egad_jax.training.utilization import Utilization, minimum_flops
 
   config = small_config()
   config.batch_size = ROWS.value
-  run = from_config.plan_run(config, jax.devices()[:1])
-  timed = Timed(run, run.place_teacher())
+  experiment = from_config.plan_run(config, jax.devices()[:1])
+  timed = Timed(experiment, Frozen(experiment.teacher.place().params, {}))
   timed.step()
   size = sum(x.nbytes for x in jax.tree.leaves(timed.state))
 
   with tempfile.TemporaryDirectory(dir=pathlib.Path.cwd()) as scratch, Workdir(scratch) as workdir:
     checkpoints = Checkpoints(epath.Path(scratch) / "checkpoints", keep=2)
-    measure = Utilization(minimum_flops(run), jax.devices()[:1]).measure
+    measure = Utilization(minimum_flops(experiment), jax.devices()[:1]).measure
     log = MetricLog(workdir, steps=10**6, start=0, log_every=1, tensorboard=True, measure=measure)
     watchdog, profiler = Watchdog(Limits(600.0, 3600.0)), Profiler(workdir / "p", Window(0, 5))
     clock = Goodput(workdir, entered=watchdog.enter)

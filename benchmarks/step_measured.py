@@ -17,7 +17,9 @@ from configs import tiny
 from egad_jax import from_config, sharding
 from egad_jax.data.batches import AnyBatch, Batch, PairedBatch
 from egad_jax.reporting.metric_log import averages
-from egad_jax.training.run import Run
+from egad_jax.training.experiment import Experiment
+from egad_jax.training.programs import lower_train_step
+from egad_jax.training.state import Frozen
 
 # No round starts later, unless there are too few.
 _SECONDS, _LEAST_ROUNDS = 210, 3
@@ -40,15 +42,18 @@ def small_config() -> Any:
   return config
 
 
-def random_batch(run: Run) -> AnyBatch:
+def random_batch(experiment: Experiment) -> AnyBatch:
   """Rows of random tokens, every place a target; in pairs, every token a chunk."""
-  shape = (run.batch_size, run.rows.seq_len)
-  ids = np.random.default_rng(0).integers(0, run.tokenizer.vocab_size, (2, *shape), np.int32)
+  shape = (experiment.optimization.batch_size, experiment.rows.seq_len)
+  ids = np.random.default_rng(0).integers(
+    0, experiment.tokenizers.student.vocab_size, (2, *shape), np.int32
+  )
   positions = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
   batch = Batch(ids[0], ids[1], positions, np.ones(shape, np.int32), np.ones(shape, bool))
-  if run.rows.sides == 2:
-    return PairedBatch(batch, batch, positions + 1, positions + 1)
-  return batch
+  numbers = np.arange(shape[0], dtype=np.int32)
+  if experiment.rows.sides == 2:
+    return PairedBatch(batch, batch, positions + 1, positions + 1, numbers)
+  return batch._replace(row_numbers=numbers)
 
 
 class Timed:
@@ -59,17 +64,17 @@ class Timed:
     seconds: of the steps that count.
   """
 
-  def __init__(self, run: Run, teacher_params: Any):
-    self._program = run.lower_step().compile()
-    self.state = run.place_student()
-    self._teacher_params = teacher_params
-    self._batch = sharding.place_batch(random_batch(run), run.mesh)
+  def __init__(self, experiment: Experiment, frozen: Frozen):
+    self._program = lower_train_step(experiment).compile()
+    self.state = experiment.first_state()
+    self._frozen = frozen
+    self._batch = sharding.place_batch(random_batch(experiment), experiment.mesh)
     self.seconds: list[float] = []
 
   def step(self) -> float:
     """Takes a step; the training goes on from it."""
     started = time.monotonic()
-    self.state, metrics = self._program(self.state, self._teacher_params, self._batch)
+    self.state, metrics = self._program(self.state, self._frozen, self._batch)
     jax.block_until_ready((self.state, metrics))
     self._metrics = metrics
     total, count = metrics["finite"]
@@ -95,15 +100,15 @@ def measured(
   began = time.monotonic()
   jax.config.update("jax_enable_compilation_cache", False)
   timed: dict[str, Timed] = {}
-  teacher_params = student_params = None
+  frozen = student = None
   for label, config in variants:
     started = time.monotonic()
-    run = from_config.plan_run(config, jax.devices()[:1])
-    if teacher_params is None:  # Drawing random values takes longer than compiling a step.
-      teacher_params = run.place_teacher()
-      student_params = jax.device_get(run.place_student().params["student"])
-    pair = dataclasses.replace(run.pair, student_params=student_params)
-    timed[label] = Timed(dataclasses.replace(run, pair=pair), teacher_params)
+    experiment = from_config.plan_run(config, jax.devices()[:1])
+    if frozen is None:  # Drawing random values takes longer than compiling a step.
+      frozen = Frozen(experiment.teacher.place().params, {})
+      student = jax.device_get(experiment.first_state().trainable["student"])
+    models = dataclasses.replace(experiment.models, student_params=student)
+    timed[label] = Timed(dataclasses.replace(experiment, models=models), frozen)
     timed[label].step()
     report(f"measured {label}: ready in {time.monotonic() - started:.0f} s")
   order = list(timed)

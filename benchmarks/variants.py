@@ -30,7 +30,7 @@ LABELS = {name: f"egad, {name} alone" for name in _ALONE} | {
 
 def names() -> list[str]:
   """All variants: the baseline, the mechanisms, EGAD, then the rest of the table of methods."""
-  from egad_jax.losses import METHODS
+  from egad_jax.methods import METHODS
 
   first = [BASELINE, *_ALONE, _DEFAULT, "egad"]
   return first + [name for name in METHODS if name not in first]

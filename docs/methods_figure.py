@@ -17,7 +17,7 @@ import numpy as np
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
-from egad_jax import losses
+from egad_jax import methods
 
 TOKENS, VOCAB, BINS = 4000, 512, 24
 
@@ -31,7 +31,7 @@ def synthetic_tokens() -> tuple[jax.Array, jax.Array, jax.Array]:
   return student, teacher, jax.random.categorical(keys[3], teacher)
 
 
-def half_focused(state: losses.State) -> losses.State:
+def half_focused(state: methods.State) -> methods.State:
   """AdaKD's controller at r = 1/2, as after some training."""
   focus = state.own.focus._replace(ratio=jnp.float32(0.5))
   return state._replace(own=state.own._replace(focus=focus))
@@ -54,8 +54,8 @@ def main() -> None:
   tokens, mask = synthetic_tokens(), jnp.ones(TOKENS, bool)
   figure, axes = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
   for label, (name, progress, change) in CURVES.items():
-    method = losses.make_method(name)
-    context = losses.Context(method.init_state(), jnp.float32(progress), jnp.float32(0.5))
+    method = methods.make_method(name)
+    context = methods.Context(method.init_state(), jnp.float32(progress), jnp.float32(0.5))
     _, stats = method.token_loss(*tokens, {}, context)
     state = change(method.observe(context.state, stats, mask))
     _, stats = method.token_loss(*tokens, {}, context._replace(state=state))

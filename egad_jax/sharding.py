@@ -169,8 +169,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Rows of a [batch, seq] array are split over the batch axes."""
-  return NamedSharding(mesh, PartitionSpec(BATCH_AXES, None))
+  """Rows of a [batch, ...] array are split over the batch axes."""
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def batch_devices(mesh: Mesh) -> int:
@@ -282,6 +282,22 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.make_array_from_callback(shape, sharding, rows)
 
   return jax.tree.map(put, batch)
+
+
+def micro_batches(batch: Any, accumulation: int) -> Any:
+  """Splits the rows of a batch: [batch, ...] -> [accumulation, batch / accumulation, ...].
+
+  Micro-batch m takes rows m, m + accumulation, ...: rows then stay on the device that holds them.
+  """
+  return jax.tree.map(
+    lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1),
+    batch,
+  )
+
+
+def join_micro_batches(parts: Any) -> Any:
+  """The inverse of `micro_batches`."""
+  return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), parts)
 
 
 def move_rows(x: jax.Array, mesh: Mesh) -> jax.Array:

@@ -14,7 +14,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from egad_jax import losses
+from egad_jax import losses, methods
 
 VOCAB, RANK, BATCH, SEQ, STEPS = 64, 32, 8, 32, 150
 LEARNING_RATE = 5.0
@@ -79,17 +79,17 @@ def in_batch_step(
 
 @functools.partial(jax.jit, static_argnames="method")
 def running_step(
-  carry: tuple[Params, losses.State],
+  carry: tuple[Params, methods.State],
   teacher: jax.Array,
   key: jax.Array,
   progress: jax.Array,
   *,
-  method: losses.Method,
-) -> tuple[Params, losses.State]:
+  method: methods.Method,
+) -> tuple[Params, methods.State]:
   """One step with a `Method`: tokens are independent, statistics are an explicit state."""
   params, state = carry
   tokens, labels, mask = sample_batch(key, teacher)
-  context = losses.Context(state, progress, elapsed=progress)
+  context = methods.Context(state, progress, elapsed=progress)
 
   def objective(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
     logits = apply_student(params, tokens)
@@ -121,7 +121,7 @@ def main() -> None:
     f" {float(metrics['temperature_mean']):.2f}"
   )
 
-  method = losses.make_egad(branch=None, half_life=10_000.0)
+  method = methods.make_egad(branch=None, half_life=10_000.0)
   carry = (student, method.init_state())
   for step, key in enumerate(keys):
     carry = running_step(carry, teacher, key, jnp.float32(step / STEPS), method=method)

@@ -46,12 +46,12 @@ def main() -> None:
   config = (
     command_line.config(CONFIG) if given else command_line.stored_config(workdir / files.CONFIG)
   )
-  run = from_config.build(config, workdir)
+  experiment = from_config.build(config, workdir)
   # With other ids the student would be asked for tokens that it does not know.
-  found = fingerprints(run, starts=False)
+  found = fingerprints(experiment, starts=False)
   differs = identity.require(workdir, found, identity.TOKENIZERS)
-  step, state = restoring.restore_state(workdir, step, run.abstract_state())
-  result = CompiledRun(run).evaluate(state)
+  step, state = restoring.restore_state(workdir, step, experiment.abstract_state())
+  result = CompiledRun(experiment).evaluate(state)
   measured = {key: result[key] for key in ("tokens", "student", "teacher")}
   command_line.print_result(json.dumps({"step": step, "differs": differs} | measured))
 

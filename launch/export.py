@@ -40,6 +40,7 @@ def main() -> None:
   from egad_jax.files.storage import read_json
   from egad_jax.training import results
   from egad_jax.training.fingerprints import fingerprints
+  from egad_jax.training.state import student_params
 
   object_store.require(CHECKPOINT.value, "--checkpoint")
   object_store.require(OUTPUT.value, "--output")
@@ -50,14 +51,14 @@ def main() -> None:
   replacing.require_replaceable(output, "--output", owned.EXPORT)
   read = {f"--checkpoint {name}": workdir / name for name in (files.CONFIG, files.CHECKPOINTS)}
   owned.require_apart(output, "--output", from_config.input_paths(config) | read)
-  run = from_config.build(config, workdir)
+  experiment = from_config.build(config, workdir)
   # The card names the teacher and its licence; the data is in the weights already.
-  found = fingerprints(run, starts=False)
+  found = fingerprints(experiment, starts=False)
   identity.require(workdir, found, (*identity.TOKENIZERS, "teacher_weights"))
-  step, state = restoring.restore_state(workdir, step, run.abstract_state())
-  summary = results.summary_of(run, workdir, state)
+  step, state = restoring.restore_state(workdir, step, experiment.abstract_state())
+  summary = results.summary_of(experiment, workdir, state)
   results.export(
-    *(run, jax.device_get(state.params["student"]), output),
+    *(experiment, jax.device_get(student_params(state.trainable, {})), output),
     summary=summary,
     config=from_config.plain(config),
     samples=read_json(workdir / files.SAMPLES) if "student_after" in summary else None,

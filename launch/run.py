@@ -163,16 +163,17 @@ def train(
       return f"{workdir.path}: this run is finished; nothing to do." if workdir.writes else ""
     processes.on_all_processes(lambda: _require_untouched(config, workdir))
     make = watchdog.prepare(lambda: from_config.build(config, workdir.path), alone=alone)
-    run = processes.on_all_processes(make, first_alone=True)
+    experiment = processes.on_all_processes(make, first_alone=True)
+    options = from_config.loop_options(config)
     starts = not steps_of(workdir / CHECKPOINTS)
-    found = fingerprints(run, starts=starts)
+    found = fingerprints(experiment, starts=starts)
     processes.require_equal(found)
     record = processes.on_all_processes(lambda: identity.check(workdir, values, found, force=force))
-    processes.on_all_processes(lambda: workdir.require_space(run.disk_bytes()))
+    processes.on_all_processes(lambda: workdir.require_space(options.disk_bytes(experiment)))
     identity.store(workdir, record)
     workdir.store_config(values)
-    overview.log(run, workdir)
-    loop.train(run, workdir, early, started=_STARTED, watchdog=watchdog)
+    overview.log(experiment, workdir)
+    loop.train(experiment, options, workdir, early, started=_STARTED, watchdog=watchdog)
     return results.whereabouts(workdir) if workdir.writes else ""
 
 

@@ -12,7 +12,7 @@ Array = Any
 
 
 class Batch(NamedTuple):
-  """Packed rows; every field [batch, seq] (or [seq] for one row).
+  """Packed rows; every field but the last two [batch, seq] (or [seq] for one row).
 
   Attributes:
     tokens: int32, what the model reads; 0 in padding.
@@ -21,6 +21,9 @@ class Batch(NamedTuple):
     segment_ids: int32, 1, 2, … for the pieces of documents in the row, 0 for padding. Attention
       stays within a segment.
     mask: bool, True where the label counts.
+    row_numbers: int32 [batch], each row's number in its split, the same in every epoch; -1 for a
+      row that only fills a batch. () for one side of a `PairedBatch`.
+    attached: what a teacher computed elsewhere, split by rows; () for nothing.
   """
 
   tokens: Array
@@ -28,6 +31,18 @@ class Batch(NamedTuple):
   positions: Array
   segment_ids: Array
   mask: Array
+  row_numbers: Array = ()
+  attached: Any = ()
+
+  @property
+  def student_side(self) -> Batch:
+    """The rows in the student's tokens: the fields of [batch, seq] alone."""
+    return self._replace(row_numbers=(), attached=())
+
+  @property
+  def teacher_side(self) -> Batch:
+    """The rows in the teacher's tokens: the same."""
+    return self.student_side
 
 
 class PairedBatch(NamedTuple):
@@ -41,12 +56,26 @@ class PairedBatch(NamedTuple):
     teacher: in the teacher's.
     student_chunks: int32 [batch, seq], ids from 1 in each row, in the order of the text.
     teacher_chunks: the same chunks at the teacher's places.
+    row_numbers: as in `Batch`.
+    attached: as in `Batch`.
   """
 
   student: Batch
   teacher: Batch
   student_chunks: Array
   teacher_chunks: Array
+  row_numbers: Array = ()
+  attached: Any = ()
+
+  @property
+  def student_side(self) -> Batch:
+    """The rows in the student's tokens."""
+    return self.student
+
+  @property
+  def teacher_side(self) -> Batch:
+    """The rows in the teacher's tokens."""
+    return self.teacher
 
 
 AnyBatch = Batch | PairedBatch
@@ -112,9 +141,15 @@ def shift_pair(student: np.ndarray, teacher: np.ndarray) -> PairedBatch:
   return PairedBatch(*both, *chunks)
 
 
-def make_row(fields: np.ndarray) -> AnyBatch:
-  """The row that a record's fields, int32 [sides, 4, seq + 1], stand for."""
-  return shift(*fields[0]) if len(fields) == 1 else shift_pair(*fields)
+def make_row(fields: np.ndarray, number: int = -1) -> AnyBatch:
+  """The row that a record's fields, int32 [sides, 4, seq + 1], stand for.
+
+  Args:
+    fields: of the record.
+    number: the row's, see `Batch`.
+  """
+  row = shift(*fields[0]) if len(fields) == 1 else shift_pair(*fields)
+  return row._replace(row_numbers=np.int32(number))
 
 
 def stack(rows: Sequence[Any]) -> Any:

@@ -41,7 +41,7 @@ class RowSource:
   def __getitem__(self, index: int) -> AnyBatch:
     """Reads a row; one that cannot be read is empty, so that no other row moves."""
     try:
-      return batches.make_row(decode_record(self._records[index], **self._shape))
+      return batches.make_row(decode_record(self._records[index], **self._shape), index)
     # RuntimeError is ArrayRecord's for a damaged chunk, ValueError a record of the wrong size.
     except (RuntimeError, ValueError) as error:
       logging.error(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from egad_jax.from_config.experiment import build, input_paths, loop_options, plan_run
 from egad_jax.from_config.methods import make_method
 from egad_jax.from_config.models import layer_pairs
-from egad_jax.from_config.run import build, input_paths, plan_run
 from egad_jax.from_config.validation import compiler_options, validate
 from egad_jax.from_config.values import Config, plain
 
@@ -14,6 +14,7 @@ __all__ = [
   "compiler_options",
   "input_paths",
   "layer_pairs",
+  "loop_options",
   "make_method",
   "plain",
   "plan_run",

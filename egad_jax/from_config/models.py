@@ -17,7 +17,7 @@ from egad_jax.models.generation_settings import GenerationSettings
 from egad_jax.models.load import Pretrained, load_pretrained
 from egad_jax.models.model import make_model
 from egad_jax.models.student import evenly_spaced, shape_from_layers, student_from_layers
-from egad_jax.training.run import Pair
+from egad_jax.training.experiment import StudentAndTeacher
 
 
 def layer_pairs(layers: str, num_student: int, num_teacher: int) -> tuple[tuple[int, int], ...]:
@@ -176,7 +176,7 @@ def _generation(student: Pretrained, teacher: Pretrained, shared: bool) -> Gener
   return student.generation
 
 
-def make_pair(
+def make_models(
   config: Config,
   tokenizer: Tokenizer | Vocabulary,
   teacher_tokenizer: Tokenizer | Vocabulary,
@@ -184,7 +184,7 @@ def make_pair(
   method: Method,
   meshes: tuple[Any, Any],
   planned: bool = False,
-) -> Pair:
+) -> StudentAndTeacher:
   """Student and teacher; `tokenizer` is the student's, the same object if there is one for both.
 
   The meshes are the student's and the teacher's.
@@ -206,7 +206,7 @@ def make_pair(
     depths = (student.config.num_layers, teacher.config.num_layers)
     pairs = layer_pairs(config.branch.layers, *depths)
   mesh, teacher_mesh = meshes
-  return Pair(
+  return StudentAndTeacher(
     student=make_model(
       student.config,
       dtype=DTYPES[config.student.dtype],

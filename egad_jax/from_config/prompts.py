@@ -5,10 +5,12 @@ from __future__ import annotations
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
 from egad_jax.from_config.values import Config
-from egad_jax.training.run import Pair
+from egad_jax.training.experiment import StudentAndTeacher
 
 
-def check_prompts(config: Config, pair: Pair, tokenizers: tuple[Tokenizer, Tokenizer]) -> None:
+def check_prompts(
+  config: Config, models: StudentAndTeacher, tokenizers: tuple[Tokenizer, Tokenizer]
+) -> None:
   """Checks that student and teacher have room for every prompt and its continuation.
 
   Raises:
@@ -17,7 +19,7 @@ def check_prompts(config: Config, pair: Pair, tokenizers: tuple[Tokenizer, Token
   new = config.eval.sample_tokens
   for prompt in config.eval.prompts if new else ():
     for who, model, tokenizer in zip(
-      ("student", "teacher"), (pair.student, pair.teacher), tokenizers, strict=True
+      ("student", "teacher"), (models.student, models.teacher), tokenizers, strict=True
     ):
       length, room = len(tokenizer.encode_prompt(prompt)), model.config.max_seq_len
       if not length:

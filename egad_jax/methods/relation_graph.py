@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from egad_jax.losses.branch import Branch
-from egad_jax.methods.egad import make_egad
 from egad_jax.losses.features import init_projector, project, take_tokens
 from egad_jax.losses.probabilities import check_mask, promote
 from egad_jax.losses.reductions import masked_sum
 from egad_jax.losses.relation_graph import TERMS, RelationGraph, graph_terms
 from egad_jax.losses.routing import gather_indices
 from egad_jax.losses.temperature import Temperature
+from egad_jax.methods.egad import make_egad
 from egad_jax.methods.method import Context, Method
 from egad_jax.types import Metrics, Params, Stats
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -39,6 +40,11 @@ class Model(NamedTuple):
   decode: Callable[[Params, jax.Array, jax.Array, Cache], tuple[jax.Array, Cache]]
   init_cache: Callable[[int, int], Cache]
   unembedding: Callable[[Params], jax.Array]
+
+  def num_parameters(self) -> int:
+    """The number of values in all parameters; computes nothing."""
+    shapes = jax.eval_shape(self.init, jax.random.key(0))
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
 
 
 def make_model(

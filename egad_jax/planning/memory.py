@@ -42,8 +42,8 @@ class Memory(NamedTuple):
 
 def _tree(path: str) -> str:
   for prefix, tree in (
-    ("teacher_params", "teacher"),
-    ("state.params['student']", "student"),
+    ("frozen.teacher", "teacher"),
+    ("state.trainable['student']", "student"),
     ("state.opt_state", "optimizer"),
   ):
     if path.startswith(prefix):

@@ -22,7 +22,8 @@ from egad_jax.head.on_mesh import vocabulary_parts
 from egad_jax.planning.memory import Buffer, read_memory
 from egad_jax.planning.program import Collective, Program
 from egad_jax.training import utilization
-from egad_jax.training.run import Run
+from egad_jax.training.experiment import Experiment
+from egad_jax.training.programs import lower_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,56 +107,57 @@ def compiling_for(device: Any) -> contextlib.AbstractContextManager[Any]:
   return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
-def minimum_flops(run: Run) -> int:
+def minimum_flops(experiment: Experiment) -> int:
   """FLOPs of both models that no way of computing a step avoids; see `utilization`."""
-  return sum(utilization.minimum_flops(run))
+  return sum(utilization.minimum_flops(experiment))
 
 
-def head_chunks(run: Run, program: str) -> int:
+def head_chunks(experiment: Experiment, program: str) -> int:
   """Trips of the head's loop on one device when every place is a target.
 
   Args:
-    run: what was compiled.
+    experiment: what was compiled.
     program: its text, which tells the chunk of the head's kernels if it has them.
   """
-  vocab = run.tokenizer.vocab_size
-  parts = vocabulary_parts(run.mesh, sharding.TENSOR_AXIS, vocab)
-  places = run.batch_size // run.accumulation * run.rows.seq_len // (run.mesh.size // parts)
+  vocab = experiment.tokenizers.student.vocab_size
+  parts = vocabulary_parts(experiment.mesh, sharding.TENSOR_AXIS, vocab)
+  micro_batch = experiment.optimization.batch_size // experiment.optimization.accumulation
+  places = micro_batch * experiment.rows.seq_len // (experiment.mesh.size // parts)
   kernel = re.search(r"%logits_gradient[\w.]* = \(f32\[\d+,(\d+),\d+\]", program)
   if kernel:
     return -(-places // int(kernel[1]))
-  chunk = run.chunk_size or default_chunk_size(places, vocab // parts)
+  chunk = experiment.head.chunk_size or default_chunk_size(places, vocab // parts)
   return -(-places // min(chunk, places))
 
 
-def plan(run: Run, slice_: Topology, *, config: str) -> Plan:
-  """Compiles the train step of a run made for the devices of a topology.
+def plan(experiment: Experiment, slice_: Topology, *, config: str) -> Plan:
+  """Compiles the train step of an experiment made for the devices of a topology.
 
   Args:
-    run: from `build.plan_run`.
+    experiment: from `from_config.plan_run`.
     slice_: the topology.
     config: what to call the config.
   """
   device = CHIPS[slice_.chip].device
-  minimum = minimum_flops(run)
+  minimum = minimum_flops(experiment)
   # A cached executable leaves no dump.
   jax.config.update("jax_enable_compilation_cache", False)
   with tempfile.TemporaryDirectory(prefix="egad_jax_plan_") as directory:
     dump = pathlib.Path(directory)
     started = time.monotonic()
-    compiled = _compile(run, dump)
+    compiled = _compile(experiment, dump)
     seconds = time.monotonic() - started
     # Estimates are in the last text, which a program that does not fit never gets to.
     stage = "after_optimizations" if compiled is None else "after_codegen"
     (path,) = dump.glob(f"*train_step*.{stage}.txt")
     text = path.read_text()
-    program = Program(text, traced_trips=head_chunks(run, text))
+    program = Program(text, traced_trips=head_chunks(experiment, text))
     memory = read_memory(dump, program)
   if compiled is not None:
     stats = compiled.memory_analysis()
     outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
     memory = memory._replace(outputs=outputs, temporaries=stats.temp_size_in_bytes)
-  tokens = run.batch_size * run.rows.seq_len
+  tokens = experiment.optimization.batch_size * experiment.rows.seq_len
   peak = device.flops_per_second * slice_.devices
   bandwidth = device.hbm_bytes_per_second
   modelled = None
@@ -189,9 +191,9 @@ def plan(run: Run, slice_: Topology, *, config: str) -> Plan:
   )
 
 
-def _compile(run: Run, dump: pathlib.Path) -> Any:
+def _compile(experiment: Experiment, dump: pathlib.Path) -> Any:
   """The executable, or None if it does not fit; the compiler's own account is in `dump`."""
-  lowered = run.lower_step()
+  lowered = lower_train_step(experiment)
   try:
     return lowered.compile({"xla_dump_to": str(dump), "xla_dump_hlo_as_text": True})
   except jax.errors.JaxRuntimeError as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +17,11 @@ from egad_jax.head.chunked import logits_from, soft_capped
 from egad_jax.losses.chunks import chunk_mask
 from egad_jax.methods.method import ChunkLoss, Context
 from egad_jax.models.model import Model
+from egad_jax.teachers import Teacher
 from egad_jax.training.objective import Objective, Outcome
-from egad_jax.training.teachers import TeacherSource
-from egad_jax.types import Stats
+from egad_jax.training.state import Frozen, student_params
+from egad_jax.types import Params, Stats
 
-Params = Any
 # (student_logits [seq, Vs], teacher_logits [seq, Vt], one row of a PairedBatch, context) ->
 # (loss [C], stats {name: [C]}), C = seq.
 RowLoss = Callable[[jax.Array, jax.Array, PairedBatch, Context], tuple[jax.Array, Stats]]
@@ -141,11 +140,11 @@ def sharded_aligned_head(
 def make_aligned_objective(
   *,
   student: Model,
-  teacher: TeacherSource,
+  teacher: Teacher,
   chunk_loss: ChunkLoss,
   make_head: Callable[[RowLoss], AlignedHead],
 ) -> Objective:
-  """Returns `(params, teacher_params, batch, context) -> (summed loss, Outcome)` on paired rows.
+  """Returns `(trainable, frozen, batch, context) -> (summed loss, Outcome)` on paired rows.
 
   The loss is a sum over chunks and so are the statistics, [batch, C]; but the metrics "tokens" and
   "cross_entropy" are of the student's target tokens, as with every other method. "uncovered" is the
@@ -153,18 +152,19 @@ def make_aligned_objective(
 
   Args:
     student: the model trained; reads `batch.student`.
-    teacher: where the teacher's outputs come from; reads `batch.teacher`.
+    teacher: where the teacher's outputs come from.
     chunk_loss: the method's.
     make_head: row loss -> head, sharded or not.
   """
   head = make_head(row_loss(chunk_loss))
 
-  def objective(params: Params, teacher_params: Params, batch: PairedBatch, context: Context):
-    outputs = teacher(teacher_params, batch.teacher)
+  def objective(trainable: Params, frozen: Frozen, batch: PairedBatch, context: Context):
+    outputs = teacher.outputs(frozen.teacher, batch)
     rows = batch.student
-    hidden, _ = student.apply(params["student"], rows.tokens, rows.positions, rows.segment_ids)
+    params = student_params(trainable, frozen.student)
+    hidden, _ = student.apply(params, rows.tokens, rows.positions, rows.segment_ids)
     loss, stats = head(
-      *(hidden, student.unembedding(params["student"]), outputs.hidden, outputs.unembedding),
+      *(hidden, student.unembedding(params), outputs.hidden, outputs.unembedding),
       *(batch, context),
     )
     mask = chunk_mask(batch.student_chunks, batch.teacher_chunks)

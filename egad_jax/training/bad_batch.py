@@ -17,8 +17,9 @@ from egad_jax.data.batches import AnyBatch, Batch
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.durability.workdir import Workdir
 from egad_jax.files.storage import finite_or_none, write_text
-from egad_jax.training.run import Run
+from egad_jax.training.experiment import Experiment
 
+_FIELDS = ("tokens", "labels", "positions", "segment_ids", "mask")
 _LOG = logging.getLogger(__name__)
 
 
@@ -40,33 +41,40 @@ def why_skipped(values: Mapping[str, float]) -> str:
 
 
 def note_skipped(
-  run: Run, workdir: Workdir, step: int, values: Mapping[str, float], *, saved_step: int | None
+  experiment: Experiment,
+  workdir: Workdir,
+  step: int,
+  values: Mapping[str, float],
+  *,
+  max_skipped: int,
+  saved_step: int | None,
 ) -> None:
   """Warns of a skipped step; saves its batch and stops the run if it is one too many in a row.
 
   Args:
-    run: the run.
+    experiment: the run.
     workdir: where the batch is saved.
     step: batches used with this one.
     values: averages of its metrics, "skipped" among them.
+    max_skipped: skipped steps in a row that end the run.
     saved_step: of the last checkpoint, if there is one.
 
   Raises:
-    FloatingPointError: `run.max_skipped` steps in a row were skipped.
+    FloatingPointError: `max_skipped` steps in a row were skipped.
   """
   why, in_a_row = why_skipped(values), int(values["skipped_in_a_row"])
   _LOG.warning(
     "step %d is %s; update withheld, %d in a row (guard.max_skipped: %d)",
-    *(step, why, in_a_row, run.max_skipped),
+    *(step, why, in_a_row, max_skipped),
   )
-  if in_a_row < run.max_skipped:
+  if in_a_row < max_skipped:
     return
   path = workdir / f"bad_batch_{step}.json"
   try:
     if workdir.writes:
       path = workdir / workdir.free_name(path.name)
       with workdir.writing(path.name):
-        save_bad_batch(path, run, step, values)
+        save_bad_batch(path, experiment, step, values)
     saved = f"Its batch is in {path}."
   except OSError as error:  # A full disk must not hide what went wrong before.
     saved = f"Its batch could not be saved ({error})."
@@ -79,38 +87,42 @@ def note_skipped(
   )
 
 
-def save_bad_batch(path: epath.Path, run: Run, step: int, values: Mapping[str, float]) -> None:
+def save_bad_batch(
+  path: epath.Path, experiment: Experiment, step: int, values: Mapping[str, float]
+) -> None:
   """Writes the batch of a step, the rows of all processes, as JSON; by rename.
 
   The file is an object of step, batch (its number), why, loss, grad_norm, and rows, one a line,
-  each with its text and the fields of a `Batch`; of a `PairedBatch`, student and teacher with
-  theirs.
+  each with its number, its text and the fields of a `Batch`; of a `PairedBatch`, student and
+  teacher with theirs.
 
   Args:
     path: where to.
-    run: the run.
+    experiment: the run.
     step: batches used with this one.
     values: averages of the step's metrics.
   """
-  batch = pipeline.train_batch(run.rows, step - 1, batch_size=run.batch_size, seed=run.seed)
+  size = experiment.optimization.batch_size
+  batch = pipeline.train_batch(experiment.rows, step - 1, batch_size=size, seed=experiment.seed)
   head = {
     **{"step": step, "batch": step - 1, "why": why_skipped(values)},
     **{key: values[key] for key in ("loss", "grad_norm")},
   }
   rows = [
-    json.dumps(_row(jax.tree.map(operator.itemgetter(i), batch), run), ensure_ascii=False)
-    for i in range(run.batch_size)
+    json.dumps(_row(jax.tree.map(operator.itemgetter(i), batch), experiment), ensure_ascii=False)
+    for i in range(size)
   ]
   start = json.dumps(finite_or_none(head))[:-1]
   write_text(path, f'{start}, "rows": [\n' + ",\n".join(rows) + "\n]}\n")
 
 
-def _row(row: AnyBatch, run: Run) -> dict[str, Any]:
+def _row(row: AnyBatch, experiment: Experiment) -> dict[str, Any]:
+  number = {"row_number": int(row.row_numbers)}
   if isinstance(row, Batch):
-    return _side(row, run.tokenizer)
-  return {
-    "student": _side(row.student, run.tokenizer),
-    "teacher": _side(row.teacher, run.teacher_tokenizer),
+    return number | _side(row, experiment.tokenizers.student)
+  return number | {
+    "student": _side(row.student, experiment.tokenizers.student),
+    "teacher": _side(row.teacher, experiment.tokenizers.teacher),
     "student_chunks": row.student_chunks.tolist(),
     "teacher_chunks": row.teacher_chunks.tolist(),
   }
@@ -118,5 +130,5 @@ def _row(row: AnyBatch, run: Run) -> dict[str, Any]:
 
 def _side(row: Batch, tokenizer: Tokenizer) -> dict[str, Any]:
   text = tokenizer.decode(row.tokens[row.segment_ids > 0].tolist())
-  fields = {name: np.asarray(field, np.int32).tolist() for name, field in row._asdict().items()}
+  fields = {name: np.asarray(getattr(row, name), np.int32).tolist() for name in _FIELDS}
   return {"text": text, **fields}

@@ -17,10 +17,11 @@ from egad_jax.losses.divergences import forward_kl
 from egad_jax.losses.entropy import token_entropy
 from egad_jax.methods.method import ChunkLoss, Context, Method
 from egad_jax.models.model import Model
+from egad_jax.teachers import Teacher
 from egad_jax.training.aligned import AlignedHead, RowLoss, row_loss
-from egad_jax.training.teachers import TeacherSource
+from egad_jax.training.state import Frozen, student_params
+from egad_jax.types import Params
 
-Params = Any
 NUM_BINS = 32
 # What is averaged over the tokens of one bin of teacher entropy.
 BINNED = ("position", "weight", "temperature", "hard", "forward_kl")
@@ -81,9 +82,9 @@ def evaluation_row_loss(chunk_loss: ChunkLoss) -> RowLoss:
 
 
 def make_token_statistics(
-  *, student: Model, teacher: TeacherSource, head: Callable[..., Any]
+  *, student: Model, teacher: Teacher, head: Callable[..., Any]
 ) -> Callable[..., dict[str, jax.Array]]:
-  """Returns `(params, teacher_params, batch, context) -> {name: f32[batch, seq]}`.
+  """Returns `(trainable, frozen, batch, context) -> {name: f32[batch, seq]}`.
 
   Args:
     student: the model evaluated.
@@ -91,8 +92,9 @@ def make_token_statistics(
     head: over `evaluation_token_loss` or a method's `token_loss`; does no gradient work here.
   """
 
-  def statistics(params: Params, teacher_params: Params, batch: Batch, context: Context):
-    outputs = teacher(teacher_params, batch)
+  def statistics(trainable: Params, frozen: Frozen, batch: Batch, context: Context):
+    outputs = teacher.outputs(frozen.teacher, batch)
+    params = student_params(trainable, frozen.student)
     hidden, _ = student.apply(params, batch.tokens, batch.positions, batch.segment_ids)
     unembedding = student.unembedding(params)
     return head(
@@ -104,12 +106,13 @@ def make_token_statistics(
 
 
 def make_chunk_statistics(
-  *, student: Model, teacher: TeacherSource, head: AlignedHead
+  *, student: Model, teacher: Teacher, head: AlignedHead
 ) -> Callable[..., dict[str, jax.Array]]:
   """`make_token_statistics` of paired rows: `{name: f32[batch, C]}`, of the chunks."""
 
-  def statistics(params: Params, teacher_params: Params, batch: PairedBatch, context: Context):
-    outputs = teacher(teacher_params, batch.teacher)
+  def statistics(trainable: Params, frozen: Frozen, batch: PairedBatch, context: Context):
+    outputs = teacher.outputs(frozen.teacher, batch)
+    params = student_params(trainable, frozen.student)
     rows = batch.student
     hidden, _ = student.apply(params, rows.tokens, rows.positions, rows.segment_ids)
     unembedding = student.unembedding(params)
@@ -121,9 +124,10 @@ def make_chunk_statistics(
 def places_of(batch: AnyBatch) -> tuple[Batch, Batch, jax.Array]:
   """(student's side, teacher's side, mask of what the statistics are of: tokens or chunks)."""
   if isinstance(batch, Batch):
-    return batch, batch, batch.mask
-  mask = chunk_mask(batch.student_chunks, batch.teacher_chunks)
-  return batch.student, batch.teacher, mask
+    mask = batch.mask
+  else:
+    mask = chunk_mask(batch.student_chunks, batch.teacher_chunks)
+  return batch.student_side, batch.teacher_side, mask
 
 
 def entropy_edges(vocab_size: int) -> np.ndarray:
@@ -137,7 +141,7 @@ def entropy_edges(vocab_size: int) -> np.ndarray:
 def make_sums(
   statistics: Callable[..., dict[str, jax.Array]], vocab_size: int
 ) -> Callable[..., dict[str, jax.Array]]:
-  """Returns `(params, teacher_params, batch, context) -> sums over its tokens`.
+  """Returns `(trainable, frozen, batch, context) -> sums over its tokens`.
 
   Args:
     statistics: from `make_token_statistics` or `make_chunk_statistics`.
@@ -145,8 +149,8 @@ def make_sums(
   """
   edges = jnp.asarray(entropy_edges(vocab_size)[1:-1])
 
-  def sums(params, teacher_params, batch: AnyBatch, context: Context):
-    stats = statistics(params, teacher_params, batch, context)
+  def sums(trainable, frozen, batch: AnyBatch, context: Context):
+    stats = statistics(trainable, frozen, batch, context)
     student, teacher, mask = places_of(batch)
 
     def total(x):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -15,17 +16,17 @@ from egad_jax.durability import workdir as files
 from egad_jax.durability.checkpoints import CheckpointError, Checkpoints
 from egad_jax.durability.jsonl_log import JsonlLog
 from egad_jax.durability.preemption import Interrupted, Preempted, Preemption
-from egad_jax.durability.watchdog import Watchdog
+from egad_jax.durability.watchdog import Limits, Watchdog
 from egad_jax.durability.workdir import Workdir
 from egad_jax.errors import InputError
 from egad_jax.reporting.metric_log import MetricLog, averages, shown
 from egad_jax.training import results
 from egad_jax.training.bad_batch import note_skipped
 from egad_jax.training.compiled_run import CompiledRun
+from egad_jax.training.experiment import Experiment
 from egad_jax.training.goodput import Goodput, describe
-from egad_jax.training.profiling import Profiler
-from egad_jax.training.run import Run
-from egad_jax.training.step import TrainState
+from egad_jax.training.profiling import Profiler, Window
+from egad_jax.training.state import TrainState
 from egad_jax.training.utilization import Utilization, minimum_flops
 
 _LOG = logging.getLogger(__name__)
@@ -37,32 +38,70 @@ def _pass() -> None:
   """Gives nothing up."""
 
 
+@dataclasses.dataclass(frozen=True)
+class LoopOptions:
+  """What happens around the steps; nothing of it changes a number.
+
+  Attributes:
+    log_steps: steps between two lines of metrics.jsonl; 0 for none.
+    save_steps: steps between two checkpoints; 0 for none on that account.
+    save_seconds: seconds between two checkpoints; 0 for none on that account.
+    evaluate_steps: steps between two evaluations; 0 for none but the first and the last.
+    keep: checkpoints that stay.
+    keep_best: whether the best by held-out forward KL stays besides them.
+    max_skipped: skipped steps in a row that end the run.
+    tensorboard: whether to write its events.
+    limits: after which the process is taken to hang.
+    profile: the steps to trace.
+  """
+
+  log_steps: int
+  save_steps: int
+  save_seconds: float
+  evaluate_steps: int
+  keep: int
+  keep_best: bool
+  max_skipped: int
+  tensorboard: bool
+  limits: Limits
+  profile: Window
+
+  def disk_bytes(self, experiment: Experiment) -> int:
+    """Bytes of the checkpoints (those that stay and one being written) and the export, about."""
+    state = experiment.abstract_state()
+    size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    return (self.keep + self.keep_best + 1) * size(state) + size(state.trainable["student"])
+
+
 class _Session:
   """One attempt at a run: the state, the logs, and what is still in flight."""
 
   def __init__(
     self,
-    run: Run,
+    experiment: Experiment,
+    options: LoopOptions,
     workdir: Workdir,
     checkpoints: Checkpoints,
     preemption: Preemption,
     clock: Goodput,
     profiler: Profiler,
   ):
-    self.run, self.workdir, self.checkpoints = run, workdir, checkpoints
+    self.experiment, self.options = experiment, options
+    self.num_steps = experiment.optimization.steps
+    self.workdir, self.checkpoints = workdir, checkpoints
     self.preemption, self.clock, self.profiler = preemption, clock, profiler
-    self.programs = CompiledRun(run)
+    self.compiled = CompiledRun(experiment)
     with progress.phase("looking for a checkpoint"):
-      restored = checkpoints.restore_latest(run.abstract_state())
+      restored = checkpoints.restore_latest(experiment.abstract_state())
     start = None if restored is None else restored[0]
     self.clock.resume(start or 0)
     self.log = MetricLog(
       workdir,
-      steps=run.steps,
+      steps=experiment.optimization.steps,
       start=start or 0,
-      log_every=run.intervals.log_steps,
-      tensorboard=run.tensorboard,
-      measure=Utilization(minimum_flops(run), list(run.mesh.devices.flat)).measure,
+      log_every=options.log_steps,
+      tensorboard=options.tensorboard,
+      measure=Utilization(minimum_flops(experiment), list(experiment.mesh.devices.flat)).measure,
     )
     # Evaluations beyond the checkpoint are made again; those of a run without one, too.
     self.evaluations = JsonlLog(
@@ -78,28 +117,28 @@ class _Session:
     else:
       _, self.state, meta = restored
       self.tokens = meta["tokens"]
-      _LOG.info("resumed from step %d of %d", start, run.steps)
+      _LOG.info("resumed from step %d of %d", start, experiment.optimization.steps)
     self.step = start or 0
     self.saved_step, self.saved_time = start, time.monotonic()
     self.last_time = time.monotonic()
 
   def _first_state(self) -> TrainState:
     with progress.phase("copying the student to the devices"):
-      student = self.run.place_student()
-    state = self.programs.fill(student)
+      student = self.experiment.first_state()
+    state = self.compiled.fill(student)
     self.evaluate(0, state)
-    results.samples_before(self.programs, self.workdir, state)
+    results.samples_before(self.compiled, self.workdir, state)
     return state
 
   def evaluate(self, step: int, state: TrainState, *, check: Callable[[], None] = _pass) -> None:
     """Appends one evaluation; `check`, asked before each batch, may raise to give it up."""
     started = time.monotonic()
     with self.clock.section("evaluation"):
-      result = self.programs.evaluate(state, check)
+      result = self.compiled.evaluate(state, check)
     progress = None
-    if self.run.method.reads_progress:
-      # The progress of the step made last, as in its metrics; see `Run.context_after`.
-      progress = float(self.run.progress(max(step - 1, 0)))
+    if self.experiment.method.reads_progress:
+      # The progress of the step made last, as in its metrics; see `Experiment.context_after`.
+      progress = float(self.experiment.optimization.progress(max(step - 1, 0)))
     record = {"step": step, "seconds": self.clock.seconds(), "curriculum_progress": progress}
     self.evaluations.append(record | result)
     self.log.write_evaluation(step, result)
@@ -132,7 +171,7 @@ class _Session:
       self.tokens += int(values["tokens"])
     logged = self.log.write(
       *(step, values),
-      epoch=step * self.run.batch_size / self.run.rows.train_size,
+      epoch=step * self.experiment.optimization.batch_size / self.experiment.rows.train_size,
       tokens=self.tokens,
       seconds=now - self.last_time,
     )
@@ -140,7 +179,11 @@ class _Session:
     if logged:
       self.clock.note(step)
     if values["skipped"]:
-      note_skipped(self.run, self.workdir, step, values, saved_step=self.saved_step)
+      note_skipped(
+        *(self.experiment, self.workdir, step, values),
+        max_skipped=self.options.max_skipped,
+        saved_step=self.saved_step,
+      )
 
   def due(self, every_steps: int) -> bool:
     """Whether something that happens every so many steps happens after this one."""
@@ -148,16 +191,16 @@ class _Session:
 
   def save_is_due(self) -> bool:
     """By steps, by time, or because it is the end."""
-    if self.due(self.run.intervals.save_steps) or self.step == self.run.steps:
+    if self.due(self.options.save_steps) or self.step == self.num_steps:
       return True
-    seconds = self.run.intervals.save_seconds
+    seconds = self.options.save_seconds
     by_time = bool(seconds) and time.monotonic() - self.saved_time >= seconds
     # A save that failed is tried again.
     by_time |= self.checkpoints.check()
     if not processes.is_multiprocess():
       return by_time
     # Clocks differ: the processes compare theirs, which takes a moment, once in a while.
-    return self.due(self.run.intervals.log_steps) and processes.any_process(by_time)
+    return self.due(self.options.log_steps) and processes.any_process(by_time)
 
   def save(self) -> None:
     """Starts writing a checkpoint; what it needs in the logs is there already."""
@@ -183,7 +226,7 @@ class _Session:
     self._wait_until_saved()
     if self.step:
       self.clock.note(self.step)
-    _LOG.info("saved step %d of %d; run the same command to resume", self.step, self.run.steps)
+    _LOG.info("saved step %d of %d; run the same command to resume", self.step, self.num_steps)
     raise Preempted
 
   def _wait_until_saved(self) -> None:
@@ -196,11 +239,11 @@ class _Session:
     Raises:
       Preempted: the run was asked to end.
     """
-    if self.step == self.run.steps:
+    if self.step == self.num_steps:
       return
     # All that is compiled, is now: a compilation cannot be broken off to save.
     with self.clock.section("compile"):
-      program = self.programs.compile(self.state)
+      program = self.compiled.compile(self.state, evaluates=bool(self.options.evaluate_steps))
     with self.preemption.between_steps():
       try:
         with self.clock.section("step"), self.log.shown():
@@ -210,26 +253,26 @@ class _Session:
       self._wait_until_saved()
 
   def _steps(self, program: Any) -> None:
-    if self.due(self.run.intervals.evaluate_steps) and self.evaluation() is None:
+    if self.due(self.options.evaluate_steps) and self.evaluation() is None:
       # The attempt before was ended in the middle of it.
       self.evaluate(self.step, self.state, check=self.preemption.check)
-    batches = self.programs.train_batches(self.step)
+    batches = self.compiled.train_batches(self.step)
     self.last_time = time.monotonic()
-    while self.step < self.run.steps:
+    while self.step < self.num_steps:
       self.preemption.check()
       with self.clock.section("data"):
         batch = next(batches)
       with jax.transfer_guard("disallow"):
-        arguments = (self.state, self.programs.teacher_params, batch)
+        arguments = (self.state, self.compiled.frozen, batch)
         self.state, metrics = self.profiler.call(self.step + 1, program, *arguments)
       # One step late: the device works on this step while the host reads the one before.
       self.flush()
       self.step += 1
       self.pending = (self.step, metrics)
-      evaluate, save = self.due(self.run.intervals.evaluate_steps), self.save_is_due()
+      evaluate, save = self.due(self.options.evaluate_steps), self.save_is_due()
       if evaluate or save:
         self.flush()
-        if evaluate and self.step < self.run.steps:
+        if evaluate and self.step < self.num_steps:
           self.evaluate(self.step, self.state, check=self.preemption.check)
         if save:
           self.save()
@@ -238,12 +281,12 @@ class _Session:
   def finish(self) -> dict[str, Any]:
     """Evaluates the trained student and writes the results."""
     if self.evaluation() is None:
-      self.evaluate(self.run.steps, self.state)
+      self.evaluate(self.num_steps, self.state)
     self.evaluations.sync()
     with self.clock.section("finish"):
       self.clock.note(self.step)
       summary = results.finish(
-        *(self.programs, self.workdir, self.state),
+        *(self.compiled, self.workdir, self.state),
         tokens=self.tokens,
         seconds=self.clock.sections,
       )
@@ -252,7 +295,8 @@ class _Session:
 
 
 def train(
-  run: Run,
+  experiment: Experiment,
+  options: LoopOptions,
   workdir: Workdir,
   preemption: Preemption | None = None,
   *,
@@ -265,11 +309,12 @@ def train(
   which is the step.
 
   Args:
-    run: from `build`.
+    experiment: from `from_config.build`.
+    options: from `from_config.loop_options`.
     workdir: open, its config stored.
     preemption: says when to end early; None: never.
     started: `time.monotonic()` when the process began; now if None.
-    watchdog: that watches already; None: one of the run's limits.
+    watchdog: that watches already; None: one of `options.limits`.
 
   Returns:
     The summary.
@@ -280,12 +325,12 @@ def train(
   """
   process = jax.process_index()
   with (
-    contextlib.nullcontext(watchdog) if watchdog else Watchdog(run.limits) as watching,
-    Profiler(workdir / files.PROFILE, run.profile, process=process) as profiler,
+    contextlib.nullcontext(watchdog) if watchdog else Watchdog(options.limits) as watching,
+    Profiler(workdir / files.PROFILE, options.profile, process=process) as profiler,
   ):
     watching.process = process
     clock = Goodput(workdir, started=started, entered=watching.enter)
-    summary = _train(run, workdir, preemption or Preemption(), clock, profiler)
+    summary = _train(experiment, options, workdir, preemption or Preemption(), clock, profiler)
   if not workdir.writes:
     return summary
   before, after = summary["student_before"], summary["student_after"]
@@ -307,11 +352,18 @@ def train(
 
 
 def _train(
-  run: Run, workdir: Workdir, preemption: Preemption, clock: Goodput, profiler: Profiler
+  experiment: Experiment,
+  options: LoopOptions,
+  workdir: Workdir,
+  preemption: Preemption,
+  clock: Goodput,
+  profiler: Profiler,
 ) -> dict[str, Any]:
-  checkpoints = Checkpoints(workdir / files.CHECKPOINTS, keep=run.keep, keep_best=run.keep_best)
+  checkpoints = Checkpoints(
+    workdir / files.CHECKPOINTS, keep=options.keep, keep_best=options.keep_best
+  )
   try:
-    session = _Session(run, workdir, checkpoints, preemption, clock, profiler)
+    session = _Session(experiment, options, workdir, checkpoints, preemption, clock, profiler)
     try:
       session.train()
       summary = session.finish()

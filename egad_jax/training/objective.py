@@ -12,12 +12,9 @@ from egad_jax.data.batches import Batch
 from egad_jax.head.chunked import Head
 from egad_jax.methods.method import Context, Method, TokenLoss
 from egad_jax.models.model import Model
-from egad_jax.training.teachers import TeacherOutputs, TeacherSource
-from egad_jax.types import Stats
-
-Params = Any
-# name -> (total, count): divided once, on the host.
-Metrics = dict[str, tuple[jax.Array, jax.Array]]
+from egad_jax.teachers import Hidden, Teacher
+from egad_jax.training.state import Frozen, student_params
+from egad_jax.types import Metrics, Params, Stats
 
 
 class Outcome(NamedTuple):
@@ -37,18 +34,18 @@ class Outcome(NamedTuple):
 
 
 # The batch is a Batch, or a PairedBatch for the objective of `aligned`.
-Objective = Callable[[Params, Params, Any, Context], tuple[jax.Array, Outcome]]
+Objective = Callable[[Params, Frozen, Any, Context], tuple[jax.Array, Outcome]]
 
 
 def make_objective(
   *,
   student: Model,
-  teacher: TeacherSource,
+  teacher: Teacher,
   method: Method,
   make_head: Callable[[TokenLoss], Head],
   student_taps: tuple[int, ...] = (),
 ) -> Objective:
-  """Returns `(params, teacher_params, batch, context) -> (summed loss, Outcome)`.
+  """Returns `(trainable, frozen, batch, context) -> (summed loss, Outcome)`.
 
   Args:
     student: the model trained.
@@ -60,27 +57,31 @@ def make_objective(
   head = make_head(method.token_loss)
   label_head = None if method.serial is None else make_head(method.serial.label_loss)
 
-  def logit_loss(params: Params, hidden: jax.Array, outputs: TeacherOutputs, batch: Batch, context):
-    unembedding = student.unembedding(params["student"])
+  def logit_loss(
+    trainable: Params, unembedding: jax.Array, hidden: jax.Array, outputs: Hidden, batch, context
+  ):
     rest: tuple[Any, ...] = (unembedding, outputs.hidden, outputs.unembedding)
     rest += (batch.labels, batch.mask, {}, context)
     if method.serial is None or label_head is None:
       return head(hidden, *rest)
-    loss, stats = head(method.serial.apply(params["method"], hidden), *rest)
+    loss, stats = head(method.serial.apply(trainable["method"], hidden), *rest)
     # This loss does not read the teacher's logits, so the compiler leaves their matmul out.
     label_loss, label_stats = label_head(hidden, *rest)
     return loss + label_loss, stats | label_stats
 
-  def objective(params: Params, teacher_params: Params, batch: Batch, context: Context):
-    outputs = teacher(teacher_params, batch)
+  def objective(trainable: Params, frozen: Frozen, batch: Batch, context: Context):
+    outputs = teacher.outputs(frozen.teacher, batch, with_taps=True)
+    params = student_params(trainable, frozen.student)
     hidden, taps = student.apply(
-      params["student"], batch.tokens, batch.positions, batch.segment_ids, taps=student_taps
+      params, batch.tokens, batch.positions, batch.segment_ids, taps=student_taps
     )
-    loss, stats = logit_loss(params, hidden, outputs, batch, context)
+    loss, stats = logit_loss(
+      *(trainable, student.unembedding(params), hidden, outputs, batch, context)
+    )
     metrics: Metrics = {}
     if method.feature_loss is not None:
       feature, metrics = method.feature_loss(
-        params["method"], taps, outputs.taps, stats, batch.mask, context
+        trainable["method"], taps, outputs.taps, stats, batch.mask, context
       )
       loss = loss + feature
       metrics = metrics | {"feature_loss": (feature, jnp.sum(batch.mask, dtype=jnp.float32))}

@@ -28,10 +28,10 @@ from egad_jax.files.storage import read_json
 from egad_jax.models.export import export_student
 from egad_jax.reporting.model_card import write_model_card
 from egad_jax.reporting.report import write_report
-from egad_jax.training.compiled_run import CompiledRun, count_parameters
+from egad_jax.training.compiled_run import CompiledRun
 from egad_jax.training.evaluation import places_of
-from egad_jax.training.run import Run
-from egad_jax.training.step import TrainState
+from egad_jax.training.experiment import Experiment
+from egad_jax.training.state import TrainState
 
 REPORT = files.REPORT
 PASSAGE_TOKENS = 160
@@ -47,45 +47,45 @@ def is_finished(workdir: Workdir, steps: int) -> bool:
   return used == steps and (workdir / REPORT).exists() and (workdir / files.EXPORT).exists()
 
 
-def samples_before(programs: CompiledRun, workdir: Workdir, state: TrainState) -> None:
+def samples_before(compiled: CompiledRun, workdir: Workdir, state: TrainState) -> None:
   """Writes samples.json with the teacher's and the untrained student's continuations."""
-  run = programs.run
-  if not run.sample_tokens or not run.prompts:
+  experiment = compiled.experiment
+  if not experiment.evaluation.sample_tokens or not experiment.evaluation.prompts:
     return
-  teacher = programs.continuations(None)
-  before = programs.continuations(state)
+  teacher = compiled.continuations(None)
+  before = compiled.continuations(state)
   samples = [
     {"prompt": prompt, "teacher": t, "before": b, "after": None}
-    for prompt, t, b in zip(run.prompts, teacher, before, strict=True)
+    for prompt, t, b in zip(experiment.evaluation.prompts, teacher, before, strict=True)
   ]
   workdir.write_json(files.SAMPLES, samples)
 
 
-def _samples_after(programs: CompiledRun, workdir: Workdir, state: TrainState) -> Any:
+def _samples_after(compiled: CompiledRun, workdir: Workdir, state: TrainState) -> Any:
   """Completes samples.json; a prompt that came later has no continuation from before training."""
-  run = programs.run
-  if not run.sample_tokens or not run.prompts:
+  experiment = compiled.experiment
+  if not experiment.evaluation.sample_tokens or not experiment.evaluation.prompts:
     return None
   stored = {sample["prompt"]: sample for sample in workdir.read_json(files.SAMPLES) or []}
-  new = [prompt for prompt in run.prompts if prompt not in stored]
-  after = programs.continuations(state)
+  new = [prompt for prompt in experiment.evaluation.prompts if prompt not in stored]
+  after = compiled.continuations(state)
   if processes.any_process(bool(new)):
     # For all, since all take the same length.
-    teacher = programs.continuations(None)
+    teacher = compiled.continuations(None)
   else:
-    teacher = [stored[prompt]["teacher"] for prompt in run.prompts]
+    teacher = [stored[prompt]["teacher"] for prompt in experiment.evaluation.prompts]
   samples = [
     {"prompt": prompt, "teacher": t, "before": stored.get(prompt, {}).get("before"), "after": a}
-    for prompt, t, a in zip(run.prompts, teacher, after, strict=True)
+    for prompt, t, a in zip(experiment.evaluation.prompts, teacher, after, strict=True)
   ]
   workdir.write_json(files.SAMPLES, samples)
   return samples
 
 
-def _write_passage(programs: CompiledRun, workdir: Workdir, state: TrainState) -> None:
+def _write_passage(compiled: CompiledRun, workdir: Workdir, state: TrainState) -> None:
   """Writes passage.json: how the method sees the beginning of the held-out text."""
-  batch = programs.held_out()[0]
-  stats = processes.fetch(programs.statistics(state, batch))
+  batch = compiled.held_out()[0]
+  stats = processes.fetch(compiled.statistics(state, batch))
   student, _, mask = processes.fetch(places_of(batch))
   row = int(np.argmax(mask.sum(axis=1)))
   # Which place of the statistics each label belongs to: its own, or its chunk's.
@@ -95,7 +95,7 @@ def _write_passage(programs: CompiledRun, workdir: Workdir, state: TrainState) -
   places = np.flatnonzero(mask[row])[:PASSAGE_TOKENS]
   shown = np.isin(owner, places)
   texts = label_texts(
-    programs.run.tokenizer,
+    compiled.experiment.tokenizers.student,
     jax.tree.map(lambda field: field[row, : len(shown) - int(np.argmax(shown[::-1]))], student),
   )
   tokens = [
@@ -128,46 +128,46 @@ def label_texts(tokenizer: Tokenizer, row: Batch) -> list[str]:
 
 
 def _summary(
-  programs: CompiledRun,
+  compiled: CompiledRun,
   workdir: Workdir,
   skipped: int,
   tokens: int,
   seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-  run = programs.run
+  experiment = compiled.experiment
   evaluations = read_jsonl(workdir / files.EVALUATIONS)
-  shapes = jax.eval_shape(run.pair.student.init, jax.random.key(0))
-  student, teacher = count_parameters(shapes), count_parameters(run.abstract_teacher())
+  models = experiment.models
+  student, teacher = models.student.num_parameters(), models.teacher.num_parameters()
 
   def measured(result: Mapping[str, Any], parameters: int) -> dict[str, Any]:
     names = ("cross_entropy", "perplexity", "bits_per_byte", "forward_kl", "agreement")
     return {name: result[name] for name in names} | {"parameters": parameters}
 
   return {
-    "method": run.method_name,
-    "steps": run.steps - skipped,
+    "method": experiment.method_name,
+    "steps": experiment.optimization.steps - skipped,
     "skipped_steps": skipped,
     "tokens": tokens,
     "seconds": sum(seconds.values()),
-    "seed": run.seed,
+    "seed": experiment.seed,
     "teacher": measured(evaluations[-1]["teacher"], teacher),
     "student_before": measured(evaluations[0]["student"], student),
     "student_after": measured(evaluations[-1]["student"], student),
     "export": str(workdir / files.EXPORT),
     "goodput": dict(seconds),
-    "unread": list(run.pair.unread),
+    "unread": list(experiment.models.unread),
     "command": _command(),
     "changes": [change._asdict() for change in identity.read_changes(workdir.path)],
   }
 
 
-def summary_of(run: Run, workdir: epath.Path, state: TrainState) -> dict[str, Any]:
+def summary_of(experiment: Experiment, workdir: epath.Path, state: TrainState) -> dict[str, Any]:
   """What is known of a checkpoint: the run's summary if it is of that very step, else the counts.
 
   What was measured holds for the last step alone; of another one nothing is claimed.
 
   Args:
-    run: from the config of the workdir.
+    experiment: from the config of the workdir.
     workdir: the directory that the run writes.
     state: restored.
   """
@@ -177,10 +177,10 @@ def summary_of(run: Run, workdir: epath.Path, state: TrainState) -> dict[str, An
     return summary
   changes = [change._asdict() for change in identity.read_changes(workdir) if change.step < step]
   return {
-    "method": run.method_name,
+    "method": experiment.method_name,
     "steps": step - skipped,
     "skipped_steps": skipped,
-    "seed": run.seed,
+    "seed": experiment.seed,
     "changes": changes,
   }
 
@@ -192,7 +192,7 @@ def _command() -> str:
 
 
 def export(
-  run: Run,
+  experiment: Experiment,
   params: Any,
   directory: Any,
   *,
@@ -202,26 +202,26 @@ def export(
   what: str = "--workdir",
 ) -> None:
   """Writes the student, its parameters on the host, in Hugging Face layout with its model card."""
-  pair = run.pair
+  models = experiment.models
   card = write_model_card(
     *(summary, config),
-    teacher_name=pair.teacher_name,
-    teacher_license=pair.teacher_license,
+    teacher_name=models.teacher_name,
+    teacher_license=models.teacher_license,
     samples=samples,
   )
   export_student(
     directory,
-    pair.student.config,
+    models.student.config,
     jax.tree.map(np.asarray, params),
-    run.tokenizer,
+    experiment.tokenizers.student,
     model_card=card,
-    generation=pair.student_generation,
+    generation=models.student_generation,
     what=what,
   )
 
 
 def finish(
-  programs: CompiledRun,
+  compiled: CompiledRun,
   workdir: Workdir,
   state: TrainState,
   *,
@@ -231,15 +231,15 @@ def finish(
   """Writes everything that a finished run leaves; returns the summary.
 
   Args:
-    programs: of the run.
+    compiled: of the run.
     workdir: the directory that the run writes.
     state: the last.
     tokens: target tokens in all.
     seconds: of each section of `goodput`, over all starts until it is called.
   """
-  samples = _samples_after(programs, workdir, state)
+  samples = _samples_after(compiled, workdir, state)
   with progress.phase("measuring a passage"):
-    _write_passage(programs, workdir, state)
+    _write_passage(compiled, workdir, state)
 
   def to_host(x: jax.Array) -> Any:
     whole = processes.fetch(x)  # All take part; one keeps it.
@@ -249,11 +249,11 @@ def finish(
   processes.on_all_processes(workdir.require_ours)
   skipped = int(processes.fetch(state.guard.skipped))
   with progress.phase("exporting the student"):
-    params = jax.tree.map(to_host, state.params["student"])
+    params = jax.tree.map(to_host, compiled.student_params(state))
     if workdir.writes:
-      summary = _summary(programs, workdir, skipped, tokens, seconds())
+      summary = _summary(compiled, workdir, skipped, tokens, seconds())
       export(
-        *(programs.run, params, workdir / files.EXPORT),
+        *(compiled.experiment, params, workdir / files.EXPORT),
         summary=summary,
         config=workdir.read_json(files.CONFIG),
         samples=samples,

@@ -1,9 +1,9 @@
-"""The train step: a pure function of state, teacher parameters and batch."""
+"""The train step: a pure function of the state, what is frozen, and a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,33 +11,13 @@ import optax
 
 from egad_jax.data.batches import AnyBatch
 from egad_jax.methods.method import Context, Method, State
+from egad_jax.sharding import micro_batches
 from egad_jax.training.guard import Guard, Spikes, Verdict
-from egad_jax.training.micro_batches import micro_batches
-from egad_jax.training.objective import Metrics, Objective
-from egad_jax.types import Stats
+from egad_jax.training.objective import Objective
+from egad_jax.training.state import Frozen, TrainState
+from egad_jax.types import Metrics, Params, Stats
 
-Params = Any
-
-
-class TrainState(NamedTuple):
-  """All that a run needs to go on; saved and restored as one.
-
-  Attributes:
-    step: batches used, int32 scalar: updates made and skipped.
-    params: {"student": the model's, "method": what the method trains beside it (a projector)}.
-    opt_state: of the optimizer over `params`.
-    method_state: running distributions and other state of the method.
-    guard: skipped steps, and what the next ones are judged by.
-  """
-
-  step: jax.Array
-  params: Params
-  opt_state: Any
-  method_state: State
-  guard: Guard
-
-
-TrainStep = Callable[[TrainState, Params, AnyBatch], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, Frozen, AnyBatch], tuple[TrainState, Metrics]]
 
 
 def summarize(stats: Stats, mask: jax.Array) -> Metrics:
@@ -85,7 +65,7 @@ def make_train_step(
   accumulation: int = 1,
   spikes: Spikes | None = None,
 ) -> TrainStep:
-  """Returns `(state, teacher_params, batch) -> (state, metrics)`; jit and shard at the call site.
+  """Returns `(state, frozen, batch) -> (state, metrics)`; jit and shard at the call site.
 
   The loss is the method's sum over the tokens of the whole batch, divided once by their number, so
   micro-batches, chunks and shards change nothing but rounding. An update whose loss or gradient is
@@ -105,32 +85,32 @@ def make_train_step(
 
   tx = optax.with_extra_args_support(tx)
 
-  def accumulated(params: Params, teacher_params: Params, batch: AnyBatch, context: Context):
+  def accumulated(trainable: Params, frozen: Frozen, batch: AnyBatch, context: Context):
     gradient = jax.grad(objective, has_aux=True)
     if accumulation == 1:
-      return gradient(params, teacher_params, batch, context)
+      return gradient(trainable, frozen, batch, context)
 
     def body(grads, micro_batch):
-      more, outcome = gradient(params, teacher_params, micro_batch, context)
+      more, outcome = gradient(trainable, frozen, micro_batch, context)
       return jax.tree.map(jnp.add, grads, more), outcome
 
-    start = jax.tree.map(jnp.zeros_like, params)
+    start = jax.tree.map(jnp.zeros_like, trainable)
     grads, outcome = jax.lax.scan(body, start, micro_batches(batch, accumulation))
     metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), outcome.metrics)
     return grads, outcome._replace(loss=jnp.sum(outcome.loss), metrics=metrics)
 
-  def train_step(state: TrainState, teacher_params: Params, batch: AnyBatch):
+  def train_step(state: TrainState, frozen: Frozen, batch: AnyBatch):
     now = context(state.step, state.method_state)
     # What a method decides at the end of a step is for the one that follows.
     following = context(state.step + 1, state.method_state).elapsed
-    grads, (loss, stats, metrics, mask) = accumulated(state.params, teacher_params, batch, now)
+    grads, (loss, stats, metrics, mask) = accumulated(state.trainable, frozen, batch, now)
     tokens = jnp.sum(mask, dtype=jnp.float32)
     count = jnp.maximum(tokens, 1)
     grads = jax.tree.map(lambda g: g / count, grads)
     grad_norm = optax.tree.norm(grads)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
+    updates, opt_state = tx.update(grads, state.opt_state, state.trainable, step=state.step)
     updated = state._replace(
-      params=optax.apply_updates(state.params, updates),
+      trainable=optax.apply_updates(state.trainable, updates),
       opt_state=opt_state,
       method_state=method.update(state.method_state, stats, mask, following),
     )

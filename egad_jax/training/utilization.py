@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from egad_jax.chips import peak_flops
-from egad_jax.training.run import Run
+from egad_jax.training.experiment import Experiment
 
 # Of a line of metrics.jsonl; null where not known.
 KEYS = ("mfu", "teacher_mfu", "student_mfu", "memory_bytes", "memory_peak_bytes")
@@ -22,13 +22,14 @@ class ModelFlops(NamedTuple):
   student: int
 
 
-def minimum_flops(run: Run) -> ModelFlops:
+def minimum_flops(experiment: Experiment) -> ModelFlops:
   """FLOPs that no way of computing a step avoids, on all devices, if every place is a target.
 
   Two for each parameter of the teacher's layers and token, six for the student's; the heads'
   2 N V (Dt + 3 Ds); attention of whole rows with its causal half.
   """
-  tokens, seq_len = run.batch_size * run.rows.seq_len, run.rows.seq_len
+  seq_len = experiment.rows.seq_len
+  tokens = experiment.optimization.batch_size * seq_len
 
   def flops(model: Any, vocab_size: int, passes: int) -> int:
     c = model.config
@@ -40,8 +41,8 @@ def minimum_flops(run: Run) -> ModelFlops:
     return int(passes * tokens * per_token)
 
   return ModelFlops(
-    teacher=flops(run.pair.teacher, run.teacher_tokenizer.vocab_size, 1),
-    student=flops(run.pair.student, run.tokenizer.vocab_size, 3),
+    teacher=flops(experiment.models.teacher, experiment.tokenizers.teacher.vocab_size, 1),
+    student=flops(experiment.models.student, experiment.tokenizers.student.vocab_size, 3),
   )
 
 

@@ -22,15 +22,25 @@ from egad_jax.files.storage import is_local
 from egad_jax.from_config.attention import check_attention
 from egad_jax.from_config.meshes import eval_batch, make_meshes
 from egad_jax.from_config.methods import make_method
-from egad_jax.from_config.models import make_pair
+from egad_jax.from_config.models import make_models
 from egad_jax.from_config.planned import planned_projection, planned_vocabularies
 from egad_jax.from_config.prompts import check_prompts
+from egad_jax.from_config.teachers import make_teacher
 from egad_jax.from_config.tokenizers import X_TOKEN, make_tokenizers
 from egad_jax.from_config.validation import compiler_options, validate
 from egad_jax.from_config.values import RANDOM, TRAIN, Config
 from egad_jax.methods.method import Method
 from egad_jax.models import llama
+from egad_jax.training.experiment import (
+  EvaluationOptions,
+  Experiment,
+  HeadOptions,
+  Optimization,
+  StudentAndTeacher,
+  Tokenizers,
+)
 from egad_jax.training.guard import Spikes
+from egad_jax.training.loop import LoopOptions
 from egad_jax.training.optimizers import (
   OptimizerOptions,
   make_optimizer,
@@ -38,7 +48,6 @@ from egad_jax.training.optimizers import (
   make_schedule,
 )
 from egad_jax.training.profiling import Window
-from egad_jax.training.run import Intervals, Pair, Run
 
 _LOG = logging.getLogger(__name__)
 
@@ -79,7 +88,7 @@ def input_paths(config: Config) -> dict[str, pathlib.Path]:
   return found
 
 
-def build(config: Config, workdir: epath.PathLike, *, devices: Any = None) -> Run:
+def build(config: Config, workdir: epath.PathLike, *, devices: Any = None) -> Experiment:
   """Makes the run of a config; prepares its data if that is not done yet.
 
   Args:
@@ -109,17 +118,17 @@ def build(config: Config, workdir: epath.PathLike, *, devices: Any = None) -> Ru
   if config.method == X_TOKEN:
     projection = prepare_projection(*tokenizers, directory=cache)
     method = make_method(config, projection=(projection.ids, projection.weights))
-    pair = make_pair(config, *tokenizers, method=method, meshes=meshes)
+    models = make_models(config, *tokenizers, method=method, meshes=meshes)
     rows = prepare_paired_rows(corpus, *tokenizers, **to_rows)
   else:
     method = make_method(config)
-    pair = make_pair(config, *tokenizers, method=method, meshes=meshes)
+    models = make_models(config, *tokenizers, method=method, meshes=meshes)
     rows = prepare_rows(corpus, tokenizers[0], **to_rows)
-  check_prompts(config, pair, tokenizers)
+  check_prompts(config, models, tokenizers)
   _check_size(config, rows, meshes[0])
   # What cannot be exported is refused before it is trained.
-  llama.config_to_hf(pair.student.config, bos_id=None, eos_id=None, pad_id=None, dtype="float32")
-  return _assemble(config, method, pair, tokenizers, rows, meshes)
+  llama.config_to_hf(models.student.config, bos_id=None, eos_id=None, pad_id=None, dtype="float32")
+  return _assemble(config, method, models, tokenizers, rows, meshes)
 
 
 def _check_size(config: Config, rows: Rows, mesh: Any) -> None:
@@ -146,7 +155,7 @@ def _check_size(config: Config, rows: Rows, mesh: Any) -> None:
       )
 
 
-def plan_run(config: Config, devices: Any) -> Run:
+def plan_run(config: Config, devices: Any) -> Experiment:
   """The run of a config for `devices` that may not exist: its train step can only be compiled.
 
   Nothing is read, neither weights nor tokenizer nor data: tokenizer and rows are stand-ins that
@@ -168,7 +177,7 @@ def plan_run(config: Config, devices: Any) -> Run:
   paired = config.method == X_TOKEN
   inputs = {"projection": planned_projection(config, *vocabularies)} if paired else {}
   method = make_method(config, **inputs)
-  pair = make_pair(config, *vocabularies, method=method, meshes=meshes, planned=True)
+  models = make_models(config, *vocabularies, method=method, meshes=meshes, planned=True)
   nothing: dict[str, Any] = {}
   sides = 2 if paired else 1
   rows = Rows(
@@ -178,17 +187,17 @@ def plan_run(config: Config, devices: Any) -> Run:
     files=nothing,
   )
   tokenizers = cast(tuple[Tokenizer, Tokenizer], vocabularies)
-  return _assemble(config, method, pair, tokenizers, rows, meshes)
+  return _assemble(config, method, models, tokenizers, rows, meshes)
 
 
 def _assemble(
   config: Config,
   method: Method,
-  pair: Pair,
+  models: StudentAndTeacher,
   tokenizers: tuple[Tokenizer, Tokenizer],
   rows: Rows,
   meshes: tuple[Any, Any],
-) -> Run:
+) -> Experiment:
   options = OptimizerOptions(**config.optimizer.to_dict())
   if options.warmup_steps >= config.steps > 1:
     _LOG.warning(
@@ -197,41 +206,46 @@ def _assemble(
     )
   learning_rate = make_schedule(options, config.steps)
   c, guard = config.curriculum, config.guard
-  return Run(
+  return Experiment(
     method_name=config.method,
     method=method,
-    pair=pair,
-    tokenizer=tokenizers[0],
-    teacher_tokenizer=tokenizers[1],
+    models=models,
+    teacher=make_teacher(config, models, meshes),
+    tokenizers=Tokenizers(*tokenizers),
     rows=rows,
     mesh=meshes[0],
-    teacher_mesh=meshes[1],
-    teacher_on_host=config.teacher.placement == "host",
-    tx=make_optimizer(options, learning_rate),
-    learning_rate=learning_rate,
-    progress=make_progress(c.start, c.end, c.power, config.steps),
-    seed=config.seed,
-    steps=config.steps,
-    batch_size=config.batch_size,
-    accumulation=config.accumulation,
-    chunk_size=config.loss.chunk_size or None,
-    kernels=config.loss.kernels == "auto",
-    spikes=Spikes(guard.spike_sigmas, guard.half_life) if guard.spike_sigmas else None,
-    max_skipped=guard.max_skipped,
-    fill_batches=config.distribution.fill_batches,
-    held_out_rows=config.eval.rows,
-    held_out_batch=eval_batch(config),
-    intervals=Intervals(
-      config.log_every,
-      config.checkpoint.every_steps,
-      config.checkpoint.every_seconds,
-      config.eval.every_steps,
+    optimization=Optimization(
+      tx=make_optimizer(options, learning_rate),
+      learning_rate=learning_rate,
+      progress=make_progress(c.start, c.end, c.power, config.steps),
+      steps=config.steps,
+      batch_size=config.batch_size,
+      accumulation=config.accumulation,
+      spikes=Spikes(guard.spike_sigmas, guard.half_life) if guard.spike_sigmas else None,
+      fill_batches=config.distribution.fill_batches,
     ),
+    head=HeadOptions(config.loss.chunk_size or None, config.loss.kernels == "auto"),
+    evaluation=EvaluationOptions(
+      rows=config.eval.rows,
+      batch_size=eval_batch(config),
+      prompts=tuple(config.eval.prompts),
+      sample_tokens=config.eval.sample_tokens,
+    ),
+    seed=config.seed,
+    compiler_options=compiler_options(config),
+  )
+
+
+def loop_options(config: Config) -> LoopOptions:
+  """What happens around the steps of a config's run."""
+  return LoopOptions(
+    log_steps=config.log_every,
+    save_steps=config.checkpoint.every_steps,
+    save_seconds=config.checkpoint.every_seconds,
+    evaluate_steps=config.eval.every_steps,
     keep=config.checkpoint.keep,
     keep_best=config.checkpoint.keep_best,
-    prompts=tuple(config.eval.prompts),
-    sample_tokens=config.eval.sample_tokens,
-    compiler_options=compiler_options(config),
+    max_skipped=config.guard.max_skipped,
     tensorboard=config.tensorboard,
     limits=Limits(**config.watchdog.to_dict()),
     profile=Window(**config.profile.to_dict()),

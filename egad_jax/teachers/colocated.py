@@ -1,0 +1,105 @@
+"""A teacher on the student's devices, computed inside the student's step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+
+from egad_jax import sharding
+from egad_jax.data.batches import AnyBatch
+from egad_jax.models.model import Model
+from egad_jax.teachers.teacher import Hidden
+from egad_jax.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class ColocatedTeacher:
+  """A model on a mesh; a `Teacher`.
+
+  Attributes:
+    model: the teacher's functions.
+    mesh: the devices, which are the student's.
+    host_params: the parameters on the host; None to draw them from `seed`.
+    dtype: of the parameters on the devices; None leaves each array its own.
+    taps: layers whose output the feature branch compares; see `Model.apply`.
+    layers_on_host: whether the matrices of the layers stay in host memory until they are due.
+    seed: of random parameters.
+  """
+
+  model: Model
+  mesh: jax.sharding.Mesh
+  host_params: Params | None = None
+  dtype: Any = None
+  taps: tuple[int, ...] = ()
+  layers_on_host: bool = False
+  seed: int = 0
+
+  @property
+  def meshes(self) -> tuple[jax.sharding.Mesh, ...]:
+    """None besides the student's."""
+    return ()
+
+  def abstract_params(self) -> Params:
+    """The whole model's parameters."""
+    shapes = jax.eval_shape(self.model.init, jax.random.key(0))
+    shardings = sharding.parameter_shardings(
+      *(self.mesh, self.model.logical_axes(), shapes), layers_on_host=self.layers_on_host
+    )
+    return jax.tree.map(
+      lambda x, placed: jax.ShapeDtypeStruct(x.shape, self.dtype or x.dtype, sharding=placed),
+      *(shapes, shardings),
+    )
+
+  def abstract_attached(self, batch: AnyBatch) -> tuple[()]:
+    """Nothing: the outputs are computed inside the student's programs."""
+    del batch
+    return ()
+
+  def place(self) -> PlacedModel:
+    """Puts the parameters on the devices; random ones are drawn there."""
+    like = self.abstract_params()
+    shardings = jax.tree.map(lambda x: x.sharding, like)
+    if self.host_params is not None:
+      cast = jax.tree.map(lambda x, shape: x.astype(shape.dtype), self.host_params, like)
+      return PlacedModel(sharding.place(cast, shardings))
+
+    key = jax.random.split(jax.random.key(self.seed), 3)[2]
+
+    def init() -> Params:
+      return jax.tree.map(lambda x, shape: x.astype(shape.dtype), self.model.init(key), like)
+
+    # Compilers for CPUs do not come to an end with results in host memory.
+    on_devices = jax.tree.map(lambda s: s.with_memory_kind("device"), shardings)
+    return PlacedModel(jax.device_put(jax.jit(init, out_shardings=on_devices)(), shardings))
+
+  def outputs(self, params: Params, batch: AnyBatch, *, with_taps: bool = False) -> Hidden:
+    """Runs the model on the teacher's side of the batch."""
+    side, taps = batch.teacher_side, self.taps if with_taps else ()
+    hidden, tapped = self.model.apply(
+      params, side.tokens, side.positions, side.segment_ids, taps=taps
+    )
+    return jax.lax.stop_gradient(Hidden(hidden, self.model.unembedding(params), tapped))
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacedModel:
+  """A `PlacedTeacher` that attaches nothing.
+
+  Attributes:
+    params: the whole model's parameters, on the student's devices.
+  """
+
+  params: Params
+
+  @property
+  def model_params(self) -> Params:
+    """The same parameters."""
+    return self.params
+
+  def attach(self, batches: Iterable[AnyBatch], accumulation: int = 1) -> Iterator[AnyBatch]:
+    """Yields the batches as they are."""
+    del accumulation
+    return iter(batches)
