@@ -66,8 +66,8 @@ def with_dense_head(experiment: Any) -> Any:
     axes = {"batch_axes": options["batch_axes"], "sequence_axes": (options["tensor_axis"],)}
     return sharded_head(head, mesh, **axes)
 
-  head_options = dataclasses.replace(experiment.head, make=make)
-  return dataclasses.replace(experiment, head=head_options)
+  options = dataclasses.replace(experiment.programs, make_head=make)
+  return dataclasses.replace(experiment, programs=options)
 
 
 def main() -> None:

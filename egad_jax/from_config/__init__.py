@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from egad_jax.from_config.experiment import build, input_paths, loop_options, plan_run
+from egad_jax.from_config.extensions import Extensions
 from egad_jax.from_config.methods import make_method
 from egad_jax.from_config.models import layer_pairs
 from egad_jax.from_config.validation import compiler_options, validate
@@ -10,6 +11,7 @@ from egad_jax.from_config.values import Config, plain
 
 __all__ = [
   "Config",
+  "Extensions",
   "build",
   "compiler_options",
   "input_paths",

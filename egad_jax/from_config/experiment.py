@@ -20,6 +20,7 @@ from egad_jax.errors import InputError
 from egad_jax.files import paths
 from egad_jax.files.storage import is_local
 from egad_jax.from_config.attention import check_attention
+from egad_jax.from_config.extensions import NO_EXTENSIONS, Extensions
 from egad_jax.from_config.meshes import eval_batch, make_meshes
 from egad_jax.from_config.methods import make_method
 from egad_jax.from_config.models import make_models
@@ -31,11 +32,12 @@ from egad_jax.from_config.validation import compiler_options, validate
 from egad_jax.from_config.values import RANDOM, TRAIN, Config
 from egad_jax.methods.method import Method
 from egad_jax.models import llama
+from egad_jax.training.batch_source import BatchSource, PackedRows
 from egad_jax.training.experiment import (
   EvaluationOptions,
   Experiment,
-  HeadOptions,
   Optimization,
+  ProgramOptions,
   StudentAndTeacher,
   Tokenizers,
 )
@@ -88,18 +90,25 @@ def input_paths(config: Config) -> dict[str, pathlib.Path]:
   return found
 
 
-def build(config: Config, workdir: epath.PathLike, *, devices: Any = None) -> Experiment:
+def build(
+  config: Config,
+  workdir: epath.PathLike,
+  *,
+  devices: Any = None,
+  extensions: Extensions = NO_EXTENSIONS,
+) -> Experiment:
   """Makes the run of a config; prepares its data if that is not done yet.
 
   Args:
     config: the config, checked by `validate` first.
     workdir: where data is prepared unless config.data.cache says otherwise.
     devices: the devices of the mesh; all if None.
+    extensions: methods, divergences, a teacher or a batch source from outside the package.
 
   Raises:
     InputError: an input is missing, damaged or does not fit.
   """
-  validate(config)
+  validate(config, extensions)
   if config.compilation_cache:
     jax.config.update("jax_compilation_cache_dir", _compilation_cache(config))
   with progress.phase("looking for devices"):
@@ -121,14 +130,14 @@ def build(config: Config, workdir: epath.PathLike, *, devices: Any = None) -> Ex
     models = make_models(config, *tokenizers, method=method, meshes=meshes)
     rows = prepare_paired_rows(corpus, *tokenizers, **to_rows)
   else:
-    method = make_method(config)
+    method = make_method(config, extensions)
     models = make_models(config, *tokenizers, method=method, meshes=meshes)
     rows = prepare_rows(corpus, tokenizers[0], **to_rows)
   check_prompts(config, models, tokenizers)
   _check_size(config, rows, meshes[0])
   # What cannot be exported is refused before it is trained.
   llama.config_to_hf(models.student.config, bos_id=None, eos_id=None, pad_id=None, dtype="float32")
-  return _assemble(config, method, models, tokenizers, rows, meshes)
+  return _assemble(config, method, models, tokenizers, rows, meshes, extensions)
 
 
 def _check_size(config: Config, rows: Rows, mesh: Any) -> None:
@@ -197,6 +206,7 @@ def _assemble(
   tokenizers: tuple[Tokenizer, Tokenizer],
   rows: Rows,
   meshes: tuple[Any, Any],
+  extensions: Extensions = NO_EXTENSIONS,
 ) -> Experiment:
   options = OptimizerOptions(**config.optimizer.to_dict())
   if options.warmup_steps >= config.steps > 1:
@@ -210,9 +220,10 @@ def _assemble(
     method_name=config.method,
     method=method,
     models=models,
-    teacher=make_teacher(config, models, meshes),
+    teacher=(extensions.teacher or make_teacher)(config, models, meshes),
     tokenizers=Tokenizers(*tokenizers),
     rows=rows,
+    batch_source=(extensions.batch_source or _packed_rows)(config, rows),
     mesh=meshes[0],
     optimization=Optimization(
       tx=make_optimizer(options, learning_rate),
@@ -224,7 +235,11 @@ def _assemble(
       spikes=Spikes(guard.spike_sigmas, guard.half_life) if guard.spike_sigmas else None,
       fill_batches=config.distribution.fill_batches,
     ),
-    head=HeadOptions(config.loss.chunk_size or None, config.loss.kernels == "auto"),
+    programs=ProgramOptions(
+      chunk_size=config.loss.chunk_size or None,
+      kernels=config.loss.kernels == "auto",
+      compiler_options=compiler_options(config),
+    ),
     evaluation=EvaluationOptions(
       rows=config.eval.rows,
       batch_size=eval_batch(config),
@@ -232,8 +247,11 @@ def _assemble(
       sample_tokens=config.eval.sample_tokens,
     ),
     seed=config.seed,
-    compiler_options=compiler_options(config),
   )
+
+
+def _packed_rows(config: Config, rows: Rows) -> BatchSource:
+  return PackedRows(rows, config.batch_size, config.seed)
 
 
 def loop_options(config: Config) -> LoopOptions:

@@ -13,6 +13,7 @@ import numpy as np
 
 from egad_jax import losses, methods
 from egad_jax.errors import InputError
+from egad_jax.from_config.extensions import NO_EXTENSIONS, Extensions
 from egad_jax.from_config.values import Config
 from egad_jax.losses.log_divergences import LOG_DIVERGENCES, make_divergence
 from egad_jax.losses.temperature import check_temperature
@@ -168,22 +169,26 @@ _RECIPES: dict[str, _Recipe] = {
 }
 
 
-def make_method(config: Config, **inputs: Any) -> Method:
+def make_method(config: Config, extensions: Extensions = NO_EXTENSIONS, **inputs: Any) -> Method:
   """The method of a config.
 
   Args:
     config: its keys.
+    extensions: methods and divergences besides those of the package.
     **inputs: what the method needs besides, made from the data (x_token: `projection`).
 
   Raises:
     InputError: a hyper-parameter is unknown or out of range.
   """
+  if config.method in extensions.methods:
+    with _named("method"):
+      return extensions.methods[config.method](config)
   make, recipe = methods.METHODS[config.method], _RECIPES[config.method]
   arguments = {"ce_weight": config.loss.ce_weight, **recipe.arguments(config)}
   arguments["half_life"] = float(config.distribution.half_life)
   keywords = _keywords(make)
   if "divergence" in keywords:
-    arguments |= _divergence(config)
+    arguments |= _divergence(config, extensions)
   with _named("method_options"):
     match recipe.options:
       case (str(name), type() as kind):
@@ -197,9 +202,12 @@ def make_method(config: Config, **inputs: Any) -> Method:
     return make(**arguments | inputs)
 
 
-def _divergence(config: Config) -> dict[str, Any]:
+def _divergence(config: Config, extensions: Extensions) -> dict[str, Any]:
   name, key = config.loss.divergence, "loss.divergence_options"
+  own = extensions.divergences.get(name)
   with _named(key):
-    chosen = options(key, config.loss.divergence_options, _keywords(LOG_DIVERGENCES[name]))
-    make_divergence(name, chosen)
-  return {"divergence": name, "divergence_options": chosen}
+    keywords = _keywords(LOG_DIVERGENCES[name] if own is None else own)
+    chosen = options(key, config.loss.divergence_options, keywords)
+    divergence = name if own is None else own
+    make_divergence(divergence, chosen)
+  return {"divergence": divergence, "divergence_options": chosen}

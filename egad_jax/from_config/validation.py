@@ -9,6 +9,7 @@ from typing import Any
 from egad_jax import losses, methods
 from egad_jax.errors import InputError
 from egad_jax.from_config.attention import ATTENTIONS
+from egad_jax.from_config.extensions import NO_EXTENSIONS, Extensions
 from egad_jax.from_config.methods import make_method, name_values
 from egad_jax.from_config.values import DTYPES, Config
 from egad_jax.losses.curriculum import CURRICULUM_KINDS
@@ -71,8 +72,12 @@ def _read(config: Config, key: str) -> Any:
   return value
 
 
-def validate(config: Config) -> None:
+def validate(config: Config, extensions: Extensions = NO_EXTENSIONS) -> None:
   """Checks everything that can be known from the config alone, before any work.
+
+  Args:
+    config: the config.
+    extensions: what its names may mean besides what the package knows.
 
   Raises:
     InputError: naming the key, what it must be and what it is.
@@ -82,7 +87,9 @@ def validate(config: Config) -> None:
       "config.teacher.source is required: a .gguf file, a Hugging Face directory, "
       "python:PACKAGE/FILE.gguf or random:ARCHITECTURE."
     )
-  for key, choices in _CHOICES.items():
+  added = {"method": extensions.methods, "loss.divergence": extensions.divergences}
+  for key, known in _CHOICES.items():
+    choices = (*known, *added.get(key, ()))
     if _read(config, key) not in choices:
       raise InputError(
         f"config.{key} must be one of {', '.join(choices)}; got {_read(config, key)!r}."
@@ -99,7 +106,7 @@ def validate(config: Config) -> None:
       f"config.accumulation ({config.accumulation}) must divide config.batch_size "
       f"({config.batch_size})."
     )
-  make_method(config)
+  make_method(config, extensions)
   compiler_options(config)
 
 

@@ -39,7 +39,7 @@ def adakd_loss(
   *,
   state: FocusState,
   elapsed: ArrayLike,
-  divergence: str = "reverse_kl",
+  divergence: str | LogDivergence = "reverse_kl",
   divergence_options: Mapping[str, Any] | None = None,
   ce_weight: float = 0.0,
   temperature: Temperature | float = Temperature(position="median_ratio"),  # noqa: B008
@@ -55,7 +55,7 @@ def adakd_loss(
     mask: bool, shape [...], true at tokens that count; logits may be NaN elsewhere.
     state: of the controller: `FocusState.init()`, then what the last call returned.
     elapsed: how far along the training the next call's step is, in [0, 1], a scalar.
-    divergence: a key of `DIVERGENCES`.
+    divergence: a key of `DIVERGENCES`, or a function, see `make_divergence`.
     divergence_options: its hyper-parameters.
     ce_weight: of the cross-entropy, averaged over all tokens.
     temperature: of the difficulty; its position "cdf" is the rank in the batch, its kind "mean" and

@@ -23,7 +23,7 @@ from egad_jax.losses.curriculum import Curriculum
 from egad_jax.losses.entropy_guided import EntropyGuidedLoss
 from egad_jax.losses.guidance import TokenGuidance, in_batch_guidance
 from egad_jax.losses.in_batch import in_batch_inputs, in_batch_metrics
-from egad_jax.losses.log_divergences import make_divergence
+from egad_jax.losses.log_divergences import LogDivergence, make_divergence
 from egad_jax.losses.probabilities import check_type
 from egad_jax.losses.reductions import masked_mean
 from egad_jax.losses.temperature import Temperature, as_temperature
@@ -40,7 +40,7 @@ def egad_loss(
   progress: ArrayLike,
   student_features: ArrayLike | None = None,
   teacher_features: ArrayLike | None = None,
-  divergence: str = "forward_kl",
+  divergence: str | LogDivergence = "forward_kl",
   divergence_options: Mapping[str, Any] | None = None,
   ce_weight: float = 0.0,
   curriculum: Curriculum | None = Curriculum(),  # noqa: B008
@@ -62,7 +62,7 @@ def egad_loss(
     progress: of the curriculum, in [0, 1], a scalar.
     student_features: optional hidden states, already projected, [..., dim] or [taps, ..., dim].
     teacher_features: same shape; for branch.loss "pair_distances" the widths may differ. Detached.
-    divergence: a key of `DIVERGENCES`.
+    divergence: a key of `DIVERGENCES`, or a function, see `make_divergence`.
     divergence_options: its hyper-parameters.
     ce_weight: of the cross-entropy.
     curriculum: mechanism 1, or None for weights of 1.

@@ -32,7 +32,7 @@ def se_kd_loss(
   mask: ArrayLike,
   *,
   fraction: float = 0.2,
-  divergence: str = "forward_kl",
+  divergence: str | LogDivergence = "forward_kl",
   divergence_options: Mapping[str, Any] | None = None,
   temperature: float = 1.0,
   ce_weight: float = 0.0,
@@ -47,7 +47,7 @@ def se_kd_loss(
     mask: bool, shape [..., seq], true at tokens that count; logits may be NaN elsewhere.
     fraction: of the n tokens of a sequence, the ceil(fraction n) of highest student entropy are
       kept (the earlier one at ties), in (0, 1].
-    divergence: a key of `DIVERGENCES`.
+    divergence: a key of `DIVERGENCES`, or a function, see `make_divergence`.
     divergence_options: its hyper-parameters.
     temperature: T of the divergence; the entropies are at T = 1.
     ce_weight: of the cross-entropy, a mean over all tokens in the mask.
@@ -92,7 +92,7 @@ def ea_kd_loss(
   *,
   entropy_temperature: float = 3.0,
   entropy_bound: float | None = None,
-  divergence: str = "forward_kl",
+  divergence: str | LogDivergence = "forward_kl",
   divergence_options: Mapping[str, Any] | None = None,
   temperature: float = 1.0,
   ce_weight: float = 0.0,
@@ -107,7 +107,7 @@ def ea_kd_loss(
     mask: bool, shape [...], true at tokens that count; logits may be NaN elsewhere.
     entropy_temperature: see `make_ea_kd`.
     entropy_bound: see `make_ea_kd`; None for the log of the number of real vocabulary entries.
-    divergence: a key of `DIVERGENCES`.
+    divergence: a key of `DIVERGENCES`, or a function, see `make_divergence`.
     divergence_options: its hyper-parameters.
     temperature: T of the divergence.
     ce_weight: of the cross-entropy.

@@ -159,20 +159,26 @@ LOG_DIVERGENCES: Mapping[str, LogDivergence] = {
 """Those that need no labels; the divergences a method can be built on."""
 
 
-def make_divergence(name: str, options: Mapping[str, Any] | None = None) -> LogDivergence:
-  """Returns `(log_q, log_p) -> [...]` for a divergence by name.
+def make_divergence(
+  divergence: str | LogDivergence, options: Mapping[str, Any] | None = None
+) -> LogDivergence:
+  """Returns `(log_q, log_p) -> [...]` for a divergence by name, or one of the caller's own.
 
   Args:
-    name: a key of `DIVERGENCES`.
+    divergence: a key of `DIVERGENCES`, or a function, see `make_divergence`; or a function of the student's and the teacher's
+      log-probabilities, each [..., vocab], hyper-parameters keyword-only.
     options: its hyper-parameters, such as {"beta": 0.1} for "jensen_shannon".
 
   Raises:
     ValueError: unknown name or option, or an option out of range.
   """
-  if name not in LOG_DIVERGENCES:
-    raise ValueError(f"divergence must be one of {', '.join(LOG_DIVERGENCES)}, got {name!r}.")
+  if isinstance(divergence, str) and divergence not in LOG_DIVERGENCES:
+    names = ", ".join(LOG_DIVERGENCES)
+    raise ValueError(f"divergence must be one of {names}, got {divergence!r}.")
+  function = LOG_DIVERGENCES[divergence] if isinstance(divergence, str) else divergence
+  name = divergence if isinstance(divergence, str) else getattr(function, "__name__", "given")
   options = dict(options or {})
-  parameters = inspect.signature(LOG_DIVERGENCES[name]).parameters.values()
+  parameters = inspect.signature(function).parameters.values()
   allowed = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
   unknown = sorted(set(options) - set(allowed))
   if unknown:
@@ -180,12 +186,11 @@ def make_divergence(name: str, options: Mapping[str, Any] | None = None) -> LogD
       f"divergence {name} takes the options {', '.join(allowed) or '(none)'},"
       f" got {', '.join(unknown)}."
     )
-  divergence = functools.partial(LOG_DIVERGENCES[name], **options)
+  made = functools.partial(function, **options)
   log_probs = jax.ShapeDtypeStruct((2,), jnp.float32)
-  jax.eval_shape(
-    divergence, log_probs, log_probs
-  )  # Ranges are checked here, not in the first step.
-  return divergence
+  # Ranges are checked here, not in the first step.
+  jax.eval_shape(made, log_probs, log_probs)
+  return made
 
 
 def check_share(name: str, value: float) -> None:

@@ -13,7 +13,7 @@ from egad_jax.losses.distribution import EntropyDistribution
 from egad_jax.losses.entropy import median_ratio
 from egad_jax.losses.focus import Focus, FocusState
 from egad_jax.losses.guidance import TokenGuidance, temperature_and_factor
-from egad_jax.losses.log_divergences import make_divergence
+from egad_jax.losses.log_divergences import LogDivergence, make_divergence
 from egad_jax.losses.temperature import Temperature, as_temperature
 from egad_jax.losses.terms import check_ce_weight
 from egad_jax.methods.method import Context, Method, State, check_half_life
@@ -34,7 +34,7 @@ class AdaKDState(NamedTuple):
 
 def make_adakd(
   *,
-  divergence: str = "reverse_kl",
+  divergence: str | LogDivergence = "reverse_kl",
   divergence_options: Mapping[str, Any] | None = None,
   ce_weight: float = 0.0,
   temperature: Temperature | float = Temperature(position="median_ratio"),  # noqa: B008 (frozen)
@@ -49,7 +49,8 @@ def make_adakd(
   exact. All of this is ours; the paper ranks each batch, which `adakd_loss` does.
 
   Args:
-    divergence: a key of `DIVERGENCES`; the paper's scripts take reverse KL.
+    divergence: a key of `DIVERGENCES` or a function, see `make_divergence`;
+      the paper's scripts take reverse KL.
     divergence_options: its hyper-parameters.
     ce_weight: of the cross-entropy with the labels, which all tokens get.
     temperature: as for EGAD, with the difficulty in the place of entropy: "confident_hot" heats the

@@ -12,7 +12,7 @@ from egad_jax.losses.curriculum import Curriculum
 from egad_jax.losses.egad import check_options
 from egad_jax.losses.entropy_guided import EntropyGuidedLoss
 from egad_jax.losses.guidance import TokenGuidance, running_guidance
-from egad_jax.losses.log_divergences import make_divergence
+from egad_jax.losses.log_divergences import LogDivergence, make_divergence
 from egad_jax.losses.temperature import Temperature
 from egad_jax.methods.method import Context, Method, entropy_only
 from egad_jax.types import Metrics, Params, Stats
@@ -20,7 +20,7 @@ from egad_jax.types import Metrics, Params, Stats
 
 def make_egad(
   *,
-  divergence: str = "forward_kl",
+  divergence: str | LogDivergence = "forward_kl",
   divergence_options: Mapping[str, Any] | None = None,
   ce_weight: float = 0.0,
   curriculum: Curriculum | None = Curriculum(),  # noqa: B008 (frozen)
@@ -34,7 +34,7 @@ def make_egad(
   from the program.
 
   Args:
-    divergence: a key of `DIVERGENCES`.
+    divergence: a key of `DIVERGENCES`, or a function, see `make_divergence`.
     divergence_options: its hyper-parameters.
     ce_weight: of the cross-entropy with the labels; 0 leaves it out of the loss.
     curriculum: mechanism 1, or None.
@@ -94,7 +94,7 @@ def make_egad(
 
 def make_vanilla_kd(
   *,
-  divergence: str = "forward_kl",
+  divergence: str | LogDivergence = "forward_kl",
   divergence_options: Mapping[str, Any] | None = None,
   temperature: float = 1.0,
   ce_weight: float = 0.0,

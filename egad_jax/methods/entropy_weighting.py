@@ -15,7 +15,7 @@ from egad_jax.losses.entropy_weighting import (
   student_entropy_of,
   weighted_terms,
 )
-from egad_jax.losses.log_divergences import make_divergence
+from egad_jax.losses.log_divergences import LogDivergence, make_divergence
 from egad_jax.losses.routing import check_fraction
 from egad_jax.losses.temperature import check_temperature
 from egad_jax.losses.terms import check_ce_weight, log_pair
@@ -27,7 +27,7 @@ from egad_jax.types import Stats
 def make_se_kd(
   *,
   fraction: float = 0.2,
-  divergence: str = "forward_kl",
+  divergence: str | LogDivergence = "forward_kl",
   divergence_options: Mapping[str, Any] | None = None,
   temperature: float = 1.0,
   ce_weight: float = 0.0,
@@ -42,7 +42,8 @@ def make_se_kd(
 
   Args:
     fraction: share of the tokens to keep, in (0, 1]; 0.2 is the paper's.
-    divergence: a key of `DIVERGENCES`; forward KL is the paper's.
+    divergence: a key of `DIVERGENCES` or a function, see `make_divergence`;
+      forward KL is the paper's.
     divergence_options: its hyper-parameters.
     temperature: T of the divergence; 1 is the paper's. Entropies are at T = 1.
     ce_weight: of the cross-entropy, over all tokens; 0 is the paper's.
@@ -106,7 +107,7 @@ def make_ea_kd(
   *,
   entropy_temperature: float = 3.0,
   entropy_bound: float | None = None,
-  divergence: str = "forward_kl",
+  divergence: str | LogDivergence = "forward_kl",
   divergence_options: Mapping[str, Any] | None = None,
   temperature: float = 1.0,
   ce_weight: float = 0.0,
@@ -120,7 +121,8 @@ def make_ea_kd(
   Args:
     entropy_temperature: at which both entropies of the weight are taken; 3 is the paper's.
     entropy_bound: H_ub in nats; None for log vocab, as in the paper's text.
-    divergence: a key of `DIVERGENCES`; forward KL is the paper's.
+    divergence: a key of `DIVERGENCES` or a function, see `make_divergence`;
+      forward KL is the paper's.
     divergence_options: its hyper-parameters.
     temperature: T of the divergence.
     ce_weight: of the cross-entropy.

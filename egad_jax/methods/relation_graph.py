@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from egad_jax.losses.branch import Branch
 from egad_jax.losses.features import init_projector, project, take_tokens
+from egad_jax.losses.log_divergences import LogDivergence
 from egad_jax.losses.probabilities import check_mask, promote
 from egad_jax.losses.reductions import masked_sum
 from egad_jax.losses.relation_graph import TERMS, RelationGraph, graph_terms
@@ -22,7 +23,7 @@ from egad_jax.types import Metrics, Params, Stats
 
 def make_trg(
   *,
-  divergence: str = "forward_kl",
+  divergence: str | LogDivergence = "forward_kl",
   divergence_options: Mapping[str, Any] | None = None,
   temperature: float = 1.0,
   ce_weight: float = 0.0,
@@ -38,7 +39,7 @@ def make_trg(
   row share its graph, as the notes' graph spans the instances of a batch. Taps are averaged.
 
   Args:
-    divergence: a key of `DIVERGENCES`.
+    divergence: a key of `DIVERGENCES`, or a function, see `make_divergence`.
     divergence_options: its hyper-parameters.
     temperature: T of the logit loss, > 0.
     ce_weight: of the cross-entropy with the labels; 0 leaves it out of the loss.

@@ -126,7 +126,7 @@ def head_chunks(experiment: Experiment, program: str) -> int:
   kernel = re.search(r"%logits_gradient[\w.]* = \(f32\[\d+,(\d+),\d+\]", program)
   if kernel:
     return -(-places // int(kernel[1]))
-  chunk = experiment.head.chunk_size or default_chunk_size(places, vocab // parts)
+  chunk = experiment.programs.chunk_size or default_chunk_size(places, vocab // parts)
   return -(-places // min(chunk, places))
 
 

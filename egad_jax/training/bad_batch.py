@@ -12,12 +12,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from egad_jax.data import pipeline
 from egad_jax.data.batches import AnyBatch, Batch
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.durability.workdir import Workdir
 from egad_jax.files.storage import finite_or_none, write_text
 from egad_jax.training.experiment import Experiment
+from egad_jax.training.state import TrainState
 
 _FIELDS = ("tokens", "labels", "positions", "segment_ids", "mask")
 _LOG = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ def why_skipped(values: Mapping[str, float]) -> str:
 
 def note_skipped(
   experiment: Experiment,
+  state: TrainState,
   workdir: Workdir,
   step: int,
   values: Mapping[str, float],
@@ -52,7 +53,8 @@ def note_skipped(
   """Warns of a skipped step; saves its batch and stops the run if it is one too many in a row.
 
   Args:
-    experiment: the run.
+    experiment: what is run.
+    state: as the skipped step found it, but for its counts: the batch is made from it again.
     workdir: where the batch is saved.
     step: batches used with this one.
     values: averages of its metrics, "skipped" among them.
@@ -74,7 +76,7 @@ def note_skipped(
     if workdir.writes:
       path = workdir / workdir.free_name(path.name)
       with workdir.writing(path.name):
-        save_bad_batch(path, experiment, step, values)
+        save_bad_batch(path, experiment, state, step, values)
     saved = f"Its batch is in {path}."
   except OSError as error:  # A full disk must not hide what went wrong before.
     saved = f"Its batch could not be saved ({error})."
@@ -88,7 +90,11 @@ def note_skipped(
 
 
 def save_bad_batch(
-  path: epath.Path, experiment: Experiment, step: int, values: Mapping[str, float]
+  path: epath.Path,
+  experiment: Experiment,
+  state: TrainState,
+  step: int,
+  values: Mapping[str, float],
 ) -> None:
   """Writes the batch of a step, the rows of all processes, as JSON; by rename.
 
@@ -98,12 +104,13 @@ def save_bad_batch(
 
   Args:
     path: where to.
-    experiment: the run.
+    experiment: what is run.
+    state: as for `note_skipped`.
     step: batches used with this one.
     values: averages of the step's metrics.
   """
   size = experiment.optimization.batch_size
-  batch = pipeline.train_batch(experiment.rows, step - 1, batch_size=size, seed=experiment.seed)
+  batch = experiment.batch_source.batch(step - 1, state)
   head = {
     **{"step": step, "batch": step - 1, "why": why_skipped(values)},
     **{key: values[key] for key in ("loss", "grad_norm")},

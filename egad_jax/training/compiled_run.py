@@ -6,7 +6,7 @@ import functools
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from egad_jax.data import pipeline
 from egad_jax.data.batches import AnyBatch
 from egad_jax.models.generation import generate
 from egad_jax.training import evaluation, programs
+from egad_jax.training.batch_source import StateOf
 from egad_jax.training.experiment import Experiment
 from egad_jax.training.state import Frozen, TrainState, student_params
 from egad_jax.types import Params
@@ -37,7 +38,7 @@ class CompiledRun:
     with progress.phase("copying the teacher to the devices"):
       self._teacher = experiment.teacher.place()
     self.frozen = Frozen(teacher=self._teacher.params, student={})
-    self._options = experiment.compiler_options or None
+    self._options = experiment.programs.compiler_options or None
     jitted = functools.partial(jax.jit, compiler_options=self._options)
     self._sums = jitted(programs.build_sums(experiment))
     self._statistics = jitted(programs.build_statistics(experiment))
@@ -66,19 +67,18 @@ class CompiledRun:
     """The student's parameters, on the devices."""
     return student_params(state.trainable, self.frozen.student)
 
-  def train_batches(self, start_step: int, stop_step: int | None = None) -> Any:
-    """Batches from `start_step` on, on the devices, as the student's programs take them."""
-    rows = pipeline.train_batches(
-      self.experiment.rows,
-      batch_size=self.experiment.optimization.batch_size,
-      seed=self.experiment.seed,
-      start_step=start_step,
-      part=sharding.process_rows(self.experiment.mesh, self.experiment.optimization.batch_size),
-    )
-    count = None if stop_step is None else stop_step - start_step
-    mesh = self.experiment.mesh
-    placed = (sharding.place_batch(batch, mesh) for batch in itertools.islice(rows, count))
-    return self._teacher.attach(placed, self.experiment.optimization.accumulation)
+  def train_batches(self, start_step: int, state_of: StateOf) -> Iterator[AnyBatch]:
+    """Batches from `start_step` on, on the devices, with what the teacher attaches.
+
+    Args:
+      start_step: steps made before the first.
+      state_of: returns the state after all steps made so far.
+    """
+    experiment, size = self.experiment, self.experiment.optimization.batch_size
+    part = sharding.process_rows(experiment.mesh, size)
+    rows = experiment.batch_source.stream(start_step, state_of, part)
+    placed = (sharding.place_batch(batch, experiment.mesh) for batch in rows)
+    return self._teacher.attach(placed, experiment.optimization.accumulation)
 
   def held_out(self) -> list[AnyBatch]:
     """The held-out batches, on the devices."""
@@ -109,9 +109,9 @@ class CompiledRun:
     shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state())
     program = jax.jit(fill, out_shardings=shardings, compiler_options=self._options)
     # The first batch waits for the compilation.
-    count = experiment.optimization.fill_batches
+    count, start = experiment.optimization.fill_batches, state
     with progress.phase("measuring the teacher's entropy", count) as phase:
-      for batch in self.train_batches(0, count):
+      for batch in itertools.islice(self.train_batches(0, lambda: start), count):
         state = program(state, self.frozen, batch)
         jax.block_until_ready(state.step)
         phase.update(1, "batches")

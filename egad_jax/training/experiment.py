@@ -22,6 +22,7 @@ from egad_jax.models.generation_settings import NO_SETTINGS, GenerationSettings
 from egad_jax.models.license import License
 from egad_jax.models.model import Model
 from egad_jax.teachers import Teacher
+from egad_jax.training.batch_source import BatchSource
 from egad_jax.training.guard import Guard, Spikes
 from egad_jax.training.optimizers import position_in_run
 from egad_jax.training.state import Frozen, TrainState
@@ -95,18 +96,20 @@ class Optimization:
 
 
 @dataclasses.dataclass(frozen=True)
-class HeadOptions:
-  """How the logits are cut.
+class ProgramOptions:
+  """How the programs are built and compiled.
 
   Attributes:
     chunk_size: tokens whose logits exist at once; None for the head's default.
     kernels: whether the head may use those of the mesh's devices.
-    make: the head's maker, called as `head_on_mesh` is.
+    compiler_options: for every program of the run.
+    make_head: the head's maker, called as `head_on_mesh` is.
   """
 
   chunk_size: int | None
   kernels: bool
-  make: Callable[..., Head] = head_on_mesh
+  compiler_options: dict[str, str]
+  make_head: Callable[..., Head] = head_on_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,12 +140,12 @@ class Experiment:
     teacher: where the teacher's outputs come from.
     tokenizers: the student's and the teacher's.
     rows: the packed data.
+    batch_source: where the train batches come from; usually `rows`.
     mesh: the student's devices.
     optimization: how the steps are made.
-    head: how the logits are cut.
+    programs: how the programs are built and compiled.
     evaluation: what an evaluation looks at.
     seed: of initial values and data order.
-    compiler_options: for every program of the run.
   """
 
   method_name: str
@@ -151,12 +154,12 @@ class Experiment:
   teacher: Teacher
   tokenizers: Tokenizers
   rows: Rows
+  batch_source: BatchSource
   mesh: jax.sharding.Mesh
   optimization: Optimization
-  head: HeadOptions
+  programs: ProgramOptions
   evaluation: EvaluationOptions
   seed: int
-  compiler_options: dict[str, str]
 
   def init_state(self, host_params: Params | None = None) -> TrainState:
     """The state before step 0, traceable; `host_params` replace the student's random values."""

@@ -180,7 +180,7 @@ class _Session:
       self.clock.note(step)
     if values["skipped"]:
       note_skipped(
-        *(self.experiment, self.workdir, step, values),
+        *(self.experiment, self.state, self.workdir, step, values),
         max_skipped=self.options.max_skipped,
         saved_step=self.saved_step,
       )
@@ -256,7 +256,7 @@ class _Session:
     if self.due(self.options.evaluate_steps) and self.evaluation() is None:
       # The attempt before was ended in the middle of it.
       self.evaluate(self.step, self.state, check=self.preemption.check)
-    batches = self.compiled.train_batches(self.step)
+    batches = self.compiled.train_batches(self.step, lambda: self.state)
     self.last_time = time.monotonic()
     while self.step < self.num_steps:
       self.preemption.check()

@@ -26,14 +26,14 @@ Statistics = Callable[..., dict[str, jax.Array]]
 
 def build_head(experiment: Experiment, token_loss: Any) -> Head:
   """The chunked head over the experiment's mesh and vocabulary."""
-  return experiment.head.make(
+  return experiment.programs.make_head(
     token_loss,
     experiment.mesh,
     batch_axes=sharding.BATCH_AXES,
     tensor_axis=sharding.TENSOR_AXIS,
     vocab_size=experiment.tokenizers.student.vocab_size,
-    chunk_size=experiment.head.chunk_size,
-    kernels=experiment.head.kernels,
+    chunk_size=experiment.programs.chunk_size,
+    kernels=experiment.programs.kernels,
     student_soft_cap=experiment.models.student.config.logit_soft_cap,
     teacher_soft_cap=experiment.models.teacher.config.logit_soft_cap,
   )
@@ -94,7 +94,7 @@ def lower_train_step(experiment: Experiment) -> jax.stages.Lowered:
       sharding.replicated(experiment.mesh),
     ),
     donate_argnums=0,
-    compiler_options=experiment.compiler_options or None,
+    compiler_options=experiment.programs.compiler_options or None,
   )
   return step.lower(state, experiment.abstract_frozen(), experiment.abstract_batch())
 
