@@ -185,7 +185,7 @@ def plan_run(config: Config, devices: Any) -> Experiment:
   vocabularies = planned_vocabularies(config)
   paired = config.method == X_TOKEN
   inputs = {"projection": planned_projection(config, *vocabularies)} if paired else {}
-  method = make_method(config, **inputs)
+  method = make_method(config, NO_EXTENSIONS, **inputs)
   models = make_models(config, *vocabularies, method=method, meshes=meshes, planned=True)
   nothing: dict[str, Any] = {}
   sides = 2 if paired else 1

@@ -165,7 +165,7 @@ def make_divergence(
   """Returns `(log_q, log_p) -> [...]` for a divergence by name, or one of the caller's own.
 
   Args:
-    divergence: a key of `DIVERGENCES`, or a function, see `make_divergence`; or a function of the student's and the teacher's
+    divergence: a key of `DIVERGENCES`; or a function of the student's and the teacher's
       log-probabilities, each [..., vocab], hyper-parameters keyword-only.
     options: its hyper-parameters, such as {"beta": 0.1} for "jensen_shannon".
 
