@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -54,8 +55,12 @@ def extras_for(problem: Problem) -> dict[str, jax.Array]:
 
 
 def value_and_gradients(head, problem: Problem, **overrides):
-  problem = problem._replace(**overrides)
+  """Compiled once per head."""
+  return _value_and_gradients(head, problem._replace(**overrides))
 
+
+@functools.partial(jax.jit, static_argnames="head")
+def _value_and_gradients(head, problem: Problem):
   def objective(student_hidden, student_unembedding):
     return head(
       *(student_hidden, student_unembedding, *problem[2:]),
