@@ -70,9 +70,12 @@ def _value_and_gradients(head, problem: Problem):
   return jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(*problem[:2])
 
 
+_filled = jax.jit(
+  lambda entropy, mask: losses.EntropyDistribution.init().update(entropy, mask, half_life=1e6)
+)
+
+
 def filled_context() -> losses.Context:
   """A third of the way, with entropies of many sizes in the running distribution."""
-  entropy = jnp.linspace(0.01, 6.0, 64)
-  distribution = losses.EntropyDistribution.init()
-  distribution = distribution.update(entropy, jnp.ones(64, bool), half_life=1e6)
+  distribution = _filled(np.linspace(0.01, 6.0, 64, dtype=np.float32), np.ones(64, bool))
   return losses.Context(losses.State(distribution), jnp.float32(0.3), jnp.float32(0.3))
