@@ -152,9 +152,9 @@ def test_expectation_is_the_mean_over_tokens():
     def function(entropy, kind=kind):
       return jnp.exp(1 - 2 * distribution.position(entropy, kind))
 
-    expectation, mean = jax.jit(
-      lambda e, f=function: (distribution.expectation(f), f(e).mean())
-    )(entropy)
+    expectation, mean = jax.jit(lambda e, f=function: (distribution.expectation(f), f(e).mean()))(
+      entropy
+    )
     np.testing.assert_allclose(expectation, mean, rtol=2e-3)
   np.testing.assert_allclose(distribution.expectation(jnp.ones_like), 1.0, rtol=1e-6)
 

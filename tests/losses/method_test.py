@@ -108,7 +108,14 @@ def test_stats_are_complete_per_token_and_detached(name, rows, context):
   np.testing.assert_array_equal(gradient, 0)
 
 
-@pytest.mark.parametrize("name", METHODS_UNDER_TEST)
+# Of EGAD's variants, the two with more than another formula per token.
+SLOW = ("egad_with_ce", "egad_reverse", "egad_mean")
+
+
+@pytest.mark.parametrize(
+  "name",
+  [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in METHODS_UNDER_TEST],
+)
 def test_rows_are_independent(name, rows, context):
   method = METHODS_UNDER_TEST[name]()
   context = own_context(name, context)
