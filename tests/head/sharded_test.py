@@ -8,7 +8,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from egad_jax.head import distillation_head, sharded_head
 from tests.head.problems import Problem, random_problem, token_loss, value_and_gradients
 
-
 PLAIN = distillation_head(token_loss, chunk_size=8)
 
 

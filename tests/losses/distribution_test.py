@@ -9,7 +9,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from egad_jax.losses import EntropyDistribution
 from egad_jax.losses.distribution import EDGES, NUM_BINS
 
-
 update = jax.jit(EntropyDistribution.update)
 position = jax.jit(EntropyDistribution.position, static_argnames="kind")
 quantile = jax.jit(EntropyDistribution.quantile)

@@ -35,8 +35,11 @@ def random_features(*shape):
   return [rng.normal(size=shape).astype(np.float32) for _ in range(2)]
 
 
+ALL_ON = tuple(EVERYTHING.items())
+
+
 @functools.partial(jax.jit, static_argnames="options")
-def compiled(batch, progress, features=(None, None), options=tuple(EVERYTHING.items())):
+def compiled(batch, progress, features=(None, None), options=ALL_ON):
   return egad_loss(
     *batch,
     progress=progress,
