@@ -8,6 +8,7 @@ import pytest
 from egad_jax.head import dense_head, distillation_head
 from egad_jax.head.chunked import logits_from, soft_capped
 from tests.head.problems import (
+  Problem,
   extras_for,
   random_problem,
   token_loss,
@@ -22,14 +23,19 @@ def assert_same(actual, expected, tolerance=1e-5):
     assert np.linalg.norm(a - b) <= tolerance * max(np.linalg.norm(b), 1e-12)
 
 
+@pytest.fixture(scope="module", params=[(None, None), (3.0, 5.0)])
+def dense(request):
+  """Soft caps as options, and what the dense head makes of them."""
+  options = dict(zip(("student_soft_cap", "teacher_soft_cap"), request.param, strict=True))
+  return options, value_and_gradients(dense_head(token_loss, **options), random_problem())
+
+
+@pytest.mark.short_form(7)
 @pytest.mark.parametrize("chunk_size", [1, 7, 16, 40, 64, None])
-@pytest.mark.parametrize("caps", [(None, None), (3.0, 5.0)])
-def test_equals_dense_in_value_gradient_and_stats(chunk_size, caps):
-  problem = random_problem()
-  options = {"student_soft_cap": caps[0], "teacher_soft_cap": caps[1]}
+def test_equals_dense_in_value_gradient_and_stats(chunk_size, dense):
+  options, expected = dense
   chunked = distillation_head(token_loss, chunk_size=chunk_size, **options)
-  actual = value_and_gradients(jax.jit(chunked), problem)
-  assert_same(actual, value_and_gradients(dense_head(token_loss, **options), problem))
+  assert_same(value_and_gradients(chunked, random_problem()), expected)
 
 
 def test_gradient_equals_float64_finite_difference():
@@ -39,12 +45,12 @@ def test_gradient_equals_float64_finite_difference():
     (_, _), gradients = value_and_gradients(head, problem)
     for i, name in enumerate(("student_hidden", "student_unembedding")):
       base = getattr(problem, name)
-      direction = jnp.asarray(np.random.default_rng(i).normal(size=base.shape))
+      direction = np.random.default_rng(i).normal(size=base.shape)
       step = 1e-6
       up = value_and_gradients(head, problem, **{name: base + step * direction})[0][0]
       down = value_and_gradients(head, problem, **{name: base - step * direction})[0][0]
       numeric = (up - down) / (2 * step)
-      assert float(jnp.vdot(gradients[i], direction)) == pytest.approx(float(numeric), rel=1e-7)
+      assert float(np.vdot(gradients[i], direction)) == pytest.approx(float(numeric), rel=1e-7)
 
 
 def test_cotangent_scales_the_gradient():
@@ -56,8 +62,8 @@ def test_cotangent_scales_the_gradient():
     return -2.5 * head(hidden, unembedding, *problem[2:], *rest)[0]
 
   _, expected = value_and_gradients(head, problem)
-  found = jax.grad(scaled, argnums=(0, 1))(*problem[:2])
-  assert_same(found, [-2.5 * gradient for gradient in expected], 1e-6)
+  found = jax.jit(jax.grad(scaled, argnums=(0, 1)))(*problem[:2])
+  assert_same(found, [-2.5 * np.asarray(gradient) for gradient in expected], 1e-6)
 
 
 def test_evaluation_is_the_value_of_training():
@@ -70,34 +76,36 @@ def test_evaluation_is_the_value_of_training():
 def test_tokens_outside_the_mask_change_nothing_nan_included():
   problem = random_problem()
   # The last token is out, and the last chunk has places to fill.
-  problem = problem._replace(mask=problem.mask.at[-1, -1].set(False))
+  problem = Problem(*map(np.array, problem))
+  problem.mask[-1, -1] = False
   assert int(problem.mask.sum()) % 7
   head = distillation_head(token_loss, chunk_size=7)
   expected = value_and_gradients(head, problem)
   outside = ~problem.mask[..., None]
-  for poison in (jnp.nan, jnp.inf, 1e30):
+  for poison in map(np.float32, (np.nan, np.inf, 1e30)):
     actual = value_and_gradients(
       head,
       problem,
-      student_hidden=jnp.where(outside, poison, problem.student_hidden),
-      teacher_hidden=jnp.where(outside, poison, problem.teacher_hidden),
-      labels=jnp.where(problem.mask, problem.labels, 10**6),
+      student_hidden=np.where(outside, poison, problem.student_hidden),
+      teacher_hidden=np.where(outside, poison, problem.teacher_hidden),
+      labels=np.where(problem.mask, problem.labels, np.int32(10**6)),
     )
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
       np.testing.assert_array_equal(a, b)
-    assert not np.any(np.asarray(actual[1][0])[~np.asarray(problem.mask)])
+    assert not np.any(np.asarray(actual[1][0])[~problem.mask])
 
 
 def test_padding_rows_of_the_vocabulary_change_nothing():
-  problem = random_problem()
+  problem = Problem(*map(np.asarray, random_problem()))
   expected = value_and_gradients(distillation_head(token_loss, chunk_size=7), problem)
-  junk = jnp.full((5, 8), jnp.nan), jnp.full((3, 12), jnp.inf)
+  junk = np.full((5, 8), np.nan, np.float32), np.full((3, 12), np.inf, np.float32)
   (value, stats), (hidden, unembedding) = value_and_gradients(
     distillation_head(token_loss, chunk_size=7, vocab_size=37),
     problem,
-    student_unembedding=jnp.concatenate([problem.student_unembedding, junk[0]]),
-    teacher_unembedding=jnp.concatenate([problem.teacher_unembedding, junk[1]]),
+    student_unembedding=np.concatenate([problem.student_unembedding, junk[0]]),
+    teacher_unembedding=np.concatenate([problem.teacher_unembedding, junk[1]]),
   )
+  unembedding = np.asarray(unembedding)
   assert_same(((value, stats), (hidden, unembedding[:37])), expected, 1e-7)
   assert not np.any(unembedding[37:])
 
@@ -119,7 +127,7 @@ def test_nothing_flows_to_the_teacher():
     arrays = (*problem[:2], teacher_hidden, teacher_unembedding, *problem[4:])
     return head(*arrays, *rest)[0]
 
-  for gradient in jax.grad(objective, argnums=(0, 1))(*problem[2:4]):
+  for gradient in jax.jit(jax.grad(objective, argnums=(0, 1)))(*problem[2:4]):
     np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
 
 
@@ -201,21 +209,26 @@ def test_logits_of_bfloat16_are_not_rounded_to_it():
   assert logits[0, 0] == 257  # bfloat16 has 256 and 258.
 
 
-@pytest.mark.parametrize(("tokens", "chunks"), [(0, 0), (1, 1), (7, 1), (8, 2), (40, 6)])
-def test_the_loop_runs_only_for_the_tokens_in_the_mask(tokens, chunks):
-  problem = random_problem()
-  mask = np.zeros(problem.mask.size, bool)
-  mask[np.random.default_rng(0).permutation(mask.size)[:tokens]] = True
+@pytest.fixture(scope="module")
+def counting():
+  """A head of chunks of 7 tokens, and a list that grows by one entry per chunk."""
   runs = []
 
   def counted(*arguments):
     jax.debug.callback(lambda: runs.append(1))
     return token_loss(*arguments)
 
-  head = jax.jit(distillation_head(counted, chunk_size=7))
-  jax.block_until_ready(
-    value_and_gradients(head, problem, mask=jnp.asarray(mask.reshape(problem.mask.shape)))
-  )
+  return jax.jit(distillation_head(counted, chunk_size=7)), runs
+
+
+@pytest.mark.parametrize(("tokens", "chunks"), [(0, 0), (1, 1), (7, 1), (8, 2), (40, 6)])
+def test_the_loop_runs_only_for_the_tokens_in_the_mask(tokens, chunks, counting):
+  problem = random_problem()
+  mask = np.zeros(problem.mask.size, bool)
+  mask[np.random.default_rng(0).permutation(mask.size)[:tokens]] = True
+  head, runs = counting
+  runs.clear()
+  jax.block_until_ready(value_and_gradients(head, problem, mask=mask.reshape(problem.mask.shape)))
   jax.effects_barrier()
   assert len(runs) == chunks
 
@@ -233,18 +246,19 @@ def test_a_second_derivative_is_refused():
   with pytest.raises(TypeError, match="no second derivative"):
     jax.jvp(chunked, (problem.student_hidden,), (problem.student_hidden,))
   dense = jax.grad(lambda hidden: total(dense_head(token_loss), hidden))
-  assert jnp.any(jax.grad(lambda hidden: jnp.sum(dense(hidden) ** 2))(problem.student_hidden))
+  second = jax.jit(jax.grad(lambda hidden: jnp.sum(dense(hidden) ** 2)))
+  assert np.any(second(problem.student_hidden))
 
 
 def test_a_bias_is_a_column_of_the_unembedding():
   problem = random_problem()
-  bias = jnp.linspace(-1, 1, 37)
+  bias = np.linspace(-1, 1, 37, dtype=np.float32)
 
   def widened(hidden, unembedding):
-    one = jnp.ones((*hidden.shape[:-1], 1))
+    one = np.ones((*hidden.shape[:-1], 1), np.float32)
     return (
-      jnp.concatenate([hidden, one], -1),
-      jnp.concatenate([unembedding, bias[:, None]], -1),
+      np.concatenate([hidden, one], -1),
+      np.concatenate([unembedding, bias[:, None]], -1),
     )
 
   def biased(student_logits, teacher_logits, labels, extras, context):
@@ -260,4 +274,4 @@ def test_a_bias_is_a_column_of_the_unembedding():
     student_hidden=widened(*problem[:2])[0],
     student_unembedding=widened(*problem[:2])[1],
   )
-  assert_same([gradient[..., :-1] for gradient in found], expected)
+  assert_same([np.asarray(gradient)[..., :-1] for gradient in found], expected)

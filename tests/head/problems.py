@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -54,8 +55,12 @@ def extras_for(problem: Problem) -> dict[str, jax.Array]:
 
 
 def value_and_gradients(head, problem: Problem, **overrides):
-  problem = problem._replace(**overrides)
+  """Compiled once per head."""
+  return _value_and_gradients(head, problem._replace(**overrides))
 
+
+@functools.partial(jax.jit, static_argnames="head")
+def _value_and_gradients(head, problem: Problem):
   def objective(student_hidden, student_unembedding):
     return head(
       *(student_hidden, student_unembedding, *problem[2:]),
@@ -65,9 +70,12 @@ def value_and_gradients(head, problem: Problem, **overrides):
   return jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(*problem[:2])
 
 
+_filled = jax.jit(
+  lambda entropy, mask: losses.EntropyDistribution.init().update(entropy, mask, half_life=1e6)
+)
+
+
 def filled_context() -> losses.Context:
   """A third of the way, with entropies of many sizes in the running distribution."""
-  entropy = jnp.linspace(0.01, 6.0, 64)
-  distribution = losses.EntropyDistribution.init()
-  distribution = distribution.update(entropy, jnp.ones(64, bool), half_life=1e6)
+  distribution = _filled(np.linspace(0.01, 6.0, 64, dtype=np.float32), np.ones(64, bool))
   return losses.Context(losses.State(distribution), jnp.float32(0.3), jnp.float32(0.3))

@@ -53,6 +53,6 @@ def filled_context(method, tokens, ratio):
   """A context whose distribution is that of `tokens` and whose share is `ratio`."""
   context = losses.Context(method.init_state(), jnp.float32(0), jnp.float32(0.3))
   stats = jax.jit(lambda c: method.token_loss(*tokens[:3], {}, c)[1])(context)
-  state = method.observe(context.state, stats, tokens[3])
+  state = jax.jit(method.observe)(context.state, stats, tokens[3])
   state = state._replace(own=state.own._replace(focus=at(ratio)))
   return context._replace(state=state), stats

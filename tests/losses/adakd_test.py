@@ -120,23 +120,23 @@ def test_neutral_is_the_divergence(batch, divergence, t):
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_masked_tokens_change_nothing(batch, name):
-  step = compiled(**OPTIONS[name])
+  step, batch = compiled(**OPTIONS[name]), type(batch)(*map(np.asarray, batch))
   (loss, others), gradient = step(batch, at(0.5))
-  assert bool(jnp.isfinite(loss))
-  poison = lambda z: jnp.where(batch.mask[..., None], z, jnp.nan)
-  junk = jnp.where(batch.mask, batch.labels, -100)
+  assert np.isfinite(loss)
+  poison = lambda z: np.where(batch.mask[..., None], z, np.float32(np.nan))
+  junk = np.where(batch.mask, batch.labels, np.int32(-100))
   poisoned = (poison(batch.student), poison(batch.teacher), junk, batch.mask)
   (again, poisoned_others), poisoned_gradient = step(poisoned, at(0.5))
   assert again == loss
   jax.tree.map(np.testing.assert_array_equal, poisoned_others, others)
   np.testing.assert_array_equal(poisoned_gradient, gradient)
-  np.testing.assert_array_equal(gradient[~batch.mask], 0)
-  nothing = (*poisoned[:3], jnp.zeros_like(batch.mask))
+  np.testing.assert_array_equal(np.asarray(gradient)[~batch.mask], 0)
+  nothing = (*poisoned[:3], np.zeros_like(batch.mask))
   (zero, (metrics, state)), gradient = step(nothing, at(0.5))
   assert zero == 0
   np.testing.assert_array_equal(gradient, 0)
   jax.tree.map(np.testing.assert_array_equal, state, at(0.5))
-  assert all(bool(jnp.isfinite(metric)) for metric in metrics.values())
+  assert all(np.isfinite(metric) for metric in metrics.values())
 
 
 @pytest.mark.parametrize("name", ["paper", "everything"])
@@ -150,12 +150,12 @@ def test_identical_models(batch, name):
     )
     if name == "paper":
       np.testing.assert_allclose(gradient, 0, atol=1e-6)
-    assert bool(jnp.all(jnp.isfinite(gradient)))
+    assert np.all(np.isfinite(gradient))
 
 
 def test_shapes_programs_and_dtypes(batch):
   options = EVERYTHING | {"divergence_options": {"alpha": 0.3}}
-  step = compiled(**EVERYTHING)
+  step, batch = compiled(**EVERYTHING), type(batch)(*map(np.asarray, batch))
   (loss, (metrics, state)), _ = step(batch, at(0.5))
   eager, (eager_metrics, eager_state) = adakd_loss(*batch, state=at(0.5), elapsed=0.3, **options)
   np.testing.assert_allclose(eager, loss, rtol=1e-6)
@@ -166,11 +166,11 @@ def test_shapes_programs_and_dtypes(batch):
   np.testing.assert_allclose(step(flat, at(0.5))[0][0], loss, rtol=1e-6)
   order = np.random.default_rng(0).permutation(24)
   np.testing.assert_allclose(step([x[order] for x in flat], at(0.5))[0][0], loss, rtol=1e-6)
-  stacked = tuple(jnp.stack([x, x[::-1]]) for x in batch)
+  stacked = tuple(np.stack([x, x[::-1]]) for x in batch)
   function = lambda ratio, *b: adakd_loss(
     *b, state=at(0.5)._replace(ratio=ratio), elapsed=0.3, **options
   )[0]
-  both = jax.jit(jax.vmap(function))(jnp.array([0.5, 0.9]), *stacked)
+  both = jax.jit(jax.vmap(function))(np.array([0.5, 0.9], np.float32), *stacked)
   np.testing.assert_allclose(both, [loss, step(batch, at(0.9))[0][0]], rtol=1e-6)
   half = batch._replace(
     student=batch.student.astype(jnp.bfloat16), teacher=batch.teacher.astype(jnp.bfloat16)
@@ -178,7 +178,7 @@ def test_shapes_programs_and_dtypes(batch):
   (value, _), _ = step(half, at(1.0))
   assert value.dtype == jnp.float32
   np.testing.assert_allclose(value, step(batch, at(1.0))[0][0], rtol=0.03)
-  wide = [jnp.pad(z, ((0, 0), (0, 0), (0, 3)), constant_values=5.0) for z in batch[:2]]
+  wide = [np.pad(z, ((0, 0), (0, 0), (0, 3)), constant_values=5.0) for z in batch[:2]]
   hidden = jax.jit(
     lambda *b: adakd_loss(*b, state=at(0.5), elapsed=0.3, where=np.arange(14) < 11, **options)[0]
   )
@@ -186,8 +186,8 @@ def test_shapes_programs_and_dtypes(batch):
 
 
 def test_extremes_are_finite(batch):
-  step = compiled()
-  ruled_out = lambda z: z.at[..., 3].set(-jnp.inf)
+  step, batch = compiled(), type(batch)(*map(np.asarray, batch))
+  ruled_out = lambda z: np.where(np.arange(11) == 3, np.float32(-np.inf), z)
   for student, teacher in (
     (5e3 * batch.student, -5e3 * batch.student),
     (ruled_out(batch.student), batch.teacher),
@@ -198,7 +198,8 @@ def test_extremes_are_finite(batch):
       (loss, (metrics, _)), gradient = step(
         batch._replace(student=student, teacher=teacher), at(ratio)
       )
-      assert bool(jnp.isfinite(loss) & jnp.all(jnp.isfinite(gradient)))
+      assert np.isfinite(loss)
+      assert np.all(np.isfinite(gradient))
       assert 0 <= float(metrics["difficulty"]) <= 1
 
 
@@ -226,7 +227,7 @@ def test_gradient_reaches_the_student_only(batch, name):
       return pull((jnp.ones_like(loss), jax.tree.map(jnp.zeros_like, rest))), pull((zero, ones))
 
     of_loss, of_rest = gradients(batch.student, batch.teacher, state, jnp.float32(0.3))
-    assert bool(jnp.any(of_loss[0] != 0))
+    assert np.any(np.asarray(of_loss[0]) != 0)
     for gradient in jax.tree.leaves(of_loss[1:]):
       np.testing.assert_array_equal(gradient, 0)
     np.testing.assert_array_equal(of_rest[0], 0)
@@ -260,9 +261,10 @@ def test_misuse_of_one_form(batch):
 
 def test_dtypes_where_float64_is_on(batch):
   with jax.enable_x64(True):
-    for dtype in (jnp.float32, jnp.float64):
-      logits = [jnp.asarray(np.asarray(z), dtype) for z in batch[:2]]
-      loss, (metrics, state) = adakd_loss(*logits, *batch[2:], state=at(0.5), elapsed=0.5)
+    step = jax.jit(functools.partial(adakd_loss, elapsed=0.5))
+    for dtype in (np.float32, np.float64):
+      logits = [np.asarray(z, dtype) for z in batch[:2]]
+      loss, (metrics, state) = step(*logits, *batch[2:], state=at(0.5))
       assert {x.dtype for x in (loss, *metrics.values())} == {jnp.dtype(dtype)}
       assert {x.dtype for x in state} == {jnp.dtype(jnp.float32)}
 

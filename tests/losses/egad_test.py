@@ -29,6 +29,26 @@ EVERYTHING = {
 }
 
 
+def random_features(*shape):
+  """Two arrays of such a shape."""
+  rng = np.random.default_rng(0)
+  return [rng.normal(size=shape).astype(np.float32) for _ in range(2)]
+
+
+ALL_ON = tuple(EVERYTHING.items())
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def compiled(batch, progress, features=(None, None), options=ALL_ON):
+  return egad_loss(
+    *batch,
+    progress=progress,
+    student_features=features[0],
+    teacher_features=features[1],
+    **dict(options),
+  )
+
+
 def numpy_egad(batch, progress, features=None, ce_weight=0.2):
   """EVERYTHING, token by token in float64, from the formulas of the documentation."""
   mask = np.array(batch.mask)
@@ -54,17 +74,11 @@ def numpy_egad(batch, progress, features=None, ce_weight=0.2):
 
 @pytest.mark.parametrize("progress", [0.0, 0.3, 1.0])
 def test_value_of_all_mechanisms_together(batch, progress):
-  features = [jax.random.normal(jax.random.key(i), (3, 8, 6)) for i in range(2)]
-  loss, metrics = egad_loss(*batch, progress=progress, **EVERYTHING)
+  features = random_features(3, 8, 6)
+  loss, metrics = compiled(batch, progress)
   np.testing.assert_allclose(loss, numpy_egad(batch, progress), rtol=1e-5)
   assert metrics["feature_loss"] == 0
-  loss, metrics = egad_loss(
-    *batch,
-    progress=progress,
-    student_features=features[0],
-    teacher_features=features[1],
-    **EVERYTHING,
-  )
+  loss, metrics = compiled(batch, progress, features)
   np.testing.assert_allclose(loss, numpy_egad(batch, progress, features), rtol=1e-5)
   parts = metrics["distillation_loss"] + metrics["feature_loss"] + 0.2 * metrics["cross_entropy"]
   np.testing.assert_allclose(parts, loss, rtol=1e-6)
@@ -82,14 +96,14 @@ def test_everything_off_is_vanilla_kd_bit_for_bit(batch):
 
 
 def test_neutral_values_agree_with_off(batch):
-  off, _ = egad_loss(*batch, progress=0.5, **OFF)
+  off, _ = compiled(batch, 0.5, options=tuple(OFF.items()))
   for neutral in (
     {"curriculum": Curriculum()},
     {"curriculum": Curriculum(kind="exponential")},
     {"temperature": Temperature(strength=0.0)},
     {"branch": Branch()},
   ):
-    loss, _ = egad_loss(*batch, progress=0.5, **(OFF | neutral))
+    loss, _ = compiled(batch, 0.5, options=tuple((OFF | neutral).items()))
     np.testing.assert_allclose(loss, off, rtol=1e-6)
 
 
@@ -107,7 +121,7 @@ def test_neutral_values_agree_with_off(batch):
   ],
 )
 def test_masked_tokens_change_nothing(batch, options):
-  features = [jax.random.normal(jax.random.key(i), (2, 3, 8, 6)) for i in range(2)]
+  batch, features = type(batch)(*map(np.asarray, batch)), random_features(2, 3, 8, 6)
   use_features = options.get("branch", Branch()) is not None
 
   def function(student, *rest):
@@ -117,19 +131,19 @@ def test_masked_tokens_change_nothing(batch, options):
 
   step = jax.jit(jax.value_and_grad(function, argnums=(0, 4)))
   value, gradients = step(*batch, *features)
-  assert bool(jnp.isfinite(value))
-  poison = lambda x: jnp.where(batch.mask[..., None], x, jnp.nan)
-  junk_labels = jnp.where(batch.mask, batch.labels, -100)
+  assert np.isfinite(value)
+  poison = lambda x: np.where(batch.mask[..., None], x, np.float32(np.nan))
+  junk_labels = np.where(batch.mask, batch.labels, np.int32(-100))
   again = step(
     poison(batch.student), poison(batch.teacher), junk_labels, batch.mask, *map(poison, features)
   )
   assert again[0] == value
   for gradient, poisoned in zip(gradients, again[1], strict=True):
     np.testing.assert_array_equal(poisoned, gradient)
-  np.testing.assert_array_equal(gradients[0][~batch.mask], 0)
+  np.testing.assert_array_equal(np.asarray(gradients[0])[~batch.mask], 0)
   nothing, gradients = step(
     *(poison(batch.student), poison(batch.teacher), junk_labels),
-    *(jnp.zeros_like(batch.mask), *map(poison, features)),
+    *(np.zeros_like(batch.mask), *map(poison, features)),
   )
   assert nothing == 0
   for gradient in gradients:
@@ -141,17 +155,22 @@ def test_gradient_is_that_of_constant_weights_and_temperatures(batch):
     student, teacher = (np.asarray(z, np.float64) for z in batch[:2])
     mask = np.array(batch.mask)
     options = {"curriculum": Curriculum(), "temperature": Temperature(), "branch": None}
-    full = jax.grad(lambda z: egad_loss(z, teacher, *batch[2:], progress=0.2, **options)[0])
-    position = losses.entropy_position(losses.token_entropy(teacher), mask)
-    weight = losses.curriculum_weights(position, 0.2, mask=mask, normalize=True)
-    t = losses.adaptive_temperature(position)
-    p, q = (jax.nn.softmax(z / t[..., None]) for z in (teacher, student))
-    expected = (weight * t)[..., None] * (q - p) / mask.sum()
-    np.testing.assert_allclose(full(student), expected, atol=1e-12)
+
+    @jax.jit
+    def by_hand(student, teacher):
+      position = losses.entropy_position(losses.token_entropy(teacher), mask)
+      weight = losses.curriculum_weights(position, 0.2, mask=mask, normalize=True)
+      t = losses.adaptive_temperature(position)
+      p, q = (jax.nn.softmax(z / t[..., None]) for z in (teacher, student))
+      return (weight * t)[..., None] * (q - p) / mask.sum()
+
+    full = jax.grad(lambda z, t: egad_loss(z, t, *batch[2:], progress=0.2, **options)[0])
+    found = jax.jit(full)(student, teacher)
+    np.testing.assert_allclose(found, by_hand(student, teacher), atol=1e-12)
 
 
 def test_only_the_student_gets_a_gradient(batch):
-  features = [jax.random.normal(jax.random.key(i), (3, 8, 6)) for i in range(2)]
+  features = random_features(3, 8, 6)
 
   def function(student, teacher, student_features, teacher_features, progress):
     return egad_loss(
@@ -162,18 +181,19 @@ def test_only_the_student_gets_a_gradient(batch):
       **EVERYTHING,
     )[0]
 
-  gradients = jax.grad(function, argnums=range(5))(batch.student, batch.teacher, *features, 0.3)
-  nonzero = [bool(jnp.any(gradient != 0)) for gradient in gradients]
+  step = jax.jit(jax.grad(function, argnums=range(5)))
+  gradients = step(batch.student, batch.teacher, *features, 0.3)
+  nonzero = [bool(np.any(np.asarray(gradient) != 0)) for gradient in gradients]
   assert nonzero == [True, False, True, False, False]
 
 
 def test_padding_columns_and_rows_change_nothing(batch):
   function = jax.jit(lambda *b, **kw: egad_loss(*b, progress=0.3, **kw, **EVERYTHING)[0])
   loss = function(*batch)
-  wide = [jnp.pad(z, ((0, 0), (0, 0), (0, 5)), constant_values=3.0) for z in batch[:2]]
-  hidden = function(*wide, *batch[2:], where=jnp.arange(16) < 11)
+  wide = [np.pad(z, ((0, 0), (0, 0), (0, 5)), constant_values=3.0) for z in batch[:2]]
+  hidden = function(*wide, *batch[2:], where=np.arange(16) < 11)
   np.testing.assert_allclose(hidden, loss, rtol=1e-6)
-  taller = [jnp.concatenate([x, jnp.zeros_like(x[:1])]) for x in batch]
+  taller = [np.concatenate([x, np.zeros_like(x[:1])]) for x in batch]
   np.testing.assert_allclose(function(*taller), loss, rtol=1e-6)
 
 
@@ -185,21 +205,22 @@ def test_jit_leading_axes_permutation_and_dtype(batch):
   np.testing.assert_allclose(jitted, loss, rtol=1e-6)
   for name, metric in metrics.items():
     np.testing.assert_allclose(jitted_metrics[name], metric, rtol=1e-6, atol=1e-7)
-  flat = [x.reshape((24, *x.shape[2:])) for x in batch]
+  flat = [np.reshape(x, (24, *x.shape[2:])) for x in batch]
   np.testing.assert_allclose(function(*flat)[0], loss, rtol=1e-6)
-  order = jax.random.permutation(jax.random.key(0), 24)
+  order = np.random.default_rng(0).permutation(24)
   np.testing.assert_allclose(function(*(x[order] for x in flat))[0], loss, rtol=1e-6)
-  stacked = [jnp.stack([x, x[::-1]]) for x in batch]
+  stacked = [np.stack([x, x[::-1]]) for x in batch]
   np.testing.assert_allclose(jax.vmap(function)(*stacked)[0], [loss, loss], rtol=1e-6)
-  half = function(*(z.astype(jnp.bfloat16) for z in batch[:2]), *batch[2:])[0]
+  half = function(*(np.asarray(z, jnp.bfloat16) for z in batch[:2]), *batch[2:])[0]
   assert half.dtype == jnp.float32
   np.testing.assert_allclose(half, loss, rtol=0.03)
 
 
 def test_threshold_routes_by_nats(batch):
-  entropy = losses.token_entropy(batch.teacher)
-  features = [jax.random.normal(jax.random.key(i), (3, 8, 6)) for i in range(2)]
+  entropy = np.asarray(losses.token_entropy(batch.teacher))
+  features = random_features(3, 8, 6)
 
+  @functools.partial(jax.jit, static_argnames=("threshold", "tokens", "hard_logits"))
   def function(features, threshold, **options):
     return egad_loss(
       *batch,
@@ -210,9 +231,9 @@ def test_threshold_routes_by_nats(batch):
     )
 
   _, metrics = function(features, 0.8)
-  shares = jnp.mean(entropy >= 0.8, where=batch.mask)
+  shares = np.mean(entropy >= 0.8, where=np.asarray(batch.mask))
   np.testing.assert_allclose(metrics["hard_fraction"], shares, rtol=1e-6)
-  gradient = jax.grad(lambda f: function(f, 1e9)[0])(features)
+  gradient = jax.jit(jax.grad(lambda f: function(f, 1e9)[0]))(features)
   np.testing.assert_array_equal(gradient[0], 0)
   everything, _ = function(features, 0.0)
   control, _ = function(features, 1e9, tokens="all")
@@ -224,30 +245,34 @@ def test_threshold_routes_by_nats(batch):
 
 @pytest.mark.parametrize("hard_logits", [True, False])
 def test_soft_routing(batch, hard_logits):
-  features = [jax.random.normal(jax.random.key(i), (3, 8, 6)) for i in range(2)]
+  features = random_features(3, 8, 6)
   branch = Branch(hard_fraction=0.3, softness=0.2, weight=0.7, hard_logits=hard_logits)
   options = OFF | {"branch": branch}
-  names = {"student_features": features[0], "teacher_features": features[1]}
-  loss, metrics = egad_loss(*batch, progress=0.5, **names, **options)
-  position = losses.entropy_position(losses.token_entropy(batch.teacher), batch.mask)
-  gate = np.where(batch.mask, 1 / (1 + np.exp(-(np.array(position) - 0.7) / 0.2)), 0)
+  loss, metrics = compiled(batch, 0.5, features, options=tuple(options.items()))
+
+  @jax.jit
+  def parts(batch, features):
+    position = losses.entropy_position(losses.token_entropy(batch.teacher), batch.mask)
+    return position, losses.cosine_distance(*features), losses.forward_kl(*batch[:2])
+
+  position, distance, forward_kl = map(np.asarray, parts(batch, features))
+  gate = np.where(batch.mask, 1 / (1 + np.exp(-(position - 0.7) / 0.2)), 0)
   tokens = np.array(batch.mask).sum()
   np.testing.assert_allclose(metrics["hard_fraction"], gate.sum() / tokens, rtol=1e-5)
-  distance = losses.cosine_distance(*features)
   feature = 0.7 * (gate * distance).sum() / gate.sum()
   np.testing.assert_allclose(metrics["feature_loss"], feature, rtol=1e-5)
   kept = 1.0 if hard_logits else 1 - gate
-  logit = (kept * batch.mask * losses.forward_kl(*batch[:2])).sum() / tokens
+  logit = (kept * np.asarray(batch.mask) * forward_kl).sum() / tokens
   np.testing.assert_allclose(loss, logit + feature, rtol=1e-5)
 
 
 def test_pair_distances_take_any_widths(batch):
-  student, teacher = jnp.ones((2, 3, 8, 6)), jax.random.normal(jax.random.key(1), (2, 3, 8, 9))
-  student = student + jax.random.normal(jax.random.key(0), student.shape)
+  student, teacher = random_features(2, 3, 8, 6)[0] + 1, random_features(2, 3, 8, 9)[1]
   options = OFF | {"branch": Branch(loss="pair_distances", tokens="all", weight=1.0)}
-  function = lambda s, t: egad_loss(
-    *batch, progress=0.5, student_features=s, teacher_features=t, **options
-  )[1]["feature_loss"]
+
+  def function(*features):
+    return compiled(batch, 0.5, features, options=tuple(options.items()))[1]["feature_loss"]
+
   value = function(student, teacher)
   mask = np.array(batch.mask)
   unit = lambda x: np.array(x) / np.linalg.norm(x, axis=-1, keepdims=True)
