@@ -56,7 +56,16 @@ def shared(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def train(command, shared):
+def _all_programs_are_kept():
+  """Even those that are compiled quickly: the runs here have the same ones."""
+  before = jax.config.jax_persistent_cache_min_compile_time_secs
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+  yield
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+
+
+@pytest.fixture(scope="module")
+def train(command, shared, _all_programs_are_kept):
   """`(workdir, steps=None, **changes)`: a run as small as can be, its config changed by key."""
 
   def train(workdir, *, until=None, force=False, devices=1, **changes):
@@ -163,11 +172,9 @@ FREE = {
   },
   "no samples": {"eval__sample_tokens": 0},
 }
-# Short forms, and the long ones beside them.
+# The short form changes the most keys; the long ones are beside it.
 CASES = [
-  pytest.param(
-    name, marks=[pytest.mark.slow] if name in ("more prompts", "no samples, other devices") else []
-  )
+  pytest.param(name, marks=[] if name.startswith("fewer prompts") else [pytest.mark.slow])
   for name in FREE
 ]
 
