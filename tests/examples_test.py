@@ -8,10 +8,14 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "losses_from_plain_jax.py"
 
 
+# In `make test` only the snippets of the README run.
+@pytest.mark.slow
 def test_losses_from_plain_jax():
   environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
   result = subprocess.run(

@@ -44,6 +44,8 @@ def egad(*arguments, cwd, path=ROOT):
   )
 
 
+# Of other names: `tests/launch/config_file_test.py`.
+@pytest.mark.short_form(1)
 @pytest.mark.parametrize("name", ["tiny", "tiny.py", "configs/tiny.py"])
 def test_presets_are_found_by_name_from_any_directory(tmp_path, name):
   done = egad("run", f"--config={name}", "--config.seed=7", "--print_config", cwd=tmp_path)
@@ -61,6 +63,7 @@ def test_what_is_no_command_or_preset_names_those_there_are(tmp_path):
   assert "quickstart" in done.stderr
 
 
+@pytest.mark.short_form(2)
 @pytest.mark.parametrize("command", ["run", "plan", "evaluate", "export", "generate"])
 def test_help_shows_an_example_and_every_flag_at_once(tmp_path, command):
   done = egad(command, "--help", cwd=tmp_path)

@@ -101,6 +101,7 @@ def test_different_ends():
   np.testing.assert_array_equal(chunks[1], [1, 0, 2])
 
 
+@pytest.mark.short_form(1)
 @pytest.mark.parametrize("seed", range(3))
 def test_many_differences(seed):
   """Bytes lost, changed and added here and there: most of the text is still aligned."""

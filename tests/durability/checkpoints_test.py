@@ -70,6 +70,14 @@ def restore(directory, like=LIKE):
     opened.close()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _frozen():
+  """A collection follows each damage; it need not walk through jax, and all tests before, again."""
+  gc.freeze()
+  yield
+  gc.unfreeze()
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
   directory = tmp_path_factory.mktemp("saved") / "checkpoints"
@@ -105,14 +113,11 @@ def restored_step(directory):
 
 
 def test_any_damage_leads_to_the_right_values_or_to_the_step_before(saved, tmp_path):
-  # A collection follows each damage; it need not walk through jax every time.
-  gc.freeze()
   cases = list(damage_cases(saved / "20"))
   assert len(cases) > 60
   fell = {
     str(case): falls_back(saved, tmp_path / "checkpoints", case, restored_step) for case in cases
   }
-  gc.unfreeze()
   assert all(fell[case] for case in fell if "meta/metadata" in case)
   assert any(fell[case] for case in fell if "state/" in case)
 

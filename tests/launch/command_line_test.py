@@ -71,6 +71,7 @@ def test_messages_are_one_line_without_control_characters():
   assert len(message) < 2100
 
 
+@pytest.mark.short_form(1)
 @pytest.mark.parametrize(
   ("how", "code", "message"),
   [

@@ -56,7 +56,16 @@ def shared(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def train(command, shared):
+def _all_programs_are_kept():
+  """Even those that are compiled quickly: the runs here have the same ones."""
+  before = jax.config.jax_persistent_cache_min_compile_time_secs
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+  yield
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+
+
+@pytest.fixture(scope="module")
+def train(command, shared, _all_programs_are_kept):
   """`(workdir, steps=None, **changes)`: a run as small as can be, its config changed by key."""
 
   def train(workdir, *, until=None, force=False, devices=1, **changes):
@@ -163,11 +172,9 @@ FREE = {
   },
   "no samples": {"eval__sample_tokens": 0},
 }
-# Short forms, and the long ones beside them.
+# The short form changes the most keys; the long ones are beside it.
 CASES = [
-  pytest.param(
-    name, marks=[pytest.mark.slow] if name in ("more prompts", "no samples, other devices") else []
-  )
+  pytest.param(name, marks=[] if name.startswith("fewer prompts") else [pytest.mark.slow])
   for name in FREE
 ]
 
@@ -306,35 +313,36 @@ def test_a_student_that_breaks_is_null_and_the_run_ends_normally(
   assert "Student:" in told
 
 
-def test_terminal_report_and_summary_give_one_goodput(train, done, caplog):
-  (done / "report.html").unlink()
-  with caplog.at_level("INFO", logger="egad_jax"):
-    train(done)
-  spent = read(done, "summary.json")["goodput"]
-  assert sum(spent.values()) == pytest.approx(read(done, "summary.json")["seconds"])
+def assert_one_goodput(workdir, told):
+  """Of the terminal, the summary and the report."""
+  spent = read(workdir, "summary.json")["goodput"]
+  assert sum(spent.values()) == pytest.approx(read(workdir, "summary.json")["seconds"])
   share = 100 * spent["step"] / sum(spent.values())
-  assert f"goodput {share:.1f} %" in caplog.text
-  assert f"{share:.1f} %" in (done / "report.html").read_text()
+  assert f"goodput {share:.1f} %" in told
+  assert f"{share:.1f} %" in (workdir / "report.html").read_text()
 
 
 def test_other_documents_in_the_same_file_are_refused_and_a_touched_file_is_not(
-  train, shared, halfway
+  train, shared, done, caplog
 ):
   path = shared / "texts.jsonl"
   text = path.read_text()
   path.write_text(text)  # Another time, the same text.
-  train(halfway)
-  (halfway / "report.html").unlink()
+  (done / "report.html").unlink()
+  with caplog.at_level("INFO", logger="egad_jax"):
+    train(done)
+  assert_one_goodput(done, caplog.text)
+  (done / "report.html").unlink()
   try:
     path.write_text(text.replace("Document 7 says", "Document 7 said"))
     with pytest.raises(
       InputError, match=r"the documents \(config\.data\.source\): \w+ there, \w+ now"
     ):
-      train(halfway)
-    train(halfway, force=True)
+      train(done)
+    train(done, force=True)
   finally:
     path.write_text(text)
-  changes = read(halfway, "summary.json")["changes"]
+  changes = read(done, "summary.json")["changes"]
   assert {"data", "rows"} <= {change["what"] for change in changes}
   assert all(change["forced"] and change["step"] == STEPS for change in changes)
-  assert "the documents (config.data.source)" in (halfway / "report.html").read_text()
+  assert "the documents (config.data.source)" in (done / "report.html").read_text()

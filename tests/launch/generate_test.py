@@ -70,6 +70,7 @@ def test_stdout_is_the_continuation_and_nothing_else(exported, tmp_path):
   assert len(ids) == 12
 
 
+@pytest.mark.short_form(2)
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [

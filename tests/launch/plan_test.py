@@ -67,6 +67,7 @@ def test_what_does_not_fit_is_exit_3_and_still_a_whole_report():
   assert found["flops"] > found["flops_minimum"]
 
 
+@pytest.mark.short_form(2)
 @pytest.mark.parametrize(
   ("flags", "words"),
   [

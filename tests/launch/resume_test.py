@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 import signal
 import time
 
@@ -13,10 +12,9 @@ import pytest
 
 from tests.faults.runs import difference
 from tests.launch.fork_server import SERVER
+from tests.launch.short_run import ENVIRONMENT, STEPS
 from tests.launch.stand_ins import messages
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-STEPS = 20
 KEYS = [
   *("step", "epoch", "loss", "distillation_loss", "feature_loss", "cross_entropy"),
   *("teacher_entropy", "student_entropy", "temperature_mean", "temperature_min"),
@@ -27,57 +25,31 @@ KEYS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-  """A directory of prepared data and compiled programs, for all runs here."""
-  return tmp_path_factory.mktemp("shared")
-
-
-def command(shared, workdir, *flags):
-  return [
-    *("launch/run.py", f"--config={ROOT}/configs/tiny.py"),
-    *(f"--workdir={workdir}", f"--config.data.cache={shared}/data"),
-    *(f"--config.compilation_cache={shared}/programs", "--config.eval.sample_tokens=0", *flags),
-  ]
-
-
-def run(shared, workdir, *flags):
-  return SERVER.run(*command(shared, workdir, *flags))
-
-
 def lines(path):
   return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(shared, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
-  done = run(shared, workdir)
-  assert done.returncode == 0, done.stderr
-  return workdir
-
-
-def test_leaves_the_files_of_the_contract(uninterrupted):
-  names = {path.name for path in uninterrupted.iterdir()}
+def test_leaves_the_files_of_the_contract(finished):
+  names = {path.name for path in finished.iterdir()}
   assert names >= {
     *("config.json", "metrics.jsonl", "evaluations.jsonl", "checkpoints", "export"),
     *("report.html", "summary.json", "tensorboard"),
   }
-  metrics = lines(uninterrupted / "metrics.jsonl")
+  metrics = lines(finished / "metrics.jsonl")
   assert [record["step"] for record in metrics] == list(range(1, STEPS + 1))
   assert all(list(record) == KEYS for record in metrics)
-  evaluations = lines(uninterrupted / "evaluations.jsonl")
-  assert [record["step"] for record in evaluations] == [0, 10, 20]
+  evaluations = lines(finished / "evaluations.jsonl")
+  assert [record["step"] for record in evaluations] == [0, 4, 8]
   assert evaluations[-1]["student"]["forward_kl"] < evaluations[0]["student"]["forward_kl"]
-  summary = json.loads((uninterrupted / "summary.json").read_text())
+  summary = json.loads((finished / "summary.json").read_text())
   assert summary["student_after"]["forward_kl"] == evaluations[-1]["student"]["forward_kl"]
   assert metrics[-1]["hard_fraction"] > 0.3, "the hard branch must be at work"
 
 
-@pytest.mark.parametrize("kill_at", [pytest.param(2, marks=pytest.mark.slow), 13])
-def test_killed_and_started_again_is_bit_identical(shared, uninterrupted, tmp_path, kill_at):
+@pytest.mark.parametrize("kill_at", [pytest.param(2, marks=pytest.mark.slow), 7])
+def test_killed_and_started_again_is_bit_identical(train, finished, tmp_path, kill_at):
   workdir = tmp_path / "run"
-  process = SERVER.start(*command(shared, workdir))
+  process = SERVER.start(*train.command(workdir), environment=ENVIRONMENT)
   deadline = time.monotonic() + 240
   while len(lines(workdir / "metrics.jsonl")) < kill_at and process.poll() is None:
     assert time.monotonic() < deadline, "the run never came to the step of the kill"
@@ -86,16 +58,16 @@ def test_killed_and_started_again_is_bit_identical(shared, uninterrupted, tmp_pa
   assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
   assert not (workdir / "summary.json").exists()
 
-  again = run(shared, workdir)
+  again = train(workdir)
   assert again.returncode == 0, again.stderr
-  assert not difference(uninterrupted, workdir, STEPS)
+  assert not difference(finished, workdir, STEPS)
 
 
-def test_a_finished_run_is_a_no_op(shared, uninterrupted):
-  before = (uninterrupted / "report.html").stat().st_mtime_ns
-  done = run(shared, uninterrupted)
+def test_a_finished_run_is_a_no_op(train, finished):
+  before = (finished / "report.html").stat().st_mtime_ns
+  done = train(finished)
   assert (done.returncode, "finished" in done.stdout) == (0, True)
-  assert (uninterrupted / "report.html").stat().st_mtime_ns == before
+  assert (finished / "report.html").stat().st_mtime_ns == before
 
 
 def assert_refused(done, *words):
@@ -106,14 +78,14 @@ def assert_refused(done, *words):
     assert word in done.stderr
 
 
-def test_a_workdir_of_another_config_is_refused(shared, uninterrupted):
-  done = run(shared, uninterrupted, "--config.optimizer.learning_rate=0.5")
+def test_a_workdir_of_another_config_is_refused(train, finished):
+  done = train(finished, "--config.optimizer.learning_rate=0.5")
   assert_refused(done, "optimizer.learning_rate", "0.5", "--force")
 
 
-def test_a_workdir_in_use_is_refused(shared, tmp_path):
+def test_a_workdir_in_use_is_refused(train, tmp_path):
   with filelock.FileLock(tmp_path / ".lock"):
-    assert_refused(run(shared, tmp_path), "in use")
+    assert_refused(train(tmp_path), "in use")
 
 
 BAD = {
@@ -130,25 +102,27 @@ BAD = {
 }
 
 
+# All are refused in one place; `run_test` and the tests of `build` have others.
+@pytest.mark.short_form(2)
 @pytest.mark.parametrize("name", BAD)
-def test_bad_config_is_one_message_and_exit_code_2(shared, tmp_path, name):
+def test_bad_config_is_one_message_and_exit_code_2(train, tmp_path, name):
   flags, words = BAD[name]
-  assert_refused(run(shared, tmp_path / "run", *flags), *words)
+  assert_refused(train(tmp_path / "run", *flags), *words)
 
 
-def test_bad_files_are_one_message_and_exit_code_2(shared, tmp_path):
+def test_bad_files_are_one_message_and_exit_code_2(train, tmp_path):
   teacher = tmp_path / "cut.gguf"
   teacher.write_bytes(b"GGUF" + bytes(20))
   flags = [f"--config.teacher.source={teacher}", "--config.data.tokenizer="]
-  assert_refused(run(shared, tmp_path / "a", *flags), "cut.gguf")
+  assert_refused(train(tmp_path / "a", *flags), "cut.gguf")
   text = tmp_path / "text.jsonl"
   text.write_text('{"text": "whole"}\n{"text": "broken\n')
   flags = [f"--config.data.source={text}"]
-  assert_refused(run(shared, tmp_path / "b", *flags), "text.jsonl", "2", "max_bad_records")
+  assert_refused(train(tmp_path / "b", *flags), "text.jsonl", "2", "max_bad_records")
   text.write_text("")
-  assert_refused(run(shared, tmp_path / "c", *flags), "text.jsonl")
+  assert_refused(train(tmp_path / "c", *flags), "text.jsonl")
 
 
-def test_a_workdir_that_cannot_be_made_is_refused(shared, tmp_path):
+def test_a_workdir_that_cannot_be_made_is_refused(train, tmp_path):
   (tmp_path / "file").write_text("")
-  assert_refused(run(shared, tmp_path / "file" / "run"), "--workdir", "cannot be written")
+  assert_refused(train(tmp_path / "file" / "run"), "--workdir", "cannot be written")

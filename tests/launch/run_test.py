@@ -3,52 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-import random
 import shutil
-import subprocess
 
 import pytest
 
 from tests.launch.fork_server import SERVER
+from tests.launch.short_run import STEPS
 from tests.launch.stand_ins import messages
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = f"--config={ROOT}/configs/tiny.py"
-STEPS = 4
 
 
 def run_command(*arguments):
   return SERVER.run("launch/run.py", *arguments)
-
-
-@pytest.fixture(scope="module")
-def train(tmp_path_factory):
-  """Runs a short config on a small corpus; data and compiled programs are shared."""
-  shared = tmp_path_factory.mktemp("shared")
-  words, draw = dir(str) + dir(os) + dir(subprocess), random.Random(0)
-  texts = [" ".join(draw.choices(words, k=200)) for _ in range(100)]
-  corpus = shared / "corpus.jsonl"
-  corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-
-  def train(workdir, *flags):
-    return run_command(
-      *(TINY, f"--workdir={workdir}", f"--config.data.cache={shared}/data"),
-      *(f"--config.compilation_cache={shared}/programs", "--config.eval.sample_tokens=0"),
-      *(f"--config.data.source={corpus}", "--config.data.held_out_fraction=0.1"),
-      *(f"--config.steps={STEPS}", "--config.checkpoint.every_steps=2", *flags),
-    )
-
-  return train
-
-
-@pytest.fixture(scope="module")
-def finished(train, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("finished") / "run"
-  done = train(workdir)
-  assert done.returncode == 0, done.stderr
-  return workdir
 
 
 @pytest.fixture
@@ -75,11 +44,12 @@ def test_leaves_the_student_and_its_card(finished):
     *("tokenizer.json", "tokenizer_config.json"),
   }
   # The latest two stay, and nothing half-written.
-  assert {path.name for path in (finished / "checkpoints").iterdir()} == {"2", "4"}
+  assert {path.name for path in (finished / "checkpoints").iterdir()} == {"6", "8"}
   assert not [path for path in finished.rglob("*") if path.name.endswith(".partial")]
 
 
-@pytest.mark.parametrize("lost", [(), ("4",)], ids=["after the last step", "in the last save"])
+@pytest.mark.short_form(1)
+@pytest.mark.parametrize("lost", [("8",), ()], ids=["in the last save", "after the last step"])
 def test_what_a_kill_left_undone_or_half_done_is_mended(train, finished, copied, lost):
   """As a kill leaves it: results missing, a line cut short, a checkpoint partly written."""
   for name in ("summary.json", "report.html", "export/model.safetensors"):
@@ -88,15 +58,15 @@ def test_what_a_kill_left_undone_or_half_done_is_mended(train, finished, copied,
     checkpoint = copied / "checkpoints" / step
     checkpoint.rename(checkpoint.with_name(f"{step}.orbax-checkpoint-tmp"))
   with (copied / "metrics.jsonl").open("a") as file:
-    file.write('{"step": 5, "lo')
+    file.write('{"step": 9, "lo')
   # A harmless change, too: it must not stand in the way.
   done = train(copied, "--config.checkpoint.keep=3")
   assert done.returncode == 0, done.stderr
   assert "checkpoint.keep: 2 there, 3 now" in done.stderr
-  assert f"resumed from step {2 if lost else STEPS}" in done.stderr
+  assert f"resumed from step {6 if lost else STEPS}" in done.stderr
   assert steps_of(copied / "metrics.jsonl") == list(range(1, STEPS + 1))
-  assert steps_of(copied / "evaluations.jsonl") == [0, STEPS]
-  assert {path.name for path in (copied / "checkpoints").iterdir()} == {"2", "4"}
+  assert steps_of(copied / "evaluations.jsonl") == [0, 4, STEPS]
+  assert {path.name for path in (copied / "checkpoints").iterdir()} == {"6", "8"}
   weights = "export/model.safetensors"
   assert (copied / weights).read_bytes() == (finished / weights).read_bytes()
   before, after = (json.loads((d / "summary.json").read_text()) for d in (finished, copied))
@@ -141,12 +111,14 @@ BAD_COMMANDS = {
 }
 
 
+@pytest.mark.short_form(3)
 @pytest.mark.parametrize("name", BAD_COMMANDS)
 def test_a_bad_command_is_one_message_and_exit_code_2(name):
   arguments, words = BAD_COMMANDS[name]
   assert_refused(run_command(*arguments), *words)
 
 
+@pytest.mark.short_form(1)
 @pytest.mark.parametrize(
   ("text", "word"), [("def get_config(:", "invalid syntax"), ("import no_such_module", "no_such")]
 )
@@ -165,6 +137,7 @@ BAD_VALUES = {
 }
 
 
+@pytest.mark.short_form(2)
 @pytest.mark.parametrize("name", BAD_VALUES)
 def test_a_bad_value_is_refused_before_the_workdir_holds_a_run(train, tmp_path, name):
   flags, words = BAD_VALUES[name]

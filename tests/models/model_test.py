@@ -17,7 +17,7 @@ from egad_jax.models.model import make_model
 def batch(config, *, rows=2, seq=8):
   tokens = np.random.default_rng(0).integers(0, config.vocab_size, (rows, seq))
   positions = np.broadcast_to(np.arange(seq), (rows, seq))
-  return tuple(jnp.asarray(a, jnp.int32) for a in (tokens, positions, np.ones((rows, seq))))
+  return tuple(np.asarray(a, np.int32) for a in (tokens, positions, np.ones((rows, seq))))
 
 
 def test_init_is_a_plain_dict_of_float32(config):
@@ -30,14 +30,14 @@ def test_init_is_a_plain_dict_of_float32(config):
 
 def test_layers_start_different_and_residual_branches_small(config):
   config = dataclasses.replace(config, dim=64, mlp_dim=128, num_layers=8, embedding_std=0.3)
-  params = jax.jit(make_model(config).init)(jax.random.key(0))
+  params = jax.device_get(jax.jit(make_model(config).init)(jax.random.key(0)))
   layers = params["layers"]["block_0"]
-  assert jnp.std(params["embedding"]) == pytest.approx(0.3, rel=0.1)
+  assert np.std(params["embedding"]) == pytest.approx(0.3, rel=0.1)
   assert not np.array_equal(layers["mlp"]["up"][0], layers["mlp"]["up"][1])
-  assert jnp.std(layers["mlp"]["up"]) == pytest.approx(64**-0.5, rel=0.1)
-  assert jnp.std(layers["attention"]["query"]) == pytest.approx(64**-0.5, rel=0.1)
-  assert jnp.std(layers["mlp"]["down"]) == pytest.approx((2 * 8 * 128) ** -0.5, rel=0.1)
-  assert jnp.std(layers["attention"]["output"]) == pytest.approx((2 * 8 * 24) ** -0.5, rel=0.1)
+  assert np.std(layers["mlp"]["up"]) == pytest.approx(64**-0.5, rel=0.1)
+  assert np.std(layers["attention"]["query"]) == pytest.approx(64**-0.5, rel=0.1)
+  assert np.std(layers["mlp"]["down"]) == pytest.approx((2 * 8 * 128) ** -0.5, rel=0.1)
+  assert np.std(layers["attention"]["output"]) == pytest.approx((2 * 8 * 24) ** -0.5, rel=0.1)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -63,9 +63,9 @@ def test_unembedding_is_the_parameter_itself(config):
     make_model(dataclasses.replace(config, tie_embeddings=tie), dtype=jnp.bfloat16)
     for tie in (True, False)
   )
-  params = jax.jit(tied.init)(jax.random.key(0))
+  params = jax.eval_shape(tied.init, jax.random.key(0))
   assert tied.unembedding(params) is params["embedding"]
-  params = jax.jit(untied.init)(jax.random.key(0))
+  params = jax.eval_shape(untied.init, jax.random.key(0))
   assert untied.unembedding(params) is params["unembedding"]
   assert untied.unembedding(params).dtype == jnp.float32
 
@@ -83,8 +83,8 @@ def test_tied_table_gets_gradient_from_both_its_uses(config, params):
   parts = jax.jit(jax.grad(objective, argnums=(0, 1)))
   as_input, as_output = parts(params, params["embedding"])
   np.testing.assert_allclose(together, as_input["embedding"] + as_output, atol=1e-4, rtol=1e-4)
-  assert jnp.abs(as_output).max() > 0.1
-  assert jnp.abs(as_input["embedding"]).max() > 0.1
+  assert np.abs(as_output).max() > 0.1
+  assert np.abs(as_input["embedding"]).max() > 0.1
 
 
 def test_program_does_not_grow_with_depth(config):
@@ -112,7 +112,7 @@ def test_bfloat16_computes_norms_and_softmax_in_float32(config, params):
   hidden, taps = jax.jit(lambda p: model.apply(p, *batch(config), taps=(1,)))(params)
   assert hidden.dtype == taps.dtype == jnp.bfloat16
   exact, _ = jax.jit(make_model(config).apply)(params, *batch(config))
-  error = jnp.linalg.norm(hidden.astype(jnp.float32) - exact) / jnp.linalg.norm(exact)
+  error = np.linalg.norm(np.float32(hidden) - exact) / np.linalg.norm(exact)
   assert 1e-4 < error < 2e-2
 
 
@@ -167,7 +167,8 @@ def test_sharded_init_and_apply_equal_one_device(config):
   assert ("batch", "seq", "kv_heads", None) in pinned
 
 
-@pytest.mark.parametrize("pattern", [(LayerKind(),), (LayerKind(window=3), LayerKind(rope=False))])
+@pytest.mark.short_form(1)
+@pytest.mark.parametrize("pattern", [(LayerKind(window=3), LayerKind(rope=False)), (LayerKind(),)])
 def test_decoding_in_pieces_equals_apply(config, pattern):
   config = dataclasses.replace(config, num_layers=4, pattern=pattern)
   model = make_model(config)
@@ -179,7 +180,7 @@ def test_decoding_in_pieces_equals_apply(config, pattern):
   for first, last in ((0, 5), (5, 6), (6, 8)):
     hidden, cache = decode(params, tokens[:, first:last], positions[:, first:last], cache)
     pieces.append(hidden)
-  np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), wanted, atol=1e-5)
+  np.testing.assert_allclose(np.concatenate(pieces, axis=1), wanted, atol=1e-5)
   assert int(cache.length) == 8
 
 

@@ -179,6 +179,8 @@ def test_what_is_large_has_its_line(planned):
   assert all(buffer.source for buffer in planned.largest_buffers)
 
 
+# `tests/launch/plan_test.py` has a plan that does not fit.
+@pytest.mark.slow
 def test_what_the_compiler_refuses_does_not_fit(devices):
   # Attention's squares of long rows fill the memory. The other verdict is `planned`'s, above.
   large = {"method": "vanilla_kd", "attention": "xla", "seq_len": 512, "batch_size": 16_384}

@@ -71,6 +71,8 @@ def colocated(make):
   return programs, *trained(programs)
 
 
+# `tests/launch/continuing_test.py` has a run whose teacher moves to host memory half way.
+@pytest.mark.slow
 def test_layers_in_host_memory(make, colocated):
   programs = make(teacher__placement="host")
   kinds = jax.tree.map(lambda x: x.sharding.memory_kind, programs.teacher_params)

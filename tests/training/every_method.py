@@ -14,6 +14,7 @@ import pathlib
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -48,7 +49,9 @@ class Result(NamedTuple):
   seconds: float
 
 
-def config_of(method: str, steps: int, cache: pathlib.Path) -> Any:
+def config_of(
+  method: str, steps: int, cache: pathlib.Path, changes: Mapping[str, Any] | None = None
+) -> Any:
   """The tiny config with a method, one checkpoint mid-way and one at the end."""
   config = tiny.get_config()
   config.method = method
@@ -60,7 +63,7 @@ def config_of(method: str, steps: int, cache: pathlib.Path) -> Any:
   config.tensorboard = False
   config.data.cache = str(cache / "data")
   config.compilation_cache = str(cache / "programs")
-  config.update_from_flattened_dict(OVERRIDES.get(method, {}))
+  config.update_from_flattened_dict(OVERRIDES.get(method, {}) | dict(changes or {}))
   return config
 
 
@@ -94,20 +97,29 @@ def _cut_in_half(directory: pathlib.Path, steps: int) -> None:
     (directory / name).unlink()
 
 
-def train_and_resume(method: str, steps: int, root: pathlib.Path) -> Result:
+def train_and_resume(
+  method: str,
+  steps: int,
+  root: pathlib.Path,
+  *,
+  changes: Mapping[str, Any] | None = None,
+  devices: Sequence[jax.Device] | None = None,
+) -> Result:
   """Trains a method, then its second half again from the checkpoint, and compares the two.
 
   Args:
     method: a name of METHODS.
     steps: of the run, even.
     root: directory for the run and what all runs share.
+    changes: to the config, by key.
+    devices: of the run; None: all.
 
   Raises:
     AssertionError: the resumed run differs in a bit of its state or a logged number.
   """
   started = time.monotonic()
   directory = root / method
-  run = from_config.build(config_of(method, steps, root), directory)
+  run = from_config.build(config_of(method, steps, root, changes), directory, devices=devices)
   summary = _train(run, directory)
   state, metrics = _state(run, directory), _metrics(directory)
   _cut_in_half(directory, steps)

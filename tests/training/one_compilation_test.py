@@ -23,6 +23,7 @@ def _config(texts):
   config.steps, config.batch_size, config.accumulation = STEPS, 8, ACCUMULATION
   config.data.source, config.data.cache = str(texts), str(texts.parent / "data")
   config.data.held_out_fraction, config.data.tokenizer = 0.2, "train:270"
+  config.student.remat = "none"
   # A program from the cache would not count as compiled.
   config.compilation_cache = ""
   config.checkpoint.every_steps, config.eval.every_steps = 3, EVALUATE
