@@ -30,6 +30,9 @@ MAKERS = {
   "ea_kd": functools.partial(make_ea_kd, temperature=2.0, ce_weight=0.3),
 }
 
+compiled = {name: jax.jit(function) for name, function in LOSSES.items()}
+token_entropy = jax.jit(losses.token_entropy)
+
 
 def softmax(z):
   e = np.exp(np.asarray(z, np.float64) - np.max(z, axis=-1, keepdims=True))
@@ -52,8 +55,13 @@ def cross_entropy(batch):
 
 def student_stats(batch):
   """Stats as of a step, of all tokens of the batch."""
-  entropies = (losses.token_entropy(z) for z in (batch.student, batch.teacher))
+  entropies = (token_entropy(z) for z in (batch.student, batch.teacher))
   return dict(zip(("student_entropy", "teacher_entropy"), entropies, strict=True))
+
+
+@pytest.fixture
+def batch(batch):
+  return jax.tree.map(np.asarray, batch)
 
 
 @pytest.fixture
@@ -61,14 +69,14 @@ def contexts(batch, context):
   """For each method a context whose own state has seen the batch."""
 
   def seen(method):
-    state = method.observe(method.init_state(), student_stats(batch), batch.mask)
+    state = jax.jit(method.observe)(method.init_state(), student_stats(batch), batch.mask)
     return context._replace(state=context.state._replace(own=state.own))
 
   return seen
 
 
 def test_se_kd_keeps_the_top_share_of_each_sequence(batch):
-  loss, metrics = LOSSES["se_kd"](*batch)
+  loss, metrics = compiled["se_kd"](*batch)
   mask = np.array(batch.mask)
   h, d = entropy(batch.student), divergence(batch, 2.0)
   kept = np.zeros_like(mask)
@@ -83,41 +91,46 @@ def test_se_kd_keeps_the_top_share_of_each_sequence(batch):
 
 
 def test_se_kd_with_every_token_is_kd(batch):
-  loss, _ = se_kd_loss(*batch, fraction=1.0)
+  loss, _ = jax.jit(functools.partial(se_kd_loss, fraction=1.0))(*batch)
   np.testing.assert_allclose(loss, divergence(batch, 1.0)[np.array(batch.mask)].mean(), rtol=1e-5)
 
 
 def test_se_kd_running_weighs_by_position(batch, contexts):
   method = MAKERS["se_kd"]()
   context = contexts(method)
-  loss, stats = method.token_loss(*batch[:3], {}, context)
-  kept = np.array(context.state.own.top_share(losses.token_entropy(batch.student), 0.4))
+
+  @jax.jit
+  def compute(batch, context):
+    own = context.state.own
+    kept = own.top_share(losses.token_entropy(batch.student), 0.4)
+    found = method.token_loss(*batch[:3], {}, context)
+    return found, kept, method.metrics(context.state), own.quantile(0.6)
+
+  (loss, stats), kept, metrics, quantile = jax.tree.map(np.asarray, compute(batch, context))
   assert set(np.unique(kept[(kept != 0) & (kept != 1)])).issubset({kept[kept < 1].max()})
   np.testing.assert_allclose(kept[np.array(batch.mask)].mean(), 0.4, rtol=1e-5)
   np.testing.assert_array_equal(stats["hard"], kept)
   np.testing.assert_allclose(stats["weight"], kept / 0.4, rtol=1e-6)
   expected = kept / 0.4 * divergence(batch, 2.0) + 0.3 * cross_entropy(batch)
   np.testing.assert_allclose(loss, expected, rtol=1e-4)
-  np.testing.assert_allclose(
-    method.metrics(context.state)["kept_from_student_entropy"], context.state.own.quantile(0.6)
-  )
+  np.testing.assert_allclose(metrics["kept_from_student_entropy"], quantile)
 
 
 def test_se_kd_state_is_of_the_student(batch):
   method = make_se_kd(half_life=100.0)
   stats = student_stats(batch)
-  updated = method.update(method.init_state(), stats, batch.mask, jnp.float32(0.5))
+  update, observe = jax.jit(method.update), jax.jit(method.observe)
+  updated = update(method.init_state(), stats, batch.mask, np.float32(0.5))
+  one = jax.jit(functools.partial(losses.EntropyDistribution.update, half_life=100.0))
   for distribution, name in ((updated.own, "student"), (updated.entropy, "teacher")):
-    expected = losses.EntropyDistribution.init().update(
-      stats[f"{name}_entropy"], batch.mask, half_life=100.0
-    )
+    expected = one(losses.EntropyDistribution.init(), stats[f"{name}_entropy"], batch.mask)
     np.testing.assert_array_equal(distribution.mass, expected.mass)
-  nothing = method.update(updated, stats, jnp.zeros_like(batch.mask), jnp.float32(0.5))
+  nothing = update(updated, stats, np.zeros_like(batch.mask), np.float32(0.5))
   for before, after in zip(jax.tree.leaves(updated), jax.tree.leaves(nothing), strict=True):
     np.testing.assert_array_equal(after, before)
-  order = jax.random.permutation(jax.random.key(0), 24)
-  flat = {name: stat.reshape(24)[order] for name, stat in stats.items()}
-  again = method.observe(method.init_state(), flat, batch.mask.reshape(24)[order])
+  order = np.random.default_rng(0).permutation(24)
+  flat = {name: np.asarray(stat).reshape(24)[order] for name, stat in stats.items()}
+  again = observe(method.init_state(), flat, batch.mask.reshape(24)[order])
   np.testing.assert_array_equal(again.own.mass, updated.own.mass)
 
 
@@ -125,10 +138,10 @@ def test_ea_kd_golden_values():
   # H at T = 2, from the golden values of the divergences, and log 4.
   weight = entropy_weights(jnp.float32(1.366834), jnp.float32(1.245050), bound=np.log(4))
   np.testing.assert_allclose(weight, 1.236311, atol=1e-6)
-  student, teacher = jnp.array([[1.0, 1.0, 1.0, 0.0]]), jnp.array([[2.0, 1.0, 0.0, -1.0]])
-  loss, metrics = ea_kd_loss(
-    student, teacher, jnp.array([0]), jnp.array([True]), entropy_temperature=2.0
-  )
+  student = np.array([[1.0, 1.0, 1.0, 0.0]], np.float32)
+  teacher = np.array([[2.0, 1.0, 0.0, -1.0]], np.float32)
+  function = jax.jit(functools.partial(ea_kd_loss, entropy_temperature=2.0))
+  loss, metrics = function(student, teacher, np.array([0]), np.array([True]))
   np.testing.assert_allclose(metrics["weight_mean"], 1.236311, atol=1e-6)
   np.testing.assert_allclose(loss, 1.236311 * 0.298805, atol=1e-6)
 
@@ -140,79 +153,100 @@ def test_ea_kd_formula_in_batch_and_running(batch, contexts, bound):
   weight = 0.5 * (h_t + h_t * h_s / (bound or np.log(11)))
   expected = weight * divergence(batch, 2.0) + 0.3 * cross_entropy(batch)
   method = make_ea_kd(**options)
-  loss, stats = method.token_loss(*batch[:3], {}, contexts(method))
+  loss, stats = jax.jit(method.token_loss)(*batch[:3], {}, contexts(method))
   np.testing.assert_allclose(stats["weight"], weight, rtol=1e-5)
   np.testing.assert_allclose(loss, expected, rtol=1e-4)
-  loss, metrics = ea_kd_loss(*batch, **options)
+  loss, metrics = jax.jit(functools.partial(ea_kd_loss, **options))(*batch)
   np.testing.assert_allclose(loss, expected[np.array(batch.mask)].mean(), rtol=1e-5)
   np.testing.assert_allclose(metrics["weight_mean"], weight[np.array(batch.mask)].mean(), rtol=1e-5)
 
 
 def test_ea_kd_weights_are_bounded_and_grow():
-  h = jnp.linspace(0.0, np.log(11), 7)
-  student, teacher = jnp.meshgrid(h, h)
-  weights = entropy_weights(student, teacher, bound=np.log(11))
-  assert float(weights.min()) == 0
+  h = np.linspace(0.0, np.log(11), 7).astype(np.float32)
+  student, teacher = np.meshgrid(h, h)
+
+  @jax.jit
+  def compute(student, teacher, h):
+    total = lambda s, t, bound: entropy_weights(s, t, bound=bound).sum()
+    return (
+      entropy_weights(student, teacher, bound=np.log(11)),
+      jax.grad(total, argnums=(0, 1, 2))(student, teacher, 3.0),
+      entropy_weights(h, h, bound=0.0),
+    )
+
+  weights, gradients, unbounded = jax.tree.map(np.asarray, compute(student, teacher, h))
+  assert weights.min() == 0
   np.testing.assert_allclose(weights.max(), np.log(11), rtol=1e-6)
-  assert bool(jnp.all(jnp.diff(weights, axis=0) > 0))  # With the teacher's entropy.
-  assert bool(jnp.all(jnp.diff(weights[1:], axis=1) > 0))  # With the student's.
-  gradients = jax.grad(lambda *a: entropy_weights(a[0], a[1], bound=a[2]).sum(), argnums=(0, 1, 2))(
-    student, teacher, 3.0
-  )
+  assert np.all(np.diff(weights, axis=0) > 0)  # With the teacher's entropy.
+  assert np.all(np.diff(weights[1:], axis=1) > 0)  # With the student's.
   for gradient in gradients:
     np.testing.assert_array_equal(gradient, 0)
-  np.testing.assert_array_equal(entropy_weights(h, h, bound=0.0), h / 2)
+  np.testing.assert_array_equal(unbounded, h / 2)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def graded(name, *batch):
+  return jax.value_and_grad(lambda *b: LOSSES[name](*b)[0])(*batch)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_masked_tokens_change_nothing(batch, name):
-  step = jax.jit(jax.value_and_grad(lambda *b: LOSSES[name](*b)[0]))
-  value, gradient = step(*batch)
-  assert bool(jnp.isfinite(value))
-  assert bool(jnp.any(gradient != 0))
-  poison = lambda z: jnp.where(batch.mask[..., None], z, jnp.nan)
-  labels = jnp.where(batch.mask, batch.labels, -100)
-  again, poisoned = step(poison(batch.student), poison(batch.teacher), labels, batch.mask)
+  value, gradient = graded(name, *batch)
+  assert np.isfinite(value)
+  assert np.any(gradient != 0)
+  poison = lambda z: np.where(batch.mask[..., None], z, np.float32(np.nan))
+  labels = np.where(batch.mask, batch.labels, -100).astype(np.int32)
+  again, poisoned = graded(name, poison(batch.student), poison(batch.teacher), labels, batch.mask)
   assert again == value
   np.testing.assert_array_equal(poisoned, gradient)
-  np.testing.assert_array_equal(gradient[~batch.mask], 0)
-  nothing = jnp.zeros_like(batch.mask)
-  zero, gradient = step(poison(batch.student), poison(batch.teacher), labels, nothing)
+  np.testing.assert_array_equal(np.asarray(gradient)[~batch.mask], 0)
+  nothing = np.zeros_like(batch.mask)
+  zero, gradient = graded(name, poison(batch.student), poison(batch.teacher), labels, nothing)
   assert zero == 0
   np.testing.assert_array_equal(gradient, 0)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_jit_axes_columns_and_dtype(batch, name):
-  function = jax.jit(LOSSES[name])
-  loss, metrics = LOSSES[name](*batch)
-  jitted, jitted_metrics = function(*batch)
+  function = LOSSES[name]
+
+  @jax.jit
+  def others(*batch):
+    stacked = [jnp.stack([x, x[::-1]]) for x in batch]
+    wide = [jnp.pad(z, ((0, 0), (0, 0), (0, 5)), constant_values=3.0) for z in batch[:2]]
+    half = [z.astype(jnp.bfloat16) for z in batch[:2]]
+    return (
+      jax.vmap(function)(*stacked)[0],
+      function(*(x[None] for x in batch))[0],
+      function(*wide, *batch[2:], where=jnp.arange(16) < 11)[0],
+      function(*half, *batch[2:])[0],
+    )
+
+  loss, metrics = function(*batch)
+  jitted, jitted_metrics = compiled[name](*batch)
   np.testing.assert_allclose(jitted, loss, rtol=1e-6)
   for metric, value in metrics.items():
     np.testing.assert_allclose(jitted_metrics[metric], value, rtol=1e-6, atol=1e-7)
-  stacked = [jnp.stack([x, x[::-1]]) for x in batch]
-  np.testing.assert_allclose(jax.vmap(function)(*stacked)[0], [loss, loss], rtol=1e-6)
-  np.testing.assert_allclose(LOSSES[name](*(x[None] for x in batch))[0], loss, rtol=1e-6)
-  wide = [jnp.pad(z, ((0, 0), (0, 0), (0, 5)), constant_values=3.0) for z in batch[:2]]
-  hidden, _ = LOSSES[name](*wide, *batch[2:], where=jnp.arange(16) < 11)
+  mapped, more_axes, hidden, half = others(*batch)
+  np.testing.assert_allclose(mapped, [loss, loss], rtol=1e-6)
+  np.testing.assert_allclose(more_axes, loss, rtol=1e-6)
   np.testing.assert_allclose(hidden, loss, rtol=1e-6)
-  half, _ = LOSSES[name](*(z.astype(jnp.bfloat16) for z in batch[:2]), *batch[2:])
   assert half.dtype == jnp.float32
   np.testing.assert_allclose(half, loss, rtol=0.1)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_extreme_logits_and_ruled_out_entries_are_finite(batch, name):
-  step = jax.value_and_grad(lambda s, t: LOSSES[name](s, t, *batch[2:])[0])
+  hide = lambda z: np.where(np.arange(11) == 0, np.float32(-np.inf), z)
   for student, teacher in (
-    (1e4 * jnp.sign(batch.student), 1e4 * jnp.sign(batch.teacher)),
-    (batch.student.at[..., 0].set(-jnp.inf), batch.teacher),
-    (batch.student, batch.teacher.at[..., 0].set(-jnp.inf)),
-    (batch.student.at[..., 0].set(-jnp.inf), batch.teacher.at[..., 0].set(-jnp.inf)),
+    (1e4 * np.sign(batch.student), 1e4 * np.sign(batch.teacher)),
+    (hide(batch.student), batch.teacher),
+    (batch.student, hide(batch.teacher)),
+    (hide(batch.student), hide(batch.teacher)),
   ):
-    value, gradient = step(student, teacher)
-    assert bool(jnp.isfinite(value))
-    assert bool(jnp.all(jnp.isfinite(gradient)))
+    value, gradient = graded(name, student, teacher, *batch[2:])
+    assert np.isfinite(value)
+    assert np.all(np.isfinite(gradient))
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -226,9 +260,8 @@ def test_gradient_is_that_of_constant_weights(batch, contexts, name):
       loss, stats = method.token_loss(student, teacher, batch.labels, {}, context)
       return loss.sum(), stats["weight"]
 
-    (to_student, to_teacher), weight = jax.grad(total, argnums=(0, 1), has_aux=True)(
-      student, teacher
-    )
+    step = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))
+    (to_student, to_teacher), weight = step(student, teacher)
     expected = np.array(weight)[..., None] * 2 * (softmax(student / 2) - softmax(teacher / 2))
     np.testing.assert_allclose(to_student, expected, atol=1e-12)
     np.testing.assert_array_equal(to_teacher, 0)
@@ -239,7 +272,7 @@ def test_models_that_agree_have_nothing_to_learn(batch, contexts, name):
   method = MAKERS[name](ce_weight=0.0)
   context = contexts(method)
   function = lambda z: method.token_loss(z, batch.student, batch.labels, {}, context)[0].sum()
-  value, gradient = jax.value_and_grad(function)(batch.student)
+  value, gradient = jax.jit(jax.value_and_grad(function))(batch.student)
   np.testing.assert_allclose(value, 0, atol=1e-5)
   np.testing.assert_allclose(gradient, 0, atol=1e-5)
 
@@ -248,9 +281,10 @@ def test_models_that_agree_have_nothing_to_learn(batch, contexts, name):
 def test_tokens_do_not_read_each_other(batch, contexts, name):
   method = MAKERS[name]()
   context = contexts(method)
-  whole, stats = method.token_loss(*batch[:3], {}, context)
-  part, part_stats = jax.jit(method.token_loss)(*(x[1, 2:5] for x in batch[:3]), {}, context)
-  np.testing.assert_allclose(part, whole[1, 2:5], rtol=1e-5, atol=1e-6)
+  token_loss = jax.jit(method.token_loss)
+  whole, stats = token_loss(*batch[:3], {}, context)
+  part, part_stats = token_loss(*(x[1, 2:5] for x in batch[:3]), {}, context)
+  np.testing.assert_allclose(part, np.asarray(whole)[1, 2:5], rtol=1e-5, atol=1e-6)
   assert set(part_stats) == set(stats)
 
 
@@ -279,11 +313,12 @@ def test_misuse(batch, maker, options, message):
 
 
 def test_teachers_in_top_k_form(batch, contexts):
-  top = top_k_teacher(batch.teacher, 11)
+  top = jax.jit(top_k_teacher, static_argnums=1)(batch.teacher, 11)
   method = MAKERS["se_kd"]()
   context = contexts(method)
-  dense, _ = method.token_loss(*batch[:3], {}, context)
-  sparse, _ = method.token_loss(batch.student, top, batch.labels, {}, context)
+  token_loss = jax.jit(method.token_loss)
+  dense, _ = token_loss(*batch[:3], {}, context)
+  sparse, _ = token_loss(batch.student, top, batch.labels, {}, context)
   np.testing.assert_allclose(sparse, dense, rtol=1e-4, atol=1e-5)
   for method in (make_ea_kd(), make_aekt()):
     with pytest.raises(TypeError, match="needs teacher_logits over the whole vocabulary"):

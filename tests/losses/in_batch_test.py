@@ -12,8 +12,9 @@ from egad_jax.losses.in_batch import in_batch_inputs, in_batch_metrics
 
 
 def test_what_the_mask_hides_is_gone(batch):
-  poison = lambda z: jnp.where(batch.mask[..., None], z, jnp.nan).astype(jnp.bfloat16)
-  where = jnp.arange(11) < 9
+  batch = jax.tree.map(np.asarray, batch)
+  poison = lambda z: np.where(batch.mask[..., None], z, np.nan).astype(jnp.bfloat16)
+  where = np.arange(11) < 9
   student, teacher, labels, mask = in_batch_inputs(
     poison(batch.student), poison(batch.teacher), batch.labels, batch.mask.astype(int), where
   )
@@ -22,9 +23,10 @@ def test_what_the_mask_hides_is_gone(batch):
   np.testing.assert_array_equal(labels, batch.labels)
   for logits, before in ((student, batch.student), (teacher, batch.teacher)):
     assert logits.dtype == jnp.float32
-    expected = jnp.where(batch.mask[..., None], before.astype(jnp.bfloat16), 0)
-    np.testing.assert_array_equal(logits[..., :9], expected[..., :9].astype(jnp.float32))
-    np.testing.assert_array_equal(logits[..., 9:], -jnp.inf)
+    rounded = before.astype(jnp.bfloat16).astype(np.float32)
+    expected = np.where(batch.mask[..., None], rounded, 0)
+    np.testing.assert_array_equal(np.asarray(logits)[..., :9], expected[..., :9])
+    np.testing.assert_array_equal(np.asarray(logits)[..., 9:], -np.inf)
 
 
 def test_no_gradient_to_the_teacher_or_through_the_mask(batch):
@@ -32,8 +34,8 @@ def test_no_gradient_to_the_teacher_or_through_the_mask(batch):
     inputs = in_batch_inputs(student, teacher, batch.labels, batch.mask)
     return jnp.sum(inputs[0] + inputs[1])
 
-  to_student, to_teacher = jax.grad(total, argnums=(0, 1))(batch.student, batch.teacher)
-  np.testing.assert_array_equal(to_student[..., 0], batch.mask)
+  to_student, to_teacher = jax.jit(jax.grad(total, argnums=(0, 1)))(batch.student, batch.teacher)
+  np.testing.assert_array_equal(np.asarray(to_student)[..., 0], batch.mask)
   np.testing.assert_array_equal(to_teacher, 0)
 
 
@@ -52,7 +54,7 @@ def test_metrics_are_means_over_the_mask():
 
 
 def test_misuse(batch):
-  student, teacher, labels, mask = batch
+  student, teacher, labels, mask = map(np.asarray, batch)
   with pytest.raises(ValueError, match="same shape"):
     in_batch_inputs(student[..., :9], teacher, labels, mask)
   with pytest.raises(ValueError, match="one entry per token"):
@@ -74,16 +76,18 @@ SPARSE = {
 
 @pytest.mark.parametrize("name", SPARSE)
 def test_a_sparse_teacher_of_all_entries_is_the_dense_one(name, batch):
-  student, teacher, labels, mask = batch
+  student, teacher, labels, mask = map(np.asarray, batch)
   function = jax.jit(jax.value_and_grad(lambda z, t: SPARSE[name](z, t, labels, mask)[0]))
   expected, expected_gradient = function(student, teacher)
-  whole = losses.top_k_teacher(teacher, teacher.shape[-1])
+  reduce = jax.jit(losses.top_k_teacher, static_argnums=1)
+  whole = jax.tree.map(np.asarray, reduce(teacher, teacher.shape[-1]))
   loss, gradient = function(student, whole)
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
   np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
-  poison = lambda x: jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, jnp.nan)
+  per_token = lambda x: mask.reshape(mask.shape + (1,) * (x.ndim - 2))
+  poison = lambda x: np.where(per_token(x), x, np.float32(np.nan))
   values = {field: poison(x) for field, x in whole._asdict().items() if field != "ids"}
-  poisoned = whole._replace(ids=jnp.where(mask[..., None], whole.ids, -7), **values)
+  poisoned = whole._replace(ids=np.where(mask[..., None], whole.ids, np.int32(-7)), **values)
   again = function(poison(student), poisoned)
   assert again[0] == loss
   np.testing.assert_array_equal(again[1], gradient)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +10,19 @@ import pytest
 from egad_jax.losses import hard_tokens
 from egad_jax.losses.routing import gather_indices, row_capacity, top_tokens
 
+compiled_hard = jax.jit(hard_tokens, static_argnames="fraction")
+
+
+def draw(rows, seq):
+  """Entropies, and a mask with about 0.6 of the tokens."""
+  generator = np.random.default_rng(0)
+  entropy = generator.uniform(size=(rows, seq)).astype(np.float32)
+  return entropy, generator.uniform(size=(rows, seq)) < 0.6
+
 
 def test_hardest_first_among_the_masked():
-  entropy = jnp.array([[0.1, 3.0, 2.0, 9.0], [5.0, jnp.nan, 1.0, 4.0]])
-  mask = jnp.array([[1, 1, 1, 0], [1, 0, 1, 1]], bool)
+  entropy = np.array([[0.1, 3.0, 2.0, 9.0], [5.0, np.nan, 1.0, 4.0]], np.float32)
+  mask = np.array([[1, 1, 1, 0], [1, 0, 1, 1]], bool)
   indices, valid = hard_tokens(entropy, mask, fraction=0.6)
   assert indices.tolist() == [[1, 2, 0], [0, 3, 2]]
   # 3 places for 0.6 of 4; of the 3 masked tokens of each row, ceil(1.8) are hard.
@@ -20,10 +31,9 @@ def test_hardest_first_among_the_masked():
 
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5, 1.0])
 def test_count_is_the_fraction_of_each_row(fraction):
-  entropy = jax.random.uniform(jax.random.key(0), (5, 30))
-  mask = jax.random.bernoulli(jax.random.key(1), 0.6, (5, 30)).at[0].set(True).at[1].set(False)
-  indices, valid = map(np.array, hard_tokens(entropy, mask, fraction=fraction))
-  entropy, mask = np.array(entropy), np.array(mask)
+  entropy, mask = draw(5, 30)
+  mask[0], mask[1] = True, False
+  indices, valid = map(np.array, compiled_hard(entropy, mask, fraction=fraction))
   assert indices.shape == (5, round(30 * fraction + 0.4999))
   for row in range(5):
     count = int(mask[row].sum())
@@ -36,14 +46,14 @@ def test_count_is_the_fraction_of_each_row(fraction):
 
 
 def test_ties_go_to_the_earlier_token():
-  indices, _ = hard_tokens(jnp.ones((1, 6)), jnp.ones((1, 6), bool), fraction=0.5)
+  indices, _ = compiled_hard(np.ones((1, 6), np.float32), np.ones((1, 6), bool), fraction=0.5)
   assert indices.tolist() == [[0, 1, 2]]
 
 
 def test_rows_do_not_depend_on_each_other_and_jit():
-  entropy = jax.random.uniform(jax.random.key(0), (4, 10))
-  mask = jnp.ones((4, 10), bool)
-  together = jax.jit(lambda e, m: hard_tokens(e, m, fraction=0.3))(entropy, mask)
+  entropy, _ = draw(4, 10)
+  mask = np.ones((4, 10), bool)
+  together = compiled_hard(entropy, mask, fraction=0.3)
   for row in range(4):
     alone = hard_tokens(entropy[row : row + 1], mask[row : row + 1], fraction=0.3)
     np.testing.assert_array_equal(alone[0][0], together[0][row])
@@ -52,17 +62,20 @@ def test_rows_do_not_depend_on_each_other_and_jit():
 
 @pytest.mark.parametrize("fraction", [0.1, 0.3, 1.0])
 def test_top_tokens_are_the_hard_tokens(fraction):
-  entropy = jnp.round(4 * jax.random.uniform(jax.random.key(0), (5, 30)))  # Ties.
-  mask = jax.random.bernoulli(jax.random.key(1), 0.6, (5, 30)).at[1].set(False)
-  indices, valid = hard_tokens(entropy, mask, fraction=fraction)
+  entropy, mask = draw(5, 30)
+  entropy = np.round(4 * entropy)  # Ties.
+  mask[1] = False
+  indices, valid = map(np.asarray, compiled_hard(entropy, mask, fraction=fraction))
   expected = np.zeros((5, 30), bool)
   for row in range(5):
     expected[row, indices[row][valid[row]]] = True
-  entropy = jnp.where(mask, entropy, jnp.nan)
-  marked = jax.jit(lambda e, m: top_tokens(e, m, fraction=fraction))(entropy, mask)
+  entropy = np.where(mask, entropy, np.float32(np.nan))
+  function = functools.partial(top_tokens, fraction=fraction)
+  marked, alone, stacked = jax.jit(
+    lambda e, m: (function(e, m), function(e[2], m[2]), function(e[None], m[None]))
+  )(entropy, mask)
   np.testing.assert_array_equal(marked, expected)
-  np.testing.assert_array_equal(top_tokens(entropy[2], mask[2], fraction=fraction), expected[2])
-  stacked = top_tokens(entropy[None], mask[None], fraction=fraction)
+  np.testing.assert_array_equal(alone, expected[2])
   np.testing.assert_array_equal(stacked[0], expected)
 
 

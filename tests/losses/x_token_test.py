@@ -22,9 +22,13 @@ PROJECTION = (
 )
 IDENTITY = np.arange(11)[:, None].astype(np.int32), np.ones((11, 1), np.float32)
 # Chunk 3 is the teacher's alone and chunk 5 the student's.
-STUDENT_CHUNKS, TEACHER_CHUNKS = jnp.array([1, 1, 2, 4, 4, 4, 5, 0]), jnp.array([1, 2, 2, 3, 4, 4])
+STUDENT_CHUNKS = np.array([1, 1, 2, 4, 4, 4, 5, 0], np.int32)
+TEACHER_CHUNKS = np.array([1, 2, 2, 3, 4, 4], np.int32)
 VALID = np.array([True, True, False, True, False, False])
 make = functools.partial(make_x_token, projection=PROJECTION)
+loss_of = jax.jit(
+  functools.partial(cross_tokenizer_loss, projection=PROJECTION), static_argnames="kind"
+)
 EGAD = {"curriculum": Curriculum(), "temperature": Temperature(base=1.5)}
 STATS = {
   *("teacher_entropy", "student_entropy", "temperature", "weight", "hard", "distillation_loss"),
@@ -35,60 +39,63 @@ STATS = {
 
 @pytest.fixture
 def row():
-  keys = jax.random.split(jax.random.key(5), 3)
+  generator = np.random.default_rng(5)
+  scale = np.array([4.0, 0.3, 0.3, 1.0, 1.5, 1.5])[:, None]
   return (
-    2 * jax.random.normal(keys[0], (8, VS)),
-    jnp.array([4.0, 0.3, 0.3, 1.0, 1.5, 1.5])[:, None] * jax.random.normal(keys[1], (6, VT)),
-    jax.random.randint(keys[2], (8,), 0, VS),
+    (2 * generator.normal(size=(8, VS))).astype(np.float32),
+    (scale * generator.normal(size=(6, VT))).astype(np.float32),
+    generator.integers(0, VS, 8, np.int32),
     STUDENT_CHUNKS,
     TEACHER_CHUNKS,
   )
 
 
-def chunk_by_chunk(row, **options):
+def chunk_by_chunk(row, kind="p_kl", temperatures=(1.0, 1.0, 1.0)):
   """`cross_tokenizer_loss` of each valid chunk alone."""
   student, teacher, _, *chunks = row
   values = []
-  for i in (1, 2, 4):
-    alone = [jnp.where(c == i, 1, 0) for c in chunks]
-    own = {k: v[i - 1] if isinstance(v, list) else v for k, v in options.items()}
-    values.append(cross_tokenizer_loss(student, teacher, *alone, projection=PROJECTION, **own)[0])
+  for i, temperature in zip((1, 2, 4), temperatures, strict=True):
+    alone = [np.where(c == i, 1, 0).astype(np.int32) for c in chunks]
+    values.append(loss_of(student, teacher, *alone, kind=kind, temperature=temperature)[0])
   return np.array(values)
 
 
 def test_stats(row, context):
-  loss, stats = make(**EGAD).chunk_loss(*row, context)
+  loss, stats = jax.tree.map(np.asarray, jax.jit(make(**EGAD).chunk_loss)(*row, context))
   assert set(stats) == STATS
   for stat in (loss, *stats.values()):
     assert stat.shape == (6,)
     assert stat.dtype == jnp.float32
     np.testing.assert_array_equal(stat[~VALID], 0)
-  expected = stats["distillation_loss"] + 0.1 * stats["cross_entropy"]
-  np.testing.assert_array_equal(loss, expected)
+  expected = stats["distillation_loss"] + np.float32(0.1) * stats["cross_entropy"]
+  np.testing.assert_allclose(loss, expected, rtol=1e-6)
   np.testing.assert_array_equal(stats["student_tokens"], [2, 1, 0, 3, 0, 0])
   np.testing.assert_array_equal(stats["teacher_tokens"], [1, 2, 0, 2, 0, 0])
   np.testing.assert_array_equal(stats["hard"], 0)
-  log_q, log_p = (
-    np.asarray(chunk_log_average(z, c)) for z, c in zip(row[:2], row[3:], strict=True)
-  )
+
+  @jax.jit
+  def averages(student, teacher):
+    log_q, log_p = chunk_log_average(student, row[3]), chunk_log_average(teacher, row[4])
+    return log_q, log_p, project(jnp.exp(log_q), PROJECTION, VT), jax.nn.log_softmax(student)
+
+  log_q, log_p, projected, log_softmax = map(np.asarray, averages(*row[:2]))
   for name, log in (("student_entropy", log_q), ("teacher_entropy", log_p)):
     entropy = -(np.exp(log) * log).sum(-1)
     np.testing.assert_allclose(stats[name][VALID], entropy[:6][VALID], rtol=1e-5)
-  token_nll = -jax.nn.log_softmax(row[0])[jnp.arange(8), row[2]]
+  token_nll = -log_softmax[np.arange(8), row[2]]
   sums = [token_nll[:2].sum(), token_nll[2], token_nll[3:6].sum()]
   np.testing.assert_allclose(stats["student_nll"][VALID], sums, rtol=1e-5)
   np.testing.assert_array_equal(stats["student_nll"], stats["cross_entropy"])
   np.testing.assert_allclose(stats["forward_kl"][VALID], chunk_by_chunk(row), rtol=1e-5)
-  projected = project(jnp.exp(log_q), PROJECTION, VT)
   agree = projected.argmax(-1)[:6] == log_p.argmax(-1)[:6]
   np.testing.assert_array_equal(stats["agreement"][VALID], agree[VALID])
 
 
 def test_agreement_of_equal_models(batch, context):
   method = make_x_token(projection=IDENTITY)
-  chunks = jnp.arange(8) // 2 + 1
-  row = (batch.teacher[0], batch.teacher[0], batch.labels[0], chunks, chunks)
-  _, stats = method.chunk_loss(*row, context)
+  chunks = np.arange(8, dtype=np.int32) // 2 + 1
+  teacher, labels = np.asarray(batch.teacher)[0], np.asarray(batch.labels)[0]
+  _, stats = jax.jit(method.chunk_loss)(teacher, teacher, labels, chunks, chunks, context)
   np.testing.assert_array_equal(stats["agreement"], [1, 1, 1, 1, 0, 0, 0, 0])
   np.testing.assert_allclose(stats["forward_kl"], 0, atol=1e-6)
 
@@ -97,47 +104,59 @@ def test_agreement_of_equal_models(batch, context):
 def test_mechanisms_apply_to_chunks(row, context, kind):
   """Weight, temperature and compensation are those of the chunk's teacher entropy."""
   method = make(kind=kind, **EGAD)
-  _, stats = method.chunk_loss(*row, context)
-  entropy = stats["teacher_entropy"][VALID]
-  position = context.state.entropy.position(entropy)
-  temperature = EGAD["temperature"].of_position(position)
+
+  @jax.jit
+  def compute(*row):
+    def third(student):
+      loss, stats = method.chunk_loss(student, *row[1:], context)
+      return loss[3], stats
+
+    gradient, stats = jax.grad(third, has_aux=True)(row[0])
+    position = context.state.entropy.position(stats["teacher_entropy"][np.flatnonzero(VALID)])
+    temperature = EGAD["temperature"].of_position(position)
+    return stats, gradient, temperature, curriculum_weights(position, context.progress)
+
+  stats, ours, temperature, weight = jax.tree.map(np.asarray, compute(*row))
   assert np.ptp(temperature) > 0.1
   np.testing.assert_allclose(stats["temperature"][VALID], temperature, rtol=1e-6)
-  weight = curriculum_weights(position, context.progress)
   np.testing.assert_allclose(stats["weight"][VALID], weight, rtol=1e-6)
-  per_chunk = np.zeros(6)
-  per_chunk[VALID] = temperature
-  values = chunk_by_chunk(row, kind=kind, temperature=[float(t) for t in per_chunk])
+  values = chunk_by_chunk(row, kind, [float(t) for t in temperature])
   expected = weight * temperature**2 * values
   np.testing.assert_allclose(stats["distillation_loss"][VALID], expected, rtol=2e-5)
 
   options = {"projection": PROJECTION, "kind": kind, "temperature": float(temperature[2])}
 
   def with_constants(student):
-    chunks = [jnp.where(c == 4, 1, 0) for c in row[3:]]
+    chunks = [np.where(c == 4, 1, 0) for c in row[3:]]
     value, _ = cross_tokenizer_loss(student, row[1], *chunks, **options)
     log_q = jax.nn.log_softmax(student)
     nll = -(log_q[3, row[2][3]] + log_q[4, row[2][4]] + log_q[5, row[2][5]])
     return weight[2] * temperature[2] ** 2 * value + 0.1 * nll
 
-  ours = jax.jit(jax.grad(lambda z: method.chunk_loss(z, *row[1:], context)[0][3]))(row[0])
   expected = jax.jit(jax.grad(with_constants))(row[0])
   np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=1e-6)
 
 
 def test_one_vocabulary_token_by_token_is_vanilla_kd(batch, context):
-  chunks = jnp.arange(1, 9)
+  chunks = np.arange(1, 9, dtype=np.int32)
   row = (batch.student[0], batch.teacher[0], batch.labels[0])
-  for t in (1.0, 2.5):
-    fixed = Temperature(kind="fixed", base=t)
-    method = make_x_token(projection=IDENTITY, temperature=fixed, ce_weight=0.2)
-    loss, stats = method.chunk_loss(*row, chunks, chunks, context)
-    vanilla = make_vanilla_kd(temperature=t, ce_weight=0.2)
-    expected, expected_stats = vanilla.token_loss(*row, {}, context)
+
+  @jax.jit
+  def compute(*row):
+    found = []
+    for t in (1.0, 2.5):
+      fixed = Temperature(kind="fixed", base=t)
+      method = make_x_token(projection=IDENTITY, temperature=fixed, ce_weight=0.2)
+      vanilla = make_vanilla_kd(temperature=t, ce_weight=0.2)
+      ours = method.chunk_loss(*row, chunks, chunks, context)
+      found.append((ours, vanilla.token_loss(*row, {}, context)))
+    return found, losses.forward_kl(*row[:2])
+
+  found, kl = compute(*row)
+  for (loss, stats), (expected, expected_stats) in found:
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     for name, stat in expected_stats.items():
       np.testing.assert_allclose(stats[name], stat, rtol=1e-5, atol=1e-6)
-    kl = losses.forward_kl(*row[:2])
     np.testing.assert_allclose(stats["forward_kl"], kl, rtol=1e-5)
 
 
@@ -154,7 +173,7 @@ def test_no_gradient_but_the_students_through_the_loss(row, context):
   (stats_student, stats_teacher), (student, teacher) = gradients(*row[:2])
   for zero in (stats_student, stats_teacher, teacher):
     np.testing.assert_array_equal(zero, 0)
-  assert bool((jnp.abs(student[:6]).sum(1) > 0).all())
+  assert (np.abs(student[:6]).sum(1) > 0).all()
 
 
 @pytest.mark.parametrize("options", [{}, {**EGAD, "kind": "h_kl", "chunk_average": "logprob"}])
@@ -171,40 +190,58 @@ def test_what_is_in_no_valid_chunk_changes_nothing(row, context, options):
   expected = step(*row)
   outside = np.array([False] * 6 + [True] * 2), np.arange(6) == 3
   poisoned = [
-    jnp.where(out[:, None], jnp.nan, z) for out, z in zip(outside, (student, teacher), strict=True)
+    np.where(out[:, None], np.float32(np.nan), z)
+    for out, z in zip(outside, (student, teacher), strict=True)
   ]
-  labels = jnp.where(outside[0], -100, labels)
+  labels = np.where(outside[0], -100, labels).astype(np.int32)
   jax.tree.map(np.testing.assert_array_equal, step(*poisoned, labels, *chunks), expected)
-  (value, stats), gradient = step(*poisoned, labels, jnp.zeros(8, int), chunks[1])
+  (value, stats), gradient = step(*poisoned, labels, np.zeros(8, np.int32), chunks[1])
   assert value == 0
   for zero in (*stats.values(), gradient):
     np.testing.assert_array_equal(zero, 0)
 
 
 def test_chunks_are_independent_and_rows_can_be_mapped(row, context):
-  loss_of = jax.jit(make(teacher_top_k=None, **EGAD).chunk_loss)
+  function = make(teacher_top_k=None, **EGAD).chunk_loss
+  loss_of = jax.jit(function)
   loss, _ = loss_of(*row, context)
-  other = (row[0].at[3:].multiply(3.0), row[1].at[4:].multiply(3.0), *row[2:])
+  scale_s, scale_t = (np.where(np.arange(n) < first, 1, 3) for n, first in ((8, 3), (6, 4)))
+  other = (
+    row[0] * scale_s[:, None].astype(np.float32),
+    row[1] * scale_t[:, None].astype(np.float32),
+    *row[2:],
+  )
   changed, _ = loss_of(*other, context)
+  loss, changed = np.asarray(loss), np.asarray(changed)
   np.testing.assert_array_equal(changed[:2], loss[:2])
   assert abs(changed[3] - loss[3]) > 1e-3
-  both = [jnp.stack([a, b]) for a, b in zip(row, other, strict=True)]
-  mapped, _ = jax.vmap(loss_of, (0,) * 5 + (None,))(*both, context)
+  both = tuple(np.stack([a, b]) for a, b in zip(row, other, strict=True))
+
+  @jax.jit
+  def of_rows(both):
+    mapped, _ = jax.vmap(function, (0,) * 5 + (None,))(*both, context)
+    return mapped, jax.lax.map(lambda r: function(*r, context), both)[0]
+
+  mapped, one_by_one = of_rows(both)
   np.testing.assert_allclose(mapped, [loss, changed], rtol=1e-6)
-  one_by_one, _ = jax.lax.map(lambda r: loss_of(*r, context), tuple(both))
   np.testing.assert_allclose(one_by_one, mapped, rtol=1e-6)
-  eager, _ = make(teacher_top_k=None, **EGAD).chunk_loss(*row, context)
+  eager, stats = function(*row, context)
   np.testing.assert_allclose(eager, loss, rtol=1e-6)
+  expected = stats["distillation_loss"] + 0.1 * stats["cross_entropy"]
+  np.testing.assert_array_equal(eager, expected)
 
 
 def test_state_follows_the_chunks_that_count(row, context):
   method = make(half_life=100.0)
-  stats = {"teacher_entropy": jnp.array([0.5, 1.0, jnp.nan, 2.0, jnp.nan, jnp.nan])}
+  update = jax.jit(method.update)
+  nan = np.nan
+  stats = {"teacher_entropy": np.array([0.5, 1.0, nan, 2.0, nan, nan], np.float32)}
   state = method.init_state()
-  new = method.update(state, stats, jnp.asarray(VALID), jnp.float32(0.5))
-  expected = state.entropy.update(jnp.array([0.5, 1.0, 2.0]), jnp.ones(3, bool), half_life=100.0)
+  new = update(state, stats, VALID, np.float32(0.5))
+  entropy, all_count = np.array([0.5, 1.0, 2.0], np.float32), np.ones(3, bool)
+  expected = jax.jit(lambda d: d.update(entropy, all_count, half_life=100.0))(state.entropy)
   np.testing.assert_array_equal(new.entropy.mass, expected.mass)
-  nothing = method.update(new, stats, jnp.zeros(6, bool), jnp.float32(0.5))
+  nothing = update(new, stats, np.zeros(6, bool), np.float32(0.5))
   jax.tree.map(np.testing.assert_array_equal, nothing, new)
 
 
