@@ -301,8 +301,8 @@ def test_where_everything_of_the_tiny_config_lies():
   run = from_config.plan_run(changed(mesh__data=2, mesh__fsdp=2, mesh__tensor=2), jax.devices())
   assert run.mesh.devices.shape == (1, 2, 2, 2)
   state = run.abstract_state()
-  assert table(run.abstract_teacher()) == TEACHER
-  assert table(state.params["student"]) == STUDENT
+  assert table(run.teacher.abstract_params()) == TEACHER
+  assert table(state.trainable["student"]) == STUDENT
   assert table(state.params["method"]) == {"kernel": ()}
   assert table(state.opt_state) == OPTIMIZER
 

@@ -53,7 +53,15 @@ def position_in_run(step: jax.typing.ArrayLike, num_steps: int) -> jax.Array:
   """
   if num_steps <= 1:
     return jnp.float32(1)
-  return jnp.clip(jnp.asarray(step, jnp.float32) / (num_steps - 1), 0, 1)
+  return _ratio(jnp.asarray(step, jnp.float32), num_steps - 1)
+
+
+def _ratio(step: jax.Array, whole: int) -> jax.Array:
+  """step / whole within [0, 1]; exactly 1 from `whole` on.
+
+  A compiler divides by a constant as it multiplies by its reciprocal, which may end below 1.
+  """
+  return jnp.where(step >= whole, 1, jnp.maximum(step / whole, 0))
 
 
 def _between(first: float, last: float, share: jax.Array) -> jax.Array:
@@ -95,7 +103,7 @@ def make_schedule(options: OptimizerOptions, num_steps: int) -> optax.Schedule:
 
   def learning_rate(step: jax.typing.ArrayLike) -> jax.Array:
     step = jnp.asarray(step, jnp.float32)
-    rise = jnp.minimum((step + 1) / top, 1)
+    rise = _ratio(step + 1, top)
     share = decay(position_in_run(jnp.maximum(step - (top - 1), 0), num_steps - (top - 1)))
     return _between(peak, final, share) * rise
 

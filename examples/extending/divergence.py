@@ -1,6 +1,6 @@
 """A divergence of one's own: Jeffreys' divergence, the sum of both KL divergences.
 
-  python -m examples.extending.divergence
+python -m examples.extending.divergence
 """
 
 from __future__ import annotations

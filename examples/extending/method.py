@@ -1,6 +1,6 @@
 """A method of one's own: only tokens of which the teacher is sure are distilled.
 
-  python -m examples.extending.method
+python -m examples.extending.method
 """
 
 from __future__ import annotations

@@ -1,14 +1,9 @@
-"""A few steps of `configs/tiny.py` with something from outside the package, for the examples here."""
+"""A few steps of `configs/tiny.py` with something from outside the package."""
 
 from __future__ import annotations
 
-import pathlib
-import sys
 import tempfile
 from typing import Any
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
 from configs import tiny
 from egad_jax import from_config

@@ -1,6 +1,6 @@
 """A teacher source of one's own: a Flax NNX module in the place of a decoder of this package.
 
-  python -m examples.extending.teacher_source
+python -m examples.extending.teacher_source
 """
 
 from __future__ import annotations

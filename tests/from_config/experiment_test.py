@@ -16,15 +16,15 @@ from egad_jax.training.guard import Spikes
 def test_a_config_becomes_a_run(small, tmp_path):
   run = from_config.build(small(), tmp_path)
   assert run.mesh.devices.shape == (1, 1, 8, 1)
-  assert (run.pair.student_taps, run.pair.teacher_taps) == ((2,), (4,))
-  assert run.pair.student.config.head_dim == 16
-  assert run.pair.teacher.config.vocab_size == run.tokenizer.vocab_size == 270
-  assert (run.spikes, run.max_skipped) == (None, 5)
+  assert (run.models.student_taps, run.models.teacher_taps) == ((2,), (4,))
+  assert run.models.student.config.head_dim == 16
+  assert run.models.teacher.config.vocab_size == run.tokenizers.student.vocab_size == 270
+  assert (run.optimization.spikes, run.max_skipped) == (None, 5)
 
 
 def test_spikes_are_skipped_where_the_config_says_so(small, tmp_path):
   run = from_config.build(small(guard__spike_sigmas=6.0, guard__half_life=50.0), tmp_path)
-  assert run.spikes == Spikes(sigmas=6.0, half_life=50.0)
+  assert run.optimization.spikes == Spikes(sigmas=6.0, half_life=50.0)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from egad_jax import from_config, losses
+from egad_jax import from_config, losses, methods
 from egad_jax.errors import InputError
 from egad_jax.from_config.methods import Option, options
-from egad_jax.losses import Context
+from egad_jax.methods import Context
 from tests.from_config.configs import changed
 
 KNOWN = {
@@ -67,7 +67,7 @@ def test_options_of_the_divergence_reach_the_loss():
   config = changed(method="vanilla_kd", loss__divergence="jensen_shannon")
   plain = values(from_config.make_method(config))
   config.loss.divergence_options = "beta=0.1"
-  expected = losses.make_vanilla_kd(divergence="jensen_shannon", divergence_options={"beta": 0.1})
+  expected = methods.make_vanilla_kd(divergence="jensen_shannon", divergence_options={"beta": 0.1})
   np.testing.assert_array_equal(values(from_config.make_method(config)), values(expected))
   assert not np.allclose(plain, values(expected))
 
@@ -75,16 +75,16 @@ def test_options_of_the_divergence_reach_the_loss():
 @pytest.mark.parametrize(
   ("method", "own", "expected"),
   [
-    ("adakd", "ratio_step=0.1", losses.make_adakd(focus=losses.Focus(ratio_step=0.1))),
+    ("adakd", "ratio_step=0.1", methods.make_adakd(focus=losses.Focus(ratio_step=0.1))),
     (
       "aekt",
       "gamma=0.5",
-      losses.make_aekt(explicit_knowledge=losses.ExplicitKnowledge(gamma=0.5)),
+      methods.make_aekt(explicit_knowledge=losses.ExplicitKnowledge(gamma=0.5)),
     ),
-    ("ea_kd", "entropy_temperature=2", losses.make_ea_kd(entropy_temperature=2.0)),
-    ("se_kd", "fraction=0.7", losses.make_se_kd(fraction=0.7)),
-    ("taid", "start=0.2", losses.make_taid(interpolation=losses.Interpolation(start=0.2))),
-    ("trg", "nodes=4", losses.make_trg(graph=losses.RelationGraph(nodes=4))),
+    ("ea_kd", "entropy_temperature=2", methods.make_ea_kd(entropy_temperature=2.0)),
+    ("se_kd", "fraction=0.7", methods.make_se_kd(fraction=0.7)),
+    ("taid", "start=0.2", methods.make_taid(interpolation=losses.Interpolation(start=0.2))),
+    ("trg", "nodes=4", methods.make_trg(graph=losses.RelationGraph(nodes=4))),
   ],
 )
 def test_options_of_the_method_reach_it(method, own, expected):

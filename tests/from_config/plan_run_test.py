@@ -10,6 +10,7 @@ from egad_jax import from_config
 from egad_jax.data.batches import PairedBatch
 from egad_jax.errors import InputError
 from egad_jax.models.architectures import architecture
+from egad_jax.training.programs import lower_train_step
 from tests.from_config.configs import changed
 
 
@@ -22,7 +23,7 @@ def test_it_lowers_the_program_that_a_run_compiles(small, tmp_path):
   run = from_config.build(small(), tmp_path, devices=devices)
   plan = from_config.plan_run(small(), devices)
   assert plan.abstract_state() == run.abstract_state()
-  assert plan.lower_step().as_text() == run.lower_step().as_text()
+  assert plan.lower_step().as_text() == lower_train_step(run).as_text()
 
 
 def test_nothing_is_read():
@@ -36,24 +37,24 @@ def test_nothing_is_read():
     "data__tokenizer": "",
   }
   run = planned(**config)
-  assert run.pair.teacher.config == architecture("qwen3-8b")
-  assert run.pair.student.config == architecture("qwen3-0.6b")
-  assert run.tokenizer.vocab_size == 151_936
-  assert (run.pair.student_params, run.pair.teacher_params) == (None, None)
+  assert run.models.teacher.config == architecture("qwen3-8b")
+  assert run.models.student.config == architecture("qwen3-0.6b")
+  assert run.tokenizers.student.vocab_size == 151_936
+  assert (run.models.student_params, run.models.teacher_params) == (None, None)
 
 
 def test_layers_of_a_teacher_that_is_not_there():
   config = quickstart.get_config()
   config.teacher.architecture = "smollm2-135m"
   run = from_config.plan_run(config, jax.devices()[:4])
-  assert run.pair.student.config.num_layers == 13
-  assert run.pair.student.config.dim == run.pair.teacher.config.dim == 576
+  assert run.models.student.config.num_layers == 13
+  assert run.models.student.config.dim == run.models.teacher.config.dim == 576
 
 
 def test_a_random_student_of_another_architecture():
   sizes = dict.fromkeys((f"student__{n}" for n in ("dim", "num_heads", "num_kv_heads")), 0)
   run = planned(student__architecture="smollm2-135m", student__mlp_dim=0, **sizes)
-  student = run.pair.student.config
+  student = run.models.student.config
   # Two layers and the tokenizer's 512 entries, as the config says; the rest is the architecture's.
   assert (student.num_layers, student.vocab_size) == (2, 512)
   assert (student.dim, student.head_dim, student.mlp_dim) == (576, 64, 1536)
@@ -61,16 +62,16 @@ def test_a_random_student_of_another_architecture():
 
 def test_two_tokenizers_have_two_vocabularies_and_paired_rows():
   run = planned(method="x_token", student__tokenizer="train:384")
-  assert (run.tokenizer.vocab_size, run.teacher_tokenizer.vocab_size) == (384, 512)
-  assert run.pair.student.config.vocab_size == 384
-  assert run.pair.teacher.config.vocab_size == 512
+  assert (run.tokenizers.student.vocab_size, run.tokenizers.teacher.vocab_size) == (384, 512)
+  assert run.models.student.config.vocab_size == 384
+  assert run.models.teacher.config.vocab_size == 512
   assert isinstance(run.abstract_batch(), PairedBatch)
 
 
 def test_a_student_that_is_read_brings_its_own_vocabulary():
   source = {"student__init": "source", "student__source": "no/student"}
   run = planned(method="x_token", student__architecture="smollm2-135m", **source)
-  assert (run.tokenizer.vocab_size, run.teacher_tokenizer.vocab_size) == (49_152, 512)
+  assert (run.tokenizers.student.vocab_size, run.tokenizers.teacher.vocab_size) == (49_152, 512)
 
 
 @pytest.mark.slow
@@ -81,7 +82,7 @@ def test_the_paired_program_is_a_run_s_but_for_the_projection(small, tmp_path):
   plan = from_config.plan_run(small(**config), devices)
   assert plan.abstract_state() == run.abstract_state()
   assert plan.abstract_batch() == run.abstract_batch()
-  assert plan.lower_step().in_tree == run.lower_step().in_tree
+  assert plan.lower_step().in_tree == lower_train_step(run).in_tree
 
 
 @pytest.mark.parametrize(

@@ -33,19 +33,19 @@ def saved(tmp_path_factory):
 
 def test_the_student_has_the_teachers_tokenizer_unless_told(build_one):
   run = build_one()
-  assert run.tokenizer is run.teacher_tokenizer
+  assert run.tokenizers.student is run.tokenizers.teacher
   assert run.rows.sides == 1
 
 
 def test_the_same_tokenizer_by_another_way_is_one(build_one, saved):
   run = build_one(data__tokenizer=saved[265], student__tokenizer=saved[265])
-  assert run.tokenizer is run.teacher_tokenizer
+  assert run.tokenizers.student is run.tokenizers.teacher
 
 
 def test_a_student_of_x_token_has_its_own_tokenizer_and_vocabulary(build_one):
   run = build_one(method="x_token", student__tokenizer="train:262")
-  assert (run.tokenizer.vocab_size, run.teacher_tokenizer.vocab_size) == (262, 270)
-  pair = run.pair
+  assert (run.tokenizers.student.vocab_size, run.tokenizers.teacher.vocab_size) == (262, 270)
+  pair = run.models
   assert (pair.student.config.vocab_size, pair.teacher.config.vocab_size) == (262, 270)
   assert run.rows.sides == 2
   shapes = jax.tree.map(lambda x: (x.shape, x.dtype), run.abstract_batch())
@@ -71,20 +71,20 @@ def test_one_vocabulary_split_in_two_ways_is_the_teachers_and_that_is_said(
 ):
   monkeypatch.setattr(logging.getLogger("egad_jax"), "propagate", True)
   run = build_one(data__tokenizer=saved[265], student__tokenizer=with_beginning)
-  assert run.tokenizer is run.teacher_tokenizer
-  assert run.tokenizer.prefix_ids == ()
+  assert run.tokenizers.student is run.tokenizers.teacher
+  assert run.tokenizers.student.prefix_ids == ()
   assert "has the teacher's vocabulary, but differs in: tokens around a text" in caplog.text
 
 
 def test_x_token_splits_one_vocabulary_in_two_ways(build_one, saved, with_beginning):
   run = build_one(method="x_token", data__tokenizer=saved[265], student__tokenizer=with_beginning)
-  assert (run.tokenizer.prefix_ids, run.teacher_tokenizer.prefix_ids) == ((0,), ())
+  assert (run.tokenizers.student.prefix_ids, run.tokenizers.teacher.prefix_ids) == ((0,), ())
   assert run.rows.sides == 2
 
 
 def test_x_token_with_one_tokenizer_for_both(build_one):
   run = build_one(method="x_token")
-  assert run.tokenizer is run.teacher_tokenizer
+  assert run.tokenizers.student is run.tokenizers.teacher
   assert run.rows.sides == 2
 
 

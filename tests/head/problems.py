@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egad_jax import losses
+from egad_jax import losses, methods
 
 
 class Problem(NamedTuple):
@@ -75,7 +75,7 @@ _filled = jax.jit(
 )
 
 
-def filled_context() -> losses.Context:
+def filled_context() -> methods.Context:
   """A third of the way, with entropies of many sizes in the running distribution."""
   distribution = _filled(np.linspace(0.01, 6.0, 64, dtype=np.float32), np.ones(64, bool))
-  return losses.Context(losses.State(distribution), jnp.float32(0.3), jnp.float32(0.3))
+  return methods.Context(methods.State(distribution), jnp.float32(0.3), jnp.float32(0.3))

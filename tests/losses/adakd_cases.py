@@ -7,7 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from egad_jax import losses
+from egad_jax import methods
 from egad_jax.losses import Temperature
 from egad_jax.losses.adakd import adakd_loss
 from egad_jax.losses.focus import Focus, FocusState
@@ -51,7 +51,7 @@ def compiled(**options):
 
 def filled_context(method, tokens, ratio):
   """A context whose distribution is that of `tokens` and whose share is `ratio`."""
-  context = losses.Context(method.init_state(), jnp.float32(0), jnp.float32(0.3))
+  context = methods.Context(method.init_state(), jnp.float32(0), jnp.float32(0.3))
   stats = jax.jit(lambda c: method.token_loss(*tokens[:3], {}, c)[1])(context)
   state = jax.jit(method.observe)(context.state, stats, tokens[3])
   state = state._replace(own=state.own._replace(focus=at(ratio)))

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from egad_jax import losses
-from egad_jax.losses.adakd import make_adakd
+from egad_jax import methods
 from egad_jax.losses.focus import Focus, update_focus
+from egad_jax.methods.adakd import make_adakd
 from tests.losses.adakd_cases import CODE, FIXED, OFF, OPTIONS, at, compiled, filled_context
 
 
@@ -20,7 +20,7 @@ def rows(batch):
 
 def test_golden_temperatures_of_the_running_form(rows):
   method = make_adakd()
-  context = losses.Context(method.init_state(), jnp.float32(0), jnp.float32(0))
+  context = methods.Context(method.init_state(), jnp.float32(0), jnp.float32(0))
   step = jax.jit(lambda c: method.token_loss(*rows, {}, c)[1])
   np.testing.assert_array_equal(step(context)["temperature"], 1)  # Nothing to compare with yet.
   same = {"teacher_entropy": np.ones(9, np.float32), "difficulty": np.full(9, 0.2, np.float32)}
@@ -154,7 +154,7 @@ def test_controller_over_a_training():
 
   @jax.jit
   def step(state, distance, elapsed):
-    context = losses.Context(state, jnp.float32(0), elapsed)
+    context = methods.Context(state, jnp.float32(0), elapsed)
     _, stats = method.token_loss(teacher + distance * away, teacher, labels, {}, context)
     return method.update(state, stats, mask, elapsed)
 
@@ -171,7 +171,7 @@ def test_controller_over_a_training():
 def test_what_is_off_is_not_in_the_program(rows):
   def names(**options):
     method = make_adakd(**options)
-    context = losses.Context(method.init_state(), jnp.float32(0), jnp.float32(0))
+    context = methods.Context(method.init_state(), jnp.float32(0), jnp.float32(0))
     return str(jax.make_jaxpr(lambda c, *r: method.token_loss(*r, {}, c))(context, *rows))
 
   for name in ("cumsum", "gather", "sort", "clamp"):
@@ -189,7 +189,7 @@ def test_tokens_that_are_all_alike_keep_the_expected_share(rows, difficulty):
   same = {"teacher_entropy": np.ones(99, np.float32), "difficulty": difficulties}
   state = jax.jit(method.observe)(state, same, np.ones(99, bool))
   state = state._replace(own=state.own._replace(focus=at(0.3)))
-  context = losses.Context(state, jnp.float32(0), jnp.float32(0.5))
+  context = methods.Context(state, jnp.float32(0), jnp.float32(0.5))
   teacher = rows[1]
   if difficulty:  # Two words whose distance is in that bin.
     q = (1 - difficulty**2) ** 2
@@ -207,7 +207,7 @@ def test_tokens_that_are_all_alike_keep_the_expected_share(rows, difficulty):
 
 def test_a_loss_that_is_not_finite_leaves_the_controller(rows):
   method = make_adakd()
-  context = losses.Context(method.init_state(), jnp.float32(0), jnp.float32(0.5))
+  context = methods.Context(method.init_state(), jnp.float32(0), jnp.float32(0.5))
   _, stats = method.token_loss(*rows, {}, context)
   broken = stats | {"distillation_loss": stats["distillation_loss"].at[3].set(jnp.nan)}
   after = method.update(context.state, broken, jnp.ones(24, bool), jnp.float32(0.5))

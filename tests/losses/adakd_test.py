@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from egad_jax import losses
+from egad_jax import losses, methods
 from egad_jax.losses import Temperature
-from egad_jax.losses.adakd import adakd_loss, make_adakd
+from egad_jax.losses.adakd import adakd_loss
 from egad_jax.losses.focus import Focus, FocusState, update_focus
+from egad_jax.methods.adakd import make_adakd
 from tests.losses.adakd_cases import CODE, EVERYTHING, IDTS, OPTIONS, at, compiled, filled_context
 
 
@@ -214,7 +215,7 @@ def test_gradient_reaches_the_student_only(batch, name):
     return adakd_loss(student, teacher, *batch[2:], state=state, elapsed=elapsed, **options)
 
   def running(student, teacher, state, elapsed):
-    context = losses.Context(state, jnp.float32(0), elapsed)
+    context = methods.Context(state, jnp.float32(0), elapsed)
     loss, stats = method.token_loss(student, teacher, batch.labels, {}, context)
     return losses.masked_mean(loss, batch.mask), stats
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from egad_jax.losses import Branch, cosine_distance, make_egad
+from egad_jax.losses import Branch, cosine_distance
 from egad_jax.losses.branch import PAIR_TOKENS, hard_from, in_batch_feature_loss
 from egad_jax.losses.features import pair_distances, project
+from egad_jax.methods import make_egad
 
 TAPS, BATCH, SEQ, DS, DT = 2, 3, 8, 4, 5
 

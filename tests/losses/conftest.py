@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from egad_jax.losses import Context, EntropyDistribution, State
+from egad_jax.losses import EntropyDistribution
+from egad_jax.methods import Context, State
 
 
 class LogitsBatch(NamedTuple):

@@ -10,14 +10,8 @@ import numpy as np
 import pytest
 
 from egad_jax import losses
-from egad_jax.losses import (
-  Branch,
-  Curriculum,
-  Temperature,
-  egad_loss,
-  make_egad,
-  make_vanilla_kd,
-)
+from egad_jax.losses import Branch, Curriculum, Temperature, egad_loss
+from egad_jax.methods import make_egad, make_vanilla_kd
 
 FIXED = Temperature(kind="fixed")
 OFF = {"curriculum": None, "temperature": FIXED, "branch": None}

@@ -10,15 +10,10 @@ import numpy as np
 import pytest
 
 from egad_jax import losses
-from egad_jax.losses.entropy_weighting import (
-  ea_kd_loss,
-  entropy_weights,
-  make_ea_kd,
-  make_se_kd,
-  se_kd_loss,
-)
-from egad_jax.losses.explicit_knowledge import make_aekt
+from egad_jax.losses.entropy_weighting import ea_kd_loss, entropy_weights, se_kd_loss
 from egad_jax.losses.top_k import top_k_teacher
+from egad_jax.methods.entropy_weighting import make_ea_kd, make_se_kd
+from egad_jax.methods.explicit_knowledge import make_aekt
 
 LOSSES = {
   "se_kd": functools.partial(se_kd_loss, fraction=0.4, temperature=2.0, ce_weight=0.3),

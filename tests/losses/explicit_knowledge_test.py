@@ -6,12 +6,8 @@ import numpy as np
 import pytest
 
 from egad_jax import losses
-from egad_jax.losses.explicit_knowledge import (
-  ExplicitKnowledge,
-  apply_serial,
-  explicit_knowledge_loss,
-  make_aekt,
-)
+from egad_jax.losses.explicit_knowledge import ExplicitKnowledge, explicit_knowledge_loss
+from egad_jax.methods.explicit_knowledge import apply_serial, make_aekt
 
 Z_S, Z_T = np.array([[1, 1, 1, 0], [2, 1, 0, -1]], np.float32)
 OPTIONS = [

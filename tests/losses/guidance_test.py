@@ -15,20 +15,20 @@ from egad_jax.losses import (
   entropy_position,
 )
 from egad_jax.losses.branch import hard_from
-from egad_jax.losses.placement import place_in_batch, place_running
+from egad_jax.losses.guidance import in_batch_guidance, running_guidance
 
 ENTROPY = jnp.array([1e-8, 0.05, 0.3, 1.0, 2.5])
 
 
 def running(context, **options):
   options = {"curriculum": None, "branch": None, "temperature": Temperature()} | options
-  return place_running(ENTROPY, context=context, **options)
+  return running_guidance(ENTROPY, context=context, **options)
 
 
 def in_batch(mask=None, **options):
   options = {"curriculum": None, "branch": None, "temperature": Temperature()} | options
   mask = jnp.ones(5, bool) if mask is None else mask
-  return place_in_batch(ENTROPY, mask=mask, progress=0.3, **({"kind": "rank"} | options))
+  return in_batch_guidance(ENTROPY, mask=mask, progress=0.3, **({"kind": "rank"} | options))
 
 
 def test_running_reads_the_distribution(context):
@@ -120,7 +120,7 @@ def test_softness_tends_to_the_hard_gate(context, kind, threshold):
   if threshold is not None:
     np.testing.assert_array_equal(gates[0], np.array(ENTROPY) >= threshold)
     equal = lambda branch: (
-      place_in_batch(
+      in_batch_guidance(
         jnp.ones(3),
         mask=jnp.ones(3, bool),
         progress=0.0,

@@ -10,6 +10,7 @@ import sys
 import jax
 flags = dict(jax.config.values)
 import egad_jax.losses as losses
+from egad_jax import methods
 heavy = {"flax", "orbax", "tensorflow", "ml_collections", "optax", "grain", "absl.flags"}
 loaded = sorted(name for name in sys.modules if name in heavy)
 assert not loaded, loaded
@@ -18,7 +19,7 @@ assert not ours, ours
 from jax._src import xla_bridge
 assert not xla_bridge._backends, "importing started a backend"
 assert dict(jax.config.values) == flags, "importing set a flag"
-losses.make_egad()
+methods.make_egad()
 assert not xla_bridge._backends, "making a method started a backend"
 for name in losses.__all__:
   getattr(losses, name)

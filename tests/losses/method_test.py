@@ -10,14 +10,8 @@ import numpy as np
 import pytest
 
 from egad_jax import losses
-from egad_jax.losses import (
-  METHODS,
-  Branch,
-  Curriculum,
-  Temperature,
-  make_egad,
-  make_vanilla_kd,
-)
+from egad_jax.losses import Branch, Curriculum, Temperature
+from egad_jax.methods import METHODS, make_egad, make_vanilla_kd
 
 STATS = {
   "teacher_entropy",

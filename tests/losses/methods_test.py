@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from egad_jax import losses
-from egad_jax.losses import METHODS, Branch, Method, make_method
+from egad_jax.losses import Branch
+from egad_jax.methods import METHODS, Method, make_method
 
 IDENTITY = ([[0], [1]], [[1.0], [1.0]])
 

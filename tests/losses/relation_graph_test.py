@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from egad_jax.losses import make_egad, make_vanilla_kd
 from egad_jax.losses.features import project
-from egad_jax.losses.relation_graph import RelationGraph, make_trg, relation_graph_loss
+from egad_jax.losses.relation_graph import RelationGraph, relation_graph_loss
 from egad_jax.losses.token_graph import contextual_relation, inner_relation, local_relation
+from egad_jax.methods import make_egad, make_vanilla_kd
+from egad_jax.methods.relation_graph import make_trg
 
 TAPS, BATCH, SEQ, DS, DT = 2, 4, 8, 4, 5
 GRAPH = RelationGraph(

@@ -10,13 +10,8 @@ import numpy as np
 import pytest
 
 from egad_jax import losses
-from egad_jax.losses.taid import (
-  Interpolation,
-  InterpolationState,
-  make_taid,
-  taid_loss,
-  update_interpolation,
-)
+from egad_jax.losses.taid import Interpolation, InterpolationState, taid_loss, update_interpolation
+from egad_jax.methods.taid import make_taid
 
 Z_STUDENT, Z_TEACHER = jnp.array([[1.0, 1.0, 1.0, 0.0]]), jnp.array([[2.0, 1.0, 0.0, -1.0]])
 ONE_LABEL, ONE = jnp.array([0]), jnp.array([True])

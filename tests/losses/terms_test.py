@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from egad_jax import losses
+from egad_jax import losses, methods
 from egad_jax.losses import log_divergences, token_entropy
 from egad_jax.losses.probabilities import log_probabilities
 from egad_jax.losses.terms import at_temperature, check_ce_weight, log_pair, token_terms
@@ -92,7 +92,7 @@ def test_terms_of_a_top_k_teacher_are_about_the_whole_student():
 
 
 def test_a_method_takes_a_top_k_teacher(batch, context):
-  method = losses.make_egad(ce_weight=0.3)
+  method = methods.make_egad(ce_weight=0.3)
   student, teacher, labels = (np.asarray(x)[0] for x in batch[:3])
   extras: dict[str, jax.Array] = {}
 

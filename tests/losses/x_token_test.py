@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from egad_jax import losses
-from egad_jax.losses import Curriculum, Temperature, curriculum_weights, make_vanilla_kd
+from egad_jax.losses import Curriculum, Temperature, curriculum_weights
 from egad_jax.losses.chunks import chunk_log_average
 from egad_jax.losses.cross_tokenizer import cross_tokenizer_loss, project
-from egad_jax.losses.x_token import make_x_token
+from egad_jax.methods import make_vanilla_kd
+from egad_jax.methods.x_token import make_x_token
 
 VS, VT = 13, 11
 PROJECTION = (

@@ -8,8 +8,8 @@ _ADAKD = [
   (
     "temperature",
     "the compensation is left out",
-    "divergence(*at_temperature(pair, placement.temperature)) * placement.factor",
-    "divergence(*at_temperature(pair, placement.temperature))",
+    "divergence(*at_temperature(pair, guidance.temperature)) * guidance.factor",
+    "divergence(*at_temperature(pair, guidance.temperature))",
   ),
   (
     "sign",

@@ -1,4 +1,4 @@
-"""Mutations of what EGAD is assembled from: terms, placement, and the methods' shared parts."""
+"""Mutations of what EGAD is assembled from: terms, guidance, and the methods' shared parts."""
 
 from __future__ import annotations
 
@@ -224,37 +224,37 @@ _STEERED = [
   (
     "temperature",
     "the compensation is left out",
-    "value = value * placement.factor",
+    "value = value * guidance.factor",
     "value = value * 1",
   ),
   (
     "temperature",
     "the compensation is squared",
-    "value = value * placement.factor",
-    "value = value * placement.factor**2",
+    "value = value * guidance.factor",
+    "value = value * guidance.factor**2",
   ),
   (
     "normaliser",
     "the curriculum's weight is left out",
-    "value = value * placement.weight",
+    "value = value * guidance.weight",
     "value = value * 1",
   ),
   (
     "sign",
     "easy tokens lose their logit loss",
-    "value = value * (1 - placement.hard)",
-    "value = value * placement.hard",
+    "value = value * (1 - guidance.hard)",
+    "value = value * guidance.hard",
   ),
   (
     "options",
     "the closed form counts the cross-entropy twice",
-    "ce_weight=self.ce_weight,\n      **_reported(placement),\n    )\n\n\ndef",
-    "ce_weight=2 * self.ce_weight,\n      **_reported(placement),\n    )\n\n\ndef",
+    "ce_weight=self.ce_weight,\n      **_reported(guidance),\n    )\n\n\ndef",
+    "ce_weight=2 * self.ce_weight,\n      **_reported(guidance),\n    )\n\n\ndef",
   ),
   (
     "normaliser",
     "the closed form leaves out weights and factors",
-    "self.weighted(divergence, placement),",
+    "self.weighted(divergence, guidance),",
     "divergence,",
   ),
 ]
@@ -286,14 +286,14 @@ MUTATIONS = (
     ["losses/terms_test.py", "losses/method_test.py", "losses/egad_test.py"],
     _TERMS,
   ),
-  *of_file("losses/method.py", ["losses/method_test.py"], _METHOD),
+  *of_file("methods/method.py", ["losses/method_test.py"], _METHOD),
   *of_file(
     "losses/in_batch.py",
     ["losses/in_batch_test.py", "losses/egad_test.py", "losses/taid_test.py"],
     _IN_BATCH,
   ),
   *of_file(
-    "losses/placement.py",
+    "losses/guidance.py",
     ["losses/placement_test.py", "losses/method_test.py", "losses/egad_test.py"],
     _PLACEMENT,
   ),

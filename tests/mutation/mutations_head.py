@@ -195,18 +195,18 @@ _CLOSED_FORM = [
     "(labels >= 0) & (labels < vocab)",
     "labels < vocab",
   ),
-  ("temperature", "T for 1 / T", "one / placement.temperature", "one * placement.temperature"),
+  ("temperature", "T for 1 / T", "one / guidance.temperature", "one * guidance.temperature"),
   (
     "temperature",
     "the gradient lacks 1 / T",
-    "token_loss.weighted(one, placement) * inverse, 0)",
-    "token_loss.weighted(one, placement), 0)",
+    "token_loss.weighted(one, guidance) * inverse, 0)",
+    "token_loss.weighted(one, guidance), 0)",
   ),
   (
     "mask",
     "the divergence's gradient ignores the mask",
-    "jnp.where(mask, token_loss.weighted(one, placement) * inverse, 0)",
-    "token_loss.weighted(one, placement) * inverse",
+    "jnp.where(mask, token_loss.weighted(one, guidance) * inverse, 0)",
+    "token_loss.weighted(one, guidance) * inverse",
   ),
   (
     "mask",

@@ -131,7 +131,7 @@ _ENTROPY_WEIGHTING = [
   (
     "swap",
     "SE-KD: the teacher's entropy says who is kept",
-    "context.state.own.top_share(_student_entropy(pair), fraction)",
+    "context.state.own.top_share(student_entropy_of(pair), fraction)",
     "context.state.own.top_share(pair.teacher_entropy, fraction)",
   ),
   (

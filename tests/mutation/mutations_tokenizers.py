@@ -206,13 +206,13 @@ _X_TOKEN = [
   (
     "temperature",
     "the compensation is left out",
-    "value = value * placement.factor",
+    "value = value * guidance.factor",
     "value = value * 1",
   ),
   (
     "normaliser",
     "the curriculum's weight is left out",
-    "value = value * placement.weight",
+    "value = value * guidance.weight",
     "value = value * 1",
   ),
   (
@@ -250,7 +250,7 @@ MUTATIONS = (
     ["losses/cross_tokenizer_test.py", "losses/universal_logit_distance_test.py"],
     _CROSS,
   ),
-  *of_file("losses/x_token.py", ["losses/x_token_test.py"], _X_TOKEN),
+  *of_file("methods/x_token.py", ["losses/x_token_test.py"], _X_TOKEN),
 )
 
 EQUIVALENTS: tuple[Equivalent, ...] = ()

@@ -13,6 +13,7 @@ from egad_jax.chips import CHIPS, topology
 from egad_jax.planning import plan as planning
 from egad_jax.planning.environment import prepare_environment
 from egad_jax.planning.program import Program
+from egad_jax.training.programs import lower_train_step
 from tests.from_config.configs import changed
 
 SLICE = topology("v5e:2x2")
@@ -43,7 +44,7 @@ def vanilla(devices):
   """(run, executable) with attention that XLA knows."""
   config = changed(attention="xla", **LARGE_MATMULS)
   run = from_config.plan_run(config, devices)
-  return run, run.lower_step().compile()
+  return run, lower_train_step(run).compile()
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +71,8 @@ def test_trees_have_the_bytes_of_their_arrays(vanilla, planned):
     return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
 
   for tree, arrays in (
-    ("teacher", run.abstract_teacher()),
-    ("student", state.params["student"]),
+    ("teacher", run.teacher.abstract_params()),
+    ("student", state.trainable["student"]),
     ("optimizer", state.opt_state),
   ):
     assert bytes_of(arrays) <= planned.arguments_bytes[tree] < 20 * bytes_of(arrays), tree
@@ -83,7 +84,7 @@ def test_a_teacher_in_host_memory_takes_none_of_its_matrices_on_a_device(devices
   run = from_config.plan_run(changed(attention="xla", **LARGE_MATMULS | host), devices)
   found = planning.plan(run, SLICE, config="host")
   sizes = {"pinned_host": 0, "device": 0}
-  for x in jax.tree.leaves(run.abstract_teacher()):
+  for x in jax.tree.leaves(run.teacher.abstract_params()):
     sizes[x.sharding.memory_kind] += math.prod(x.sharding.shard_shape(x.shape))
   # The other plan is of four bytes a value.
   freed = planned.arguments_bytes["teacher"] - 4 * sizes["pinned_host"]
@@ -94,8 +95,8 @@ def test_flops_of_the_heads_are_the_least_possible(vanilla):
   run, compiled = vanilla
   program = Program(compiled.as_text(), traced_trips=planning.head_chunks(run, ""))
   found = 4 * program.matmul_flops(lambda op: "shard_map" in op.rest)
-  dims = run.pair.teacher.config.dim + 3 * run.pair.student.config.dim
-  wanted = 2 * 4 * 128 * run.tokenizer.vocab_size * dims
+  dims = run.models.teacher.config.dim + 3 * run.models.student.config.dim
+  wanted = 2 * 4 * 128 * run.tokenizers.student.vocab_size * dims
   assert found == pytest.approx(wanted, rel=0.02)
 
 
@@ -103,7 +104,7 @@ def test_all_flops_are_the_least_possible_but_for_the_mask_of_attention(vanilla,
   run = vanilla[0]
   causal_half = sum(
     passes * 2 * 128 * 4 * 128 * c.num_layers * c.num_heads * c.head_dim
-    for passes, c in ((1, run.pair.teacher.config), (3, run.pair.student.config))
+    for passes, c in ((1, run.models.teacher.config), (3, run.models.student.config))
   )
   assert planned.flops_minimum == planning.minimum_flops(run)
   assert planned.flops == pytest.approx(planned.flops_minimum + causal_half, rel=0.02)
@@ -186,7 +187,7 @@ def test_what_the_compiler_refuses_does_not_fit(devices):
   large = {"method": "vanilla_kd", "attention": "xla", "seq_len": 512, "batch_size": 16_384}
   run = from_config.plan_run(changed(**large), devices)
   with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
-    run.lower_step().compile()
+    lower_train_step(run).compile()
   refused = planning.plan(run, SLICE, config="rows")
   assert not refused.fits
   assert refused.total_bytes > refused.hbm_bytes

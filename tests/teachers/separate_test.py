@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from egad_jax.training.micro_batches import joined, micro_batches
+from egad_jax.training.teachers import AHEAD, SeparateTeacher
 
 from egad_jax import from_config, sharding
 from egad_jax.training.compiled_run import CompiledRun
-from egad_jax.training.micro_batches import joined, micro_batches
-from egad_jax.training.teachers import AHEAD, SeparateTeacher
 from tests.from_config.configs import changed
 
 STEPS = 3
@@ -52,7 +52,7 @@ def make(tmp_path_factory):
 
 def trained(programs):
   """The losses of some steps from a filled state, and that state."""
-  filled = programs.fill(programs.run.place_student())
+  filled = programs.fill(programs.run.first_state())
   step, state, losses = programs.compile(filled), filled, []
   # The step takes the memory of its state.
   state = jax.tree.map(jnp.copy, filled)

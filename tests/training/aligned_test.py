@@ -8,16 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from egad_jax.training.teachers import colocated_teacher
 from jax.extend.core import jaxprs_in_params
 
 from egad_jax import sharding
 from egad_jax.data.batches import Batch, PairedBatch, empty_row, shift_pair, stack
 from egad_jax.head import distillation_head
 from egad_jax.losses.chunks import chunk_mask
-from egad_jax.losses.egad import make_vanilla_kd
-from egad_jax.losses.method import Context, Method
 from egad_jax.losses.temperature import Temperature
-from egad_jax.losses.x_token import make_x_token
+from egad_jax.methods.egad import make_vanilla_kd
+from egad_jax.methods.method import Context, Method
+from egad_jax.methods.x_token import make_x_token
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.model import make_model
 from egad_jax.training import evaluation
@@ -25,7 +26,6 @@ from egad_jax.training.aligned import aligned_head, make_aligned_objective, shar
 from egad_jax.training.guard import Guard
 from egad_jax.training.objective import make_objective
 from egad_jax.training.step import TrainState, make_train_step
-from egad_jax.training.teachers import colocated_teacher
 from tests.training.step_test import (
   FAST_COMPILE,
   TX,
@@ -218,7 +218,7 @@ def test_a_mesh_gives_the_loss_and_gradients_of_one_device(shape, one_device):
     params, sharding.parameter_shardings(mesh, make_model(config).logical_axes(), params)
   )
   whole = lambda tree: sharding.place(tree, jax.tree.map(lambda _: sharding.replicated(mesh), tree))
-  params = {"student": split(STUDENT, state.params["student"]), "method": {}}
+  params = {"student": split(STUDENT, state.trainable["student"]), "method": {}}
   rest = whole((state.method_state, state.guard))
   placed = TrainState(whole(state.step), params, TX.init(params), *rest)
   actual, metrics = make_step(mesh)(

@@ -133,7 +133,9 @@ def test_the_batch_saved_is_the_batch_of_that_step(stopped):
   for i, row in enumerate(saved["rows"]):
     for name, field in batch._asdict().items():
       np.testing.assert_array_equal(row[name], field[i], err_msg=name)
-    assert row["text"] == run.tokenizer.decode(batch.tokens[i][batch.segment_ids[i] > 0].tolist())
+    assert row["text"] == run.tokenizers.student.decode(
+      batch.tokens[i][batch.segment_ids[i] > 0].tolist()
+    )
   assert len(saved["rows"]) == BATCH
   assert any("é" in row["text"] for row in saved["rows"])
 
@@ -195,5 +197,5 @@ def test_a_paired_batch_is_saved_with_both_sides(make_run, tmp_path, monkeypatch
   bad_batch.save_bad_batch(tmp_path / "bad.json", run, 1, VALUES)
   row = json.loads((tmp_path / "bad.json").read_text())["rows"][1]
   assert (row["student"]["tokens"], row["teacher"]["tokens"]) == ([3, 4, 5], [23, 24, 25])
-  assert row["teacher"]["text"] == run.teacher_tokenizer.decode([23, 24, 25])
+  assert row["teacher"]["text"] == run.tokenizers.teacher.decode([23, 24, 25])
   assert row["student_chunks"] == row["teacher_chunks"] == [3, 4, 5]

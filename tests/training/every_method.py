@@ -25,7 +25,7 @@ import rich.table
 from configs import tiny
 from egad_jax import from_config
 from egad_jax.durability.workdir import Workdir
-from egad_jax.losses import METHODS
+from egad_jax.methods import METHODS
 from egad_jax.training import loop
 from egad_jax.training.compiled_run import CompiledRun
 
@@ -77,7 +77,7 @@ def _state(run: Any, directory: pathlib.Path) -> Any:
   checkpoints = loop.Checkpoints(directory / "checkpoints", keep=run.keep)
   try:
     step, state, _ = checkpoints.restore_latest(run.abstract_state())
-    assert step == run.steps
+    assert step == run.optimization.steps
     return state
   finally:
     checkpoints.close()
@@ -131,7 +131,7 @@ def train_and_resume(
     np.testing.assert_array_equal(a, b, err_msg=f"{method}{jax.tree_util.keystr(path)}")
   assert _metrics(directory) == metrics, f"{method}: the log of the resumed run differs"
   programs = CompiledRun(run)
-  before = programs.fill(run.place_student())
+  before = programs.fill(run.first_state())
   own = [jax.tree.leaves(s.method_state) for s in (before, state)]
   changed = any(not np.array_equal(a, b) for a, b in zip(*own, strict=True))
   return Result(

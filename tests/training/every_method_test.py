@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import pytest
 
-from egad_jax.losses import METHODS
+from egad_jax.methods import METHODS
 from tests.training.every_method import learns, train_and_resume
 
 

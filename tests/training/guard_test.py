@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from egad_jax.training.teachers import colocated_teacher
 
 from egad_jax.data.batches import Batch
 from egad_jax.head import distillation_head
-from egad_jax.losses.egad import make_vanilla_kd
-from egad_jax.losses.method import Context
+from egad_jax.methods.egad import make_vanilla_kd
+from egad_jax.methods.method import Context
 from egad_jax.models.model import make_model
 from egad_jax.training.guard import STD_FLOOR, WARM_UP, Guard, Spikes
 from egad_jax.training.objective import Outcome, make_objective
 from egad_jax.training.optimizers import position_in_run, scale_by_step
 from egad_jax.training.step import TrainState, make_train_step
-from egad_jax.training.teachers import colocated_teacher
 from tests.training import step_test
 from tests.training.step_test import FAST_COMPILE, assert_same_bits, mean
 

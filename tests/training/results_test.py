@@ -70,9 +70,9 @@ def finished(teacher, tmp_path_factory):
   config = make_config(teacher)
   run = from_config.build(config, directory, devices=jax.devices()[:1])
   programs = CompiledRun(run)
-  state = run.place_student()
+  state = run.first_state()
   results.export(
-    *(run, jax.device_get(state.params["student"]), directory / "export"),
+    *(run, jax.device_get(state.trainable["student"]), directory / "export"),
     summary={"method": run.method_name, "steps": 0, "seed": run.seed},
     config=from_config.plain(config),
     samples=None,
@@ -114,7 +114,7 @@ def test_the_student_stops_where_its_teacher_did(finished):
   assert settings["temperature"] == 0.7
   # Beams are named when the teacher is read, and not passed on.
   assert "num_beams" not in settings
-  assert programs.run.pair.unread == ("teacher: generation_config.json: num_beams",)
+  assert programs.run.models.unread == ("teacher: generation_config.json: num_beams",)
 
 
 def test_samples_stop_there_too(finished, monkeypatch):
@@ -126,7 +126,7 @@ def test_samples_stop_there_too(finished, monkeypatch):
     return [[] for _ in prompts]
 
   monkeypatch.setattr("egad_jax.training.compiled_run.generate", record)
-  state = programs.run.place_student()
+  state = programs.run.first_state()
   assert (programs.continuations(None), programs.continuations(state)) == ([], [])
   assert asked == [(0, 50), (0, 50)]
 

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from egad_jax.training.micro_batches import micro_batches
+from egad_jax.training.teachers import colocated_teacher
 
 from configs import tiny
 from egad_jax import from_config, sharding
@@ -14,15 +16,13 @@ from egad_jax.data.batches import Batch, shift
 from egad_jax.head import distillation_head, head_on_mesh
 from egad_jax.losses import Branch, Curriculum, Temperature
 from egad_jax.losses.distribution import EntropyDistribution
-from egad_jax.losses.egad import make_egad, make_vanilla_kd
-from egad_jax.losses.method import Context, Method
+from egad_jax.methods.egad import make_egad, make_vanilla_kd
+from egad_jax.methods.method import Context, Method
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.model import make_model
 from egad_jax.training.guard import Guard
-from egad_jax.training.micro_batches import micro_batches
 from egad_jax.training.objective import Metrics, make_objective
 from egad_jax.training.step import TrainState, make_train_step
-from egad_jax.training.teachers import colocated_teacher
 
 VOCAB, ROWS, SEQ = 64, 8, 16
 STUDENT = DecoderConfig(
@@ -198,7 +198,7 @@ def test_a_mesh_gives_the_loss_and_gradients_of_one_device(shape, one_device):
   )
   whole = lambda tree: sharding.place(tree, jax.tree.map(lambda _: sharding.replicated(mesh), tree))
   params = {
-    "student": split(STUDENT, state.params["student"]),
+    "student": split(STUDENT, state.trainable["student"]),
     "method": whole(state.params["method"]),
   }
   rest = whole((state.method_state, state.guard))
@@ -264,7 +264,7 @@ def test_vanilla_kd_is_the_formula(vanilla):
     return jnp.sum(4 * kl + 0.5 * cross_entropy, where=batch.mask) / batch.mask.sum()
 
   run = jax.jit(jax.value_and_grad(loss), compiler_options=FAST_COMPILE)
-  value, expected = run(state.params["student"])
+  value, expected = run(state.trainable["student"])
   actual, metrics = vanilla
   assert mean(metrics, "loss") == pytest.approx(float(value), rel=1e-5)
   assert_close(gradients(actual)["student"], expected, 1e-5)

@@ -30,8 +30,8 @@ def test_flops_of_each_model_by_hand():
   found = utilization.minimum_flops(run)
   tokens = 8 * 64
   for model, flops, passes in (
-    (run.pair.teacher, found.teacher, 1),
-    (run.pair.student, found.student, 3),
+    (run.models.teacher, found.teacher, 1),
+    (run.models.student, found.student, 3),
   ):
     c = model.config
     heads, kv_heads = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
