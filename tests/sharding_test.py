@@ -303,7 +303,7 @@ def test_where_everything_of_the_tiny_config_lies():
   state = run.abstract_state()
   assert table(run.teacher.abstract_params()) == TEACHER
   assert table(state.trainable["student"]) == STUDENT
-  assert table(state.params["method"]) == {"kernel": ()}
+  assert table(state.trainable["method"]) == {"kernel": ()}
   assert table(state.opt_state) == OPTIMIZER
 
 

@@ -49,7 +49,7 @@ def test_a_student_of_x_token_has_its_own_tokenizer_and_vocabulary(build_one):
   assert (pair.student.config.vocab_size, pair.teacher.config.vocab_size) == (262, 270)
   assert run.rows.sides == 2
   shapes = jax.tree.map(lambda x: (x.shape, x.dtype), run.abstract_batch())
-  batch = next(CompiledRun(run).train_batches(0))
+  batch = next(CompiledRun(run).train_batches(0, lambda: None))
   assert isinstance(batch, PairedBatch)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), batch) == shapes
   assert np.asarray(batch.student.labels).max() < 262

@@ -56,7 +56,7 @@ backend_config={"window_config":{"estimated_cycles":"100"}}
 }
 
 ENTRY %main (a.0: bf16[8,16], a.1: bf16[16,32], a.2: s32[]) -> f32[8] {
-  %a.0 = bf16[8,16]{1,0} parameter(0), metadata={op_name="state.params[\\'student\\'][\\'w\\']"}
+  %a.0 = bf16[8,16]{1,0} parameter(0), metadata={op_name="state.trainable[\\'student\\'][\\'w\\']"}
   %a.1 = bf16[16,32]{1,0} parameter(1)
   %a.2 = s32[] parameter(2)
   %zero = s32[] constant(0)
@@ -137,7 +137,7 @@ def test_collectives_count_their_channel_once():
 def test_sources_are_lines_of_this_package():
   counted = program()
   assert counted.source("y") == "egad_jax/models/dense.py:25"
-  assert counted.source("a.0") == "state.params['student']['w']"
+  assert counted.source("a.0") == "state.trainable['student']['w']"
   assert counted.source("loop") == "while"
   assert counted.source("nothing") == ""
 

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from egad_jax.training.micro_batches import joined, micro_batches
-from egad_jax.training.teachers import AHEAD, SeparateTeacher
 
 from egad_jax import from_config, sharding
+from egad_jax.sharding import join_micro_batches, micro_batches
+from egad_jax.teachers.separate import AHEAD, PlacedSeparateTeacher
 from egad_jax.training.compiled_run import CompiledRun
 from tests.from_config.configs import changed
 
@@ -52,13 +52,13 @@ def make(tmp_path_factory):
 
 def trained(programs):
   """The losses of some steps from a filled state, and that state."""
-  filled = programs.fill(programs.run.first_state())
+  filled = programs.fill(programs.experiment.first_state())
   step, state, losses = programs.compile(filled), filled, []
   # The step takes the memory of its state.
   state = jax.tree.map(jnp.copy, filled)
-  for batch in itertools.islice(programs.train_batches(0), STEPS):
+  for batch in itertools.islice(programs.train_batches(0, lambda: filled), STEPS):
     with jax.transfer_guard("disallow"):
-      state, metrics = step(state, programs.teacher_params, batch)
+      state, metrics = step(state, programs.frozen, batch)
     total, count = jax.device_get(metrics["loss"])
     assert jax.device_get(metrics["feature_loss"])[0] > 0
     losses.append(total / count)
@@ -75,7 +75,7 @@ def colocated(make):
 @pytest.mark.slow
 def test_layers_in_host_memory(make, colocated):
   programs = make(teacher__placement="host")
-  kinds = jax.tree.map(lambda x: x.sharding.memory_kind, programs.teacher_params)
+  kinds = jax.tree.map(lambda x: x.sharding.memory_kind, programs.frozen.teacher)
   assert kinds["layers"]["block_0"]["mlp"]["up"] == "pinned_host"
   assert kinds["layers"]["block_0"]["mlp_norm"]["scale"] == "device"
   assert kinds["embedding"] == "device"
@@ -86,10 +86,11 @@ def test_layers_in_host_memory(make, colocated):
 
 def test_a_mesh_of_its_own(make, colocated):
   programs, (shared, wanted, shared_state) = make(**OWN), colocated
-  run = programs.run
-  assert set(run.teacher_mesh.devices.flat) == set(jax.devices()[4:])
+  run = programs.experiment
+  (mesh,) = run.teacher.meshes
+  assert set(mesh.devices.flat) == set(jax.devices()[4:])
   assert set(run.mesh.devices.flat) == set(jax.devices()[:4])
-  assert programs.teacher_params.keys() == {"unembedding"}
+  assert programs.frozen.teacher.keys() == {"unembedding"}
   losses, state = trained(programs)
   np.testing.assert_allclose(losses, wanted, rtol=1e-5)
   found, expected = programs.evaluate(state), shared.evaluate(shared_state)
@@ -120,20 +121,17 @@ def test_rows_move_from_device_to_device(shapes, tensors):
 
 
 def test_a_separate_teacher_is_two_batches_ahead(monkeypatch):
-  taught_batches = []
+  asked = []
   monkeypatch.setattr(
-    SeparateTeacher,
-    "teach",
-    lambda self, batch, accumulation: taught_batches.append(batch) or batch,
+    PlacedSeparateTeacher, "_attached", lambda self, batch, accumulation: asked.append(1) or batch
   )
-  teacher = SeparateTeacher.__new__(SeparateTeacher)
-  taken = []
-  for batch in teacher.ahead(range(10)):
+  teacher, taken = PlacedSeparateTeacher.__new__(PlacedSeparateTeacher), []
+  for batch in teacher.attach(range(10)):
     taken.append(batch)
-    assert len(taught_batches) == min(len(taken) + AHEAD, 10)
+    assert len(asked) == min(len(taken) + AHEAD, 10)
   assert taken == list(range(10))
 
 
 def test_micro_batches_joined_are_the_batch():
   batch = {"x": np.arange(48).reshape(8, 3, 2)}
-  np.testing.assert_array_equal(joined(micro_batches(batch, 4))["x"], batch["x"])
+  np.testing.assert_array_equal(join_micro_batches(micro_batches(batch, 4))["x"], batch["x"])

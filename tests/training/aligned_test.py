@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from egad_jax.training.teachers import colocated_teacher
 from jax.extend.core import jaxprs_in_params
 
 from egad_jax import sharding
@@ -21,11 +20,13 @@ from egad_jax.methods.method import Context, Method
 from egad_jax.methods.x_token import make_x_token
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.model import make_model
+from egad_jax.teachers import ColocatedTeacher
 from egad_jax.training import evaluation
 from egad_jax.training.aligned import aligned_head, make_aligned_objective, sharded_aligned_head
 from egad_jax.training.guard import Guard
 from egad_jax.training.objective import make_objective
-from egad_jax.training.step import TrainState, make_train_step
+from egad_jax.training.state import Frozen, TrainState
+from egad_jax.training.step import make_train_step
 from tests.training.step_test import (
   FAST_COMPILE,
   TX,
@@ -97,6 +98,10 @@ def teacher_params():
   return random_params(TEACHER, 1, embedding_scale=20.0)
 
 
+def frozen():
+  return Frozen(teacher_params(), {})
+
+
 def make_head(row_loss, mesh=None):
   head = aligned_head(
     row_loss,
@@ -114,7 +119,7 @@ def objective_of(method: Method, mesh=None):
   constrain = sharding.constrain(mesh)
   return make_aligned_objective(
     student=make_model(STUDENT, constrain=constrain),
-    teacher=colocated_teacher(make_model(TEACHER, constrain=constrain)),
+    teacher=ColocatedTeacher(make_model(TEACHER, constrain=constrain), mesh),
     chunk_loss=method.chunk_loss,
     make_head=functools.partial(make_head, mesh=mesh),
   )
@@ -154,7 +159,7 @@ def one_step():
 
 @pytest.fixture(scope="module")
 def one_device(one_step):
-  return one_step(initial_state(), teacher_params(), paired_batch())
+  return one_step(initial_state(), frozen(), paired_batch())
 
 
 def logits_of(config, params, side: Batch, vocab: int):
@@ -222,7 +227,7 @@ def test_a_mesh_gives_the_loss_and_gradients_of_one_device(shape, one_device):
   rest = whole((state.method_state, state.guard))
   placed = TrainState(whole(state.step), params, TX.init(params), *rest)
   actual, metrics = make_step(mesh)(
-    placed, split(TEACHER, teacher_params()), sharding.place_batch(paired_batch(), mesh)
+    placed, Frozen(split(TEACHER, teacher_params()), {}), sharding.place_batch(paired_batch(), mesh)
   )
   expected, expected_metrics = one_device
   assert_close(gradients(actual), gradients(expected), 1e-5)
@@ -231,7 +236,7 @@ def test_a_mesh_gives_the_loss_and_gradients_of_one_device(shape, one_device):
 
 
 def test_accumulated_micro_batches_equal_one_batch(one_device):
-  actual, metrics = make_step(accumulation=4)(initial_state(), teacher_params(), paired_batch())
+  actual, metrics = make_step(accumulation=4)(initial_state(), frozen(), paired_batch())
   expected, expected_metrics = one_device
   assert_whole_close(gradients(actual), gradients(expected), 1e-6)
   assert_close(gradients(actual), gradients(expected), 5e-6)
@@ -254,16 +259,16 @@ def test_masked_places_change_nothing(one_step, one_device):
   changed = batch._replace(
     student=noisy(batch.student, STUDENT_VOCAB), teacher=noisy(batch.teacher, TEACHER_VOCAB)
   )
-  assert_same_bits(one_step(initial_state(), teacher_params(), changed), one_device)
+  assert_same_bits(one_step(initial_state(), frozen(), changed), one_device)
 
 
 def test_an_empty_batch_changes_nothing(one_step):
   state = initial_state()
-  after, metrics = one_step(state, teacher_params(), jax.tree.map(np.zeros_like, paired_batch()))
+  after, metrics = one_step(state, frozen(), jax.tree.map(np.zeros_like, paired_batch()))
   assert mean(metrics, "finite") == 1
   assert float(metrics["tokens"][0]) == 0
   assert_same_bits(after.method_state, state.method_state)
-  assert_same_bits(after.params, state.params)
+  assert_same_bits(after.trainable, state.trainable)
 
 
 def head_arguments():
@@ -339,7 +344,7 @@ def test_one_tokenizer_for_both_is_vanilla_kd():
   x_token = make_x_token(projection=identity, temperature=fixed, teacher_top_k=None, ce_weight=0.5)
   vanilla = make_vanilla_kd(temperature=2.0, ce_weight=0.5)
   context, models = context_of(vanilla), (make_model(student), make_model(teacher))
-  both = {"student": models[0], "teacher": colocated_teacher(models[1])}
+  both = {"student": models[0], "teacher": ColocatedTeacher(models[1], None)}
   head = functools.partial(aligned_head, student_vocab_size=vocab, teacher_vocab_size=vocab)
   chunk_objective = make_aligned_objective(**both, chunk_loss=x_token.chunk_loss, make_head=head)
   token_objective = make_objective(**both, method=vanilla, make_head=distillation_head)
@@ -358,8 +363,10 @@ def test_one_tokenizer_for_both_is_vanilla_kd():
   def everything(objective, sums, batch):
     @jit
     def program():
-      value = jax.value_and_grad(lambda p: objective(p, other, batch, context)[0])(params)
-      return value, sums(params["student"], other, batch, context)
+      value = jax.value_and_grad(lambda p: objective(p, Frozen(other, {}), batch, context)[0])(
+        params
+      )
+      return value, sums(params, Frozen(other, {}), batch, context)
 
     return program()
 
@@ -374,13 +381,13 @@ def test_an_evaluation_is_per_token_of_each_model_and_over_the_same_bytes():
   batch, context = paired_batch(), context_of(METHOD)
   statistics = evaluation.make_chunk_statistics(
     student=make_model(STUDENT),
-    teacher=colocated_teacher(make_model(TEACHER)),
+    teacher=ColocatedTeacher(make_model(TEACHER), None),
     head=make_head(evaluation.evaluation_row_loss(METHOD.chunk_loss)),
   )
   sums = jit(evaluation.make_sums(statistics, TEACHER_VOCAB))
   size = 1234
   result = evaluation.evaluate(
-    lambda part: sums(student_params(), teacher_params(), part, context),
+    lambda part: sums({"student": student_params()}, frozen(), part, context),
     [batch, batch],
     vocab_size=TEACHER_VOCAB,
     num_bytes=size,

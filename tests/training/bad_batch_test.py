@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from egad_jax.data.batches import Batch, PairedBatch
 from egad_jax.durability.restoring import restore_state
 from egad_jax.durability.workdir import Workdir
 from egad_jax.training import bad_batch, loop
+from egad_jax.training.experiment import Experiment
 
 STEPS, BATCH = 8, 4
 # Batches whose loss is not finite, by number.
@@ -27,6 +29,11 @@ BAD = (2, 4, 5, 6)
 
 def _bad_progress(step):
   return jnp.where(jnp.isin(step, jnp.array(BAD)), jnp.nan, 0.5)
+
+
+class Made(NamedTuple):
+  experiment: Experiment
+  options: loop.LoopOptions
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +62,18 @@ def make_run(tmp_path_factory):
     config.eval.sample_tokens, config.eval.rows, config.tensorboard = 0, 4, False
     config.guard.max_skipped = 3
     run = from_config.build(config, directory, devices=jax.devices()[:1])
-    return dataclasses.replace(run, progress=_bad_progress)
+    optimization = dataclasses.replace(run.optimization, progress=_bad_progress)
+    return Made(
+      dataclasses.replace(run, optimization=optimization), from_config.loop_options(config)
+    )
 
   return make
 
 
-def train(run, directory):
+def train(made, directory):
   with Workdir(directory) as workdir:
     workdir.store_config({})
-    return loop.train(run, workdir)
+    return loop.train(made.experiment, made.options, workdir)
 
 
 def lines_of(directory):
@@ -73,8 +83,9 @@ def lines_of(directory):
   return [{k: v for k, v in json.loads(x).items() if k not in timed} for x in lines]
 
 
-def state_at(run, directory, step):
-  return restore_state(epath.Path(directory), step, run.abstract_state())[1]
+def state_at(made, directory, step):
+  like = made.experiment.abstract_state()
+  return restore_state(epath.Path(directory), step, like)[1]
 
 
 @pytest.fixture(scope="module")
@@ -125,13 +136,15 @@ def test_the_same_command_stops_at_the_same_step(stopped):
 
 
 def test_the_batch_saved_is_the_batch_of_that_step(stopped):
-  run, directory, _, _ = stopped
+  (run, _), directory, _, _ = stopped
   saved = json.loads((directory / "bad_batch_7.json").read_text())
   assert (saved["step"], saved["batch"], saved["loss"], saved["grad_norm"]) == (7, 6, None, None)
   assert saved["why"] == "not finite: loss nan, gradient norm nan"
-  batch = next(pipeline.train_batches(run.rows, batch_size=BATCH, seed=run.seed, start_step=6))
+  batch = run.batch_source.batch(6, None)
   for i, row in enumerate(saved["rows"]):
-    for name, field in batch._asdict().items():
+    assert row["row_number"] == batch.row_numbers[i]
+    for name in ("tokens", "labels", "positions", "segment_ids", "mask"):
+      field = getattr(batch, name)
       np.testing.assert_array_equal(row[name], field[i], err_msg=name)
     assert row["text"] == run.tokenizers.student.decode(
       batch.tokens[i][batch.segment_ids[i] > 0].tolist()
@@ -142,9 +155,11 @@ def test_the_batch_saved_is_the_batch_of_that_step(stopped):
 
 @pytest.mark.slow
 def test_goes_on_where_more_may_be_skipped(stopped, caplog):
-  run, directory, _, lines = stopped
+  made, directory, _, lines = stopped
   with caplog.at_level(logging.WARNING, logger="egad_jax"):
-    summary = train(dataclasses.replace(run, max_skipped=4), directory)
+    summary = train(
+      made._replace(options=dataclasses.replace(made.options, max_skipped=4)), directory
+    )
   warnings = [record.getMessage() for record in caplog.records if "withheld" in record.getMessage()]
   assert warnings == [
     "step 7 is not finite: loss nan, gradient norm nan; update withheld, 3 in a row "
@@ -165,10 +180,10 @@ VALUES = {"finite": 1.0, "loss": 9.0, "grad_norm": 2.0, "loss_limit": 3.0, "grad
 
 
 def test_a_spike_names_its_limits_and_its_own_remedy(make_run, tmp_path, caplog):
-  run = make_run(tmp_path)
+  run, _ = make_run(tmp_path)
   values = VALUES | {"skipped": 1.0, "skipped_in_a_row": 3.0}
   with Workdir(tmp_path) as workdir, pytest.raises(FloatingPointError) as error:
-    bad_batch.note_skipped(run, workdir, 1, values, saved_step=None)
+    bad_batch.note_skipped(run, None, workdir, 1, values, max_skipped=3, saved_step=None)
   message = str(error.value)
   assert "step 1 is a spike: loss 9 (limit 3), gradient norm 2 (limit 4)" in message
   assert "there is none yet" in message
@@ -182,19 +197,19 @@ def test_a_full_disk_does_not_hide_the_reason(make_run, tmp_path, monkeypatch):
 
   monkeypatch.setattr(bad_batch, "write_text", full)
   values = VALUES | {"skipped": 1.0, "skipped_in_a_row": 3.0}
-  made = make_run(tmp_path)
+  made, _ = make_run(tmp_path)
   refused = pytest.raises(FloatingPointError, match=r"a spike.*could not be saved \(No space left")
   with Workdir(tmp_path) as workdir, refused:
-    bad_batch.note_skipped(made, workdir, 1, values, saved_step=0)
+    bad_batch.note_skipped(made, None, workdir, 1, values, max_skipped=3, saved_step=0)
 
 
 def test_a_paired_batch_is_saved_with_both_sides(make_run, tmp_path, monkeypatch):
-  run = make_run(tmp_path)
+  run, _ = make_run(tmp_path)
   ids = np.arange(BATCH * 3, dtype=np.int32).reshape(BATCH, 3)
   side = Batch(ids, ids, ids, np.ones_like(ids), np.ones(ids.shape, bool))
-  pairs = PairedBatch(side, side._replace(tokens=ids + 20), ids, ids)
+  pairs = PairedBatch(side, side._replace(tokens=ids + 20), ids, ids, np.arange(BATCH))
   monkeypatch.setattr(pipeline, "train_batch", lambda *_, **__: pairs)
-  bad_batch.save_bad_batch(tmp_path / "bad.json", run, 1, VALUES)
+  bad_batch.save_bad_batch(tmp_path / "bad.json", run, None, 1, VALUES)
   row = json.loads((tmp_path / "bad.json").read_text())["rows"][1]
   assert (row["student"]["tokens"], row["teacher"]["tokens"]) == ([3, 4, 5], [23, 24, 25])
   assert row["teacher"]["text"] == run.tokenizers.teacher.decode([23, 24, 25])

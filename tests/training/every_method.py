@@ -67,14 +67,14 @@ def config_of(
   return config
 
 
-def _train(run: Any, directory: pathlib.Path) -> dict[str, Any]:
+def _train(run: Any, options: loop.LoopOptions, directory: pathlib.Path) -> dict[str, Any]:
   with Workdir(directory) as workdir:
     workdir.store_config({})
-    return loop.train(run, workdir)
+    return loop.train(run, options, workdir)
 
 
 def _state(run: Any, directory: pathlib.Path) -> Any:
-  checkpoints = loop.Checkpoints(directory / "checkpoints", keep=run.keep)
+  checkpoints = loop.Checkpoints(directory / "checkpoints")
   try:
     step, state, _ = checkpoints.restore_latest(run.abstract_state())
     assert step == run.optimization.steps
@@ -119,11 +119,13 @@ def train_and_resume(
   """
   started = time.monotonic()
   directory = root / method
-  run = from_config.build(config_of(method, steps, root, changes), directory, devices=devices)
-  summary = _train(run, directory)
+  config = config_of(method, steps, root, changes)
+  run = from_config.build(config, directory, devices=devices)
+  options = from_config.loop_options(config)
+  summary = _train(run, options, directory)
   state, metrics = _state(run, directory), _metrics(directory)
   _cut_in_half(directory, steps)
-  _train(run, directory)
+  _train(run, options, directory)
   again = _state(run, directory)
   for (path, a), b in zip(
     jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(again), strict=True
@@ -136,8 +138,8 @@ def train_and_resume(
   changed = any(not np.array_equal(a, b) for a, b in zip(*own, strict=True))
   return Result(
     method,
-    programs.objective(before.params, state),
-    programs.objective(state.params, state),
+    programs.held_out_loss(before.trainable, state),
+    programs.held_out_loss(state.trainable, state),
     summary["student_before"]["forward_kl"],
     summary["student_after"]["forward_kl"],
     changed,

@@ -9,17 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from egad_jax.training.teachers import colocated_teacher
 
 from egad_jax.data.batches import Batch
 from egad_jax.head import distillation_head
 from egad_jax.methods.egad import make_vanilla_kd
 from egad_jax.methods.method import Context
 from egad_jax.models.model import make_model
+from egad_jax.teachers import ColocatedTeacher
 from egad_jax.training.guard import STD_FLOOR, WARM_UP, Guard, Spikes
 from egad_jax.training.objective import Outcome, make_objective
 from egad_jax.training.optimizers import position_in_run, scale_by_step
-from egad_jax.training.step import TrainState, make_train_step
+from egad_jax.training.state import TrainState
+from egad_jax.training.step import make_train_step
 from tests.training import step_test
 from tests.training.step_test import FAST_COMPILE, assert_same_bits, mean
 
@@ -127,7 +128,9 @@ def test_a_step_that_is_not_finite_leaves_all_but_the_counts(knobs, name, reques
   assert_same_bits(after, expected)
   assert (mean(next_metrics, "skipped"), mean(next_metrics, "skipped_in_a_row")) == (0, 0)
   assert mean(next_metrics, "skipped_total") == 1
-  for new, old in zip(jax.tree.leaves(later.params), jax.tree.leaves(after.params), strict=True):
+  for new, old in zip(
+    jax.tree.leaves(later.trainable), jax.tree.leaves(after.trainable), strict=True
+  ):
     assert np.isfinite(new).all()
     assert (new != old).all()
 
@@ -153,7 +156,7 @@ def test_a_skipped_step_takes_its_learning_rate_with_it(plain):
     lambda old, new, m, v: np.testing.assert_allclose(
       new - old, -SCHEDULE(2) * m / (np.sqrt(v) + 1e-8), rtol=1e-4
     ),
-    *(before.params, after.params, first, second),
+    *(before.trainable, after.trainable, first, second),
   )
 
 
@@ -262,13 +265,13 @@ def test_accepted_steps_are_those_of_a_step_without_a_guard(plain, guarded):
   @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
   def reference(state, knobs, batch):
     context = Context(state.method_state, jnp.float32(0.5), state.step / 100)
-    grads, outcome = jax.grad(objective, has_aux=True)(state.params, knobs, batch, context)
+    grads, outcome = jax.grad(objective, has_aux=True)(state.trainable, knobs, batch, context)
     count = jnp.maximum(jnp.sum(outcome.mask, dtype=jnp.float32), 1)
     grads = jax.tree.map(lambda g: g / count, grads)
-    updates, opt_state = TX.update(grads, state.opt_state, state.params, step=state.step)
+    updates, opt_state = TX.update(grads, state.opt_state, state.trainable, step=state.step)
     moved = METHOD.update(state.method_state, outcome.stats, outcome.mask, context.elapsed)
-    new = (optax.apply_updates(state.params, updates), opt_state, moved)
-    old = (state.params, state.opt_state, state.method_state)
+    new = (optax.apply_updates(state.trainable, updates), opt_state, moved)
+    old = (state.trainable, state.opt_state, state.method_state)
     finite = jnp.isfinite(outcome.loss) & jnp.isfinite(optax.tree.norm(grads))
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
     return TrainState(state.step, *kept, state.guard), outcome.loss
@@ -288,7 +291,7 @@ def test_training_a_real_pair_has_no_spike():
   tx = optax.adam(3e-3)
   pair = make_objective(
     student=make_model(step_test.STUDENT),
-    teacher=colocated_teacher(make_model(step_test.TEACHER)),
+    teacher=ColocatedTeacher(make_model(step_test.TEACHER), None),
     method=METHOD,
     make_head=lambda token_loss: distillation_head(token_loss, chunk_size=8),
   )
@@ -304,10 +307,10 @@ def test_training_a_real_pair_has_no_spike():
     compiler_options=FAST_COMPILE,
   )
   state = step_test.initial_state(METHOD)
-  state = state._replace(opt_state=tx.init(state.params))
-  teacher, losses = step_test.teacher_params(), []
+  state = state._replace(opt_state=tx.init(state.trainable))
+  frozen, losses = step_test.frozen(), []
   for i in range(steps):
-    state, metrics = step(state, teacher, step_test.packed_batch(i))
+    state, metrics = step(state, frozen, step_test.packed_batch(i))
     losses.append(mean(metrics, "loss"))
   assert int(state.guard.skipped) == 0
   assert int(state.guard.accepted) == steps

@@ -48,12 +48,13 @@ def _train(texts, directory):
     if event == _COMPILED:
       times[fun_name.removeprefix("jit(").removesuffix(")")] += 1
 
-  made = from_config.build(_config(texts), directory, devices=jax.devices()[:2])
+  config = _config(texts)
+  made = from_config.build(config, directory, devices=jax.devices()[:2])
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
     with Workdir(directory) as workdir:
       workdir.store_config({})
-      loop.train(made, workdir)
+      loop.train(made, from_config.loop_options(config), workdir)
   finally:
     jax.monitoring.unregister_event_duration_listener(listen)
   read = lambda name: [json.loads(line) for line in (directory / name).read_text().splitlines()]

@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from egad_jax.training.micro_batches import micro_batches
-from egad_jax.training.teachers import colocated_teacher
 
 from configs import tiny
 from egad_jax import from_config, sharding
@@ -20,9 +18,12 @@ from egad_jax.methods.egad import make_egad, make_vanilla_kd
 from egad_jax.methods.method import Context, Method
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.model import make_model
+from egad_jax.sharding import micro_batches
+from egad_jax.teachers import ColocatedTeacher
 from egad_jax.training.guard import Guard
 from egad_jax.training.objective import Metrics, make_objective
-from egad_jax.training.step import TrainState, make_train_step
+from egad_jax.training.state import Frozen, TrainState
+from egad_jax.training.step import make_train_step
 
 VOCAB, ROWS, SEQ = 64, 8, 16
 STUDENT = DecoderConfig(
@@ -78,6 +79,10 @@ def teacher_params():
   return random_params(TEACHER, 1, embedding_scale=20.0)
 
 
+def frozen() -> Frozen:
+  return Frozen(teacher_params(), {})
+
+
 def initial_state(method: Method, *, filled: bool = True) -> TrainState:
   params = {
     "student": random_params(STUDENT, 0),
@@ -110,8 +115,8 @@ def make_step(method: Method, *, accumulation: int = 1, mesh=None):
     make_train_step(
       objective=make_objective(
         student=make_model(STUDENT, constrain=constrain),
-        teacher=colocated_teacher(
-          make_model(TEACHER, constrain=constrain), taps=TEACHER_TAPS if taps else ()
+        teacher=ColocatedTeacher(
+          make_model(TEACHER, constrain=constrain), mesh, taps=TEACHER_TAPS if taps else ()
         ),
         method=method,
         make_head=make_head,
@@ -129,7 +134,7 @@ def make_step(method: Method, *, accumulation: int = 1, mesh=None):
 
 def run(method: Method, batch: Batch | None = None, **options) -> tuple[TrainState, Metrics]:
   batch = packed_batch() if batch is None else batch
-  return make_step(method, **options)(initial_state(method), teacher_params(), batch)
+  return make_step(method, **options)(initial_state(method), frozen(), batch)
 
 
 def gradients(state: TrainState):
@@ -170,7 +175,7 @@ def full_step():
 
 @pytest.fixture(scope="module")
 def one_device(full_step):
-  return full_step(initial_state(make_egad(**FULL)), teacher_params(), packed_batch())
+  return full_step(initial_state(make_egad(**FULL)), frozen(), packed_batch())
 
 
 @pytest.fixture(scope="module")
@@ -199,12 +204,12 @@ def test_a_mesh_gives_the_loss_and_gradients_of_one_device(shape, one_device):
   whole = lambda tree: sharding.place(tree, jax.tree.map(lambda _: sharding.replicated(mesh), tree))
   params = {
     "student": split(STUDENT, state.trainable["student"]),
-    "method": whole(state.params["method"]),
+    "method": whole(state.trainable["method"]),
   }
   rest = whole((state.method_state, state.guard))
   placed = TrainState(whole(state.step), params, TX.init(params), *rest)
   actual, metrics = make_step(method, mesh=mesh)(
-    placed, split(TEACHER, teacher_params()), sharding.place_batch(packed_batch(), mesh)
+    placed, Frozen(split(TEACHER, teacher_params()), {}), sharding.place_batch(packed_batch(), mesh)
   )
   expected, expected_metrics = one_device
   assert_close(gradients(actual), gradients(expected), 1e-5)
@@ -235,7 +240,7 @@ def test_masked_tokens_change_nothing(full_step, one_device):
   assert (changed.labels != batch.labels).any()
   assert (changed.tokens != batch.tokens).any()
   state = initial_state(make_egad(**FULL))
-  assert_same_bits(full_step(state, teacher_params(), changed), one_device)
+  assert_same_bits(full_step(state, frozen(), changed), one_device)
 
 
 def test_all_off_in_the_config_is_vanilla_kd_bit_for_bit(vanilla):
@@ -301,7 +306,7 @@ def test_a_mechanism_alone_changes_only_its_own_terms(name, vanilla):
   assert changed == own
   assert expected.keys() <= metrics.keys()
   assert_same_bits(state.method_state, vanilla_state.method_state)
-  assert bool(state.params["method"]) == (name == "branch")
+  assert bool(state.trainable["method"]) == (name == "branch")
   if name == "branch":
     total = mean(expected, "loss") + mean(metrics, "feature_loss")
     assert mean(metrics, "loss") == pytest.approx(total, rel=1e-6)
@@ -312,7 +317,7 @@ def test_a_mechanism_alone_changes_only_its_own_terms(name, vanilla):
 
 
 def test_a_non_finite_update_is_withheld(full_step):
-  state, teacher = initial_state(make_egad(**FULL)), teacher_params()
+  state, teacher = initial_state(make_egad(**FULL)), frozen()
   broken = teacher | {"embedding": teacher["embedding"].copy()}
   broken["embedding"][3, 4] = np.nan
   after, metrics = full_step(state, broken, packed_batch())
@@ -339,9 +344,9 @@ def test_micro_batches_keep_every_row_once():
 def test_an_empty_batch_changes_nothing(filled, full_step):
   state = initial_state(make_egad(**FULL), filled=filled)
   empty = jax.tree.map(np.zeros_like, packed_batch())
-  after, metrics = full_step(state, teacher_params(), empty)
+  after, metrics = full_step(state, frozen(), empty)
   assert mean(metrics, "finite") == 1
   assert float(metrics["tokens"][0]) == 0
   assert isinstance(after.method_state.entropy, EntropyDistribution)
   assert_same_bits(after.method_state, state.method_state)
-  assert_same_bits(after.params, state.params)
+  assert_same_bits(after.trainable, state.trainable)
