@@ -127,7 +127,7 @@ def test_the_attention_kernel_counts(vanilla, devices, planned):
   """One block of 128 x 128 and no square of logits: forward 2 products, backward 3 and 4."""
   run = from_config.plan_run(changed(**LARGE_MATMULS), devices)
   splash = planning.plan(run, SLICE, config="splash")
-  pair = vanilla[0].pair
+  pair = vanilla[0].models
   product = 2 * 4 * 128 * 128
   extra = 3 * product * pair.student.config.num_layers * pair.student.config.num_heads
   # The backward kernels make the logits anew and once more.
@@ -197,7 +197,7 @@ def test_the_least_flops_of_paired_rows_are_of_two_vocabularies(devices):
   paired = {"method": "x_token", "student__tokenizer": "train:384", "seq_len": 128}
   found = planning.minimum_flops(from_config.plan_run(changed(**paired), devices))
   same = from_config.plan_run(changed(**paired | {"student__tokenizer": ""}), devices)
-  tokens, dim = same.batch_size * 128, same.pair.student.config.dim
+  tokens, dim = same.optimization.batch_size * 128, same.models.student.config.dim
   # The student's head loses 128 of its entries.
   assert planning.minimum_flops(same) - found == 6 * tokens * 128 * dim
 

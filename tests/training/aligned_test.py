@@ -79,7 +79,7 @@ def paired_row(rng, length: int) -> PairedBatch:
       ends += sizes
     for side in fields:
       side[2, side[1] == segment] = np.arange(np.sum(side[1] == segment))
-  return shift_pair(*fields)
+  return shift_pair(*fields)._replace(row_numbers=np.int32(0))
 
 
 @functools.cache

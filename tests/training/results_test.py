@@ -114,7 +114,7 @@ def test_the_student_stops_where_its_teacher_did(finished):
   assert settings["temperature"] == 0.7
   # Beams are named when the teacher is read, and not passed on.
   assert "num_beams" not in settings
-  assert programs.run.models.unread == ("teacher: generation_config.json: num_beams",)
+  assert programs.experiment.models.unread == ("teacher: generation_config.json: num_beams",)
 
 
 def test_samples_stop_there_too(finished, monkeypatch):
@@ -126,7 +126,7 @@ def test_samples_stop_there_too(finished, monkeypatch):
     return [[] for _ in prompts]
 
   monkeypatch.setattr("egad_jax.training.compiled_run.generate", record)
-  state = programs.run.first_state()
+  state = programs.experiment.first_state()
   assert (programs.continuations(None), programs.continuations(state)) == ([], [])
   assert asked == [(0, 50), (0, 50)]
 
@@ -145,12 +145,12 @@ def test_the_export_is_read_back_as_student_and_as_teacher(finished, teacher):
   assert (read.config.vocab_size, read.generation.end_ids) == (IDS, (0, 50))
   changes = {"student.init": "source", "student.source": str(export)}
   again = from_config.build(make_config(teacher, **changes), directory, devices=jax.devices()[:1])
-  assert again.tokenizer is again.teacher_tokenizer
+  assert again.tokenizers.student is again.tokenizers.teacher
   placed = CompiledRun(again)
-  before = placed.evaluate(again.place_student())["student"]
+  before = placed.evaluate(again.first_state())["student"]
   for name in ("cross_entropy", "forward_kl", "agreement"):
     assert before[name] == pytest.approx(evaluated[name], rel=1e-5), name
   student = from_config.build(
     make_config(export, **changes | {"student.init": "layers"}), directory
   )
-  assert student.pair.student.config == student.pair.teacher.config == read.config
+  assert student.models.student.config == student.models.teacher.config == read.config
