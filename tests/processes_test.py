@@ -127,7 +127,7 @@ def test_what_jax_makes_of_the_environment_is_told_in_a_line(monkeypatch, error,
 def three(monkeypatch):
   """Makes this process one of three; the others have what the test puts into the list."""
   others: list[bytes] = []
-  monkeypatch.setattr(processes, "joined", lambda: True)
+  monkeypatch.setattr(processes, "is_multiprocess", lambda: True)
   monkeypatch.setattr(processes, "_gather", lambda data: [data, *others])
   return others
 

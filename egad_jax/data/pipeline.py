@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import grain
+import numpy as np
 from absl import logging
 from array_record.python import array_record_data_source
 
@@ -47,7 +48,7 @@ class RowSource:
       logging.error(
         "%s: row %d cannot be read, its place stays empty: %s", self._name, index, error
       )
-      return batches.empty_row(**self._shape)
+      return batches.empty_row(**self._shape)._replace(row_numbers=np.int32(index))
 
 
 class TrainData:

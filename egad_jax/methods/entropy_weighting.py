@@ -52,6 +52,7 @@ def make_se_kd(
   Raises:
     ValueError: an argument is out of range, or a name is unknown.
 
+  >>> import jax.numpy as jnp
   >>> method = make_se_kd(fraction=0.5)
   >>> entropy, mask = jnp.array([0.1, 0.5, 1.0, 1.3]), jnp.ones(4, bool)
   >>> stats = {"teacher_entropy": entropy, "student_entropy": entropy}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 
+import jax
 import numpy as np
 import pytest
 
@@ -72,7 +73,7 @@ def test_packing_is_deterministic_and_done_once(
   for split in corpus.SPLITS:
     ours, theirs = (pipeline.RowSource(one, split) for one in (rows, again))
     for index in range(len(ours)):
-      np.testing.assert_array_equal(ours[index], theirs[index])
+      jax.tree.map(np.testing.assert_array_equal, ours[index], theirs[index])
   monkeypatch.setattr(packing, "_pack_split", lambda *_: pytest.fail("packed twice"))
   assert packing.prepare_rows(small_corpus, tokenizer, seq_len=32, directory=tmp_path) == again
 

@@ -32,9 +32,21 @@ def _assert_equal(one: list[AnyBatch], two: list[AnyBatch]) -> None:
 
 def test_shapes_and_types(rows):
   batch = _take(rows, 1)[0]
-  assert {field.shape for field in batch} == {(_BATCH, rows.seq_len)}
-  assert [field.dtype for field in batch] == [np.int32] * 4 + [np.bool_]
+  assert {field.shape for field in batch[:5]} == {(_BATCH, rows.seq_len)}
+  assert [field.dtype for field in batch[:5]] == [np.int32] * 4 + [np.bool_]
   assert not batch.labels[~batch.mask].any()
+
+
+def test_rows_know_their_numbers_in_every_epoch(rows):
+  source = pipeline.RowSource(rows, "train")
+  batches = _take(rows, 2 * rows.train_size // _BATCH + 1)
+  numbers = np.concatenate([batch.row_numbers for batch in batches])
+  assert numbers.dtype == np.int32
+  for epoch in (0, 1):
+    start = epoch * rows.train_size
+    assert sorted(numbers[start : start + rows.train_size]) == list(range(rows.train_size))
+  for number, tokens in zip(batches[0].row_numbers, batches[0].tokens, strict=True):
+    np.testing.assert_array_equal(source[int(number)].tokens, tokens)
 
 
 def test_a_batch_is_a_function_of_seed_and_number(rows):
@@ -145,9 +157,11 @@ def test_paired_batches_are_a_function_of_seed_and_number(paired_rows):
   everything = _take(paired_rows, 2 * paired_rows.train_size // _BATCH)
   for batch in everything:
     assert isinstance(batch, PairedBatch)
-    assert {x.shape for x in jax.tree.leaves(batch)} == {(_BATCH, paired_rows.seq_len)}
-    dtypes = [x.dtype for x in jax.tree.leaves(batch)]
+    *fields, numbers = jax.tree.leaves(batch)
+    assert {x.shape for x in fields} == {(_BATCH, paired_rows.seq_len)}
+    dtypes = [x.dtype for x in fields]
     assert dtypes == [*([np.int32] * 4 + [np.bool_]) * 2, np.int32, np.int32]
+    assert (numbers.shape, numbers.dtype) == ((_BATCH,), np.int32)
   _assert_equal(_take(paired_rows, 5, start_step=3), everything[3:8])
   for index in (0, len(everything) - 1):
     one = pipeline.train_batch(paired_rows, index, batch_size=_BATCH, seed=0)
@@ -172,7 +186,8 @@ def test_paired_held_out_rows_are_padded_with_empty_rows(paired_rows):
   found = pipeline.held_out_batches(paired_rows, batch_size=paired_rows.held_out_size - 1)
   assert len(found) == 2
   assert sum(b.student.mask.sum() for b in found) == paired_rows.num_targets["held_out"]
-  for leaf in jax.tree.leaves(found[1]):
+  assert found[1].row_numbers[1:].tolist() == [-1] * (len(found[1].row_numbers) - 1)
+  for leaf in jax.tree.leaves(found[1]._replace(row_numbers=())):
     assert not leaf[1:].any()
   parts = [pipeline.held_out_batches(paired_rows, batch_size=2, part=[i])[0] for i in (0, 1)]
   joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
@@ -183,4 +198,5 @@ def test_a_paired_record_of_another_size_is_an_empty_row(paired_rows):
   broken = packing.dataclasses.replace(paired_rows, seq_len=paired_rows.seq_len - 1)
   row = pipeline.RowSource(broken, "train")[0]
   assert isinstance(row, PairedBatch)
-  assert not any(leaf.any() for leaf in jax.tree.leaves(row))
+  assert row.row_numbers == 0
+  assert not any(leaf.any() for leaf in jax.tree.leaves(row._replace(row_numbers=())))

@@ -23,7 +23,7 @@ def test_it_lowers_the_program_that_a_run_compiles(small, tmp_path):
   run = from_config.build(small(), tmp_path, devices=devices)
   plan = from_config.plan_run(small(), devices)
   assert plan.abstract_state() == run.abstract_state()
-  assert plan.lower_step().as_text() == lower_train_step(run).as_text()
+  assert lower_train_step(plan).as_text() == lower_train_step(run).as_text()
 
 
 def test_nothing_is_read():
@@ -82,7 +82,7 @@ def test_the_paired_program_is_a_run_s_but_for_the_projection(small, tmp_path):
   plan = from_config.plan_run(small(**config), devices)
   assert plan.abstract_state() == run.abstract_state()
   assert plan.abstract_batch() == run.abstract_batch()
-  assert plan.lower_step().in_tree == lower_train_step(run).in_tree
+  assert lower_train_step(plan).in_tree == lower_train_step(run).in_tree
 
 
 @pytest.mark.parametrize(

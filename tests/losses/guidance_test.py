@@ -22,7 +22,8 @@ ENTROPY = jnp.array([1e-8, 0.05, 0.3, 1.0, 2.5])
 
 def running(context, **options):
   options = {"curriculum": None, "branch": None, "temperature": Temperature()} | options
-  return running_guidance(ENTROPY, context=context, **options)
+  state = {"distribution": context.state.entropy, "progress": context.progress}
+  return running_guidance(ENTROPY, **state, **options)
 
 
 def in_batch(mask=None, **options):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from egad_jax import losses
+from egad_jax import methods
 from egad_jax.losses import Branch
 from egad_jax.methods import METHODS, Method, make_method
 
@@ -14,7 +14,7 @@ def test_table():
     *("egad", "vanilla_kd", "adakd", "aekt", "ea_kd", "se_kd", "taid", "trg", "x_token")
   }
   for name, make in METHODS.items():
-    assert getattr(losses, f"make_{name}") is make
+    assert getattr(methods, f"make_{name}") is make
     inputs = {"projection": IDENTITY} if name == "x_token" else {}
     assert isinstance(make_method(name, **inputs), Method)
 

@@ -44,11 +44,22 @@ class Equivalent(NamedTuple):
 
 
 def of_file(
-  file: str, tests: Sequence[str], rows: Iterable[tuple[str, str, str, str]]
+  file: str | Sequence[str], tests: Sequence[str], rows: Iterable[tuple[str, str, str, str]]
 ) -> tuple[Mutation, ...]:
-  """Returns the mutations of one file; `file` and `tests` are relative to egad_jax and tests."""
+  """Returns the mutations of a file, or of several of which each row's text is in one.
+
+  Args:
+    file: relative to egad_jax.
+    tests: relative to tests.
+    rows: (kind, breaks, old, new) of each.
+  """
   paths = tuple(f"tests/{test}" for test in tests)
-  return tuple(Mutation(f"egad_jax/{file}", *row, paths) for row in rows)
+  files = [f"egad_jax/{name}" for name in ([file] if isinstance(file, str) else file)]
+  sources = {name: (ROOT / name).read_text() for name in files}
+  return tuple(
+    Mutation(next((f for f in files if row[2] in sources[f]), files[0]), *row, paths)
+    for row in rows
+  )
 
 
 def mutated_source(mutation: Mutation, root: pathlib.Path = ROOT) -> str:

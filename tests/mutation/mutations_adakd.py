@@ -209,7 +209,11 @@ _FOCUS = [
 ]
 
 MUTATIONS = (
-  *of_file("losses/adakd.py", ["losses/adakd_test.py", "losses/adakd_running_test.py"], _ADAKD),
+  *of_file(
+    ("losses/adakd.py", "methods/adakd.py"),
+    ["losses/adakd_test.py", "losses/adakd_running_test.py"],
+    _ADAKD,
+  ),
   *of_file("losses/focus.py", ["losses/focus_test.py"], _FOCUS),
 )
 

@@ -125,13 +125,13 @@ _PLACEMENT = [
   (
     "options",
     "the curriculum does not advance",
-    "curriculum_weights(position, context.progress, **",
+    "curriculum_weights(position, progress, **",
     "curriculum_weights(position, 0 * context.progress, **",
   ),
   (
     "swap",
     "the curriculum advances with the training instead of its own progress",
-    "curriculum_weights(position, context.progress, **",
+    "curriculum_weights(position, progress, **",
     "curriculum_weights(position, context.elapsed, **",
   ),
   (
@@ -294,7 +294,7 @@ MUTATIONS = (
   ),
   *of_file(
     "losses/guidance.py",
-    ["losses/placement_test.py", "losses/method_test.py", "losses/egad_test.py"],
+    ["losses/guidance_test.py", "losses/method_test.py", "losses/egad_test.py"],
     _PLACEMENT,
   ),
   *of_file(
@@ -302,7 +302,9 @@ MUTATIONS = (
     ["losses/egad_test.py", "losses/method_test.py", "head/closed_form_test.py"],
     _STEERED,
   ),
-  *of_file("losses/egad.py", ["losses/egad_test.py", "losses/method_test.py"], _EGAD),
+  *of_file(
+    ("losses/egad.py", "methods/egad.py"), ["losses/egad_test.py", "losses/method_test.py"], _EGAD
+  ),
 )
 
 EQUIVALENTS = (

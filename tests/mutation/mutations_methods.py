@@ -302,9 +302,21 @@ _EXPLICIT = [
 ]
 
 MUTATIONS = (
-  *of_file("losses/taid.py", ["losses/taid_test.py"], _TAID),
-  *of_file("losses/entropy_weighting.py", ["losses/entropy_weighting_test.py"], _ENTROPY_WEIGHTING),
-  *of_file("losses/explicit_knowledge.py", ["losses/explicit_knowledge_test.py"], _EXPLICIT),
+  *of_file(
+    ("losses/taid.py", "methods/taid.py"),
+    ["losses/taid_test.py"],
+    _TAID,
+  ),
+  *of_file(
+    ("losses/entropy_weighting.py", "methods/entropy_weighting.py"),
+    ["losses/entropy_weighting_test.py"],
+    _ENTROPY_WEIGHTING,
+  ),
+  *of_file(
+    ("losses/explicit_knowledge.py", "methods/explicit_knowledge.py"),
+    ["losses/explicit_knowledge_test.py"],
+    _EXPLICIT,
+  ),
 )
 
 EQUIVALENTS = (

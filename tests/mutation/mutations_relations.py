@@ -258,7 +258,11 @@ _RELATION_GRAPH = [
 
 MUTATIONS = (
   *of_file("losses/token_graph.py", ["losses/token_graph_test.py"], _TOKEN_GRAPH),
-  *of_file("losses/relation_graph.py", ["losses/relation_graph_test.py"], _RELATION_GRAPH),
+  *of_file(
+    ("losses/relation_graph.py", "methods/relation_graph.py"),
+    ["losses/relation_graph_test.py"],
+    _RELATION_GRAPH,
+  ),
 )
 
 EQUIVALENTS = (
