@@ -47,7 +47,7 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 
 test: lint $(VENV)/teacher
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 # The long forms of tests, with the compiler as users have it.
 test-slow: $(VENV)/dev $(VENV)/teacher
