@@ -10,6 +10,10 @@ import sys
 
 import pytest
 
+from egad_jax.errors import InputError
+from examples.extending import batch_source, divergence, method, teacher_source
+from examples.extending.short_run import short_run
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "losses_from_plain_jax.py"
 
@@ -45,3 +49,37 @@ def test_snippets_of_the_readme_run(capsys):
   for block in ours:
     exec(compile(block, "README.md", "exec"), {})
     assert all("nan" not in word for word in capsys.readouterr().out.split())
+
+
+EXTENDED = {
+  "divergence": (divergence, {"loss__divergence": "jeffreys"}),
+  "method": (method, {"method": "sure_tokens"}),
+  "teacher_source": (teacher_source, {"method": "vanilla_kd"}),
+  "batch_source": (batch_source, {}),
+}
+
+
+@pytest.mark.short_form(1)
+@pytest.mark.parametrize("name", EXTENDED)
+def test_a_run_with_something_of_ones_own_learns(name, tmp_path):
+  module, changes = EXTENDED[name]
+  for i in range(40):
+    (tmp_path / f"{i}.txt").write_text(f"Document {i} says that {i} and {i} make {2 * i}. " * 4)
+  small = {
+    "data__source": str(tmp_path),
+    "data__held_out_fraction": 0.2,
+    "data__tokenizer": "train:270",
+    "batch_size": 8,
+    "seq_len": 32,
+    "student__remat": "none",
+    "compilation_cache": "",
+    "optimizer__learning_rate": 3e-3,
+  }
+  summary = short_run(module.EXTENSIONS, **small, **changes)
+  assert summary["method"] == changes.get("method", "egad")
+  assert summary["student_after"]["forward_kl"] < summary["student_before"]["forward_kl"]
+
+
+def test_a_name_without_its_extension_is_refused():
+  with pytest.raises(InputError, match=r"config\.loss\.divergence must be one of .*got 'jeffreys'"):
+    short_run(method.EXTENSIONS, loss__divergence="jeffreys")

@@ -27,10 +27,10 @@ from egad_jax.from_config.models import make_models
 from egad_jax.from_config.planned import planned_projection, planned_vocabularies
 from egad_jax.from_config.prompts import check_prompts
 from egad_jax.from_config.teachers import make_teacher
-from egad_jax.from_config.tokenizers import X_TOKEN, make_tokenizers
+from egad_jax.from_config.tokenizers import make_tokenizers
 from egad_jax.from_config.validation import compiler_options, validate
 from egad_jax.from_config.values import RANDOM, TRAIN, Config
-from egad_jax.methods.method import Method
+from egad_jax.methods import TWO_TOKENIZERS, Method
 from egad_jax.models import llama
 from egad_jax.training.batch_source import BatchSource, PackedRows
 from egad_jax.training.experiment import (
@@ -124,7 +124,7 @@ def build(
   )
   tokenizers = make_tokenizers(config, corpus)
   to_rows = {"seq_len": config.seq_len, "directory": cache}
-  if config.method == X_TOKEN:
+  if config.method in TWO_TOKENIZERS:
     projection = prepare_projection(*tokenizers, directory=cache)
     method = make_method(config, projection=(projection.ids, projection.weights))
     models = make_models(config, *tokenizers, method=method, meshes=meshes)
@@ -183,7 +183,7 @@ def plan_run(config: Config, devices: Any) -> Experiment:
   meshes = make_meshes(config, devices)
   check_attention(config, meshes[0])
   vocabularies = planned_vocabularies(config)
-  paired = config.method == X_TOKEN
+  paired = config.method in TWO_TOKENIZERS
   inputs = {"projection": planned_projection(config, *vocabularies)} if paired else {}
   method = make_method(config, NO_EXTENSIONS, **inputs)
   models = make_models(config, *vocabularies, method=method, meshes=meshes, planned=True)

@@ -7,8 +7,8 @@ import numpy as np
 from egad_jax.errors import InputError
 from egad_jax.from_config.methods import name_values
 from egad_jax.from_config.models import Vocabulary, planned_shape
-from egad_jax.from_config.tokenizers import X_TOKEN
 from egad_jax.from_config.values import TRAIN, Config
+from egad_jax.methods import TWO_TOKENIZERS
 
 # Entries in a row of a run's projection, at most: the default of `prepare_projection`.
 _PIECES = 4
@@ -22,7 +22,7 @@ def planned_vocabularies(config: Config) -> tuple[Vocabulary, Vocabulary]:
   """
   options = config.teacher
   teacher = _vocabulary("teacher", config.data.tokenizer, options.source, options.architecture)
-  if config.method != X_TOKEN:
+  if config.method not in TWO_TOKENIZERS:
     return teacher, teacher
   student = config.student
   own = student.tokenizer
@@ -56,8 +56,8 @@ def planned_projection(
   """
   if name_values("method_options", config.method_options).get("kind") == "h_kl":
     raise InputError(
-      f"config.method={X_TOKEN} with kind=h_kl cannot be planned: its program depends on which "
-      "tokens two tokenizers have in common, and a plan reads no files; plan kind=p_kl or uld."
+      f"config.method={config.method} with kind=h_kl cannot be planned: its program depends on "
+      "which tokens two tokenizers share, and a plan reads no files; plan kind=p_kl or uld."
     )
   rows = np.arange(student.vocab_size, dtype=np.int32)[:, None]
   ids = (rows + np.arange(_PIECES, dtype=np.int32)) % teacher.vocab_size

@@ -9,17 +9,17 @@ from egad_jax.data import corpus as corpora
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
 from egad_jax.from_config.values import RANDOM, TRAIN, Config
+from egad_jax.methods import TWO_TOKENIZERS
 
 _LOG = logging.getLogger(__name__)
-# The method that learns across tokenizers.
-X_TOKEN = "x_token"
 
 
 def make_tokenizers(config: Config, corpus: corpora.Corpus) -> tuple[Tokenizer, Tokenizer]:
   """The tokenizers of student and teacher; one object if they mean the same.
 
   If the same ids mean the same, but a text would get others (it is split otherwise, or begins with
-  another token), the teacher's is used for both and that is said; x_token uses either's own.
+  another token), the teacher's is used for both and that is said; a method for two tokenizers uses
+  either's own.
 
   Raises:
     InputError: a source is missing or unreadable, or the two differ where the method or
@@ -42,7 +42,7 @@ def make_tokenizers(config: Config, corpus: corpora.Corpus) -> tuple[Tokenizer, 
   if student.fingerprint == teacher.fingerprint:
     return teacher, teacher
   same_vocabulary = student.vocabulary_fingerprint == teacher.vocabulary_fingerprint
-  if same_vocabulary and config.method != X_TOKEN:
+  if same_vocabulary and config.method not in TWO_TOKENIZERS:
     parts = [name for name, digest in student.parts.items() if digest != teacher.parts[name]]
     _LOG.warning(
       "The tokenizer of config.%s (%s) has the teacher's vocabulary, but differs in: %s. The "
@@ -54,10 +54,10 @@ def make_tokenizers(config: Config, corpus: corpora.Corpus) -> tuple[Tokenizer, 
     f"the tokenizer of config.{key} ({own}, {student.vocab_size} entries) is not the teacher's "
     f"({teacher.vocab_size} entries)"
   )
-  if config.method != X_TOKEN:
+  if config.method not in TWO_TOKENIZERS:
     raise InputError(
       f"{different}, but config.method={config.method} needs the same ids for the same text; use "
-      f"config.method={X_TOKEN}, or a student of the teacher's family."
+      f"config.method={' or '.join(TWO_TOKENIZERS)}, or a student of the teacher's family."
     )
   if config.student.init == "layers" and not same_vocabulary:
     raise InputError(

@@ -12,12 +12,13 @@ from egad_jax.methods.entropy_weighting import make_ea_kd, make_se_kd
 from egad_jax.methods.explicit_knowledge import make_aekt
 from egad_jax.methods.method import Context, Method, SerialHead, State
 from egad_jax.methods.relation_graph import make_trg
-from egad_jax.methods.table import METHODS, make_method
+from egad_jax.methods.table import METHODS, TWO_TOKENIZERS, make_method
 from egad_jax.methods.taid import make_taid
 from egad_jax.methods.x_token import make_x_token
 
 __all__ = [
   "METHODS",
+  "TWO_TOKENIZERS",
   "AdaKDState",
   "Context",
   "Method",

@@ -27,6 +27,13 @@ METHODS: Mapping[str, Callable[..., Method]] = {
 """By the name that `--config.method` takes; docs/methods.md describes each."""
 
 
+TWO_TOKENIZERS = frozenset({"x_token"})
+"""Methods whose teacher may have another tokenizer.
+
+Each row of a batch is the same text in both, and the maker takes a `projection` between them.
+"""
+
+
 def make_method(name: str, **options: object) -> Method:
   """Returns the method of that name, with the options of its maker.
 

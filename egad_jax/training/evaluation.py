@@ -12,13 +12,13 @@ import numpy as np
 
 from egad_jax.data.batches import AnyBatch, Batch, PairedBatch
 from egad_jax.files.storage import finite_or_none
+from egad_jax.head.paired import PairedHead, RowLoss, row_loss
 from egad_jax.losses.chunks import chunk_mask
 from egad_jax.losses.divergences import forward_kl
 from egad_jax.losses.entropy import token_entropy
 from egad_jax.methods.method import ChunkLoss, Context, Method
 from egad_jax.models.model import Model
 from egad_jax.teachers import Teacher
-from egad_jax.training.aligned import AlignedHead, RowLoss, row_loss
 from egad_jax.training.state import Frozen, student_params
 from egad_jax.types import Params
 
@@ -106,7 +106,7 @@ def make_token_statistics(
 
 
 def make_chunk_statistics(
-  *, student: Model, teacher: Teacher, head: AlignedHead
+  *, student: Model, teacher: Teacher, head: PairedHead
 ) -> Callable[..., dict[str, jax.Array]]:
   """`make_token_statistics` of paired rows: `{name: f32[batch, C]}`, of the chunks."""
 

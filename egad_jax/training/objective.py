@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from egad_jax.data.batches import Batch
+from egad_jax.data.batches import Batch, PairedBatch
 from egad_jax.head.chunked import Head
-from egad_jax.methods.method import Context, Method, TokenLoss
+from egad_jax.head.paired import PairedHead, RowLoss, row_loss
+from egad_jax.losses.chunks import chunk_mask
+from egad_jax.methods.method import ChunkLoss, Context, Method, TokenLoss
 from egad_jax.models.model import Model
 from egad_jax.teachers import Hidden, Teacher
 from egad_jax.training.state import Frozen, student_params
@@ -33,7 +35,7 @@ class Outcome(NamedTuple):
   mask: jax.Array
 
 
-# The batch is a Batch, or a PairedBatch for the objective of `aligned`.
+# The batch is a Batch, or a PairedBatch for `make_paired_objective`.
 Objective = Callable[[Params, Frozen, Any, Context], tuple[jax.Array, Outcome]]
 
 
@@ -86,5 +88,48 @@ def make_objective(
       loss = loss + feature
       metrics = metrics | {"feature_loss": (feature, jnp.sum(batch.mask, dtype=jnp.float32))}
     return loss, Outcome(loss, stats, metrics, batch.mask)
+
+  return objective
+
+
+def make_paired_objective(
+  *,
+  student: Model,
+  teacher: Teacher,
+  chunk_loss: ChunkLoss,
+  make_head: Callable[[RowLoss], PairedHead],
+) -> Objective:
+  """Returns `(trainable, frozen, batch, context) -> (summed loss, Outcome)` on paired rows.
+
+  The loss is a sum over chunks and so are the statistics, [batch, C]; but the metrics "tokens" and
+  "cross_entropy" are of the student's target tokens, as with every other method. "uncovered" is the
+  teacher's probability that the projection cannot reach.
+
+  Args:
+    student: the model trained; reads `batch.student`.
+    teacher: where the teacher's outputs come from.
+    chunk_loss: the method's.
+    make_head: row loss -> head, sharded or not.
+  """
+  head = make_head(row_loss(chunk_loss))
+
+  def objective(trainable: Params, frozen: Frozen, batch: PairedBatch, context: Context):
+    outputs = teacher.outputs(frozen.teacher, batch)
+    rows = batch.student
+    params = student_params(trainable, frozen.student)
+    hidden, _ = student.apply(params, rows.tokens, rows.positions, rows.segment_ids)
+    loss, stats = head(
+      *(hidden, student.unembedding(params), outputs.hidden, outputs.unembedding),
+      *(batch, context),
+    )
+    mask = chunk_mask(batch.student_chunks, batch.teacher_chunks)
+    tokens = jnp.sum(rows.mask, dtype=jnp.float32)
+    # A count of 0 stands for 1: a number of tokens is a total, also over micro-batches.
+    metrics = {
+      "tokens": (tokens, jnp.float32(0)),
+      "cross_entropy": (jnp.sum(stats["student_nll"]), tokens),
+      "uncovered": (jnp.sum(stats["uncovered"]), jnp.sum(mask, dtype=jnp.float32)),
+    }
+    return loss, Outcome(loss, stats, metrics, mask)
 
   return objective

@@ -9,16 +9,15 @@ import jax
 
 from egad_jax import sharding
 from egad_jax.head.chunked import Head
-from egad_jax.training import evaluation
-from egad_jax.training.aligned import (
-  AlignedHead,
+from egad_jax.head.paired import (
+  PairedHead,
   RowLoss,
-  aligned_head,
-  make_aligned_objective,
-  sharded_aligned_head,
+  paired_head,
+  sharded_paired_head,
 )
+from egad_jax.training import evaluation
 from egad_jax.training.experiment import Experiment
-from egad_jax.training.objective import Objective, make_objective
+from egad_jax.training.objective import Objective, make_objective, make_paired_objective
 from egad_jax.training.step import TrainStep, make_train_step
 
 Statistics = Callable[..., dict[str, jax.Array]]
@@ -39,22 +38,22 @@ def build_head(experiment: Experiment, token_loss: Any) -> Head:
   )
 
 
-def build_paired_head(experiment: Experiment, loss: RowLoss) -> AlignedHead:
+def build_paired_head(experiment: Experiment, loss: RowLoss) -> PairedHead:
   """The head of paired rows over the experiment's mesh and vocabularies."""
-  head = aligned_head(
+  head = paired_head(
     loss,
     student_vocab_size=experiment.tokenizers.student.vocab_size,
     teacher_vocab_size=experiment.tokenizers.teacher.vocab_size,
     student_soft_cap=experiment.models.student.config.logit_soft_cap,
     teacher_soft_cap=experiment.models.teacher.config.logit_soft_cap,
   )
-  return sharded_aligned_head(head, experiment.mesh, batch_axes=sharding.BATCH_AXES)
+  return sharded_paired_head(head, experiment.mesh, batch_axes=sharding.BATCH_AXES)
 
 
 def build_objective(experiment: Experiment) -> Objective:
   """`(trainable, frozen, batch, context) -> (summed loss, Outcome)`."""
   if experiment.method.chunk_loss is not None:
-    return make_aligned_objective(
+    return make_paired_objective(
       student=experiment.models.student,
       teacher=experiment.teacher,
       chunk_loss=experiment.method.chunk_loss,

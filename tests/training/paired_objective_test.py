@@ -13,6 +13,7 @@ from jax.extend.core import jaxprs_in_params
 from egad_jax import sharding
 from egad_jax.data.batches import Batch, PairedBatch, empty_row, shift_pair, stack
 from egad_jax.head import distillation_head
+from egad_jax.head.paired import paired_head, sharded_paired_head
 from egad_jax.losses.chunks import chunk_mask
 from egad_jax.losses.temperature import Temperature
 from egad_jax.methods.egad import make_vanilla_kd
@@ -22,9 +23,8 @@ from egad_jax.models.config import DecoderConfig
 from egad_jax.models.model import make_model
 from egad_jax.teachers import ColocatedTeacher
 from egad_jax.training import evaluation
-from egad_jax.training.aligned import aligned_head, make_aligned_objective, sharded_aligned_head
 from egad_jax.training.guard import Guard
-from egad_jax.training.objective import make_objective
+from egad_jax.training.objective import make_objective, make_paired_objective
 from egad_jax.training.state import Frozen, TrainState
 from egad_jax.training.step import make_train_step
 from tests.training.step_test import (
@@ -103,7 +103,7 @@ def frozen():
 
 
 def make_head(row_loss, mesh=None):
-  head = aligned_head(
+  head = paired_head(
     row_loss,
     student_vocab_size=STUDENT_VOCAB,
     teacher_vocab_size=TEACHER_VOCAB,
@@ -112,12 +112,12 @@ def make_head(row_loss, mesh=None):
   )
   if mesh is None:
     return head
-  return sharded_aligned_head(head, mesh, batch_axes=sharding.BATCH_AXES)
+  return sharded_paired_head(head, mesh, batch_axes=sharding.BATCH_AXES)
 
 
 def objective_of(method: Method, mesh=None):
   constrain = sharding.constrain(mesh)
-  return make_aligned_objective(
+  return make_paired_objective(
     student=make_model(STUDENT, constrain=constrain),
     teacher=ColocatedTeacher(make_model(TEACHER, constrain=constrain), mesh),
     chunk_loss=method.chunk_loss,
@@ -345,8 +345,8 @@ def test_one_tokenizer_for_both_is_vanilla_kd():
   vanilla = make_vanilla_kd(temperature=2.0, ce_weight=0.5)
   context, models = context_of(vanilla), (make_model(student), make_model(teacher))
   both = {"student": models[0], "teacher": ColocatedTeacher(models[1], None)}
-  head = functools.partial(aligned_head, student_vocab_size=vocab, teacher_vocab_size=vocab)
-  chunk_objective = make_aligned_objective(**both, chunk_loss=x_token.chunk_loss, make_head=head)
+  head = functools.partial(paired_head, student_vocab_size=vocab, teacher_vocab_size=vocab)
+  chunk_objective = make_paired_objective(**both, chunk_loss=x_token.chunk_loss, make_head=head)
   token_objective = make_objective(**both, method=vanilla, make_head=distillation_head)
   sums = [
     evaluation.make_sums(statistics, vocab)

@@ -1,4 +1,4 @@
-"""The objective of paired rows: logits of both models, each over its own vocabulary, row by row.
+"""The head of paired rows: logits of both models, each over its own vocabulary, row by row.
 
 A chunk joins several positions of a row, so the unit here is the row, where `head` has the token.
 """
@@ -16,16 +16,12 @@ from egad_jax.data.batches import PairedBatch
 from egad_jax.head.chunked import logits_from, soft_capped
 from egad_jax.losses.chunks import chunk_mask
 from egad_jax.methods.method import ChunkLoss, Context
-from egad_jax.models.model import Model
-from egad_jax.teachers import Teacher
-from egad_jax.training.objective import Objective, Outcome
-from egad_jax.training.state import Frozen, student_params
-from egad_jax.types import Params, Stats
+from egad_jax.types import Stats
 
 # (student_logits [seq, Vs], teacher_logits [seq, Vt], one row of a PairedBatch, context) ->
 # (loss [C], stats {name: [C]}), C = seq.
 RowLoss = Callable[[jax.Array, jax.Array, PairedBatch, Context], tuple[jax.Array, Stats]]
-AlignedHead = Callable[..., tuple[jax.Array, Stats]]
+PairedHead = Callable[..., tuple[jax.Array, Stats]]
 
 
 def row_loss(chunk_loss: ChunkLoss) -> RowLoss:
@@ -38,14 +34,14 @@ def row_loss(chunk_loss: ChunkLoss) -> RowLoss:
   return loss
 
 
-def aligned_head(
+def paired_head(
   loss: RowLoss,
   *,
   student_vocab_size: int,
   teacher_vocab_size: int,
   student_soft_cap: float | None = None,
   teacher_soft_cap: float | None = None,
-) -> AlignedHead:
+) -> PairedHead:
   """Makes the head that turns hidden states of paired rows into a summed loss.
 
   Args:
@@ -105,15 +101,15 @@ def aligned_head(
   return head
 
 
-def sharded_aligned_head(
-  head: AlignedHead, mesh: jax.sharding.Mesh, *, batch_axes: tuple[str, ...]
-) -> AlignedHead:
+def sharded_paired_head(
+  head: PairedHead, mesh: jax.sharding.Mesh, *, batch_axes: tuple[str, ...]
+) -> PairedHead:
   """Runs `head` on each device's rows; same arguments, value and gradient as `head`.
 
   Devices along the other axes of the mesh repeat the work: a chunk must not be cut.
 
   Args:
-    head: from `aligned_head`.
+    head: from `paired_head`.
     mesh: the mesh that the caller's arrays live on.
     batch_axes: mesh axes that divide the rows.
   """
@@ -135,46 +131,3 @@ def sharded_aligned_head(
     return jnp.sum(losses), stats
 
   return sharded
-
-
-def make_aligned_objective(
-  *,
-  student: Model,
-  teacher: Teacher,
-  chunk_loss: ChunkLoss,
-  make_head: Callable[[RowLoss], AlignedHead],
-) -> Objective:
-  """Returns `(trainable, frozen, batch, context) -> (summed loss, Outcome)` on paired rows.
-
-  The loss is a sum over chunks and so are the statistics, [batch, C]; but the metrics "tokens" and
-  "cross_entropy" are of the student's target tokens, as with every other method. "uncovered" is the
-  teacher's probability that the projection cannot reach.
-
-  Args:
-    student: the model trained; reads `batch.student`.
-    teacher: where the teacher's outputs come from.
-    chunk_loss: the method's.
-    make_head: row loss -> head, sharded or not.
-  """
-  head = make_head(row_loss(chunk_loss))
-
-  def objective(trainable: Params, frozen: Frozen, batch: PairedBatch, context: Context):
-    outputs = teacher.outputs(frozen.teacher, batch)
-    rows = batch.student
-    params = student_params(trainable, frozen.student)
-    hidden, _ = student.apply(params, rows.tokens, rows.positions, rows.segment_ids)
-    loss, stats = head(
-      *(hidden, student.unembedding(params), outputs.hidden, outputs.unembedding),
-      *(batch, context),
-    )
-    mask = chunk_mask(batch.student_chunks, batch.teacher_chunks)
-    tokens = jnp.sum(rows.mask, dtype=jnp.float32)
-    # A count of 0 stands for 1: a number of tokens is a total, also over micro-batches.
-    metrics = {
-      "tokens": (tokens, jnp.float32(0)),
-      "cross_entropy": (jnp.sum(stats["student_nll"]), tokens),
-      "uncovered": (jnp.sum(stats["uncovered"]), jnp.sum(mask, dtype=jnp.float32)),
-    }
-    return loss, Outcome(loss, stats, metrics, mask)
-
-  return objective
