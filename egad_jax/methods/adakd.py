@@ -61,7 +61,7 @@ def make_adakd(
   Raises:
     ValueError: an argument is out of range, or a name is unknown.
 
-  >>> float(make_adakd().init_state().own.focus.ratio)
+  >>> float(make_adakd().init_state().method.focus.ratio)
   1.0
   """
   check_ce_weight(ce_weight)
@@ -77,7 +77,7 @@ def make_adakd(
     context: Context,
   ) -> tuple[jax.Array, Stats]:
     del extras
-    own = context.state.own
+    own = context.state.method
     guide = functools.partial(_guide_running, own=own, temperature=temperature, focus=focus)
     return adakd_terms(
       *(student_logits, teacher_logits, labels, guide),
@@ -87,13 +87,13 @@ def make_adakd(
 
   def observe(state: State, stats: Stats, mask: jax.Array) -> State:
     entropy = state.entropy.update(stats["teacher_entropy"], mask, half_life=half_life)
-    difficulty = state.own.difficulty.update(stats["difficulty"], mask, half_life=half_life)
-    return State(entropy, state.own._replace(difficulty=difficulty))
+    difficulty = state.method.difficulty.update(stats["difficulty"], mask, half_life=half_life)
+    return State(entropy, state.method._replace(difficulty=difficulty))
 
   def update(state: State, stats: Stats, mask: jax.Array, elapsed: jax.Array) -> State:
-    controlled = control_focus(state.own.focus, stats, mask, elapsed, focus)
+    controlled = control_focus(state.method.focus, stats, mask, elapsed, focus)
     state = observe(state, stats, mask)
-    return state._replace(own=state.own._replace(focus=controlled))
+    return state._replace(method=state.method._replace(focus=controlled))
 
   empty = EntropyDistribution.init
   return Method(
@@ -101,7 +101,7 @@ def make_adakd(
     init_state=lambda: State(empty(), AdaKDState(empty(), FocusState.init())),
     observe=observe,
     update=update,
-    metrics=lambda state: {"focus_ratio": state.own.focus.ratio},
+    metrics=lambda state: {"focus_ratio": state.method.focus.ratio},
   )
 
 

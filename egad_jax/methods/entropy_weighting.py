@@ -78,7 +78,7 @@ def make_se_kd(
   ) -> tuple[jax.Array, Stats]:
     del extras
     pair = log_pair(student_logits, teacher_logits)
-    kept = context.state.own.top_share(student_entropy_of(pair), fraction)
+    kept = context.state.method.top_share(student_entropy_of(pair), fraction)
     return weighted_terms(
       *(pair, labels, kept / fraction),
       hard=kept,
@@ -88,8 +88,8 @@ def make_se_kd(
     )
 
   def observe(state: State, stats: Stats, mask: jax.Array) -> State:
-    own = state.own.update(stats["student_entropy"], mask, half_life=half_life)
-    return teacher_only["observe"](state, stats, mask)._replace(own=own)
+    own = state.method.update(stats["student_entropy"], mask, half_life=half_life)
+    return teacher_only["observe"](state, stats, mask)._replace(method=own)
 
   def update(state: State, stats: Stats, mask: jax.Array, elapsed: jax.Array) -> State:
     del elapsed
@@ -100,7 +100,7 @@ def make_se_kd(
     init_state=lambda: State(EntropyDistribution.init(), EntropyDistribution.init()),
     observe=observe,
     update=update,
-    metrics=lambda state: {"kept_from_student_entropy": state.own.quantile(1 - fraction)},
+    metrics=lambda state: {"kept_from_student_entropy": state.method.quantile(1 - fraction)},
   )
 
 

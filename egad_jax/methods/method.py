@@ -17,11 +17,11 @@ class State(NamedTuple):
   Attributes:
     entropy: the running distribution of teacher entropy, kept by every method, so that reports
       compare like with like.
-    own: a pytree of whatever else the method keeps.
+    method: a pytree of whatever else the method keeps.
   """
 
   entropy: EntropyDistribution
-  own: Any = ()
+  method: Any = ()
 
 
 class Context(NamedTuple):

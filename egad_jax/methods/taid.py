@@ -40,7 +40,7 @@ def make_taid(
   Raises:
     ValueError: an argument is out of range.
 
-  >>> round(float(make_taid().init_state().own.share), 4)
+  >>> round(float(make_taid().init_state().method.share), 4)
   0.4
   """
   check_ce_weight(ce_weight)
@@ -56,19 +56,19 @@ def make_taid(
   ) -> tuple[jax.Array, Stats]:
     del extras
     return taid_terms(
-      *(student_logits, teacher_logits, labels, context.state.own.share),
+      *(student_logits, teacher_logits, labels, context.state.method.share),
       temperature=temperature,
       ce_weight=ce_weight,
     )
 
   def update(state: State, stats: Stats, mask: jax.Array, elapsed: jax.Array) -> State:
-    own = control_interpolation(state.own, stats, mask, elapsed, interpolation)
-    return entropy["observe"](state, stats, mask)._replace(own=own)
+    own = control_interpolation(state.method, stats, mask, elapsed, interpolation)
+    return entropy["observe"](state, stats, mask)._replace(method=own)
 
   return Method(
     token_loss=token_loss,
     init_state=lambda: State(EntropyDistribution.init(), InterpolationState.init(interpolation)),
     observe=entropy["observe"],
     update=update,
-    metrics=lambda state: {"interpolation": state.own.share},
+    metrics=lambda state: {"interpolation": state.method.share},
   )

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from egad_jax.models.attention import XLA, Constrain, PackedAttention
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.decoder import REMAT_POLICIES, Cache, Decoder
-
-Params = dict[str, Any]
+from egad_jax.types import Params
 
 
 class Model(NamedTuple):

@@ -54,5 +54,5 @@ def filled_context(method, tokens, ratio):
   context = methods.Context(method.init_state(), jnp.float32(0), jnp.float32(0.3))
   stats = jax.jit(lambda c: method.token_loss(*tokens[:3], {}, c)[1])(context)
   state = jax.jit(method.observe)(context.state, stats, tokens[3])
-  state = state._replace(own=state.own._replace(focus=at(ratio)))
+  state = state._replace(method=state.method._replace(focus=at(ratio)))
   return context._replace(state=state), stats

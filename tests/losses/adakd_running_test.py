@@ -26,7 +26,7 @@ def test_golden_temperatures_of_the_running_form(rows):
   same = {"teacher_entropy": np.ones(9, np.float32), "difficulty": np.full(9, 0.2, np.float32)}
   state = jax.jit(method.observe)(context.state, same, np.ones(9, bool))
   stats = step(context._replace(state=state))
-  median = float(jax.jit(lambda d: d.quantile(0.5))(state.own.difficulty))
+  median = float(jax.jit(lambda d: d.quantile(0.5))(state.method.difficulty))
   np.testing.assert_allclose(median, 0.2, rtol=0.07)  # A bin is 6.7 % wide.
   expected = np.exp(-0.5 * np.tanh(np.log(np.array(stats["difficulty"]) / median)))
   np.testing.assert_allclose(stats["temperature"], expected, rtol=1e-6)
@@ -51,8 +51,8 @@ def test_running_form_is_the_in_batch_form(many, name):
   running = jax.jit(lambda c: method.token_loss(*many[:3], {}, c))
   update = jax.jit(method.update)
   for ratio in (0.15, 0.4, 1.0):
-    own = context.state.own._replace(focus=at(ratio))
-    now = context._replace(state=context.state._replace(own=own))
+    own = context.state.method._replace(focus=at(ratio))
+    now = context._replace(state=context.state._replace(method=own))
     loss, stats = jax.tree.map(np.asarray, running(now))
     (expected, (metrics, state)), _ = compiled(**OPTIONS[name])(many, at(ratio))
     # Inside a bin of 6.7 % tokens count as evenly spread, so selection errs by part of a bin's
@@ -65,20 +65,20 @@ def test_running_form_is_the_in_batch_form(many, name):
       stats["temperature"].mean(), metrics["temperature_mean"], rtol=tolerance
     )
     new = update(now.state, stats, many[3], jnp.float32(0.3))
-    np.testing.assert_allclose(new.own.focus, state, rtol=tolerance)
-    assert method.metrics(new)["focus_ratio"] == new.own.focus.ratio
+    np.testing.assert_allclose(new.method.focus, state, rtol=tolerance)
+    assert method.metrics(new)["focus_ratio"] == new.method.focus.ratio
 
 
 def test_selection_follows_the_position_and_is_nested(many):
   method = make_adakd(temperature=FIXED)
   context, stats = filled_context(method, many, 1.0)
   place = jax.jit(lambda d, difficulty: d.position(difficulty))
-  position = np.asarray(place(context.state.own.difficulty, stats["difficulty"]))
+  position = np.asarray(place(context.state.method.difficulty, stats["difficulty"]))
   step = jax.jit(lambda c: method.token_loss(*many[:3], {}, c))
   previous = np.zeros(2000)
   for ratio in (0.1, 0.3, 0.7, 1.0):
-    own = context.state.own._replace(focus=at(ratio))
-    now = context._replace(state=context.state._replace(own=own))
+    own = context.state.method._replace(focus=at(ratio))
+    now = context._replace(state=context.state._replace(method=own))
     loss, stats = jax.tree.map(np.asarray, step(now))
     hard = stats["hard"]
     whole = (hard == 0) | (hard == 1)  # Only the bin that straddles the cut is kept in part.
@@ -102,29 +102,29 @@ def test_state_of_the_running_form(rows, batch):
   np.testing.assert_allclose(jitted, loss, rtol=1e-5, atol=1e-7)
   update = jax.jit(method.update)
   new = update(state, stats, mask, elapsed)
-  for name, ours in (("entropy", new.entropy), ("difficulty", new.own.difficulty)):
-    before = state.entropy if name == "entropy" else state.own.difficulty
+  for name, ours in (("entropy", new.entropy), ("difficulty", new.method.difficulty)):
+    before = state.entropy if name == "entropy" else state.method.difficulty
     key = {"entropy": "teacher_entropy"}.get(name, name)
     np.testing.assert_array_equal(ours.mass, before.update(stats[key], mask, half_life=100.0).mass)
   selected = np.array(mask) & (np.array(stats["hard"]) > 0)
   assert 0 < selected.sum() < mask.sum()
   value = 0.6 * np.array(stats["distillation_loss"])  # Without 1 / r, so times the kept share.
   mean = value[selected].sum() / np.array(stats["hard"])[selected].sum()
-  by_hand = update_focus(state.own.focus, mean, elapsed=elapsed, focus=CODE["focus"])
-  np.testing.assert_allclose(new.own.focus, by_hand, rtol=1e-6)
+  by_hand = update_focus(state.method.focus, mean, elapsed=elapsed, focus=CODE["focus"])
+  np.testing.assert_allclose(new.method.focus, by_hand, rtol=1e-6)
   np.testing.assert_array_equal(loss, stats["distillation_loss"])
 
   observed = method.observe(state, stats, mask)
-  jax.tree.map(np.testing.assert_array_equal, observed.own.difficulty, new.own.difficulty)
-  assert observed.own.focus is state.own.focus
+  jax.tree.map(np.testing.assert_array_equal, observed.method.difficulty, new.method.difficulty)
+  assert observed.method.focus is state.method.focus
   empty = update(new, stats, np.zeros_like(mask), elapsed)
   jax.tree.map(np.testing.assert_array_equal, empty, new)
   poisoned = {name: np.where(mask, stat, np.float32(np.nan)) for name, stat in stats.items()}
   jax.tree.map(np.testing.assert_array_equal, update(state, poisoned, mask, elapsed), new)
   # Tokens without one that is selected leave the controller, and only it, as it was.
   easy = update(state, stats, mask & (np.asarray(stats["hard"]) == 0), elapsed)
-  jax.tree.map(np.testing.assert_array_equal, easy.own.focus, state.own.focus)
-  assert not np.array_equal(easy.own.difficulty.mass, state.own.difficulty.mass)
+  jax.tree.map(np.testing.assert_array_equal, easy.method.focus, state.method.focus)
+  assert not np.array_equal(easy.method.difficulty.mass, state.method.difficulty.mass)
 
 
 def test_micro_batches_are_nothing_to_the_controller(rows, batch):
@@ -140,8 +140,8 @@ def test_micro_batches_are_nothing_to_the_controller(rows, batch):
   gathered = {name: np.stack([part[name] for part in parts]) for name in stats}
   masks = np.stack([mask[i::accumulation] for i in range(accumulation)])
   split = update(context.state, gathered, masks, elapsed)
-  np.testing.assert_array_equal(split.own.difficulty.mass, whole.own.difficulty.mass)
-  np.testing.assert_allclose(split.own.focus, whole.own.focus, rtol=1e-6)
+  np.testing.assert_array_equal(split.method.difficulty.mass, whole.method.difficulty.mass)
+  np.testing.assert_allclose(split.method.focus, whole.method.focus, rtol=1e-6)
 
 
 def test_controller_over_a_training():
@@ -188,7 +188,7 @@ def test_tokens_that_are_all_alike_keep_the_expected_share(rows, difficulty):
   difficulties = np.full(99, difficulty, np.float32)
   same = {"teacher_entropy": np.ones(99, np.float32), "difficulty": difficulties}
   state = jax.jit(method.observe)(state, same, np.ones(99, bool))
-  state = state._replace(own=state.own._replace(focus=at(0.3)))
+  state = state._replace(method=state.method._replace(focus=at(0.3)))
   context = methods.Context(state, jnp.float32(0), jnp.float32(0.5))
   teacher = rows[1]
   if difficulty:  # Two words whose distance is in that bin.
@@ -202,7 +202,7 @@ def test_tokens_that_are_all_alike_keep_the_expected_share(rows, difficulty):
   np.testing.assert_allclose(stats["hard"], 0.3, rtol=1e-5)
   np.testing.assert_allclose(stats["weight"], 1, rtol=1e-5)
   after = jax.jit(method.update)(state, stats, np.ones(len(student), bool), jnp.float32(0.5))
-  assert not np.array_equal(after.own.focus.ema_loss, state.own.focus.ema_loss)
+  assert not np.array_equal(after.method.focus.ema_loss, state.method.focus.ema_loss)
 
 
 def test_a_loss_that_is_not_finite_leaves_the_controller(rows):
@@ -211,4 +211,4 @@ def test_a_loss_that_is_not_finite_leaves_the_controller(rows):
   _, stats = method.token_loss(*rows, {}, context)
   broken = stats | {"distillation_loss": stats["distillation_loss"].at[3].set(jnp.nan)}
   after = method.update(context.state, broken, jnp.ones(24, bool), jnp.float32(0.5))
-  jax.tree.map(np.testing.assert_array_equal, after.own.focus, context.state.own.focus)
+  jax.tree.map(np.testing.assert_array_equal, after.method.focus, context.state.method.focus)

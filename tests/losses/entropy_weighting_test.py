@@ -65,7 +65,7 @@ def contexts(batch, context):
 
   def seen(method):
     state = jax.jit(method.observe)(method.init_state(), student_stats(batch), batch.mask)
-    return context._replace(state=context.state._replace(own=state.own))
+    return context._replace(state=context.state._replace(method=state.method))
 
   return seen
 
@@ -96,7 +96,7 @@ def test_se_kd_running_weighs_by_position(batch, contexts):
 
   @jax.jit
   def compute(batch, context):
-    own = context.state.own
+    own = context.state.method
     kept = own.top_share(losses.token_entropy(batch.student), 0.4)
     found = method.token_loss(*batch[:3], {}, context)
     return found, kept, method.metrics(context.state), own.quantile(0.6)
@@ -117,7 +117,7 @@ def test_se_kd_state_is_of_the_student(batch):
   update, observe = jax.jit(method.update), jax.jit(method.observe)
   updated = update(method.init_state(), stats, batch.mask, np.float32(0.5))
   one = jax.jit(functools.partial(losses.EntropyDistribution.update, half_life=100.0))
-  for distribution, name in ((updated.own, "student"), (updated.entropy, "teacher")):
+  for distribution, name in ((updated.method, "student"), (updated.entropy, "teacher")):
     expected = one(losses.EntropyDistribution.init(), stats[f"{name}_entropy"], batch.mask)
     np.testing.assert_array_equal(distribution.mass, expected.mass)
   nothing = update(updated, stats, np.zeros_like(batch.mask), np.float32(0.5))
@@ -126,7 +126,7 @@ def test_se_kd_state_is_of_the_student(batch):
   order = np.random.default_rng(0).permutation(24)
   flat = {name: np.asarray(stat).reshape(24)[order] for name, stat in stats.items()}
   again = observe(method.init_state(), flat, batch.mask.reshape(24)[order])
-  np.testing.assert_array_equal(again.own.mass, updated.own.mass)
+  np.testing.assert_array_equal(again.method.mass, updated.method.mass)
 
 
 def test_ea_kd_golden_values():

@@ -73,7 +73,7 @@ def own_context(name, context):
   """The context with the method's own state beside the distribution of entropy, filled."""
   method = METHODS_UNDER_TEST[name]()
   student, teacher = 2 * np.random.default_rng(3).normal(size=(2, 24, 11)).astype(np.float32)
-  own = context._replace(state=context.state._replace(own=method.init_state().own))
+  own = context._replace(state=context.state._replace(method=method.init_state().method))
   _, stats, *_ = compiled(name)((student, teacher, np.zeros(24, np.int32)), own)
   return own._replace(state=method.observe(own.state, stats, np.ones(24, bool)))
 

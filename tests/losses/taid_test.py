@@ -47,7 +47,7 @@ def rows(batch):
 
 
 def with_own(context, own):
-  return context._replace(state=context.state._replace(own=own))
+  return context._replace(state=context.state._replace(method=own))
 
 
 @pytest.mark.parametrize(("temperature", "expected"), [(1.0, 0.055403), (2.0, 4 * 0.014236)])
@@ -271,8 +271,8 @@ def test_running_form_is_the_in_batch_form(batch, rows, context):
   mask = batch.mask.reshape(24)
   (expected, (metrics, state)), _ = compiled(ce_weight=0.1, temperature=1.5)(batch, at(0.6))
   np.testing.assert_allclose(losses.masked_mean(loss, mask), expected, rtol=1e-6)
-  new = method.update(context.state._replace(own=at(0.6)), stats, mask, jnp.float32(0.3))
-  for ours, theirs in zip(new.own, state, strict=True):
+  new = method.update(context.state._replace(method=at(0.6)), stats, mask, jnp.float32(0.3))
+  for ours, theirs in zip(new.method, state, strict=True):
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
   np.testing.assert_allclose(method.metrics(new)["interpolation"], state.share, rtol=1e-6)
   np.testing.assert_array_equal(stats["temperature"], 1.5)
@@ -287,7 +287,7 @@ def test_state_of_the_running_form(batch, rows, context):
   options = Interpolation(start=0.2, rate=0.1, momentum=0.5)
   method = make_taid(interpolation=options, half_life=100.0)
   state = method.init_state()
-  np.testing.assert_allclose(state.own.share, 0.2)
+  np.testing.assert_allclose(state.method.share, 0.2)
   mask, elapsed = batch.mask.reshape(24), jnp.float32(0.1)
   step = jax.jit(lambda c: method.token_loss(*rows, {}, c))
   for _ in range(2):
@@ -297,7 +297,7 @@ def test_state_of_the_running_form(batch, rows, context):
   for _ in range(2):
     expected = expected.update(stats["teacher_entropy"], mask, half_life=100.0)
   np.testing.assert_array_equal(state.entropy.mass, expected.mass)
-  assert float(state.own.share) > 0.2
+  assert float(state.method.share) > 0.2
   empty = method.update(state, stats, jnp.zeros_like(mask), jnp.float32(0.9))
   jax.tree.map(np.testing.assert_array_equal, empty, state)
   poisoned = {name: jnp.where(mask, stat, jnp.nan) for name, stat in stats.items()}
@@ -316,7 +316,7 @@ def test_state_of_the_running_form(batch, rows, context):
   ):
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
   observed = method.observe(state, stats, mask)
-  assert observed.own is state.own
+  assert observed.method is state.method
 
 
 @pytest.mark.parametrize(

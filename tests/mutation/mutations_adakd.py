@@ -86,8 +86,8 @@ _ADAKD = [
   (
     "swap",
     "the running difficulty is the entropy",
-    'state.own.difficulty.update(stats["difficulty"], mask',
-    'state.own.difficulty.update(stats["teacher_entropy"], mask',
+    'state.method.difficulty.update(stats["difficulty"], mask',
+    'state.method.difficulty.update(stats["teacher_entropy"], mask',
   ),
 ]
 

@@ -131,8 +131,8 @@ _ENTROPY_WEIGHTING = [
   (
     "swap",
     "SE-KD: the teacher's entropy says who is kept",
-    "context.state.own.top_share(student_entropy_of(pair), fraction)",
-    "context.state.own.top_share(pair.teacher_entropy, fraction)",
+    "context.state.method.top_share(student_entropy_of(pair), fraction)",
+    "context.state.method.top_share(pair.teacher_entropy, fraction)",
   ),
   (
     "normaliser",
@@ -143,8 +143,8 @@ _ENTROPY_WEIGHTING = [
   (
     "swap",
     "SE-KD: the running distribution is the teacher's",
-    'state.own.update(stats["student_entropy"], mask',
-    'state.own.update(stats["teacher_entropy"], mask',
+    'state.method.update(stats["student_entropy"], mask',
+    'state.method.update(stats["teacher_entropy"], mask',
   ),
   (
     "normaliser",

@@ -162,16 +162,18 @@ def test_a_skipped_step_takes_its_learning_rate_with_it(plain):
 
 def test_a_method_decides_for_the_step_that_follows():
   """So a schedule kept in a method's state ends at the last step, not one after it."""
-  method = METHOD._replace(update=lambda state, stats, mask, elapsed: state._replace(own=elapsed))
+  method = METHOD._replace(
+    update=lambda state, stats, mask, elapsed: state._replace(method=elapsed)
+  )
   used = []
 
   def context(step, state):
     return Context(state, jnp.float32(0.5), position_in_run(step, 4))
 
   step, state = make_step(method, context), initial_state()
-  state = state._replace(method_state=state.method_state._replace(own=jnp.float32(0)))
+  state = state._replace(method_state=state.method_state._replace(method=jnp.float32(0)))
   for i in range(4):
-    used.append(float(state.method_state.own))
+    used.append(float(state.method_state.method))
     state, _ = step(state, CLEAN, batch_of(i))
   np.testing.assert_allclose(used, [0, 1 / 3, 2 / 3, 1], rtol=1e-6)
 
