@@ -215,15 +215,22 @@ def _assemble(
       *(options.warmup_steps, config.steps - 1, config.steps),
     )
   learning_rate = make_schedule(options, config.steps)
+  teacher = (extensions.teacher or make_teacher)(config, models, meshes)
+  batch_source = (extensions.batch_source or _packed_rows)(config, rows)
+  if teacher.meshes and batch_source.reads_state:
+    raise InputError(
+      f"config.teacher.mesh.devices ({config.teacher.mesh.devices}) must be 0 with a batch source "
+      "that reads the state: a teacher on devices of its own works on batches before they are due."
+    )
   c, guard = config.curriculum, config.guard
   return Experiment(
     method_name=config.method,
     method=method,
     models=models,
-    teacher=(extensions.teacher or make_teacher)(config, models, meshes),
+    teacher=teacher,
     tokenizers=Tokenizers(*tokenizers),
     rows=rows,
-    batch_source=(extensions.batch_source or _packed_rows)(config, rows),
+    batch_source=batch_source,
     mesh=meshes[0],
     optimization=Optimization(
       tx=make_optimizer(options, learning_rate),

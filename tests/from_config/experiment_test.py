@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import types
 
 import jax
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from egad_jax import from_config
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
+from egad_jax.training.batch_source import StateReader
 from egad_jax.training.guard import Spikes
 
 
@@ -51,6 +53,29 @@ def test_spikes_are_skipped_where_the_config_says_so(small, tmp_path):
 def test_what_does_not_fit_together(values, message, small, tmp_path):
   with pytest.raises(InputError, match=message):
     from_config.build(small(**values), tmp_path)
+
+
+def test_a_source_that_reads_the_state_needs_its_teacher_beside_it(small, tmp_path):
+  extensions = from_config.Extensions(batch_source=lambda config, rows: StateReader())
+  assert from_config.build(small(), tmp_path, extensions=extensions).batch_source.reads_state
+  config = small(teacher__mesh__devices=4)
+  with pytest.raises(
+    InputError, match=r"teacher\.mesh\.devices \(4\) must be 0 with a batch source"
+  ):
+    from_config.build(config, tmp_path, extensions=extensions)
+
+
+def test_the_teacher_of_an_extension_takes_the_place_of_the_configs(small, tmp_path):
+  teacher = object()
+  found = []
+
+  def make(config, models, meshes):
+    found.append((config.seed, models.teacher.config.vocab_size, meshes[0] is meshes[1]))
+    return types.SimpleNamespace(meshes=(), it=teacher)
+
+  run = from_config.build(small(), tmp_path, extensions=from_config.Extensions(teacher=make))
+  assert run.teacher.it is teacher
+  assert found == [(0, 270, True)]
 
 
 def test_a_student_with_another_tokenizer(small, tmp_path):
