@@ -153,7 +153,8 @@ FREE = {
     "eval__prompts": ("three", "two", "one", "two"),
     "tensorboard": True,
     "guard__max_skipped": 1,
-    "profile__start_step": 3,
+    # After the last step: beside libtpu, which other tests load, the profiler of CPUs crashes.
+    "profile__start_step": 1000,
     "profile__steps": 7,
     "compilation_cache": "",
     "checkpoint__every_seconds": 1e-6,
