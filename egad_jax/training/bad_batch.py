@@ -54,8 +54,8 @@ def note_skipped(
 
   Args:
     experiment: the experiment being run.
-    state: the state after the step, which differs from the one before it in its counts alone; the
-      batch is made from it again.
+    state: the run's latest state, from which the batch is made again if its source reads the state.
+      The next step may have been made already.
     workdir: where the batch is saved.
     step: number of the skipped step, counted from 1.
     values: averages of the step's metrics, as scalars by name.

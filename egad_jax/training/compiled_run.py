@@ -108,7 +108,7 @@ class CompiledRun:
 
     shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state())
     program = jax.jit(fill, out_shardings=shardings, compiler_options=self._options)
-    # The first call compiles, so progress is shown batch by batch.
+    # The phase includes the compilation, for which the first batch waits.
     count, start = experiment.optimization.fill_batches, state
     with progress.phase("measuring the teacher's entropy", count) as phase:
       for batch in itertools.islice(self.train_batches(0, lambda: start), count):
