@@ -109,7 +109,7 @@ class Profiler:
       jax.profiler.stop_trace()
       if not is_local(self._traced):
         self._upload()
-    except (RuntimeError, OSError) as error:  # For example, a full disk, which ends no training.
+    except (RuntimeError, OSError) as error:  # For example, a full disk that the run does not need.
       _LOG.warning("the profile is lost: %s", error)
     else:
       _LOG.info("profiled %d steps: %s", self._steps - self._left, self._traced)

@@ -70,7 +70,7 @@ def _samples_after(compiled: CompiledRun, workdir: Workdir, state: TrainState) -
   new = [prompt for prompt in experiment.evaluation.prompts if prompt not in stored]
   after = compiled.continuations(state)
   if processes.any_process(bool(new)):
-    # All prompts are continued again, by all processes, so that the shapes agree.
+    # All prompts are continued again, not only the new ones: they form one batch.
     teacher = compiled.continuations(None)
   else:
     teacher = [stored[prompt]["teacher"] for prompt in experiment.evaluation.prompts]
