@@ -48,7 +48,7 @@ _NOT_NEGATIVE += ("guard.spike_sigmas",)
 _NOT_NEGATIVE += ("watchdog.step_seconds", "watchdog.other_seconds", "profile.start_step")
 _NOT_NEGATIVE += ("teacher.mesh.devices",)
 _SHARES = ("curriculum.start", "curriculum.end", "optimizer.final_fraction")
-# Each predicate states what is valid, so that NaN never is; no key may be infinite.
+# Each predicate states what is valid, so that NaN never is, nor infinity for any of these keys.
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
   (_POSITIVE, lambda x: 0 < x < math.inf, "be positive"),
   (_NOT_NEGATIVE, lambda x: 0 <= x < math.inf, "not be negative"),

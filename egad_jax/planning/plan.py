@@ -28,7 +28,7 @@ from egad_jax.training.programs import lower_train_step
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What is known about a run before it starts; the fields but `notes` are the keys of `--json`.
+  """A report on a run before it starts; the fields other than `notes` are the keys of `--json`.
 
   The four times and rates are None if the step does not fit.
 

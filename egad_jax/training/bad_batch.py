@@ -1,4 +1,4 @@
-"""What the host does about a skipped step: it warns and, after too many in a row, stops the run."""
+"""Warns of skipped steps; after too many in a row, saves the batch and stops the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the batches of a run come from: rows packed before the training, or made from the state."""
+"""Sources of train batches: rows packed before training, or batches made from the state."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class Optimization:
     steps: steps in the whole run, skipped ones included.
     batch_size: packed rows per step, over all processes.
     accumulation: micro-batches per step; 1 for no accumulation.
-    spikes: which finite steps are skipped; None to skip none of them.
+    spikes: the spikes to skip; None to skip only steps that are not finite.
     fill_batches: train batches that fill the running distributions before the first step; 0 for
       none.
   """
@@ -99,7 +99,7 @@ class Optimization:
 
 @dataclasses.dataclass(frozen=True)
 class ProgramOptions:
-  """How the programs are built and compiled.
+  """Options for building and compiling the run's programs.
 
   Attributes:
     chunk_size: tokens whose logits exist at once; None for the head's default.
@@ -116,7 +116,7 @@ class ProgramOptions:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationOptions:
-  """What an evaluation runs on.
+  """The held-out rows and the prompts of an evaluation, and their sizes.
 
   Attributes:
     rows: the largest number of held-out rows to evaluate on.
@@ -145,8 +145,8 @@ class Experiment:
     batch_source: the source of the train batches; usually `rows`.
     mesh: the mesh that the student is trained on.
     optimization: the optimizer, its schedules and the sizes of a step.
-    programs: how the programs are built and compiled.
-    evaluation: what an evaluation runs on.
+    programs: options for building and compiling the run's programs.
+    evaluation: the held-out rows and the prompts of an evaluation, and their sizes.
     seed: seed of the random initial values and the data order.
   """
 

@@ -40,7 +40,7 @@ def _pass() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class LoopOptions:
-  """What happens around the steps; no option changes the numbers of the training.
+  """Options for everything around the steps; none changes the numbers of the training.
 
   Attributes:
     log_steps: steps between two lines of metrics.jsonl; positive.

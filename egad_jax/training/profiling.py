@@ -25,7 +25,7 @@ SIGNAL = signal.SIGUSR1
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-  """Which steps are profiled.
+  """The steps that the config asks to trace.
 
   Attributes:
     start_step: first step to trace, counted from 1 as in the logs; 0 to trace on the signal only.

@@ -86,7 +86,7 @@ def make_train_step(
     learning_rate: the schedule inside `tx`, for the metrics.
     context: (step, method state) -> the method's context during that step.
     accumulation: micro-batches per step; must divide the rows of the batch.
-    spikes: which finite steps are skipped; None to skip none of them.
+    spikes: the spikes to skip; None to skip only steps that are not finite.
   """
 
   tx = optax.with_extra_args_support(tx)
