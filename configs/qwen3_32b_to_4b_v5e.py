@@ -17,10 +17,10 @@ from configs import default
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Changes of `default`."""
+  """Returns `default` with the models, data and sizes of this run."""
   config = default.get_config()
   config.steps = 20_000
-  # Where the checkpoints are; a plan reads only the names of their architectures.
+  # Directories of the checkpoints. A plan does not read them: it uses the architectures' names.
   config.teacher.source = "models/Qwen3-32B"
   config.teacher.architecture = "qwen3-32b"
   config.student.init = "source"

@@ -4,7 +4,7 @@ Command: python launch/run.py --config=configs/smollm2_gpu.py --workdir=runs/smo
 Hardware: one GPU of 80 GB, or more: the mesh adapts; their number must divide batch_size.
 Plan: python launch/plan.py --config=configs/smollm2_gpu.py --topology=v5e:2x2
 Plan's result, with the settings that docs/planning.md names:
-programs for GPUs do not compile without one, so that this is four v5e's: fits with
+Programs for GPUs compile only on a GPU, so this is the plan for four v5e chips: fits with
 3.93 of 16 GiB each; modelled 54,057 tokens/s, MFU 32 %, without communication. Not run yet.
 """
 
@@ -16,10 +16,10 @@ from configs import default
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Changes of `default`."""
+  """Returns `default` with the models, data and sizes of this run."""
   config = default.get_config()
   config.steps = 20_000
-  # Where the checkpoints are; a plan reads only the names of their architectures.
+  # Directories of the checkpoints. A plan does not read them: it uses the architectures' names.
   config.teacher.source = "models/SmolLM2-1.7B-Instruct"
   config.teacher.architecture = "smollm2-1.7b"
   config.student.init = "source"

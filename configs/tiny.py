@@ -1,4 +1,4 @@
-"""Random weights and a small vocabulary: seconds on any CPU, for tests and for trying things.
+"""A run of seconds on any CPU, with random weights and a small vocabulary, for tests and trials.
 
 Command: python launch/run.py --config=configs/tiny.py --workdir=runs/tiny
 Hardware: any CPU. Nothing is downloaded.
@@ -12,7 +12,7 @@ from configs import egad_abstract
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Changes of `egad_abstract`: all three mechanisms are on, to show them."""
+  """Returns `egad_abstract`, which has all three mechanisms on, with tiny models."""
   config = egad_abstract.get_config()
   config.steps = 20
   config.batch_size = 8

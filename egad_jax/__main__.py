@@ -1,6 +1,7 @@
-"""The commands of an installed package: `egad run --config=tiny --workdir=runs/tiny`.
+"""The `egad` command of an installed package: `egad run --config=tiny --workdir=runs/tiny`.
 
-They are those of launch/, which lies beside this package in a clone and inside it in a wheel.
+Its subcommands are the modules of launch/, which is beside this package in a clone and inside it in
+a wheel.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _COMMANDS = {
 
 
 def _make_importable(name: str) -> None:
-  """Makes launch or configs a package of this process, without anything more on its path."""
+  """Makes launch or configs importable as a package, without adding a directory to sys.path."""
   inside = pathlib.Path(__file__).parent
   home = (inside if (inside / name).is_dir() else inside.parent) / name
   spec = importlib.util.spec_from_file_location(

@@ -1,4 +1,4 @@
-"""The TPU chips that a plan can be made for, and which topologies of them exist."""
+"""The TPU chips and topologies that a plan can be made for, and the peaks of TPUs and GPUs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Device(NamedTuple):
   """Facts about one device, as jax counts them: a chip, or a share of one.
 
   Attributes:
-    hbm_bytes: memory; the compiler keeps a part of it (0.25 GiB on v5e) for itself.
-    flops_per_second: peak in bfloat16.
+    hbm_bytes: bytes of memory; the compiler keeps a part of it (0.25 GiB on v5e) for itself.
+    flops_per_second: peak FLOPs per second in bfloat16.
     hbm_bytes_per_second: bandwidth of the memory.
-    ici_bytes_per_second: of all links to other chips together, both directions.
-    hertz: clock.
+    ici_bytes_per_second: bandwidth of all links to other chips together, both directions.
+    hertz: clock rate, in cycles per second.
   """
 
   hbm_bytes: int
@@ -33,15 +33,15 @@ class Chip(NamedTuple):
   """Facts about one whole chip, from its page of Google Cloud's TPU documentation.
 
   Attributes:
-    device_kinds: what its devices say they are: the first is libtpu's, jax knows the others too.
-    hbm_bytes: memory.
-    flops_per_second: peak in bfloat16.
+    device_kinds: values of its devices' `device_kind`: libtpu's first, then others that jax knows.
+    hbm_bytes: bytes of memory.
+    flops_per_second: peak FLOPs per second in bfloat16.
     hbm_bytes_per_second: bandwidth of the memory.
-    ici_bytes_per_second: of all links between chips together, both directions.
-    hertz: clock, peak / (2 * multiply-accumulate units): the pages do not give it.
-    shapes: the slices that exist, in chips.
-    source: the page.
-    devices: how many jax devices it is; they share everything above but the clock equally.
+    ici_bytes_per_second: bandwidth of all links to other chips together, both directions.
+    hertz: clock rate, peak / (2 * multiply-accumulate units), because the pages do not give it.
+    shapes: the slices that exist, by their sides in chips, such as "2x4".
+    source: address of the page.
+    devices: number of jax devices that it is; they share memory, peak and bandwidths equally.
   """
 
   device_kinds: tuple[str, ...]
@@ -56,7 +56,7 @@ class Chip(NamedTuple):
 
   @property
   def device(self) -> Device:
-    """What one of its devices has."""
+    """The facts about one of its devices."""
     return Device(
       self.hbm_bytes // self.devices,
       self.flops_per_second / self.devices,
@@ -116,8 +116,8 @@ CHIPS: dict[str, Chip] = {
 }
 
 
-# Peak FLOPs per second of a device in dense bfloat16, by its `device_kind`. NVIDIA's pages give
-# twice as much, "with sparsity".
+# Peak FLOPs per second of a device in dense bfloat16, by its `device_kind`. NVIDIA's pages for H100
+# and H200 give twice as much, "with sparsity".
 _PEAKS = {
   **{k: chip.device.flops_per_second for chip in CHIPS.values() for k in chip.device_kinds},
   # https://www.nvidia.com/en-us/data-center/a100/
@@ -135,7 +135,7 @@ _PEAKS = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-  """Peak FLOPs per second of a device in bfloat16; None of a kind that is not known here.
+  """Peak FLOPs per second of a device in dense bfloat16; None for a kind that is not known here.
 
   >>> peak_flops("TPU v5 lite")
   197000000000000.0
@@ -147,9 +147,9 @@ class Topology(NamedTuple):
   """A slice of a TPU pod: `v5e:16x16` is 256 chips of kind v5e.
 
   Attributes:
-    name: as libtpu calls it.
-    chip: a key of `CHIPS`.
-    devices: jax devices of all its chips.
+    name: libtpu's name of the topology, CHIP:SHAPE.
+    chip: kind of chip, a key of `CHIPS`.
+    devices: number of jax devices on all its chips.
   """
 
   name: str
@@ -158,12 +158,12 @@ class Topology(NamedTuple):
 
   @property
   def chips(self) -> int:
-    """How many chips it has."""
+    """Number of chips in the slice."""
     return self.devices // CHIPS[self.chip].devices
 
 
 def topology(name: str) -> Topology:
-  """Parses a topology.
+  """Parses the name of a topology, CHIP:SHAPE.
 
   Raises:
     InputError: there is no such chip, or no slice of that shape.

@@ -1,10 +1,10 @@
-"""The one exception that means "the input is wrong", and nothing else does."""
+"""The exception that means that the input is wrong; no other exception does."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-  """Bad config, flag, file or directory: reported as one message, exit code 2.
+  """A config, flag, file or directory is wrong; commands report it as one message, exit code 2.
 
-  The message names the argument, what was expected, what came instead and the remedy.
+  The message names the argument, what was expected, what was found instead and the remedy.
   """

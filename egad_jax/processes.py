@@ -22,13 +22,13 @@ _T = TypeVar("_T")
 
 
 class JoinError(RuntimeError):
-  """The processes of a run did not find each other, and may at the next attempt; one line."""
+  """The processes of a run did not find each other; another attempt may succeed. One line."""
 
 
 _MESSAGE_BYTES, _PORTS = 4096, 2**16
-# Characters of a value in a message.
+# Largest number of characters that a message shows of a value.
 _SHOWN = 200
-# Where each kind of launcher says how many processes there are and which one this is.
+# Variables in which each launcher sets the number of processes and the index of this one.
 _RANKS = {
   "JAX": ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
   "SLURM": ("SLURM_NTASKS", "SLURM_PROCID"),
@@ -46,24 +46,25 @@ def join(
 ) -> None:
   """Joins the other processes of this run, if it has any. Call it before anything uses a device.
 
-  What is not given is taken from the environment: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-  JAX_PROCESS_ID, a SLURM step of several tasks, Open MPI, or a TPU host. Otherwise the run has one
-  process.
+  Values that are None are taken from the environment: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES
+  and JAX_PROCESS_ID, a SLURM step of several tasks, Open MPI, or a TPU host. If none of these is
+  there, the run has one process.
 
   Args:
-    address: "host:port" of process 0.
-    count: number of processes.
-    index: which of them this is, from 0.
-    heartbeat_seconds: a process silent for so long counts as dead, and the others end (code 134).
-    environment: variables.
+    address: "host:port" of process 0; None to look in the environment.
+    count: number of processes; None to look in the environment.
+    index: index of this process, from 0; None to look in the environment.
+    heartbeat_seconds: seconds of silence after which a process counts as dead and the others end
+      with exit code 134.
+    environment: the environment variables.
 
   Raises:
-    InputError: some of the three are missing, or are not what they should be.
-    JoinError: the others cannot be reached, or the port is taken.
+    InputError: some of the three values are missing or invalid.
+    JoinError: the other processes cannot be reached, or the port is taken.
   """
   found = _found(environment)
   address = address or environment.get("JAX_COORDINATOR_ADDRESS")
-  # Without all three JAX asks SLURM, Open MPI 4 or the TPU host for them.
+  # If none of the three is given, JAX itself can ask SLURM, Open MPI 4 or the TPU host for them.
   asks_jax = address is None and count is None and index is None and found is not None
   if count is None and index is None and found is not None:
     count, index = found
@@ -101,7 +102,7 @@ def join(
 
 
 def _require_free(port: int) -> None:
-  """Checks the port that process 0 is going to listen at: JAX crashes if it is taken."""
+  """Checks that the port that process 0 will listen on is free: JAX crashes if it is taken."""
   with socket.socket() as probe:
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -117,7 +118,7 @@ def _require_free(port: int) -> None:
 def _initialize(*args: Any, **options: Any) -> None:
   try:
     jax.distributed.initialize(*args, **options)
-  # A launcher's variable that should be a number.
+  # A launcher's variable is not the number that it should be, for example.
   except (ValueError, KeyError) as error:
     raise InputError(
       f"JAX cannot tell the processes of this run from the launcher's variables: {error}. Correct "
@@ -132,7 +133,7 @@ def _initialize(*args: Any, **options: Any) -> None:
 
 
 def _found(environment: Mapping[str, str]) -> tuple[int, int] | None:
-  """(number of processes, this one's index) that a launcher has set."""
+  """The (number of processes, index of this one) that a launcher has set; None if none has."""
   for launcher, (count, index) in _RANKS.items():
     values = environment.get(count), environment.get(index)
     if launcher == "SLURM" and "SLURM_STEP_NODELIST" not in environment:
@@ -163,16 +164,19 @@ def is_multiprocess() -> bool:
 
 
 def is_first() -> bool:
-  """Whether this process writes what is written once. A run of one process is its first."""
+  """Whether this is process 0, which writes what is written once; True in a run of one process."""
   return not is_multiprocess() or jax.process_index() == 0
 
 
 def on_all_processes(work: Callable[[], _T], *, first_alone: bool = False) -> _T:
-  """Does `work` on every process; an InputError of one of them is raised by all.
+  """Runs `work` on every process; if it raises an InputError on one, all processes raise it.
 
   Args:
-    work: uses no devices.
-    first_alone: process 0 does it first, the others after it (they find its files).
+    work: a function that uses no devices.
+    first_alone: whether process 0 runs it before the others, so that they find its files.
+
+  Returns:
+    What `work` returned on this process.
   """
   if not is_multiprocess():
     return work()
@@ -194,10 +198,11 @@ def require_equal(values: Mapping[str, Any]) -> None:
   """Checks that all processes have the same values; all must call it.
 
   Args:
-    values: names for people -> JSON values.
+    values: JSON values by names that messages use.
 
   Raises:
-    InputError: on all of them, naming the first value that differs, and whose it is.
+    InputError: the values differ. It is raised on all processes, and names the first value that
+      differs and the process that has it.
   """
   if is_multiprocess():
     texts = _gather(json.dumps(values, sort_keys=True, default=str).encode())
@@ -207,7 +212,10 @@ def require_equal(values: Mapping[str, Any]) -> None:
 
 
 def first_difference(values: Sequence[Mapping[str, Any]]) -> str:
-  """How the values of some process differ from those of process 0; "" if none do.
+  """A message on the first value that differs from that of process 0; "" if none differs.
+
+  Args:
+    values: the values of each process, by name, in the order of the processes.
 
   >>> first_difference([{"a": 1, "b": 2}, {"a": 1, "b": 3}]).partition(";")[2].partition(".")[0]
   ' it is 2 for process 0 and 3 for process 1'
@@ -227,20 +235,20 @@ def first_difference(values: Sequence[Mapping[str, Any]]) -> str:
 
 
 def any_process(flag: bool) -> bool:
-  """Whether the flag is set on any process; all must call it."""
+  """Whether the flag is True on any process; all must call it."""
   if not is_multiprocess():
     return flag
   return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def wait(name: str) -> None:
-  """Waits until all processes are here."""
+  """Waits until all processes have called it with the same `name`."""
   if is_multiprocess():
     multihost_utils.sync_global_devices(name)
 
 
 def fetch(tree: Any) -> Any:
-  """Whole arrays on the host, whichever processes hold their parts; all must call it."""
+  """The tree's arrays as whole NumPy arrays, whichever processes hold parts; all must call it."""
   if not is_multiprocess():
     return jax.device_get(tree)
   return multihost_utils.process_allgather(tree, tiled=True)
@@ -251,7 +259,7 @@ def _exchange(text: str) -> list[str]:
 
 
 def _gather(data: bytes) -> list[bytes]:
-  """The data of every process."""
+  """The data of every process, in the order of the processes; all must call it."""
   sizes = multihost_utils.process_allgather(np.int32(len(data)))
   padded = np.zeros(max(1, sizes.max()), np.uint8)
   padded[: len(data)] = np.frombuffer(data, np.uint8)

@@ -1,7 +1,7 @@
-"""What a command is doing, told to whoever shows it; without a listener it costs nothing.
+"""Reports what a command is doing to a listener that shows it; without one it costs nothing.
 
-Data, models and training say which phase they are in. Only the terminal (launch/terminal.py) knows
-how that looks.
+Data, models and training report their phases. Only the terminal (launch/terminal.py) knows how a
+phase is shown.
 """
 
 from __future__ import annotations
@@ -12,36 +12,39 @@ from typing import Protocol
 
 
 class Phase:
-  """One phase that goes on. This class shows nothing; a listener's own subclass does.
+  """A phase in progress. This class shows nothing; a listener's own subclass does.
 
   Attributes:
-    is_bar: whether a person sees every update, so that lines that say the same are too much.
+    is_bar: whether every update is visible as a bar, so that log lines with the same content are
+      not needed.
   """
 
   is_bar = False
 
   def update(self, advance: int = 0, note: str = "") -> None:
-    """Counts `advance` more units as done; `note` replaces the words beside the bar unless "".
+    """Counts more units of work as done; may be called from any thread.
 
-    May be called from any thread.
+    Args:
+      advance: units done since the last update.
+      note: new text beside the bar; "" to keep the old one.
     """
 
   def end(self) -> None:
-    """The phase is over, however it ended."""
+    """Ends the phase, whether or not it succeeded."""
 
 
 class Listener(Protocol):
-  """Shows phases."""
+  """An object that shows phases."""
 
   def begin(self, name: str, total: int | None, completed: int, is_told: bool) -> Phase:
-    """A phase begins inside those that go on already; see `phase`."""
+    """Begins to show a phase inside those in progress; arguments as for `phase`."""
 
 
 _listener: Listener | None = None
 
 
 def listen(listener: Listener | None) -> None:
-  """Has the phases of this process shown by `listener`, or by nobody if None."""
+  """Sets the listener that shows this process's phases; None for none."""
   global _listener  # noqa: PLW0603 # One process has one terminal.
   _listener = listener
 
@@ -50,13 +53,13 @@ def listen(listener: Listener | None) -> None:
 def phase(
   name: str, total: int | None = None, *, completed: int = 0, is_told: bool = True
 ) -> Iterator[Phase]:
-  """Says that what is done in this context is `name`.
+  """A context whose work is reported as the phase `name`.
 
   Args:
-    name: in words, such as "reading the teacher".
-    total: units of work in all, None if that is not known.
-    completed: units that were done before.
-    is_told: whether a line remains of a phase that took long; False where the caller logs one.
+    name: the phase in words, such as "reading the teacher".
+    total: units of work in all; None if not known.
+    completed: units of work that were done before.
+    is_told: whether a log line remains of a phase that took long; False where the caller logs one.
   """
   shown = _listener.begin(name, total, completed, is_told) if _listener else Phase()
   try:

@@ -1,7 +1,8 @@
-"""The only place that spells a mesh axis: the mesh, and which array axis is split over what.
+"""The device mesh, and which array axis is split over which of its axes.
 
-Models name the axes of their arrays logically ("vocab", "heads", …). `RULES` says which mesh axes a
-logical axis is split over; everything else here applies that table.
+Only this module spells the names of mesh axes. Models give the axes of their arrays logical names
+("vocab", "heads", …). `RULES` says over which mesh axes a logical axis is split; everything else
+here applies that table.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from egad_jax.errors import InputError
 # layer by layer; tensor: one layer's matmuls split.
 AXES = ("replica", "data", "fsdp", "tensor")
 BATCH_AXES = ("replica", "data", "fsdp")
-# As jax calls memory of the host that devices can read.
+# jax's name of the host memory that devices can read.
 HOST = "pinned_host"
-# What the batch leaves unused: the head splits the vocabulary over it, or positions.
+# The batch is not split over this axis; the head splits the vocabulary or the tokens over it.
 TENSOR_AXIS = "tensor"
 
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
   ("batch", BATCH_AXES),
-  # During the look-up of embeddings: rows of the batch, since columns are split over fsdp, and ids.
+  # Both are for the look-up of embeddings. There fsdp splits the columns, so it does not split the
+  # batch's rows, and every device has all ids.
   ("batch_copies", ("replica", "data")),
   ("vocab_whole", None),
   ("seq", None),
@@ -50,13 +52,13 @@ def make_mesh(
 ) -> Mesh:
   """The device mesh of a config.
 
-  Slices of TPUs, which only slow links connect, lie along the replica axis: every slice has whole
-  rows of it, so that no other axis leaves a slice.
+  TPU slices, which only slow links connect, are arranged along the replica axis, so that no other
+  axis crosses from one slice to another.
 
   Args:
-    shape: devices along each of `AXES`; one of them may be -1, the devices left over.
-    devices: the devices to use; all of the process group's if None.
-    name: of the config's group, for messages.
+    shape: number of devices along each of `AXES`; one of them may be -1, the devices left over.
+    devices: the devices to use; None for all devices of all processes.
+    name: name of the config's group, for messages.
 
   Raises:
     InputError: the sizes are not positive, more than one is -1, or they do not match the devices,
@@ -81,10 +83,10 @@ def make_mesh(
 
 
 def _by_slices(sizes: Sequence[int], devices: Sequence[Any], name: str) -> np.ndarray:
-  """The devices of a mesh of these sizes, the replica axis across slices."""
+  """The devices of a mesh as an array of these sizes, with the replica axis across slices."""
   slices: dict[int, list[Any]] = {}
   for device in devices:
-    # GPUs call every host a slice; any axis may go across those.
+    # On GPUs every host counts as a slice, but any axis may cross hosts there.
     index = getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
     slices.setdefault(index, []).append(device)
   counts = {index: len(members) for index, members in sorted(slices.items())}
@@ -110,7 +112,7 @@ def _by_slices(sizes: Sequence[int], devices: Sequence[Any], name: str) -> np.nd
 
 
 def partition_spec(axes: LogicalAxes) -> PartitionSpec:
-  """The mesh axes of an array whose axes have these logical names (None: not split).
+  """The mesh axes over which an array with these logical axes is split; None is not split.
 
   Raises:
     ValueError: a name is not in `RULES`, or two axes would be split over the same mesh axis.
@@ -128,7 +130,7 @@ def partition_spec(axes: LogicalAxes) -> PartitionSpec:
 
 
 def _dividing(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-  """`spec` without the entries that do not divide their array axis (3 heads over 2 devices)."""
+  """`spec` without the entries that do not divide their array axis, as 3 heads over 2 devices."""
   entries = []
   for size, entry in zip(shape, spec, strict=True):
     names = () if entry is None else (entry,) if isinstance(entry, str) else entry
@@ -142,16 +144,17 @@ def parameter_shardings(
   """A tree of shardings for parameters.
 
   Args:
-    mesh: from `make_mesh`.
+    mesh: a mesh from `make_mesh`.
     logical_axes: tree of tuples of logical names, of the same structure as the parameters.
-    shapes: the parameters, or their `jax.ShapeDtypeStruct`s. An axis that its mesh axes do not
-      divide stays whole.
-    layers_on_host: whether the matrices of layers lie in the memory of the devices' host.
+    shapes: the parameters, or their `jax.ShapeDtypeStruct`s. An array axis that its mesh axes do
+      not divide is not split.
+    layers_on_host: whether the matrices of layers are kept in the memory of the devices' host.
   """
 
   def of_leaf(leaf, axes):
     found = NamedSharding(mesh, _dividing(partition_spec(axes), leaf.shape, mesh))
-    # TPUs do not slice vectors of two bytes a value out of host memory; they are small.
+    # TPUs cannot slice vectors of a two-byte dtype out of host memory. They are small, so they stay
+    # on the devices.
     on_host = layers_on_host and "layers" in axes and len(axes) > 2
     return found.with_memory_kind(HOST) if on_host else found
 
@@ -159,32 +162,36 @@ def parameter_shardings(
 
 
 def has_host_memory(mesh: Mesh) -> bool:
-  """Whether arrays can lie in the memory of the devices' host and be read by their programs."""
+  """Whether the devices' programs can read arrays that are in the memory of their host."""
   return any(memory.kind == HOST for memory in mesh.devices.flat[0].addressable_memories())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Every device holds the whole array."""
+  """The sharding of an array that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Rows of a [batch, ...] array are split over the batch axes."""
+  """The sharding of a [batch, ...] array whose rows are split over the batch axes."""
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def batch_devices(mesh: Mesh) -> int:
-  """The number of parts that a batch is split into."""
+  """The number of parts that the rows of a batch are split into."""
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def tensor_devices(mesh: Mesh) -> int:
-  """The number of parts that matmuls are split into, and the head's vocabulary or rows."""
+  """The number of parts that matmuls are split into, and the head's vocabulary or tokens."""
   return mesh.shape[TENSOR_AXIS]
 
 
 def constrain(mesh: Mesh | None) -> Callable[[jax.Array, LogicalAxes], jax.Array]:
-  """The function by which a model pins an activation's logical axes to the mesh."""
+  """Returns (activation, logical axes) -> the activation with its sharding on the mesh pinned.
+
+  Args:
+    mesh: a mesh from `make_mesh`; None to pin nothing.
+  """
   if mesh is None:
     return lambda x, axes: x
 
@@ -192,7 +199,7 @@ def constrain(mesh: Mesh | None) -> Callable[[jax.Array, LogicalAxes], jax.Array
   pins_look_up = copies > 1 and mesh.shape["fsdp"] > 1
 
   def pin(x: jax.Array, axes: LogicalAxes) -> jax.Array:
-    # With only one of the two, compilers find a way of their own that sends less.
+    # Without copies, or without fsdp, compilers find a look-up of their own that communicates less.
     if not pins_look_up and {"batch_copies", "vocab_whole"} & set(axes):
       return x
     spec = _dividing(partition_spec(axes), x.shape, mesh)
@@ -204,14 +211,14 @@ def constrain(mesh: Mesh | None) -> Callable[[jax.Array, LogicalAxes], jax.Array
 def split(
   mesh: Mesh, function: Callable[..., jax.Array], axes: Sequence[LogicalAxes]
 ) -> Callable[..., jax.Array]:
-  """Runs `function` on each device with its own parts of the arrays.
+  """Makes a function that runs `function` on each device with its own parts of the arrays.
 
-  For kernels, which the compiler cannot split. An axis that its mesh axes do not divide stays
-  whole, and the devices along them repeat each other's work.
+  This is for kernels, which the compiler cannot split. An array axis that its mesh axes do not
+  divide is not split, and the devices along them repeat each other's work.
 
   Args:
-    mesh: from `make_mesh`.
-    function: from arrays to one array with the axes of the first.
+    mesh: a mesh from `make_mesh`.
+    function: a function of arrays that returns one array with the axes of the first.
     axes: the logical axes of each argument.
   """
 
@@ -219,7 +226,7 @@ def split(
     specs = tuple(
       _dividing(partition_spec(names), x.shape, mesh) for names, x in zip(axes, arrays, strict=True)
     )
-    # Kernels do not say over which axes their results vary, so that this cannot be checked.
+    # check_vma is off because kernels do not say over which mesh axes their results vary.
     return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(
       *arrays
     )
@@ -234,7 +241,12 @@ def head_devices(mesh: Mesh) -> int:
 
 
 def place(tree: Any, shardings: Any) -> Any:
-  """Host arrays, the same on every process, as global arrays."""
+  """Puts host arrays, which must be equal on every process, on the devices.
+
+  Args:
+    tree: a tree of host arrays.
+    shardings: the tree of their shardings.
+  """
 
   def put(x, sharding):
     x = np.asarray(x)
@@ -244,7 +256,7 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def _parts(mesh: Mesh, process_index: int) -> list[int]:
-  """Which of the parts of a batch, counted along its rows, the devices of a process hold."""
+  """The indices, along the rows, of the batch's parts that the devices of a process hold."""
   parts = batch_devices(mesh)
   indices: dict[Any, Any] = {**batch_sharding(mesh).devices_indices_map((parts, 1))}
   held = (index[0] for device, index in indices.items() if device.process_index == process_index)
@@ -254,13 +266,13 @@ def _parts(mesh: Mesh, process_index: int) -> list[int]:
 def process_rows(mesh: Mesh, batch_size: int, process_index: int | None = None) -> list[int]:
   """The rows of a global batch that the devices of a process hold, in ascending order.
 
-  They need not be contiguous, and two processes hold the same rows if an axis that does not split
-  the batch goes across them.
+  They need not be contiguous. Two processes hold the same rows if a mesh axis that does not split
+  the batch crosses them.
 
   Args:
-    mesh: from `make_mesh`.
+    mesh: a mesh from `make_mesh`.
     batch_size: rows of the global batch, a multiple of `batch_devices`.
-    process_index: which process; None for this one.
+    process_index: index of the process; None for this one.
   """
   size = batch_size // batch_devices(mesh)
   parts = _parts(mesh, jax.process_index() if process_index is None else process_index)
@@ -268,7 +280,12 @@ def process_rows(mesh: Mesh, batch_size: int, process_index: int | None = None) 
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
-  """This process's rows, those of `process_rows`, as its part of global [batch, seq] arrays."""
+  """Puts this process's rows of a batch on its devices, as its part of global [batch, ...] arrays.
+
+  Args:
+    batch: a tree of host arrays [rows, ...] with the rows of `process_rows`, in that order.
+    mesh: a mesh from `make_mesh`.
+  """
   sharding, parts = batch_sharding(mesh), _parts(mesh, jax.process_index())
 
   def put(x):
@@ -287,7 +304,7 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
 def micro_batches(batch: Any, accumulation: int) -> Any:
   """Splits the rows of a batch: [batch, ...] -> [accumulation, batch / accumulation, ...].
 
-  Micro-batch m takes rows m, m + accumulation, ...: rows then stay on the device that holds them.
+  Micro-batch m takes rows m, m + accumulation, ...: no row then leaves the device that holds it.
   """
   return jax.tree.map(
     lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1),
@@ -296,15 +313,16 @@ def micro_batches(batch: Any, accumulation: int) -> Any:
 
 
 def join_micro_batches(parts: Any) -> Any:
-  """The inverse of `micro_batches`."""
+  """The inverse of `micro_batches`: [accumulation, batch / accumulation, ...] -> [batch, ...]."""
   return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), parts)
 
 
 def move_rows(x: jax.Array, mesh: Mesh) -> jax.Array:
-  """A [batch, ...] array that is split by rows, on another mesh of this process.
+  """Copies a [batch, ...] array that is split by rows to another mesh of this process.
 
-  It is on its way when this returns: the copies are from device to device. (`jax.device_put` waits
-  for the array and sends it by the host wherever the two meshes do not cut the rows alike.)
+  The copies go from device to device and may still be in flight when this returns.
+  (`jax.device_put` waits for the array, and copies it through the host if the two meshes split the
+  rows differently.)
   """
   sharding = batch_sharding(mesh)
   held = {shard.index[0].indices(len(x))[0]: shard.data for shard in x.addressable_shards}

@@ -1,4 +1,4 @@
-"""Where a file named in a config lies: a path, or a file inside an installed Python package."""
+"""Finds a file that a config names, by its path or inside an installed Python package."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def resolve(source: str | os.PathLike[str]) -> pathlib.Path:
     The path of the file or directory, which exists.
 
   Raises:
-    InputError: if there is no such path, package or file.
+    InputError: there is no such path, package or file.
   """
   name = os.fspath(source)
   if name.startswith(_PACKAGE_SCHEME):
@@ -46,7 +46,7 @@ def _existing(name: str) -> pathlib.Path | None:
     raise InputError(
       f"source {name!r}: {error.strerror}. Make it readable for this user."
     ) from error
-  except OSError:  # A name that is too long.
+  except OSError:  # For example, the name is too long.
     return None
 
 
@@ -61,7 +61,7 @@ def _resolve_in_package(name: str) -> pathlib.Path:
     )
   try:
     spec = importlib.util.find_spec(package)
-  # Of a module that was not found by an import, such as __main__.
+  # find_spec raises this for a module that was not imported by a finder, such as __main__.
   except ValueError:
     spec = None
   locations = list(spec.submodule_search_locations or ()) if spec else []

@@ -1,7 +1,7 @@
-"""stdout and stderr that keep no work from being done: closed, full, stalled, or with nobody there.
+"""Makes stdout and stderr unable to stop a run when they are closed, full, stalled or unread.
 
-Messages on stderr are lost where they cannot be written, and the loss is counted. Results on stdout
-are the work of most commands, so that these end when nobody takes them; training outlives that.
+Messages on stderr that cannot be written are dropped, and the loss is counted. Results on stdout
+are the purpose of most commands, so these end when stdout cannot be written; training goes on.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ import time
 from typing import Any
 
 STDIN, STDOUT, STDERR = 0, 1, 2
-# How long a reader may stand still before what is written is lost, in seconds.
+# Seconds that a reader may stall before what is written is dropped.
 PATIENCE = 1.0
-# Room that `poll` promises.
+# Bytes for which there is room when `poll` says that a descriptor is writable.
 _PIECE = 4096
 
 
 class StdoutError(OSError):
-  """What was written to stdout did not get there."""
+  """Writing to stdout failed."""
 
 
 class Descriptor(io.RawIOBase):
-  """A descriptor that is written to.
+  """A file descriptor for writing.
 
   Attributes:
-    patient: whether to wait for its reader for ever and to raise `StdoutError`; else what cannot be
-      written within `PATIENCE` is lost.
-    lost: bytes that were lost and not told of.
+    patient: True to wait for the reader without limit and to raise `StdoutError` if a write fails;
+      False to drop what cannot be written within `PATIENCE`.
+    lost: number of bytes dropped since the last note about it.
   """
 
   def __init__(self, descriptor: int, *, patient: bool) -> None:
@@ -46,25 +46,29 @@ class Descriptor(io.RawIOBase):
       self._socket = socket.socket(fileno=os.dup(descriptor))
 
   def writable(self) -> bool:
-    """It is."""
+    """True: the descriptor is for writing."""
     return True
 
   def fileno(self) -> int:
-    """The descriptor."""
+    """The number of the descriptor."""
     return self._descriptor
 
   def isatty(self) -> bool:
-    """Whether it is a terminal."""
+    """Whether the descriptor is a terminal."""
     return os.isatty(self._descriptor)
 
   def close(self) -> None:
-    """Ends the use of it, and leaves it open."""
+    """Closes this object and leaves the descriptor itself open."""
     if self._socket:
       self._socket.close()
     super().close()
 
   def write(self, data: Any) -> int:
-    """Writes all of it, or loses the rest."""
+    """Writes all the data, or drops what cannot be written unless `patient`.
+
+    Raises:
+      StdoutError: a write failed and the descriptor is `patient`.
+    """
     data = bytes(data)
     try:
       if self.patient:
@@ -81,7 +85,7 @@ class Descriptor(io.RawIOBase):
     while left:
       try:
         left = left[os.write(self._descriptor, left) :]
-      except BlockingIOError:  # Whoever shares it has made it so.
+      except BlockingIOError:  # Another process that shares the descriptor made it non-blocking.
         select.select([], [self._descriptor], [])
     return len(data)
 
@@ -111,32 +115,32 @@ class Descriptor(io.RawIOBase):
 
 
 def write_stderr(text: str) -> None:
-  """Writes what must be said at once and from any thread, as far as that is possible."""
+  """Writes text to stderr at once, from any thread; what cannot be written is dropped."""
   with contextlib.suppress(OSError), Descriptor(STDERR, patient=False) as stderr:
     stderr.write(text.encode(errors="replace"))
 
 
 def take_over() -> None:
-  """Has stdout and stderr of this process behave as this module says; call it first.
+  """Replaces sys.stdout and sys.stderr by streams that behave as above; call it first.
 
-  A descriptor that is closed gets /dev/null, or the next file that is opened would get its number
-  and all that is written to it.
+  A closed descriptor is opened on /dev/null. Otherwise the next file opened would get its number,
+  and with it everything written to the stream.
   """
   for descriptor, flags in ((STDIN, os.O_RDONLY), (STDOUT, os.O_RDONLY), (STDERR, os.O_WRONLY)):
-    # stdout for reading only: what is written to it fails, as it does for other programs.
+    # stdout is opened for reading only, so that writes fail, as they do for other programs.
     if not _is_open(descriptor):
       _replace(descriptor, os.open(os.devnull, flags))
   _stall_for_nobody(STDERR)
   sys.stdout = _text(sys.stdout, Descriptor(STDOUT, patient=True))
   sys.stderr = _text(sys.stderr, Descriptor(STDERR, patient=False))
-  # A message that cannot be written is no reason for a traceback.
+  # A log message that cannot be written must not cause a traceback.
   logging.raiseExceptions = False
   if absl := sys.modules.get("absl.logging"):
     absl.get_absl_handler().python_handler.stream = sys.stderr
 
 
 def outlive_stdout() -> None:
-  """Has what cannot be written to stdout lost, as it is on stderr."""
+  """From now on drops what cannot be written to stdout, as on stderr."""
   with contextlib.suppress(StdoutError):
     sys.stdout.flush()
   _stall_for_nobody(STDOUT)
@@ -146,10 +150,10 @@ def outlive_stdout() -> None:
 
 
 def close_stdout() -> None:
-  """Writes what is waiting to be written.
+  """Flushes stdout before the process ends.
 
   Raises:
-    StdoutError: it could not be written; there is nothing left to write then.
+    StdoutError: the buffered text could not be written; it is dropped.
   """
   try:
     sys.stdout.flush()
@@ -188,15 +192,15 @@ def _kind(descriptor: int) -> int:
 
 
 def _stall_for_nobody(descriptor: int) -> None:
-  """Has writes fail rather than wait, those of libraries in C as well.
+  """Makes writes to a pipe or terminal fail instead of blocking, including those of C libraries.
 
-  The pipe or terminal is opened once more for that, because other processes share the description
-  that is open.
+  The pipe or terminal is opened again for this, because other processes share the open file
+  description, which must stay blocking for them.
   """
   if _kind(descriptor) != stat.S_IFIFO and not os.isatty(descriptor):
     return
   flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
-  with contextlib.suppress(OSError):  # It has no reader, or belongs to somebody else.
+  with contextlib.suppress(OSError):  # It has no reader, or belongs to another user.
     _replace(descriptor, os.open(f"/proc/self/fd/{descriptor}", flags))
 
 
@@ -209,5 +213,5 @@ def _replace(descriptor: int, by: int) -> None:
 
 
 def reader_is_gone(error: OSError) -> bool:
-  """Whether an error says that nobody will read any more, which is no fault of this program."""
+  """Whether an error means that the reader has closed its end, which is no fault of the program."""
   return error.errno == errno.EPIPE

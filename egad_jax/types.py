@@ -1,4 +1,4 @@
-"""Names for the trees of arrays that go between the rooms."""
+"""Names for the trees of arrays that pass between the subpackages."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import jax
 
 Params = Any
-"""A pytree of parameters."""
+"""A pytree of parameter arrays."""
 Stats = dict[str, jax.Array]
-"""Name -> one value per token, [...], without gradient."""
+"""{name: [...]}, one value per token, without gradient."""
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
-"""Name -> (sum, count), both scalars: the caller adds them up and divides once."""
+"""{name: (sum, count)}, both scalars: the caller adds each up and divides once."""

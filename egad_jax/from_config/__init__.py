@@ -1,4 +1,4 @@
-"""The only reader of a config: checks it, then turns it into the functions and values of a run."""
+"""The only code that reads a config: checks it and turns it into a run's functions and values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From `config.attention` to the attention of a model on the devices of a mesh."""
+"""Makes the attention of a model, on the devices of a mesh, from `config.attention`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from egad_jax.models.attention import XLA, PackedAttention
 from egad_jax.models.config import DecoderConfig
 
 ATTENTIONS = ("auto", "splash", "cudnn", "xla")
-# The kernel of each platform; another platform has none.
+# The attention kernel of each platform that has one.
 _KERNELS = {"tpu": "splash", "gpu": "cudnn"}
 
 
 def check_attention(config: Config, mesh: Any) -> None:
-  """Checks what can be known before models and data are.
+  """Checks that `config.attention` suits the platform, before models and data are read.
 
-  The devices are the mesh's: a plan compiles for some that this machine does not have.
+  Args:
+    config: checked by `validate`.
+    mesh: the mesh to run on. A plan's mesh has devices that this machine does not have.
 
   Raises:
-    InputError: the kernel that the config asks for does not run on the mesh's devices.
+    InputError: the kernel that the config names does not run on the mesh's devices.
   """
   platform = _device(mesh).platform
   if config.attention in _KERNELS.values() and _KERNELS.get(platform) != config.attention:
@@ -41,11 +43,11 @@ def make_attention(config: Config, who: str, shape: DecoderConfig, mesh: Any) ->
   Args:
     config: checked by `validate`.
     who: "teacher" or "student".
-    shape: its architecture.
-    mesh: the mesh that it runs on.
+    shape: the architecture of that model.
+    mesh: the mesh that the model runs on.
 
   Raises:
-    InputError: the kernel that the config asks for cannot serve this model.
+    InputError: the kernel that the config names does not support this model.
   """
   check_attention(config, mesh)
   kernel = _KERNELS.get(_device(mesh).platform)
@@ -73,6 +75,9 @@ def _device(mesh: Any) -> Any:
 
 
 def _compute_capability(device: Any) -> tuple[int, ...] | None:
-  """Of an NVIDIA GPU; AMD's call theirs by names such as gfx90a."""
+  """An NVIDIA GPU's compute capability, such as (9, 0); None for any other device.
+
+  AMD GPUs give a name such as gfx90a instead.
+  """
   text = str(getattr(device, "compute_capability", ""))
   return tuple(map(int, text.split("."))) if re.fullmatch(r"\d+\.\d+", text) else None

@@ -1,4 +1,4 @@
-"""From a config to everything a run is made of."""
+"""Builds the experiment and the loop's options from a config."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _LOG = logging.getLogger(__name__)
 def _data_cache(config: Config, workdir: epath.PathLike) -> epath.Path:
   if config.data.cache:
     return paths.local(config.data.cache, "config.data.cache")
-  # Rows are read one by one from files that are mapped; each host makes the same ones.
+  # Rows are read from memory-mapped files, so they must be local. Every host makes the same ones.
   if is_local(workdir):
     return epath.Path(workdir) / "data"
   return paths.local("~/.cache/egad_jax/data", "config.data.cache")
@@ -71,7 +71,7 @@ def _compilation_cache(config: Config) -> str:
 
 
 def input_paths(config: Config) -> dict[str, pathlib.Path]:
-  """The files and directories on this machine's disks that a config reads, by their keys.
+  """The existing local files and directories that a config reads, as {"config.KEY": path}.
 
   Raises:
     InputError: a path cannot be understood.
@@ -97,16 +97,17 @@ def build(
   devices: Any = None,
   extensions: Extensions = NO_EXTENSIONS,
 ) -> Experiment:
-  """Makes the run of a config; prepares its data if that is not done yet.
+  """Makes the experiment of a config; prepares its data if that is not done yet.
 
   Args:
-    config: the config, checked by `validate` first.
-    workdir: where data is prepared unless config.data.cache says otherwise.
-    devices: the devices of the mesh; all if None.
+    config: the config; `validate` is called on it first.
+    workdir: the directory in whose data/ the data is prepared, unless config.data.cache names
+      another or the workdir is in an object store.
+    devices: the devices to make meshes of; None for all devices of all processes.
     extensions: methods, divergences, a teacher or a batch source from outside the package.
 
   Raises:
-    InputError: an input is missing, damaged or does not fit.
+    InputError: an input is missing, damaged or does not fit the others.
   """
   validate(config, extensions)
   if config.compilation_cache:
@@ -135,7 +136,7 @@ def build(
     rows = prepare_rows(corpus, tokenizers[0], **to_rows)
   check_prompts(config, models, tokenizers)
   _check_size(config, rows, meshes[0])
-  # What cannot be exported is refused before it is trained.
+  # A student that cannot be exported must be refused before it is trained.
   llama.config_to_hf(models.student.config, bos_id=None, eos_id=None, pad_id=None, dtype="float32")
   return _assemble(config, method, models, tokenizers, rows, meshes, extensions)
 
@@ -144,7 +145,7 @@ def _check_size(config: Config, rows: Rows, mesh: Any) -> None:
   """Checks that there is enough text for a batch and for an evaluation.
 
   Raises:
-    InputError: there is not.
+    InputError: there are fewer train rows than a batch has, or a split has no target tokens.
   """
   unit = sharding.batch_devices(mesh) * config.accumulation
   if config.batch_size > rows.train_size:
@@ -165,10 +166,10 @@ def _check_size(config: Config, rows: Rows, mesh: Any) -> None:
 
 
 def plan_run(config: Config, devices: Any) -> Experiment:
-  """The run of a config for `devices` that may not exist: its train step can only be compiled.
+  """The experiment of a config for `devices` that may not exist; it can only be compiled.
 
-  Nothing is read, neither weights nor tokenizer nor data: tokenizer and rows are stand-ins that
-  know their sizes.
+  Neither weights nor tokenizers nor data are read: stand-ins for tokenizers and rows have their
+  sizes alone.
 
   Raises:
     InputError: the config is invalid, does not fit the devices, or needs files to be known.
@@ -262,7 +263,7 @@ def _packed_rows(config: Config, rows: Rows) -> BatchSource:
 
 
 def loop_options(config: Config) -> LoopOptions:
-  """What happens around the steps of a config's run."""
+  """The options of the loop that runs a config's experiment."""
   return LoopOptions(
     log_steps=config.log_every,
     save_steps=config.checkpoint.every_steps,

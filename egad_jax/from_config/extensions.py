@@ -1,4 +1,4 @@
-"""What a user adds to a run from outside the package: an argument of `build`, no table to edit."""
+"""Additions to a run from outside the package, given as an argument of `build`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from egad_jax.training.experiment import StudentAndTeacher
 
 @dataclasses.dataclass(frozen=True)
 class Extensions:
-  """Additions to the choices that a config has.
+  """Additions to what a config can name.
 
   Attributes:
-    methods: what config.method may name besides `METHODS`: name -> (config) -> method.
-    divergences: what config.loss.divergence may name besides `DIVERGENCES`: name -> function of
-      log-probabilities, see `losses.log_divergences.make_divergence`.
-    teacher: (config, models, meshes) -> where the teacher's outputs come from; None for the
-      config's own. The meshes are the student's and the teacher's.
-    batch_source: (config, rows) -> where the train batches come from; None for the packed rows.
+    methods: name -> (config) -> method, methods that config.method may name besides `METHODS`.
+    divergences: name -> function of log-probabilities, see
+      `losses.log_divergences.make_divergence`; config.loss.divergence may name them besides
+      `DIVERGENCES`.
+    teacher: (config, models, meshes) -> the source of the teacher's outputs, where meshes are
+      (student's, teacher's); None for the teacher that the config describes.
+    batch_source: (config, rows) -> the source of the train batches; None for the packed rows.
   """
 
   methods: Mapping[str, Callable[[Config], Method]] = dataclasses.field(default_factory=dict)

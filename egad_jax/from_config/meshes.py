@@ -1,4 +1,4 @@
-"""From `config.mesh` and `config.teacher` to the devices of student and teacher."""
+"""Makes the meshes of student and teacher from `config.mesh` and `config.teacher`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ def make_meshes(config: Config, devices: Any = None) -> tuple[Any, Any]:
 
   Args:
     config: checked by `validate`.
-    devices: all that there are; the process group's if None.
+    devices: the devices to make meshes of; None for all devices of all processes.
 
   Raises:
-    InputError: the devices do not suffice, do not fit the axes, or cannot do what is asked of them.
+    InputError: there are too few devices, they do not fit the mesh axes, or they cannot read host
+      memory although config.teacher.placement asks for it.
   """
   devices = list(jax.devices() if devices is None else devices)
   own = config.teacher.mesh.devices
@@ -50,7 +51,7 @@ def make_meshes(config: Config, devices: Any = None) -> tuple[Any, Any]:
 
 
 def eval_batch(config: Config) -> int:
-  """Held-out rows at once."""
+  """Held-out rows per batch: config.eval.batch_size, or the rows of a micro-batch if that is 0."""
   return config.eval.batch_size or config.batch_size // config.accumulation
 
 

@@ -1,4 +1,4 @@
-"""From the keys of a config to the method it names."""
+"""Makes the distillation method that a config names, with the hyper-parameters it gives."""
 
 from __future__ import annotations
 
@@ -21,7 +21,15 @@ from egad_jax.methods.method import Method
 
 
 def name_values(key: str, text: str) -> dict[str, str]:
-  """Parses "name=value,name=value"; InputError naming the config's `key` if it cannot be."""
+  """Parses "name=value,name=value" into {name: value}; "" gives {}.
+
+  Args:
+    key: key of the config that holds the text, for messages.
+    text: the text to parse.
+
+  Raises:
+    InputError: the text has another form, or gives a name twice.
+  """
   values: dict[str, str] = {}
   for entry in text.split(",") if text.strip() else ():
     name, separator, value = (part.strip() for part in entry.partition("="))
@@ -34,7 +42,7 @@ def name_values(key: str, text: str) -> dict[str, str]:
 
 
 class Option(NamedTuple):
-  """One option of a method or divergence: its default, and whether it may be none."""
+  """One option of a method or divergence: its default, and whether None is allowed."""
 
   default: Any
   optional: bool
@@ -44,9 +52,9 @@ def options(key: str, text: str, known: Mapping[str, Option]) -> dict[str, Any]:
   """Parses "name=value,name=value" into values of the types of the defaults.
 
   Args:
-    key: of the config, for messages.
-    text: the options.
-    known: every option there is; one whose default is None takes a number.
+    key: key of the config that holds the text, for messages.
+    text: the text to parse; "" gives {}.
+    known: all options by name; an option whose default is None takes a number.
 
   Raises:
     InputError: an option is unknown, or of another type.
@@ -84,7 +92,7 @@ def _keywords(function: Callable[..., Any]) -> dict[str, Option]:
 
 @contextlib.contextmanager
 def _named(key: str) -> Iterator[None]:
-  """Turns a ValueError, whose message names an argument, into an InputError naming the key."""
+  """Turns a ValueError inside the context into an InputError that names the config's `key`."""
   try:
     yield
   except ValueError as error:
@@ -94,18 +102,19 @@ def _named(key: str) -> Iterator[None]:
 
 
 def _group(config: Config, group: str, make: Any, **fixed: Any) -> Any:
-  """The dataclass `make` from the keys of a group that are its fields, but for the `fixed` ones."""
+  """Makes a dataclass from the keys of a config's group; `fixed` gives fields other values."""
   names = [field.name for field in dataclasses.fields(make) if field.name not in fixed]
   with _named(group):
     return make(**{name: config[group][name] for name in names}, **fixed)
 
 
 class _Recipe(NamedTuple):
-  """How the maker of a method gets its arguments.
+  """How the arguments of a method's maker are read from a config.
 
   Attributes:
-    arguments: config -> those that are the method's reading of shared groups.
-    options: (keyword, dataclass) that config.method_options fills, or the keywords it fills.
+    arguments: (config) -> keyword arguments from the groups that methods share.
+    options: what config.method_options fills: (keyword, dataclass of its value), or a tuple of
+      keywords; () if the method has no options.
   """
 
   arguments: Callable[[Config], dict[str, Any]]
@@ -139,7 +148,7 @@ def _adakd(config: Config) -> dict[str, Any]:
       "temperature follows each token's difficulty. Give --config.temperature.kind=adaptive; with "
       "--config.temperature.strength=0 as well, the temperature is config.temperature.base for all."
     )
-  # The paper's place of a difficulty, whatever the config says of entropies.
+  # AdaKD's paper defines the position of a difficulty by the median, so the config's is ignored.
   return {"temperature": _group(config, "temperature", losses.Temperature, position="median_ratio")}
 
 
@@ -151,7 +160,7 @@ def _x_token(config: Config) -> dict[str, Any]:
   return {
     "curriculum": _curriculum(config),
     "temperature": _group(config, "temperature", losses.Temperature),
-    # The options can be checked before there is a projection.
+    # A stand-in, so that `validate` can check the options before there is a projection.
     "projection": (np.zeros((1, 1), np.int32), np.ones((1, 1), np.float32)),
   }
 
@@ -170,12 +179,13 @@ _RECIPES: dict[str, _Recipe] = {
 
 
 def make_method(config: Config, extensions: Extensions = NO_EXTENSIONS, **inputs: Any) -> Method:
-  """The method of a config.
+  """The distillation method that a config names.
 
   Args:
-    config: its keys.
-    extensions: methods and divergences besides those of the package.
-    **inputs: what the method needs besides, made from the data (x_token: `projection`).
+    config: the config.
+    extensions: methods and divergences from outside the package.
+    **inputs: further arguments of the method's maker that are made from the data: `projection` for
+      x_token, none for other methods.
 
   Raises:
     InputError: a hyper-parameter is unknown or out of range.

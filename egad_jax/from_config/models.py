@@ -1,4 +1,4 @@
-"""From the keys of a config to teacher and student."""
+"""Makes the models of teacher and student from a config."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def layer_pairs(layers: str, num_student: int, num_teacher: int) -> tuple[tuple[
 
   Args:
     layers: "last", "uniform:N" or "S:T,S:T".
-    num_student: the student's depth.
-    num_teacher: the teacher's.
+    num_student: number of the student's layers.
+    num_teacher: number of the teacher's layers.
 
   Raises:
-    InputError: it cannot be parsed or names a layer that does not exist, or one twice.
+    InputError: `layers` cannot be parsed, names a layer twice, or one that does not exist.
 
   >>> layer_pairs("uniform:2", 4, 30)
   ((2, 15), (4, 30))
@@ -58,21 +58,21 @@ def layer_pairs(layers: str, num_student: int, num_teacher: int) -> tuple[tuple[
 
 
 class Vocabulary(NamedTuple):
-  """What a model must know of its tokenizer; a `Tokenizer` has it too."""
+  """The part of a `Tokenizer` that a model depends on: the number of its entries."""
 
   vocab_size: int
 
 
 def planned_shape(who: str, source: str, name: str) -> DecoderConfig:
-  """The architecture that a source has by the config alone.
+  """The architecture of a source, known from the config alone.
 
   Args:
     who: "teacher" or "student", for messages.
-    source: as in the config.
-    name: of an architecture, "" if the config names none.
+    source: the value of config.teacher.source or config.student.source.
+    name: name of an architecture; "" if the config names none.
 
   Raises:
-    InputError: it cannot be known without reading files.
+    InputError: the architecture cannot be known without reading files.
   """
   if source.startswith(RANDOM):
     return architecture(source.removeprefix(RANDOM))
@@ -87,7 +87,7 @@ def planned_shape(who: str, source: str, name: str) -> DecoderConfig:
 def _load(
   who: str, source: str, name: str, tokenizer: Tokenizer | Vocabulary, planned: bool
 ) -> Pretrained:
-  """A model of the tokenizer's vocabulary; params None for random values, or if only `planned`."""
+  """Reads a model; its params are None if they are random, or if nothing is read for a plan."""
   size = tokenizer.vocab_size
   if source.startswith(RANDOM):
     return Pretrained(
@@ -103,7 +103,7 @@ def _load(
 
 
 def _check_architecture(who: str, source: str, found: DecoderConfig, name: str) -> None:
-  # How random values are drawn is no part of what a plan counts on.
+  # A plan does not depend on how random values are drawn.
   wanted = dataclasses.replace(architecture(name), embedding_std=found.embedding_std)
   for field in dataclasses.fields(wanted):
     got, expected = getattr(found, field.name), getattr(wanted, field.name)
@@ -115,7 +115,7 @@ def _check_architecture(who: str, source: str, found: DecoderConfig, name: str) 
 
 
 def _replace(shape: DecoderConfig, **sizes: int) -> DecoderConfig:
-  """`shape` with the sizes that are not 0."""
+  """`shape` with those of `sizes` that are not 0, and a head_dim that fits them."""
   sizes = {name: size for name, size in sizes.items() if size}
   dim, heads = sizes.get("dim", shape.dim), sizes.get("num_heads", shape.num_heads)
   if "dim" in sizes or "num_heads" in sizes:
@@ -170,7 +170,7 @@ def _untrained(shape: DecoderConfig) -> Pretrained:
 
 
 def _generation(student: Pretrained, teacher: Pretrained, shared: bool) -> GenerationSettings:
-  """How the student's texts end: as the teacher's, which teaches it, if the ids mean the same."""
+  """The student's generation settings: the teacher's, if it has end tokens and the ids agree."""
   if shared and teacher.generation.end_ids:
     return teacher.generation
   return student.generation
@@ -185,11 +185,19 @@ def make_models(
   meshes: tuple[Any, Any],
   planned: bool = False,
 ) -> StudentAndTeacher:
-  """Student and teacher; `tokenizer` is the student's, the same object if there is one for both.
+  """Makes student and teacher, with their initial parameters on the host.
 
-  The meshes are the student's and the teacher's.
+  Args:
+    config: checked by `validate`.
+    tokenizer: the student's tokenizer, or a stand-in for a plan.
+    teacher_tokenizer: the teacher's; the same object if they share one.
+    method: the distillation method; its feature loss decides whether layers are tapped.
+    meshes: the student's mesh and the teacher's.
+    planned: whether this is for a plan. Then no files are read: the architectures are those that
+      the config names, and there are no parameters.
 
-  No files are read if `planned`: the architectures are the config's, without parameters.
+  Raises:
+    InputError: a source is missing or damaged, or the models do not fit the config.
   """
   options = config.teacher
   teacher = _load("teacher", options.source, options.architecture, teacher_tokenizer, planned)

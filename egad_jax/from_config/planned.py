@@ -1,4 +1,4 @@
-"""What stands in for tokenizers and what is made of them in a plan, which reads no files."""
+"""Stand-ins for tokenizers and for the projection between them in a plan, which reads no files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from egad_jax.from_config.models import Vocabulary, planned_shape
 from egad_jax.from_config.values import TRAIN, Config
 from egad_jax.methods import TWO_TOKENIZERS
 
-# Entries in a row of a run's projection, at most: the default of `prepare_projection`.
+# Largest number of entries in a row of a run's projection: the default of `prepare_projection`.
 _PIECES = 4
 
 
 def planned_vocabularies(config: Config) -> tuple[Vocabulary, Vocabulary]:
-  """Stand-ins for the tokenizers of student and teacher; one object unless rows are paired.
+  """Stand-ins for the tokenizers of student and teacher; the same object unless rows are paired.
 
   Raises:
     InputError: a size is not known from the config alone.
@@ -36,12 +36,12 @@ def planned_vocabularies(config: Config) -> tuple[Vocabulary, Vocabulary]:
 
 
 def _vocabulary(who: str, tokenizer: str, source: str, name: str) -> Vocabulary:
-  """N of train:N, else the rows of the embedding."""
+  """A vocabulary of N entries for train:N, else of as many as the embedding has rows."""
   return Vocabulary(_trained_size(tokenizer) or planned_shape(who, source, name).vocab_size)
 
 
 def _trained_size(tokenizer: str) -> int:
-  """N of train:N, 0 of anything else."""
+  """N if the text is train:N, else 0."""
   size = tokenizer.removeprefix(TRAIN)
   return int(size) if tokenizer.startswith(TRAIN) and size.isdigit() else 0
 
@@ -49,10 +49,13 @@ def _trained_size(tokenizer: str) -> int:
 def planned_projection(
   config: Config, student: Vocabulary, teacher: Vocabulary
 ) -> tuple[np.ndarray, np.ndarray]:
-  """A projection with every row full: no two tokenizers have one that costs more.
+  """A stand-in for the projection, with every row full, so that no real one costs more.
+
+  Returns:
+    Teacher ids, int32 [student's entries, 4], and their weights, float32 of the same shape.
 
   Raises:
-    InputError: the method's program depends on more of a projection than its size.
+    InputError: the method's program depends on more than the size of the projection.
   """
   if name_values("method_options", config.method_options).get("kind") == "h_kl":
     raise InputError(

@@ -1,4 +1,4 @@
-"""Whether the prompts of a config can be continued, known before any step is made."""
+"""Checks, before any step is made, that the prompts of a config can be continued."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the keys of a config to where the teacher's outputs come from."""
+"""Makes the source of the teacher's outputs from a config."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from egad_jax.training.experiment import StudentAndTeacher
 
 
 def make_teacher(config: Config, models: StudentAndTeacher, meshes: tuple[Any, Any]) -> Teacher:
-  """The teacher of a config.
+  """The source of the teacher's outputs: a colocated teacher, or one on devices of its own.
 
   Args:
     config: checked by `validate`.
-    models: student and teacher.
-    meshes: the student's and the teacher's; one object unless the teacher has its own devices.
+    models: the models, of which the teacher's functions and parameters are used.
+    meshes: the student's mesh and the teacher's; the same object unless the teacher has its own
+      devices.
   """
   mesh, teacher_mesh = meshes
   teacher = ColocatedTeacher(

@@ -1,4 +1,4 @@
-"""From the keys of a config to the tokenizers of student and teacher."""
+"""Reads or trains the tokenizers of student and teacher that a config names."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ _LOG = logging.getLogger(__name__)
 
 
 def make_tokenizers(config: Config, corpus: corpora.Corpus) -> tuple[Tokenizer, Tokenizer]:
-  """The tokenizers of student and teacher; one object if they mean the same.
+  """The tokenizers of student and teacher; the same object if they are equal.
 
-  If the same ids mean the same, but a text would get others (it is split otherwise, or begins with
-  another token), the teacher's is used for both and that is said; a method for two tokenizers uses
-  either's own.
+  Two tokenizers may have the same vocabulary and still give a text different ids, because they
+  split it differently or begin it with another token. The teacher's is then used for both, with a
+  warning; but a method for two tokenizers uses both.
+
+  Args:
+    config: checked by `validate`.
+    corpus: the text that train:N tokenizers are trained on.
 
   Raises:
     InputError: a source is missing or unreadable, or the two differ where the method or

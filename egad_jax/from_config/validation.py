@@ -1,4 +1,4 @@
-"""What can be known of a config before any work is done."""
+"""Checks everything about a config that can be known before any work is done."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ _NOT_NEGATIVE += ("guard.spike_sigmas",)
 _NOT_NEGATIVE += ("watchdog.step_seconds", "watchdog.other_seconds", "profile.start_step")
 _NOT_NEGATIVE += ("teacher.mesh.devices",)
 _SHARES = ("curriculum.start", "curriculum.end", "optimizer.final_fraction")
-# Each states what is valid, so that NaN never is, and infinity is only where it means something.
+# Each predicate states what is valid, so that NaN never is, nor infinity for any of these keys.
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
   (_POSITIVE, lambda x: 0 < x < math.inf, "be positive"),
   (_NOT_NEGATIVE, lambda x: 0 <= x < math.inf, "not be negative"),
   (_SHARES, lambda x: 0 <= x <= 1, "be between 0 and 1"),
-  # JAX and grain take no other; JAX would take the rest of a division by 2**32.
+  # JAX and grain take 32-bit seeds; JAX would silently reduce others modulo 2**32.
   (("seed",), lambda x: 0 <= x < 2**32, "be at least 0 and below 2**32"),
   (("data.held_out_fraction",), lambda x: 0 < x < 1, "lie between 0 and 1"),
   (("optimizer.beta1", "optimizer.beta2"), lambda x: 0 <= x < 1, "be at least 0 and below 1"),
@@ -77,10 +77,10 @@ def validate(config: Config, extensions: Extensions = NO_EXTENSIONS) -> None:
 
   Args:
     config: the config.
-    extensions: what its names may mean besides what the package knows.
+    extensions: methods and divergences that the config may name besides the package's.
 
   Raises:
-    InputError: naming the key, what it must be and what it is.
+    InputError: a value is invalid; the message names the key, what it must be and what it is.
   """
   if not config.teacher.source:
     raise InputError(
@@ -111,5 +111,9 @@ def validate(config: Config, extensions: Extensions = NO_EXTENSIONS) -> None:
 
 
 def compiler_options(config: Config) -> dict[str, str]:
-  """Parses "name=value,name=value"."""
+  """The XLA options of `config.compiler_options` as {name: value}; {} for none.
+
+  Raises:
+    InputError: the text is not name=value,name=value.
+  """
   return name_values("compiler_options", config.compiler_options)

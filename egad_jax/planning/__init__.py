@@ -1,1 +1,1 @@
-"""Compiles a train step for TPUs that are not there and tells whether and how it would run."""
+"""Compiles a train step for TPUs that need not be there, and tells whether and how it would run."""

@@ -1,4 +1,4 @@
-"""FLOPs of a convolution, two for each multiply-add with real elements."""
+"""FLOPs of a convolution in a compiled program, two for each multiply-add with real elements."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ import numpy as np
 def convolution_flops(
   left: tuple[int, ...], right: tuple[int, ...], out: tuple[int, ...], attributes: str
 ) -> int:
-  """FLOPs of a convolution, in which form a TPU writes its matrix products.
+  """FLOPs of a convolution; the TPU compiler writes matrix products in this form.
 
   Args:
-    left: sizes of the left operand.
-    right: sizes of the right one.
-    out: sizes of the result.
-    attributes: as written.
+    left: shape of the left operand, the input.
+    right: shape of the right operand, the kernel.
+    out: shape of the result.
+    attributes: the instruction's attributes, as the program's text has them.
+
+  Returns:
+    The FLOPs; 0 if the attributes name no dimensions.
   """
   labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
   if not labels:
@@ -57,11 +60,14 @@ def _real_pairs(
   left_dilation: int,
   right_dilation: int,
 ) -> int:
-  """Pairs of output and kernel positions that meet an element, not padding or a hole."""
+  """Number of (output, kernel) index pairs, along one axis, that meet an element of the input.
+
+  The other pairs meet padding, or a hole that dilation leaves.
+  """
   if kernel == 1 and not low and stride == left_dilation == 1:
     return min(out, size)
-  # Output o meets element (o * stride - shift) / left_dilation of the input. The pairs may
-  # be too many to list, so those of every position are counted: o is in a range and of one residue.
+  # Output o meets element (o * stride - shift) / left_dilation of the input. The pairs may be too
+  # many to list, so they are counted for each kernel index: o lies in a range and has one residue.
   shift = low - np.arange(kernel, dtype=np.int64) * right_dilation
   common = math.gcd(stride, left_dilation)
   period = left_dilation // common

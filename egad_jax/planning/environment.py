@@ -1,4 +1,4 @@
-"""What must be set before jax is imported, so that it compiles for TPUs that are not there."""
+"""The environment in which jax, imported afterwards, compiles for TPUs that are not there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from egad_jax.errors import InputError
 
 
 def prepare_environment(name: str, environment: MutableMapping[str, str] = os.environ) -> None:
-  """Sets what libtpu reads for a topology on a machine without TPUs; before jax is imported.
+  """Sets the variables that libtpu needs on a machine without TPUs; call it before importing jax.
+
+  Args:
+    name: a topology such as v5e:2x2.
+    environment: the variables to change.
 
   Raises:
     InputError: the topology does not exist, or libtpu is not installed.

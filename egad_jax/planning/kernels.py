@@ -1,4 +1,4 @@
-"""What a hand-written kernel does, for which the compiler estimates nothing: FLOPs and bytes."""
+"""FLOPs and bytes of hand-written kernels, for which the compiler gives no estimate."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import math
 import re
 from typing import NamedTuple
 
-# Matrix products of [block_q, head_dim] by [block_kv, head_dim] in size, for a pair of blocks.
+# Matrix products of each pass for a pair of blocks, each of the size of [block_q, head_dim] times
+# [head_dim, block_kv].
 _SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 
 
 class Kernel(NamedTuple):
-  """All calls of one kernel in a step on one device.
+  """One kernel's calls in a step on one device.
 
   Attributes:
-    name: of the instruction.
-    calls: in a step.
-    flops: of the matrix products in one call; None for a kernel that is not known here.
-    bytes: of one call's operands and results.
+    name: name of the instruction that calls it.
+    calls: number of calls in a step.
+    flops: FLOPs of the matrix products in one call; None for a kernel that is not known here.
+    bytes: bytes of one call's operands and results.
   """
 
   name: str
@@ -26,17 +27,17 @@ class Kernel(NamedTuple):
   bytes: int
 
   def seconds(self, flops_per_second: float, bytes_per_second: float) -> float:
-    """The least that its calls take on a chip."""
+    """The least seconds that all its calls take on a device with this peak and bandwidth."""
     return self.calls * max((self.flops or 0) / flops_per_second, self.bytes / bytes_per_second)
 
 
 def kernel_flops(name: str, operands: list[tuple[int, ...]], rest: str) -> int | None:
-  """FLOPs of the matrix products of a call; None for a kernel that is not known here.
+  """FLOPs of the matrix products in one call; None for a kernel that is not known here.
 
   Args:
-    name: of the instruction.
-    operands: shapes of those that are floating point.
-    rest: the instruction's attributes, as written.
+    name: name of the instruction that calls the kernel.
+    operands: shapes of the floating-point operands, in order.
+    rest: the instruction's attributes, as the program's text has them.
   """
   if found := re.match(r"splash_m[hq]a_(fwd|dq|dkv)", name):
     return _splash_flops(found[1], operands[0], rest)
@@ -50,10 +51,10 @@ def kernel_flops(name: str, operands: list[tuple[int, ...]], rest: str) -> int |
 
 
 def _splash_flops(pass_: str, query: tuple[int, ...], rest: str) -> int | None:
-  """FLOPs of splash attention, from its query [..., heads, seq, head_dim].
+  """FLOPs of one pass of splash attention, from the shape of its query [..., heads, seq, head_dim].
 
-  Blocks above the diagonal are skipped, those on it are computed whole. Windows are not known here:
-  with them this is too much.
+  Blocks above the diagonal are skipped and those on it are computed whole. Attention windows are
+  not known here, so the result is too large for a model with windows.
   """
   suffix = "" if pass_ == "fwd" else f"_{pass_}"
   blocks = [re.search(rf'block_{of}{suffix}\\*": ?(\d+)', rest) for of in ("q", "kv")]

@@ -1,4 +1,4 @@
-"""Where a program's memory goes, from the compiler's own assignment of buffers."""
+"""The memory of a program by use, from the compiler's own assignment of buffers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ TREES = ("teacher", "student", "optimizer", "other")
 
 
 class Buffer(NamedTuple):
-  """One array in memory: bytes on a device with padding, shape, and the line it comes from."""
+  """One array in memory.
+
+  Attributes:
+    bytes: its bytes on a device, padding included.
+    shape: its dtype and shape, such as "bf16[8,128]".
+    source: the line of this package that makes it, or what else is known; see `Program.source`.
+  """
 
   bytes: int
   shape: str
@@ -20,13 +26,13 @@ class Buffer(NamedTuple):
 
 
 class Memory(NamedTuple):
-  """Memory of one device.
+  """The memory of one device that a program needs.
 
   Attributes:
-    arguments: bytes of the program's arguments, by tree.
-    outputs: bytes of outputs that do not lie in an argument's memory.
-    temporaries: bytes that live only during a step.
-    largest: the largest buffers, which need not be there at the same time.
+    arguments: bytes of the program's arguments, by tree: one of `TREES`.
+    outputs: bytes of the outputs that do not reuse an argument's memory.
+    temporaries: bytes that are in use only during a step.
+    largest: the largest buffers, largest first; they need not exist at the same time.
   """
 
   arguments: dict[str, int]
@@ -36,7 +42,7 @@ class Memory(NamedTuple):
 
   @property
   def total(self) -> int:
-    """Bytes in all."""
+    """Bytes of arguments, outputs and temporaries together."""
     return sum(self.arguments.values()) + self.outputs + self.temporaries
 
 
@@ -52,12 +58,12 @@ def _tree(path: str) -> str:
 
 
 def read_memory(dump: pathlib.Path, program: Program, *, count: int = 10) -> Memory:
-  """Reads the buffer assignment that the compiler left, whether or not the program fits.
+  """Reads the buffer assignment that the compiler dumped, whether or not the program fits.
 
   Args:
-    dump: directory that the compiler wrote to.
-    program: of the same compilation.
-    count: how many of the largest buffers to keep.
+    dump: the directory that the compiler dumped to.
+    program: the parsed program of the same compilation.
+    count: number of the largest buffers to keep.
   """
   (path,) = dump.glob("*train_step*.after_optimizations-buffer-assignment.txt")
   arguments = dict.fromkeys(TREES, 0)
@@ -69,7 +75,7 @@ def read_memory(dump: pathlib.Path, program: Program, *, count: int = 10) -> Mem
       group, size, about = int(allocation[1]), int(allocation[2]), allocation[3]
       tree = "" if "parameter" in about else "temporary"
       if "color" in about or "thread-local" in about or "constant" in about:
-        tree = "elsewhere"  # On the chip, or too small to see.
+        tree = "elsewhere"  # In memory on the chip, or too small to matter.
       elif tree and "preallocated-temp" in about:
         temporaries += size
       elif tree:

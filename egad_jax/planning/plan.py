@@ -1,4 +1,4 @@
-"""Compiles a run's train step for a topology that need not be there, and accounts for it."""
+"""Compiles a train step for a topology that need not be there; reports its memory and time."""
 
 from __future__ import annotations
 
@@ -28,30 +28,36 @@ from egad_jax.training.programs import lower_train_step
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What is known of a run before it starts; the fields are the keys of `--json`.
+  """A report on a run before it starts; the fields other than `notes` are the keys of `--json`.
+
+  The four times and rates are None if the step does not fit.
 
   Attributes:
-    config: its file's name.
-    topology: such as v5e:16x16.
-    devices: as jax counts them: chips, or two a chip (TPU7x).
-    chip: kind.
-    fits: whether the compiler places the step in a device's memory.
-    hbm_bytes: that memory, of one device; the compiler keeps some of it, and the program's code
-      lies there too.
-    arguments_bytes: of one device, by tree; "other" is the batch and the method's own.
-    temporaries_bytes: of one device, what lives only during a step.
-    total_bytes: of one device: arguments, outputs that are not in their place, temporaries.
-    flops: matrix products of one step on all devices.
-    flops_minimum: what the two models need: see `minimum_flops`.
-    modelled_seconds: of a step, by the compiler's estimated cycles, and the least time that
-      attention kernels can take; no communication in it.
-    roofline_seconds: of a step: `flops_minimum` at the peak, or all arguments read once.
-    tokens_per_step: places for targets in a batch.
+    config: name of the config, or of the variant of a search.
+    topology: name of the topology, such as v5e:16x16.
+    devices: number of devices as jax counts them: one per chip, or two on TPU7x.
+    chip: kind of chip, a key of `CHIPS`.
+    fits: whether the step fits in a device's memory, by the compiler.
+    hbm_bytes: memory of one device; the compiler reserves some of it, and it also holds the
+      program's code.
+    arguments_bytes: bytes of the step's arguments on one device, by tree; "other" is everything
+      besides teacher, student and optimizer, such as the batch.
+    temporaries_bytes: bytes on one device that are in use only during a step.
+    total_bytes: bytes on one device of arguments, temporaries, and outputs that do not reuse an
+      argument's memory.
+    flops: FLOPs of the matrix products of one step, on all devices.
+    flops_minimum: FLOPs that the two models need at least, on all devices; see `minimum_flops`.
+    modelled_seconds: seconds of a step: the compiler's estimated cycles, and the least time that
+      hand-written kernels can take, without communication.
+    roofline_seconds: seconds of a step: `flops_minimum` at the peak, or the time to read all
+      arguments once, whichever is longer.
+    tokens_per_step: tokens of a batch, each taken to be a target.
     tokens_per_second: `tokens_per_step / modelled_seconds`.
-    mfu: `flops_minimum` over what the devices could do in `modelled_seconds`.
-    collectives: of one device in one step.
-    largest_buffers: of one device; not all at the same time.
-    compile_seconds: on this machine.
+    mfu: `flops_minimum` over the FLOPs that the devices could do in `modelled_seconds`, 0 to 1.
+    collectives: communication of one device in one step, by kind.
+    largest_buffers: the largest arrays on one device, which need not exist at the same time.
+    compile_seconds: seconds of the compilation on this machine.
+    notes: sentences for people that say what the figures include and leave out.
   """
 
   config: str
@@ -76,7 +82,7 @@ class Plan:
   notes: tuple[str, ...] = ()
 
   def as_json(self) -> dict[str, Any]:
-    """The plan as JSON values, without the notes."""
+    """The plan as a dict of JSON values, without the notes."""
     values = dataclasses.asdict(self)
     del values["notes"]
     values["largest_buffers"] = [buffer._asdict() for buffer in self.largest_buffers]
@@ -84,14 +90,14 @@ class Plan:
 
 
 def devices_of(slice_: Topology) -> Any:
-  """The devices of a topology, to make meshes of and compile for.
+  """The devices of a topology, as objects to make meshes of and compile for.
 
   Raises:
     InputError: libtpu cannot be loaded, or does not know the topology.
   """
   try:
     found = topologies.get_topology_desc(platform="tpu", topology_name=slice_.name).devices
-  except Exception as error:  # Of several classes, by what is wrong with libtpu.
+  except Exception as error:  # The class depends on what is wrong with libtpu.
     raise InputError(f"libtpu cannot make the topology {slice_.name}: {error}") from error
   if len(found) != slice_.devices:
     raise InputError(f"libtpu makes {len(found)} devices of {slice_.name}, not {slice_.devices}.")
@@ -99,9 +105,10 @@ def devices_of(slice_: Topology) -> Any:
 
 
 def compiling_for(device: Any) -> contextlib.AbstractContextManager[Any]:
-  """Where a program without a mesh is traced for a device that is not there.
+  """A context in which a program without a mesh is traced for a device that is not there.
 
-  Pallas asks the mesh which chip its kernels are for, and where there is none the default device.
+  Pallas asks the mesh which chip its kernels are for; without a mesh it would ask the default
+  device.
   """
   mesh = jax.sharding.Mesh(np.array([device]), ("device",))
   return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
@@ -113,11 +120,12 @@ def minimum_flops(experiment: Experiment) -> int:
 
 
 def head_chunks(experiment: Experiment, program: str) -> int:
-  """Trips of the head's loop on one device when every place is a target.
+  """Trips of the head's loop over chunks, on one device, if every token is a target.
 
   Args:
-    experiment: what was compiled.
-    program: its text, which tells the chunk of the head's kernels if it has them.
+    experiment: the experiment whose train step was compiled.
+    program: the text of the compiled program, which has the chunk size of the head's kernels, if
+      it uses them.
   """
   vocab = experiment.tokenizers.student.vocab_size
   parts = vocabulary_parts(experiment.mesh, sharding.TENSOR_AXIS, vocab)
@@ -131,23 +139,23 @@ def head_chunks(experiment: Experiment, program: str) -> int:
 
 
 def plan(experiment: Experiment, slice_: Topology, *, config: str) -> Plan:
-  """Compiles the train step of an experiment made for the devices of a topology.
+  """Compiles the train step of an experiment for the devices of a topology, and reports on it.
 
   Args:
-    experiment: from `from_config.plan_run`.
+    experiment: an experiment from `from_config.plan_run`, made for the topology's devices.
     slice_: the topology.
-    config: what to call the config.
+    config: name of the config in the plan.
   """
   device = CHIPS[slice_.chip].device
   minimum = minimum_flops(experiment)
-  # A cached executable leaves no dump.
+  # The compiler dumps nothing for an executable from the cache.
   jax.config.update("jax_enable_compilation_cache", False)
   with tempfile.TemporaryDirectory(prefix="egad_jax_plan_") as directory:
     dump = pathlib.Path(directory)
     started = time.monotonic()
     compiled = _compile(experiment, dump)
     seconds = time.monotonic() - started
-    # Estimates are in the last text, which a program that does not fit never gets to.
+    # Only the last stage's text has estimates; a program that does not fit does not get there.
     stage = "after_optimizations" if compiled is None else "after_codegen"
     (path,) = dump.glob(f"*train_step*.{stage}.txt")
     text = path.read_text()
@@ -192,7 +200,7 @@ def plan(experiment: Experiment, slice_: Topology, *, config: str) -> Plan:
 
 
 def _compile(experiment: Experiment, dump: pathlib.Path) -> Any:
-  """The executable, or None if it does not fit; the compiler's own account is in `dump`."""
+  """The executable, or None if it does not fit; in both cases the compiler writes to `dump`."""
   lowered = lower_train_step(experiment)
   try:
     return lowered.compile({"xla_dump_to": str(dump), "xla_dump_hlo_as_text": True})

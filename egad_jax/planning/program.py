@@ -1,7 +1,7 @@
-"""What a compiled TPU program does, read from its text: matmuls, cycles, collectives, sources.
+"""Reads a compiled TPU program's text: its matmuls, cycles, collectives and source lines.
 
-XLA's own cost analysis counts the body of a loop once and needs a program that fits. The text tells
-the trip counts, and the compiler writes it even of a program that does not fit.
+XLA's own cost analysis counts the body of a loop once and needs a program that fits. The text has
+the trip counts, and the compiler writes it even for a program that does not fit.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from egad_jax.planning.kernels import Kernel, kernel_flops
 
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4}
 _BYTES |= {"s64": 8, "u64": 8, "f16": 2, "bf16": 2, "f32": 4, "f64": 8, "f8e4m3fn": 1, "f8e5m2": 1}
-# libtpu 0.0.50 writes the largest int64 as the cycles of scatters that TPU7x's SparseCores do.
+# From here on, cycles mean that there is no estimate: libtpu 0.0.50 writes the largest int64 for
+# scatters on TPU7x's SparseCores.
 _NO_ESTIMATE = 2**62
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 class Op(NamedTuple):
-  """One instruction.
+  """One instruction of a program.
 
   Attributes:
-    name: unique in the program.
-    shape: of the result, as written.
+    name: its name, unique in the program.
+    shape: dtype, shape and layout of its result, as in the text.
     kind: its opcode.
-    operands: names.
-    rest: attributes, metadata and backend configuration, as written.
-    text: the operands, as written.
+    operands: names of the instructions whose results it reads.
+    rest: its attributes, metadata and backend configuration, as in the text.
+    text: its operands, as in the text.
   """
 
   name: str
@@ -46,7 +47,13 @@ class Op(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """Communication of one kind: how often in a step, and bytes a device handles in them."""
+  """Communication of one kind in a step, on one device.
+
+  Attributes:
+    kind: the collective's opcode, such as "all-gather".
+    count: number of collectives of this kind in a step.
+    bytes: bytes of their operands or results, whichever are more, in a step.
+  """
 
   kind: str
   count: int
@@ -54,7 +61,7 @@ class Collective:
 
 
 def dimensions(shape: str) -> tuple[int, ...]:
-  """Sizes of the first array of a shape as written.
+  """The sizes of the first array in a shape's text.
 
   >>> dimensions("bf16[8,128]{1,0:T(8,128)}")
   (8, 128)
@@ -67,7 +74,7 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def shape_bytes(shape: str) -> int:
-  """Bytes of the arrays of a shape as written, without padding.
+  """The bytes of all arrays in a shape's text, without padding.
 
   >>> shape_bytes("(f32[2,3]{1,0}, bf16[4]{0})")
   32
@@ -77,7 +84,7 @@ def shape_bytes(shape: str) -> int:
 
 
 def _balanced(text: str) -> int:
-  """Index just after the parenthesis that closes the one `text` starts with."""
+  """The index just after the parenthesis that closes the one that `text` starts with."""
   depth = 0
   for i, c in enumerate(text):
     depth += (c == "(") - (c == ")")
@@ -87,7 +94,7 @@ def _balanced(text: str) -> int:
 
 
 def _elements(shape: str) -> list[str]:
-  """The shapes that a tuple's shape is made of, as written.
+  """The texts of the shapes inside a tuple's shape.
 
   >>> _elements("(s32[]{:T(128)}, (f32[2,3]{1,0}, pred[]), /*index=2*/u8[4])")
   ['s32[]{:T(128)}', '(f32[2,3]{1,0}, pred[])', 'u8[4]']
@@ -104,7 +111,7 @@ def _elements(shape: str) -> list[str]:
 
 
 def _place(op: Op) -> int | None:
-  """Which element of a tuple an instruction takes; None if it does something else."""
+  """The index of the tuple element that an instruction takes; None for any other instruction."""
   found = re.search(r"\bindex=(\d+)", op.rest) if op.kind == "get-tuple-element" else None
   return int(found[1]) if found else None
 
@@ -130,23 +137,23 @@ def _parse_op(line: str) -> Op | None:
 
 
 class Program:
-  """A program's text, parsed.
+  """A compiled program, parsed from its text.
 
   Attributes:
-    computations: the instructions of each computation.
-    ops: every instruction by name.
-    times: how often a step runs each computation; both branches of a conditional count.
-    traced_loops: how many loops have a number of trips that the text does not tell.
+    computations: the instructions of each computation, by its name.
+    ops: all instructions by name.
+    times: how often a step runs each computation, by its name; all branches of a conditional count.
+    traced_loops: number of loops whose trip count is not in the text.
   """
 
   def __init__(self, text: str, *, traced_trips: int = 1):
-    """Parses.
+    """Parses a program.
 
     Args:
-      text: of the optimized and scheduled module.
-      traced_trips: trips to assume of a loop whose number is known only when it runs.
+      text: text of the optimized and scheduled module.
+      traced_trips: trip count to assume for a loop whose trip count is not in the text.
     """
-    # What a kernel says of itself is on lines of its own.
+    # A kernel's metadata spans several lines; instructions are parsed line by line.
     text = re.sub(r"kernel_metadata=\{\n(.*)\n\}", r"kernel_metadata={\1}", text)
     self._text = text
     self.computations: dict[str, list[Op]] = {}
@@ -169,7 +176,7 @@ class Program:
     self._visit(entry, 1, True, traced_trips)
 
   def _add_element(self, name: str) -> None:
-    """Adds the instruction that `%tuple#2`, an operand as newer compilers write it, stands for."""
+    """Adds the get-tuple-element that an operand such as `%tuple#2`, of newer compilers, means."""
     whole, mark, index = name.rpartition("#")
     if not mark or name in self.ops:
       return
@@ -178,7 +185,14 @@ class Program:
     self.ops[name] = Op(name, shape, "get-tuple-element", (whole,), f", index={index}", "")
 
   def _visit(self, name: str, times: int, scheduled: bool, traced_trips: int) -> None:
-    """Counts a computation and what it calls; inside a fusion nothing is `scheduled` by itself."""
+    """Counts the runs of a computation and those it calls.
+
+    Args:
+      name: name of the computation.
+      times: how often a step runs it.
+      scheduled: whether its instructions are scheduled one by one; those inside a fusion are not.
+      traced_trips: as for `__init__`.
+    """
     self.times[name] += times
     if scheduled:
       self._scheduled.add(name)
@@ -203,7 +217,7 @@ class Program:
     return [found[1]] if found else []
 
   def _trips(self, loop: Op) -> int | None:
-    """Trips of a loop; None if its bound or counter cannot be told from the text."""
+    """The trip count of a loop; None if its counter or bound cannot be told from the text."""
     condition = re.search(r"condition=%([\w.\-]+)", loop.rest)[1]  # type: ignore[index]
     comparisons = [op for op in self.computations[condition] if op.kind == "compare"]
     if len(comparisons) != 1 or len(comparisons[0].operands) != 2:
@@ -213,7 +227,7 @@ class Program:
     values = self.ops[loop.operands[0]]
     if "direction=LT" not in comparisons[0].rest or place is None or values.kind != "tuple":
       return None
-    if (index := _place(bound)) is not None:  # The bound comes in with the loop's values.
+    if (index := _place(bound)) is not None:  # The bound is one of the loop's values.
       bound = self._origin(values.operands[index])
     first, last = _constant(self._origin(values.operands[place])), _constant(bound)
     step = self._step(loop, place)
@@ -222,7 +236,7 @@ class Program:
     return max(0, -(-(last - first) // step))
 
   def _step(self, loop: Op, place: int) -> int | None:
-    """By how much the body raises its counter; loops that XLA unrolled count by more than 1."""
+    """By how much the body raises its counter, more than 1 if XLA unrolled it; None if unknown."""
     (body,) = self._called(loop)
     result = self.computations[body][-1]
     if result.kind != "tuple":
@@ -238,7 +252,7 @@ class Program:
     return step if _place(op) == place and step > 0 else None
 
   def _origin(self, name: str) -> Op:
-    """What a copy is a copy of."""
+    """The instruction that makes a value, behind any copies and bitcasts of it."""
     op = self.ops[name]
     while op.kind in ("copy", "bitcast", "copy-start", "copy-done"):
       op = self.ops[op.operands[0]]
@@ -253,8 +267,11 @@ class Program:
   def matmul_flops(self, where: Callable[[Op], bool] = lambda op: True) -> int:
     """FLOPs of all matrix products of a step on one device, those of loops times their trips.
 
-    Counted as XLA's cost analysis counts them: two for each multiply-add with real elements. Those
-    inside hand-written kernels are `kernels`'.
+    They are counted as in XLA's cost analysis: two for each multiply-add with real elements. The
+    products inside hand-written kernels are not included; see `kernels`.
+
+    Args:
+      where: which instructions to count; all by default.
     """
     return sum(times * self._flops(op) for _, op, times in self._everything() if where(op))
 
@@ -280,12 +297,12 @@ class Program:
 
   @property
   def without_estimate(self) -> int:
-    """How many runs of instructions in a step the compiler says it has no estimate for."""
+    """How many runs of instructions in a step the compiler has no estimate for."""
     return sum(times for cycles, times in self._estimates if cycles >= _NO_ESTIMATE)
 
   @functools.cached_property
   def _estimates(self) -> list[tuple[int, int]]:
-    """(estimated cycles, times) of each scheduled instruction."""
+    """(estimated cycles, runs in a step) of each scheduled instruction."""
     return [
       (int(found[1]), times)
       for name, op, times in self._everything()
@@ -294,7 +311,7 @@ class Program:
 
   @functools.cached_property
   def kernels(self) -> list[Kernel]:
-    """Hand-written kernels, for which the compiler estimates nothing."""
+    """The hand-written kernels of a step, for which the compiler gives no estimate."""
     found = []
     for _, op, times in self._everything():
       if 'custom_call_target="tpu_custom' in op.rest:
@@ -315,7 +332,7 @@ class Program:
       kind = op.kind.removesuffix("-start")
       if kind not in _COLLECTIVES:
         continue
-      # One collective may be cut into steps that other fusions hide; all have its channel.
+      # A collective may be cut into parts that fusions overlap with; they share its channel.
       channel = re.search(r"channel_id=(\d+)", op.rest)
       identity = channel[1] if channel else op.name
       if identity in seen:
@@ -331,7 +348,7 @@ class Program:
 
   @functools.cached_property
   def _frames(self) -> dict[int, tuple[str, int, int]]:
-    """(file, line, parent) of each stack frame."""
+    """The (file, line, parent frame) of each stack frame, by its number; parent 0 for none."""
 
     def table(title: str) -> list[str]:
       found = re.search(rf"^{title}\n((?:\d+ .*\n)*)", self._text, re.MULTILINE)
@@ -347,12 +364,16 @@ class Program:
       frame = numbers(row)
       place = places[frame["file_location_id"]]
       where = (files[place["file_name_id"]], place["line"])
-      # The table counts parents from 1 with 1 for none.
+      # The table's parent ids are greater by 1, so that 1 means no parent.
       frames[int(row.split(" ")[0])] = (*where, frame.get("parent_frame_id", 1) - 1)
     return frames
 
   def source(self, name: str) -> str:
-    """The line of this package that an instruction comes from, or what is known of it."""
+    """The line of this package that an instruction comes from, as "egad_jax/FILE:LINE".
+
+    Otherwise it is the instruction's op_name in the traced program, or its opcode; "" for an
+    unknown name.
+    """
     op = self.ops.get(name)
     if op is None:
       return ""

@@ -1,4 +1,4 @@
-"""A plan for people."""
+"""Prints plans and searches for people."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def _tokens_per_second(plan: Plan) -> str:
 
 
 def plan_text(plan: Plan) -> str:
-  """What `print_plan` prints, for stdout as it is."""
+  """The text that `print_plan` prints, laid out for stdout."""
   return _text(lambda console: print_plan(plan, console))
 
 
 def search_text(plans: Sequence[Plan]) -> str:
-  """What `print_search` prints, for stdout as it is."""
+  """The text that `print_search` prints, laid out for stdout."""
   return _text(lambda console: print_search(plans, console))
 
 
 def _text(draw: Callable[[Console], None]) -> str:
-  # A table's width is that of the terminal, whose colours come with it; a file is wide enough.
+  # A terminal has a width and colours of its own; a file gets a fixed width.
   console = Console(width=None if sys.stdout.isatty() else 120)
   with console.capture() as captured:
     draw(console)
@@ -53,7 +53,7 @@ def _text(draw: Callable[[Console], None]) -> str:
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-  """Prints everything that a plan knows."""
+  """Prints a plan: verdict, memory, one step, collectives, largest buffers and notes."""
   verdict = "fits" if plan.fits else "DOES NOT FIT"
   chips = topology(plan.topology).chips
   size = f"{chips} chips" + (f", {plan.devices} devices" if plan.devices > chips else "")

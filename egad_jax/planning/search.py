@@ -1,4 +1,4 @@
-"""Variants of a config: which fit, and which of those is the fastest."""
+"""Plans variants of a config to find those that fit, and the fastest of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from egad_jax.planning.plan import Plan
 
 _LOG = logging.getLogger(__name__)
 _AT_MOST = 8
-# (factor of batch_size, student.remat, mesh.tensor), None: as the config has it.
+# (factor on batch_size, student.remat, mesh.tensor); None keeps the config's value.
 _VARIANTS: tuple[tuple[int, str | None, int | None], ...] = (
   (1, None, None),
   *((1, remat, None) for remat in ("none", "dots", "full")),
@@ -27,10 +27,10 @@ _VARIANTS: tuple[tuple[int, str | None, int | None], ...] = (
 
 
 def variants(config: Any) -> Iterator[tuple[str, Any]]:
-  """(name, config) of at most eight: the config itself, other remat policies, batches, meshes.
+  """Yields (name, config) of at most eight variants, the config itself first.
 
-  They differ in what one may change without changing the method: more rows change the number of
-  tokens in an update, though.
+  The others have another remat policy, batch size or mesh, none of which changes the method. But a
+  larger batch does change the number of tokens in an update.
   """
   seen: set[str] = set()
   for factor, remat, tensor in _VARIANTS:
@@ -52,15 +52,15 @@ def variants(config: Any) -> Iterator[tuple[str, Any]]:
 
 
 def search(config: Any, make_plan: Callable[[str, Any], Plan]) -> list[Plan]:
-  """Plans of the variants, those that fit first, the fastest of them first.
+  """Plans the variants of a config; sorts those that fit first, and the fastest first.
 
   Args:
-    config: to start from.
-    make_plan: (name, config) -> plan; an `InputError` skips a variant that is none, such as a mesh
-      that does not divide the batch.
+    config: the config to start from.
+    make_plan: (name, config) -> plan. A variant for which it raises an `InputError` is skipped, for
+      example one whose mesh does not divide the batch.
 
   Raises:
-    InputError: the config itself is none.
+    InputError: the config itself cannot be planned.
   """
   plans = []
   for i, (name, changed) in enumerate(variants(config)):

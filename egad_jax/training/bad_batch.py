@@ -1,4 +1,4 @@
-"""What the host does about a skipped step: it says so, and in time stops the run with the batch."""
+"""Warns of skipped steps; after too many in a row, saves the batch and stops the run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def why_skipped(values: Mapping[str, float]) -> str:
-  """Says why a step was skipped, from the averages of its metrics.
+  """Returns why a step was skipped, in words, from the averages of its metrics.
 
   >>> why_skipped({"finite": 0.0, "loss": float("nan"), "grad_norm": 2.0})
   'not finite: loss nan, gradient norm 2'
@@ -53,13 +53,14 @@ def note_skipped(
   """Warns of a skipped step; saves its batch and stops the run if it is one too many in a row.
 
   Args:
-    experiment: what is run.
-    state: as the skipped step found it, but for its counts: the batch is made from it again.
+    experiment: the experiment being run.
+    state: the run's latest state, from which the batch is made again if its source reads the state.
+      The next step may have been made already.
     workdir: where the batch is saved.
-    step: batches used with this one.
-    values: averages of its metrics, "skipped" among them.
+    step: number of the skipped step, counted from 1.
+    values: averages of the step's metrics, as scalars by name.
     max_skipped: skipped steps in a row that end the run.
-    saved_step: of the last checkpoint, if there is one.
+    saved_step: step of the last checkpoint; None if there is none.
 
   Raises:
     FloatingPointError: `max_skipped` steps in a row were skipped.
@@ -78,7 +79,7 @@ def note_skipped(
       with workdir.writing(path.name):
         save_bad_batch(path, experiment, state, step, values)
     saved = f"Its batch is in {path}."
-  except OSError as error:  # A full disk must not hide what went wrong before.
+  except OSError as error:  # A full disk must not hide why the run stops.
     saved = f"Its batch could not be saved ({error})."
   kept = "there is none yet" if saved_step is None else f"the last is of step {saved_step}"
   remedy = "raise guard.spike_sigmas" if values["finite"] else "lower optimizer.learning_rate"
@@ -96,18 +97,19 @@ def save_bad_batch(
   step: int,
   values: Mapping[str, float],
 ) -> None:
-  """Writes the batch of a step, the rows of all processes, as JSON; by rename.
+  """Writes the batch of a step, with the rows of all processes, as JSON.
 
-  The file is an object of step, batch (its number), why, loss, grad_norm, and rows, one a line,
-  each with its number, its text and the fields of a `Batch`; of a `PairedBatch`, student and
-  teacher with theirs.
+  The file appears whole, by a rename. It is an object with the keys step, batch (the batch's number
+  from 0), why, loss, grad_norm and rows. Each row, on a line of its own, has its number, its text
+  and the fields of a `Batch`; a row of a `PairedBatch` has text and fields once for the student and
+  once for the teacher.
 
   Args:
-    path: where to.
-    experiment: what is run.
+    path: the file to write.
+    experiment: the experiment being run.
     state: as for `note_skipped`.
-    step: batches used with this one.
-    values: averages of the step's metrics.
+    step: number of the step, counted from 1.
+    values: averages of the step's metrics, as scalars by name.
   """
   size = experiment.optimization.batch_size
   batch = experiment.batch_source.batch(step - 1, state)

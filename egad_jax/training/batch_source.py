@@ -1,4 +1,4 @@
-"""Where the batches of a run come from: rows packed before the training, or made from the state."""
+"""Sources of train batches: rows packed before training, or batches made from the state."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from egad_jax.data.packing import Rows
 from egad_jax.training.state import TrainState
 
 StateOf = Callable[[], TrainState]
-"""Returns the state after all steps made so far; called between two steps."""
+"""A function that returns the state after all steps made so far; called between two steps."""
 
 
 class BatchSource(Protocol):
-  """Batches by the number of their step, deterministic in (config, seed, step, state)."""
+  """Train batches by step number; a batch is a function of (config, seed, step, state) alone."""
 
   @property
   def reads_state(self) -> bool:
@@ -29,28 +29,28 @@ class BatchSource(Protocol):
     """The batch of one step, on the host; the same whenever it is asked for.
 
     Args:
-      step: steps made before.
-      state: after those; None from callers that have none, to sources that read none.
-      part: which rows of the batch; None for all.
+      step: number of steps made before this one, so 0 for the first.
+      state: the state after those steps; may be None if the source does not read the state.
+      part: indices of the batch's rows to return; None for all rows.
 
     Returns:
-      Fields of [rows of the part, seq], int32 and bool.
+      A batch whose fields are NumPy arrays [rows of the part, seq], int32 and bool.
     """
     ...
 
   def stream(self, start_step: int, state_of: StateOf, part: Sequence[int]) -> Iterator[AnyBatch]:
-    """The batches of `start_step`, `start_step + 1`, ... without end."""
+    """The batches of `start_step`, `start_step + 1`, ... without end; arguments as for `batch`."""
     ...
 
 
 @dataclasses.dataclass(frozen=True)
 class PackedRows:
-  """Rows packed once, in an order of their own for every epoch, read ahead; a `BatchSource`.
+  """A `BatchSource` of rows that were packed before training, shuffled anew in every epoch.
 
   Attributes:
     rows: the packed rows.
-    batch_size: rows of a batch, over all processes.
-    seed: of the orders.
+    batch_size: rows per batch, over all processes.
+    seed: seed of the epochs' row orders.
   """
 
   rows: Rows
@@ -59,7 +59,7 @@ class PackedRows:
 
   @property
   def reads_state(self) -> bool:
-    """Never."""
+    """False: the rows are fixed before training."""
     return False
 
   def batch(
@@ -70,7 +70,7 @@ class PackedRows:
     return pipeline.train_batch(self.rows, step, **self._order(), part=part)
 
   def stream(self, start_step: int, state_of: StateOf, part: Sequence[int]) -> Iterator[AnyBatch]:
-    """See `BatchSource`; threads read ahead."""
+    """See `BatchSource`; threads read rows ahead."""
     del state_of
     return pipeline.train_batches(self.rows, **self._order(), start_step=start_step, part=part)
 
@@ -79,14 +79,14 @@ class PackedRows:
 
 
 class StateReader:
-  """Base of a source that makes each batch from the state, when its step is due."""
+  """Base class of a source that makes each batch from the state, once its step is due."""
 
   reads_state = True
 
   def batch(
     self, step: int, state: TrainState | None, part: Sequence[int] | None = None
   ) -> AnyBatch:
-    """See `BatchSource`."""
+    """See `BatchSource`; a subclass must implement this."""
     raise NotImplementedError
 
   def stream(self, start_step: int, state_of: StateOf, part: Sequence[int]) -> Iterator[AnyBatch]:

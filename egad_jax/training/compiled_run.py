@@ -28,12 +28,12 @@ class CompiledRun:
   """Compiles each program of an experiment once and runs it.
 
   Attributes:
-    experiment: what is run.
-    frozen: what the programs read beside the state, on the devices.
+    experiment: the experiment being run.
+    frozen: the parameters that the programs read but never change, on the devices.
   """
 
   def __init__(self, experiment: Experiment):
-    """Places the teacher; compiles nothing yet."""
+    """Puts the teacher's parameters on the devices; compiles nothing yet."""
     self.experiment = experiment
     with progress.phase("copying the teacher to the devices"):
       self._teacher = experiment.teacher.place()
@@ -49,8 +49,8 @@ class CompiledRun:
     """The train step as one executable: `(state, frozen, batch) -> (state, metrics)`.
 
     Args:
-      state: on the devices.
-      evaluates: whether the state is evaluated during the training, by a program that is then
+      state: the train state, on the devices.
+      evaluates: whether the run evaluates during training. If so, the evaluation's program is
         compiled here, too.
     """
     started = time.monotonic()
@@ -68,10 +68,10 @@ class CompiledRun:
     return student_params(state.trainable, self.frozen.student)
 
   def train_batches(self, start_step: int, state_of: StateOf) -> Iterator[AnyBatch]:
-    """Batches from `start_step` on, on the devices, with what the teacher attaches.
+    """Batches from `start_step` on, on the devices, with what the teacher attaches to them.
 
     Args:
-      start_step: steps made before the first.
+      start_step: number of steps made before the first batch is used.
       state_of: returns the state after all steps made so far.
     """
     experiment, size = self.experiment, self.experiment.optimization.batch_size
@@ -81,7 +81,7 @@ class CompiledRun:
     return self._teacher.attach(placed, experiment.optimization.accumulation)
 
   def held_out(self) -> list[AnyBatch]:
-    """The held-out batches, on the devices."""
+    """The held-out batches, on the devices; read once and kept there."""
     if self._held_out is None:
       rows = pipeline.held_out_batches(
         self.experiment.rows,
@@ -108,7 +108,7 @@ class CompiledRun:
 
     shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state())
     program = jax.jit(fill, out_shardings=shardings, compiler_options=self._options)
-    # The first batch waits for the compilation.
+    # The phase includes the compilation, for which the first batch waits.
     count, start = experiment.optimization.fill_batches, state
     with progress.phase("measuring the teacher's entropy", count) as phase:
       for batch in itertools.islice(self.train_batches(0, lambda: start), count):
@@ -121,8 +121,8 @@ class CompiledRun:
     """Averages over the held-out tokens; see `evaluation.evaluate`.
 
     Args:
-      state: whose student.
-      check: called before each batch; what it raises ends the evaluation.
+      state: the state whose student is evaluated.
+      check: called before each batch; an exception that it raises ends the evaluation.
     """
     sums = self._sums_of(state)
     vocab_size = self.experiment.tokenizers.teacher.vocab_size
@@ -150,10 +150,10 @@ class CompiledRun:
     return lambda batch: self._sums(*arguments, batch, context)
 
   def held_out_loss(self, trainable: Params, state: TrainState) -> float:
-    """The method's own loss of `trainable`, averaged over the held-out tokens (or chunks), at a
-    state's context.
+    """The method's own loss of `trainable`, averaged over the held-out tokens (or aligned chunks).
 
-    Students of different steps are compared at one context: the objective moves with it.
+    The context is that of `state`. Students of different steps must be compared at one context,
+    because the objective changes with it.
     """
     context = self.experiment.context_after(state)
     total = count = 0.0
@@ -163,13 +163,13 @@ class CompiledRun:
     return total / max(count, 1.0)
 
   def statistics(self, state: TrainState, batch: AnyBatch) -> dict[str, jax.Array]:
-    """Statistics [batch, seq] of the tokens, or chunks, of a batch."""
+    """The statistics {name: float32 [batch, seq]} of a batch's tokens, or of its aligned chunks."""
     context = self.experiment.context_after(state)
     (attached,) = self._teacher.attach([batch])
     return self._statistics(state.trainable, self.frozen, attached, context)
 
   def continuations(self, state: TrainState | None) -> list[str]:
-    """The most probable continuation of each prompt, by the student, or by the teacher if None."""
+    """Each prompt's greedy continuation, by the student of `state`, or by the teacher if None."""
     experiment = self.experiment
     model = experiment.models.teacher if state is None else experiment.models.student
     params = self._teacher.model_params if state is None else self.student_params(state)

@@ -1,4 +1,4 @@
-"""Held-out evaluation of student and teacher on the same tokens, and what the method sees there."""
+"""Held-out evaluation of student and teacher on the same tokens, with the method's guidance."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from egad_jax.training.state import Frozen, student_params
 from egad_jax.types import Params
 
 NUM_BINS = 32
-# What is averaged over the tokens of one bin of teacher entropy.
+# Statistics that are averaged over the tokens of each bin of teacher entropy.
 BINNED = ("position", "weight", "temperature", "hard", "forward_kl")
-# Its exp, and no larger number's, is a float64.
+# exp overflows float64 a little above this.
 _LARGEST_EXPONENT = 709.0
 MEASURED = ("cross_entropy", "teacher_cross_entropy", "forward_kl", "agreement")
 
 
 def evaluation_token_loss(method: Method) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
-  """A `token_loss` that adds to the method's statistics what an evaluation reports.
+  """The method's `token_loss`, with the statistics that an evaluation reports added to its own.
 
-  The forward KL and the cross-entropies are at temperature 1, whatever the method trains at.
+  Forward KL and cross-entropies are at temperature 1, whatever temperature the method trains at.
   """
 
   def token_loss(student_logits, teacher_logits, labels, extras, context):
     loss, stats = method.token_loss(student_logits, teacher_logits, labels, extras, context)
-    # A comparison instead of a gather: a gather of one column is a pass over the rows of its own.
+    # A comparison, because a gather of one column would be a separate pass over the logits.
     is_label = jnp.arange(student_logits.shape[-1])[None, :] == labels[:, None]
 
     def cross_entropy(logits):
@@ -61,9 +61,10 @@ def evaluation_token_loss(method: Method) -> Callable[..., tuple[jax.Array, dict
 
 
 def evaluation_row_loss(chunk_loss: ChunkLoss) -> RowLoss:
-  """`evaluation_token_loss` for the rows of student and teacher with different tokenizers.
+  """`evaluation_token_loss` for a student and a teacher with different tokenizers.
 
-  Per chunk: the cross-entropies are sums over the tokens of the chunk, each model's own.
+  Statistics are per aligned chunk. A model's cross-entropy is the sum over its own tokens of the
+  chunk.
   """
   method_loss = row_loss(chunk_loss)
 
@@ -87,9 +88,10 @@ def make_token_statistics(
   """Returns `(trainable, frozen, batch, context) -> {name: f32[batch, seq]}`.
 
   Args:
-    student: the model evaluated.
+    student: the model to evaluate.
     teacher: the source of the teacher's outputs.
-    head: over `evaluation_token_loss` or a method's `token_loss`; does no gradient work here.
+    head: a distillation head made from `evaluation_token_loss` or a method's `token_loss`; only its
+      forward pass runs here.
   """
 
   def statistics(trainable: Params, frozen: Frozen, batch: Batch, context: Context):
@@ -108,7 +110,7 @@ def make_token_statistics(
 def make_chunk_statistics(
   *, student: Model, teacher: Teacher, head: PairedHead
 ) -> Callable[..., dict[str, jax.Array]]:
-  """`make_token_statistics` of paired rows: `{name: f32[batch, C]}`, of the chunks."""
+  """`make_token_statistics` for paired rows: statistics `{name: f32[batch, C]}` of the chunks."""
 
   def statistics(trainable: Params, frozen: Frozen, batch: PairedBatch, context: Context):
     outputs = teacher.outputs(frozen.teacher, batch)
@@ -122,7 +124,10 @@ def make_chunk_statistics(
 
 
 def places_of(batch: AnyBatch) -> tuple[Batch, Batch, jax.Array]:
-  """(student's side, teacher's side, mask of what the statistics are of: tokens or chunks)."""
+  """Returns (student's side, teacher's side, mask of the valid statistics).
+
+  The mask is bool [batch, seq], over tokens for a `Batch` and over chunks for a `PairedBatch`.
+  """
   if isinstance(batch, Batch):
     mask = batch.mask
   else:
@@ -131,9 +136,9 @@ def places_of(batch: AnyBatch) -> tuple[Batch, Batch, jax.Array]:
 
 
 def entropy_edges(vocab_size: int) -> np.ndarray:
-  """Edges [NUM_BINS + 1] of the bins of teacher entropy, in nats, from 0 to log(vocab_size).
+  """Edges, float32 [NUM_BINS + 1], of the bins of teacher entropy in nats, 0 to log(vocab_size).
 
-  Squares of even steps: most tokens of a language model have an entropy below one nat.
+  The edges grow quadratically, because most tokens have an entropy below one nat.
   """
   return (math.log(vocab_size) * np.linspace(0, 1, NUM_BINS + 1) ** 2).astype(np.float32)
 
@@ -141,11 +146,13 @@ def entropy_edges(vocab_size: int) -> np.ndarray:
 def make_sums(
   statistics: Callable[..., dict[str, jax.Array]], vocab_size: int
 ) -> Callable[..., dict[str, jax.Array]]:
-  """Returns `(trainable, frozen, batch, context) -> sums over its tokens`.
+  """Returns `(trainable, frozen, batch, context) -> {name: float32 sum over the batch}`.
+
+  The sums are scalars, but for those that begin with "bin_", which have the shape [NUM_BINS].
 
   Args:
     statistics: from `make_token_statistics` or `make_chunk_statistics`.
-    vocab_size: of the teacher.
+    vocab_size: entries of the teacher's vocabulary, which bound the entropy.
   """
   edges = jnp.asarray(entropy_edges(vocab_size)[1:-1])
 
@@ -183,22 +190,22 @@ def evaluate(
 ) -> dict[str, Any]:
   """Averages over all held-out tokens.
 
-  With two tokenizers cross-entropies are per token of each model's own, bits per byte are over the
-  same bytes, and all else is per chunk.
+  With two tokenizers each model's cross-entropy is per token of its own, bits per byte are over
+  the same bytes, and everything else is per aligned chunk.
 
   Args:
-    sums: `batch -> sums`, from `make_sums` with everything else bound.
-    batches: the held-out batches, placed on the devices.
+    sums: `batch -> sums`, from `make_sums` with its other arguments bound.
+    batches: the held-out batches, on the devices.
     vocab_size: entries of the teacher's vocabulary.
     num_bytes: bytes of text that the batches' targets stand for.
 
   Returns:
-    {"tokens", "student": {...}, "teacher": {...}, "entropy_bins": {...}}, see docs/files.md. None
-    stands for what is not finite.
+    {"tokens", "student": {...}, "teacher": {...}, "entropy_bins": {...}}, see docs/files.md. A
+    value that is not finite is None.
   """
   total: dict[str, Any] = {}
   for batch in batches:
-    # Summed in float64 on the host, batch by batch.
+    # Batches are added up in float64, on the host, because float32 would lose digits.
     part = {k: np.asarray(v, np.float64) for k, v in jax.device_get(sums(batch)).items()}
     total = {k: v + total.get(k, 0) for k, v in part.items()}
   places = max(total["places"], 1)

@@ -1,4 +1,4 @@
-"""What is trained on what, and how: all that decides the numbers of a run."""
+"""An experiment: the models, data and settings that determine the numbers of a run."""
 
 from __future__ import annotations
 
@@ -31,22 +31,23 @@ from egad_jax.types import Params
 
 @dataclasses.dataclass(frozen=True)
 class StudentAndTeacher:
-  """The two models, and what their files say of them.
+  """The two models, and what their files say about them.
 
   Attributes:
-    student: the functions of the model that is trained.
-    teacher: the functions of the model learnt from.
-    student_params: host arrays to start from, None to draw them from the seed.
-    teacher_params: host arrays, None to draw them from the seed.
-    student_taps: layers of the student whose features are compared.
-    teacher_taps: the teacher's layers, one for each of the student's.
-    teacher_name: where the teacher comes from, for people.
-    teacher_license: as the teacher's files say, or None.
+    student: functions of the model that is trained.
+    teacher: functions of the model that the student learns from.
+    student_params: the student's initial parameters, on the host; None to draw them from the seed.
+    teacher_params: the teacher's parameters, on the host; None to draw them from the seed.
+    student_taps: student layers, counted from 1, whose features are compared; () for none.
+    teacher_taps: the teacher layer, counted from 1, that each of `student_taps` is compared with.
+    teacher_name: where the teacher comes from, as shown to people.
+    teacher_license: the license that the teacher's files state; None if they state none.
     teacher_dtype: dtype of the teacher's parameters on the devices.
-    teacher_generation: how the teacher's texts end and are sampled.
-    student_generation: the same for the student, whose export says so: the teacher's if they share
-      a tokenizer.
-    unread: what the models' files hold that is neither read nor known to be harmless.
+    teacher_generation: end tokens and sampling settings of the teacher.
+    student_generation: those of the student, which its export states. They are the teacher's if the
+      two share a tokenizer and the teacher has end tokens.
+    unread: descriptions of what the models' files hold that is neither read nor known to be
+      harmless to leave out; () for nothing.
   """
 
   student: Model
@@ -64,7 +65,7 @@ class StudentAndTeacher:
 
 
 class Tokenizers(NamedTuple):
-  """The student's tokenizer and the teacher's; one object unless the rows are paired."""
+  """The student's and the teacher's tokenizer; the same object unless the rows are paired."""
 
   student: Tokenizer
   teacher: Tokenizer
@@ -72,17 +73,18 @@ class Tokenizers(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Optimization:
-  """How the steps are made.
+  """The optimizer, its schedules and the sizes of a step.
 
   Attributes:
     tx: the optimizer.
-    learning_rate: schedule inside `tx`, steps made before -> rate.
-    progress: schedule of the curriculum, steps made before -> phi in [0, 1].
-    steps: updates in all.
-    batch_size: rows of an update, over all processes.
-    accumulation: micro-batches of an update.
-    spikes: which finite steps are skipped; None for none.
-    fill_batches: train batches that fill the running distributions before step 0.
+    learning_rate: the schedule inside `tx`: number of steps made before -> learning rate.
+    progress: the curriculum's schedule: number of steps made before -> phi in [0, 1].
+    steps: steps in the whole run, skipped ones included.
+    batch_size: packed rows per step, over all processes.
+    accumulation: micro-batches per step; 1 for no accumulation.
+    spikes: the spikes to skip; None to skip only steps that are not finite.
+    fill_batches: train batches that fill the running distributions before the first step; 0 for
+      none.
   """
 
   tx: optax.GradientTransformation
@@ -97,13 +99,13 @@ class Optimization:
 
 @dataclasses.dataclass(frozen=True)
 class ProgramOptions:
-  """How the programs are built and compiled.
+  """Options for building and compiling the run's programs.
 
   Attributes:
     chunk_size: tokens whose logits exist at once; None for the head's default.
-    kernels: whether the head may use those of the mesh's devices.
-    compiler_options: for every program of the run.
-    make_head: the head's maker, called as `head_on_mesh` is.
+    kernels: whether the head may use hand-written kernels for the mesh's devices.
+    compiler_options: XLA options, name -> value, for every program of the run; {} for none.
+    make_head: makes the distillation head; called with the arguments of `head_on_mesh`.
   """
 
   chunk_size: int | None
@@ -114,13 +116,13 @@ class ProgramOptions:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationOptions:
-  """What an evaluation looks at.
+  """The held-out rows and the prompts of an evaluation, and their sizes.
 
   Attributes:
-    rows: held-out rows, at most.
-    batch_size: held-out rows at once.
-    prompts: texts continued before and after the training.
-    sample_tokens: tokens of a continuation; 0 for no continuations.
+    rows: the largest number of held-out rows to evaluate on.
+    batch_size: held-out rows per batch, over all processes.
+    prompts: texts that the models continue before and after training.
+    sample_tokens: tokens per continuation; 0 for no continuations.
   """
 
   rows: int
@@ -131,21 +133,21 @@ class EvaluationOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """One distillation; two that are equal give the same numbers on the same devices.
+  """One distillation run; two equal experiments give the same numbers on the same devices.
 
   Attributes:
-    method_name: the method's name in the table.
-    method: the method's functions.
-    models: student and teacher.
-    teacher: where the teacher's outputs come from.
-    tokenizers: the student's and the teacher's.
-    rows: the packed data.
-    batch_source: where the train batches come from; usually `rows`.
-    mesh: the student's devices.
-    optimization: how the steps are made.
-    programs: how the programs are built and compiled.
-    evaluation: what an evaluation looks at.
-    seed: of initial values and data order.
+    method_name: the method's name, as in `config.method`.
+    method: functions of the distillation method.
+    models: functions and initial parameters of student and teacher.
+    teacher: the source of the teacher's outputs.
+    tokenizers: the tokenizers of student and teacher.
+    rows: the packed rows of both splits.
+    batch_source: the source of the train batches; usually `rows`.
+    mesh: the mesh that the student is trained on.
+    optimization: the optimizer, its schedules and the sizes of a step.
+    programs: options for building and compiling the run's programs.
+    evaluation: the held-out rows and the prompts of an evaluation, and their sizes.
+    seed: seed of the random initial values and the data order.
   """
 
   method_name: str
@@ -162,7 +164,7 @@ class Experiment:
   seed: int
 
   def init_state(self, host_params: Params | None = None) -> TrainState:
-    """The state before step 0, traceable; `host_params` replace the student's random values."""
+    """The state before the first step, traceable; `host_params` replace random student values."""
     student, method_key, _ = jax.random.split(jax.random.key(self.seed), 3)
     model = self.models.student
     trainable = {
@@ -183,7 +185,7 @@ class Experiment:
     )
 
   def abstract_state(self) -> TrainState:
-    """Shapes, dtypes and shardings of the state."""
+    """The state as a tree of `jax.ShapeDtypeStruct`s with shardings."""
     shapes = jax.eval_shape(self.init_state)
     whole = sharding.replicated(self.mesh)
     trainable = {
@@ -192,7 +194,7 @@ class Experiment:
       ),
       "method": jax.tree.map(lambda _: whole, shapes.trainable["method"]),
     }
-    # The optimizer's moments lie where their parameters lie.
+    # The optimizer's moments are sharded like their parameters.
     opt_shardings = optax.tree_utils.tree_map_params(
       self.optimization.tx,
       lambda _, s: s,
@@ -218,11 +220,14 @@ class Experiment:
     return jax.jit(self.init_state, out_shardings=shardings)(placed)
 
   def abstract_frozen(self) -> Frozen:
-    """Shapes, dtypes and shardings of what the programs read beside the state."""
+    """`Frozen` as a tree of `jax.ShapeDtypeStruct`s with shardings."""
     return Frozen(teacher=self.teacher.abstract_params(), student={})
 
   def abstract_batch(self) -> AnyBatch:
-    """Shapes, dtypes and shardings of a train batch, what a teacher attaches included."""
+    """A train batch as a tree of `jax.ShapeDtypeStruct`s with shardings.
+
+    It includes what the teacher attaches to a batch.
+    """
     shape = (self.optimization.batch_size, self.rows.seq_len)
     rows = sharding.batch_sharding(self.mesh)
     ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
@@ -233,14 +238,14 @@ class Experiment:
     return batch._replace(attached=self.teacher.abstract_attached(batch))
 
   def context(self, step: jax.typing.ArrayLike, method_state: State) -> Context:
-    """What the method reads during the step that follows `step` others."""
+    """The method's context during the step that `step` others precede."""
     progress = jnp.asarray(self.optimization.progress(step), jnp.float32)
     return Context(method_state, progress, position_in_run(step, self.optimization.steps))
 
   def context_after(self, state: TrainState) -> Context:
-    """What the method reads when a state is evaluated: the context of the step made last.
+    """The method's context when `state` is evaluated: that of the step made last.
 
-    So an evaluation and the train metrics of one step have the same phi. Before training it is
-    that of the first step.
+    An evaluation and the train metrics of the same step therefore have the same phi. Before
+    training, the context is that of the first step.
     """
     return self.context(jnp.maximum(state.step - 1, 0), state.method_state)

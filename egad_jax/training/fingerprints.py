@@ -1,4 +1,4 @@
-"""The fingerprints of all that a run reads: its weights, tokenizers and data."""
+"""Fingerprints of everything that a run reads: weights, tokenizers, data and code."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from egad_jax.training.experiment import Experiment
 
 
 def fingerprints(experiment: Experiment, *, starts: bool = True) -> dict[str, str]:
-  """The fingerprints of a run's inputs and code.
+  """The fingerprints of a run's inputs and code, as {name: text}.
 
   Args:
-    experiment: from `build`.
-    starts: whether it may begin with the student's first weights; a run that goes on from a
-      checkpoint has them no longer, and no fingerprint of them.
+    experiment: an experiment from `build`.
+    starts: whether the run may start from the student's initial weights. A resumed run takes its
+      weights from a checkpoint, so that "student_weights" is left out if False.
   """
   models, rows = experiment.models, experiment.rows
   template = experiment.tokenizers.student.chat_template or ""

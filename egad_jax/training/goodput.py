@@ -1,4 +1,4 @@
-"""Where the wall time of a run goes, over all its starts: a clock of sections, kept in a file."""
+"""A clock that says where the wall time of a run goes, over all its starts; kept in a file."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from egad_jax.files.storage import is_local
 
 _LOG = logging.getLogger(__name__)
 
-# init: from the start of the process to the loop. compile: of the train step. data: waiting for the
-# next batch. step: steps whose result was kept. evaluation: with its compilation. saving: what
-# blocks. finish: samples and results. lost: steps that a restart made again.
+# init: from the start of the process to the loop. compile: compilation of the train step. data:
+# waiting for the next batch. step: steps whose result was kept. evaluation: evaluations with their
+# compilation. saving: the part of a save that blocks the loop. finish: samples and results.
+# lost: steps that a restart had to make again.
 SECTIONS = ("init", "compile", "data", "step", "evaluation", "saving", "finish", "lost")
-# Marks of so many saves: more than there are checkpoints that a run may be resumed from.
+# Number of saves whose time is remembered: more than there are checkpoints to resume from.
 _MARKS = 32
-# Object stores take a moment for each write.
+# Least seconds between two writes to an object store, where each write takes a moment.
 _UPLOAD_SECONDS = 30.0
 
 
 def goodput(seconds: Mapping[str, float]) -> float:
-  """Share of the time that went into steps that were kept, 0 to 1; NaN without any time.
+  """The share of the time, 0 to 1, that went into steps that were kept; NaN if no time passed.
 
   >>> goodput({"init": 1.0, "step": 3.0})
   0.75
@@ -37,7 +38,7 @@ def goodput(seconds: Mapping[str, float]) -> float:
 
 
 def describe(seconds: Mapping[str, float]) -> str:
-  """One line of percentages, the largest first; what rounds to nothing is left out.
+  """One line of percentages, the largest first; a share that rounds to 0.0 is left out.
 
   >>> describe({"init": 0.2, "compile": 5.0, "step": 94.8, "lost": 0.0})
   'goodput 94.8 %: step 94.8, compile 5.0, init 0.2'
@@ -49,11 +50,11 @@ def describe(seconds: Mapping[str, float]) -> str:
 
 
 class Goodput:
-  """The clock of one start of a run; it belongs to one thread.
+  """The clock of one start of a run, for use by one thread.
 
-  Every moment belongs to one section: the innermost that is open, `init` where none is. The time
-  between two starts is not counted, nor is that between the last note and a kill: nobody wrote it
-  down.
+  Every moment belongs to one section: the innermost open one, or `init` if none is open. Neither
+  the time between two starts is counted nor that between the last note and a kill, which no file
+  records.
   """
 
   def __init__(
@@ -63,12 +64,12 @@ class Goodput:
     started: float | None = None,
     entered: Callable[[str], None] = lambda section: None,
   ):
-    """Goes on from what earlier starts noted.
+    """Continues from what earlier starts noted.
 
     Args:
-      workdir: of the run. A missing or damaged file there counts as no time.
-      started: `time.monotonic()` when this start began; now if None.
-      entered: told the section whenever another one begins or is gone on with.
+      workdir: the run's directory. A missing or damaged file there counts as no time.
+      started: `time.monotonic()` when this start began; None for now.
+      entered: called with the name of a section whenever it begins or continues.
     """
     self._workdir, self._entered = workdir, entered
     self._seconds = dict.fromkeys(SECTIONS, 0.0)
@@ -100,9 +101,9 @@ class Goodput:
     """Counts the earlier starts' steps beyond `step`, which will be made again, as lost.
 
     Args:
-      step: restored; 0 when there is nothing to restore.
+      step: step of the restored checkpoint; 0 if there is none.
     """
-    # Between marks the steps took equally long, for all that is known.
+    # Only the marks are known, so the steps between two marks count as equally long.
     steps, seconds = np.asarray(self._marks).T
     kept = float(np.interp(step, steps, seconds))
     self._seconds["lost"] += self._seconds["step"] - kept
@@ -110,17 +111,17 @@ class Goodput:
     self._marks = [mark for mark in self._marks if mark[0] < step] + [(step, kept)]
 
   def section(self, name: str) -> _Section:
-    """A context in which time is counted for `name`, and no longer for the section around it."""
+    """A context manager inside which time counts for `name`, not for the section around it."""
     return self._contexts[name]
 
   def enter(self, name: str) -> None:
-    """Begins a section inside the present one."""
+    """Begins a section inside the current one."""
     self._count()
     self._open.append(name)
     self._entered(name)
 
   def leave(self) -> None:
-    """Goes on with the section around the present one."""
+    """Ends the current section and continues the one around it."""
     self._count()
     self._open.pop()
     self._entered(self._open[-1])
@@ -140,21 +141,21 @@ class Goodput:
     return sum(self.sections().values())
 
   def saved(self, step: int) -> None:
-    """Remembers how long the steps up to a checkpoint took, should a start resume from it."""
+    """Remembers how long the steps up to a checkpoint took, in case a start resumes from it."""
     self._count()
     if step > self._marks[-1][0]:
       self._marks = [*self._marks[-_MARKS:], (step, self._seconds["step"])]
 
   def note(self, step: int) -> None:
-    """Writes the time down, whole; on a full disk, not.
+    """Writes the time to its file; if that fails, it logs an error and the run goes on.
 
     Args:
-      step: updates made; their metrics have arrived.
+      step: number of steps made, whose metrics have arrived.
     """
     if not is_local(self._workdir.path) and time.monotonic() - self._noted < _UPLOAD_SECONDS:
       return
     seconds = self.sections()
-    # Also after a save of this very step: what passed since is no part of a later one.
+    # A mark of this very step is replaced: the time since its save belongs to no later step.
     marks = [mark for mark in self._marks if mark[0] < step] + [(step, seconds["step"])]
     try:
       self._workdir.write_json(files.GOODPUT, {"seconds": seconds, "marks": marks})
@@ -166,7 +167,7 @@ class Goodput:
 
 
 class _Section:
-  """The context of one section; made once, because a step enters several."""
+  """The context manager of one section; made once, because every step enters several."""
 
   __slots__ = ("_clock", "_name")
 

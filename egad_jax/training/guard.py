@@ -1,6 +1,6 @@
-"""Which updates a run makes: steps that are not finite, or spike, are withheld and counted.
+"""The guard: withholds and counts the updates of steps that are not finite, or that spike.
 
-The verdict is part of the train step. It depends on the train state and the batch alone, so a
+Its verdict is part of the train step. It depends on the train state and the batch alone, so a
 resumed run repeats it bit for bit.
 """
 
@@ -13,17 +13,17 @@ import jax
 import jax.numpy as jnp
 
 WARM_UP = 20
-"""Accepted steps before any is a spike: a standard deviation of fewer says little."""
+"""Accepted steps before any step can be a spike: a standard deviation of fewer says little."""
 
 STD_FLOOR = 0.05
 """Least standard deviation, relative to the mean: on a flat curve any jitter is many sigmas."""
 
-# Its square, and sums of a few of them, are finite in float32.
+# Deviations are taken from values clipped to this, so that their squares are finite in float32.
 _LARGEST = 1e18
 
 
 class Spikes(NamedTuple):
-  """What a spike is: loss or gradient norm above mean + sigmas * std of the accepted steps.
+  """Defines a spike: a loss or gradient norm above mean + sigmas * std of the accepted steps.
 
   Attributes:
     sigmas: standard deviations above the mean; positive.
@@ -35,12 +35,13 @@ class Spikes(NamedTuple):
 
 
 class Verdict(NamedTuple):
-  """On one step.
+  """The guard's judgement of one step.
 
   Attributes:
-    finite: whether loss and gradient norm are, bool scalar.
-    accepted: whether the update is made, bool scalar.
-    limits: float32 [2], what loss and gradient norm must not exceed; None where none is a spike.
+    finite: bool scalar, whether loss and gradient norm are finite.
+    accepted: bool scalar, whether the update is made.
+    limits: float32 [2], the largest loss and gradient norm that are no spike; None if the guard
+      looks for no spikes.
   """
 
   finite: jax.Array
@@ -49,17 +50,17 @@ class Verdict(NamedTuple):
 
 
 class Guard(NamedTuple):
-  """What the verdicts of a run so far amount to; part of the train state.
+  """The guard's counts and running statistics; part of the train state.
 
-  Mean and variance are of (loss per token, gradient norm), weighted by 2^(-age / half_life) with
-  weights that sum to 1 from the first step on. They stay 0 where no step is a spike.
+  Mean and variance are those of (loss per token, gradient norm), weighted by 2^(-age / half_life)
+  with weights that sum to 1 from the first step on. They stay 0 if the guard looks for no spikes.
 
   Attributes:
-    skipped_in_a_row: skipped steps since the last accepted one, int32 scalar.
-    skipped: skipped steps in all, int32 scalar.
-    accepted: steps that mean and variance are made of, int32 scalar.
-    mean: float32 [2].
-    variance: float32 [2].
+    skipped_in_a_row: int32 scalar, skipped steps since the last accepted one.
+    skipped: int32 scalar, skipped steps since the start of the run.
+    accepted: int32 scalar, accepted steps that mean and variance are taken over.
+    mean: float32 [2], mean of loss per token and gradient norm.
+    variance: float32 [2], their variances.
   """
 
   skipped_in_a_row: jax.Array
@@ -74,17 +75,17 @@ class Guard(NamedTuple):
     return cls(*(jnp.int32(0) for _ in range(3)), *(jnp.zeros(2, jnp.float32) for _ in range(2)))
 
   def limits(self, spikes: Spikes) -> jax.Array:
-    """Returns float32 [2], what loss and gradient norm must not exceed; inf until `WARM_UP`."""
+    """The largest loss and gradient norm that are no spike, float32 [2]; inf until `WARM_UP`."""
     std = jnp.maximum(jnp.sqrt(self.variance), STD_FLOOR * jnp.abs(self.mean))
     return jnp.where(self.accepted >= WARM_UP, self.mean + spikes.sigmas * std, jnp.inf)
 
   def judge(self, values: jax.Array, spikes: Spikes | None) -> Verdict:
-    """Judges a step by what came before it.
+    """Judges a step by those before it.
 
     Args:
-      values: float32 [2], its loss per token and gradient norm. The norm is over all leaves, so it
-        is not finite if a gradient anywhere is not, or if their squares overflow.
-      spikes: what a spike is; None if nothing is.
+      values: float32 [2], the step's loss per token and gradient norm. The norm is over all leaves,
+        so it is not finite if any gradient is not finite, or if their squares overflow.
+      spikes: what counts as a spike; None to look for none.
     """
     finite = jnp.all(jnp.isfinite(values))
     if spikes is None:
@@ -98,10 +99,10 @@ class Guard(NamedTuple):
     """Counts a step; only an accepted one with target tokens moves mean and variance.
 
     Args:
-      accepted: the verdict, bool scalar.
-      values: float32 [2], as judged.
-      tokens: target tokens of the step, scalar.
-      spikes: as judged.
+      accepted: bool scalar, `Verdict.accepted` of the step.
+      values: float32 [2], the values that `judge` was given.
+      tokens: scalar, number of the step's target tokens.
+      spikes: the spikes that `judge` was given.
 
     >>> guard, values = Guard.init(), jnp.array([2.0, 0.5])
     >>> guard = guard.update(jnp.bool_(True), values, 9, Spikes(6.0, 100.0))
@@ -115,7 +116,7 @@ class Guard(NamedTuple):
     )
     if spikes is None:
       return counted
-    # The weight of the newest of n steps; by expm1, since a long half-life would round to none.
+    # The weight of the newest of n steps. expm1, because 1 - exp rounds to 0 for a long half-life.
     rate = -math.log(2.0) / spikes.half_life
     weight = jnp.expm1(rate) / jnp.expm1(rate * (self.accepted + 1))
     off = jnp.clip(values, -_LARGEST, _LARGEST) - self.mean

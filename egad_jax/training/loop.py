@@ -1,4 +1,4 @@
-"""The loop: keeps the devices busy, and everything that is kept of a run in order."""
+"""The train loop: keeps the devices busy and the run's files consistent with its checkpoints."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ from egad_jax.training.state import TrainState
 from egad_jax.training.utilization import Utilization, minimum_flops
 
 _LOG = logging.getLogger(__name__)
-# What ends all processes of a run at the same place.
+# Exceptions that every process of a run raises at the same point of the program.
 _TOGETHER = (InputError, Preempted, CheckpointError, FloatingPointError)
 
 
 def _pass() -> None:
-  """Gives nothing up."""
+  """The check of an evaluation that is always completed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopOptions:
-  """What happens around the steps; nothing of it changes a number.
+  """Options for everything around the steps; none changes the numbers of the training.
 
   Attributes:
-    log_steps: steps between two lines of metrics.jsonl; 0 for none.
-    save_steps: steps between two checkpoints; 0 for none on that account.
-    save_seconds: seconds between two checkpoints; 0 for none on that account.
+    log_steps: steps between two lines of metrics.jsonl; positive.
+    save_steps: steps between two checkpoints; 0 to save only by time and at the end.
+    save_seconds: seconds between two checkpoints; 0 to save only by steps and at the end.
     evaluate_steps: steps between two evaluations; 0 for none but the first and the last.
-    keep: checkpoints that stay.
-    keep_best: whether the best by held-out forward KL stays besides them.
-    max_skipped: skipped steps in a row that end the run.
-    tensorboard: whether to write its events.
-    limits: after which the process is taken to hang.
+    keep: number of latest checkpoints to keep; positive.
+    keep_best: whether to keep the checkpoint of lowest held-out forward KL besides.
+    max_skipped: number of skipped steps in a row that ends the run; positive.
+    tensorboard: whether to write TensorBoard events.
+    limits: seconds without progress after which the process is taken to hang.
     profile: the steps to trace.
   """
 
@@ -67,14 +67,14 @@ class LoopOptions:
   profile: Window
 
   def disk_bytes(self, experiment: Experiment) -> int:
-    """Bytes of the checkpoints (those that stay and one being written) and the export, about."""
+    """Approximate bytes of the kept checkpoints, one being written, and the export."""
     state = experiment.abstract_state()
     size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
     return (self.keep + self.keep_best + 1) * size(state) + size(state.trainable["student"])
 
 
 class _Session:
-  """One attempt at a run: the state, the logs, and what is still in flight."""
+  """One start of a run: its state, its logs, and the step whose metrics are in flight."""
 
   def __init__(
     self,
@@ -103,7 +103,7 @@ class _Session:
       tensorboard=options.tensorboard,
       measure=Utilization(minimum_flops(experiment), list(experiment.mesh.devices.flat)).measure,
     )
-    # Evaluations beyond the checkpoint are made again; those of a run without one, too.
+    # Evaluations beyond the checkpoint are made again; without a checkpoint, all of them are.
     self.evaluations = JsonlLog(
       workdir / files.EVALUATIONS,
       last_step=-1 if start is None else start,
@@ -131,7 +131,7 @@ class _Session:
     return state
 
   def evaluate(self, step: int, state: TrainState, *, check: Callable[[], None] = _pass) -> None:
-    """Appends one evaluation; `check`, asked before each batch, may raise to give it up."""
+    """Makes and logs one evaluation; `check`, called before each batch, may raise to abandon it."""
     started = time.monotonic()
     with self.clock.section("evaluation"):
       result = self.compiled.evaluate(state, check)
@@ -151,15 +151,15 @@ class _Session:
     )
 
   def evaluation(self) -> dict[str, Any] | None:
-    """The record of the present step's evaluation, if it was made."""
+    """The record of the current step's evaluation; None if it was not made."""
     last = self.evaluations.last
     return last if last and last["step"] == self.step else None
 
   def flush(self) -> None:
-    """Fetches and writes the metrics of the step in flight.
+    """Fetches and writes the metrics of the step in flight; does nothing if there is none.
 
     Raises:
-      FloatingPointError: that step was one too many in a row that was skipped.
+      FloatingPointError: `max_skipped` steps in a row were skipped, that step included.
     """
     if self.pending is None:
       return
@@ -186,11 +186,11 @@ class _Session:
       )
 
   def due(self, every_steps: int) -> bool:
-    """Whether something that happens every so many steps happens after this one."""
+    """Whether the current step is a multiple of `every_steps`; False if that is 0."""
     return bool(every_steps) and self.step % every_steps == 0
 
   def save_is_due(self) -> bool:
-    """By steps, by time, or because it is the end."""
+    """Whether a checkpoint is due: by steps, by time, or because this is the last step."""
     if self.due(self.options.save_steps) or self.step == self.num_steps:
       return True
     seconds = self.options.save_seconds
@@ -199,11 +199,11 @@ class _Session:
     by_time |= self.checkpoints.check()
     if not processes.is_multiprocess():
       return by_time
-    # Clocks differ: the processes compare theirs, which takes a moment, once in a while.
+    # Clocks differ, so the processes must agree; that takes a moment and is done at log steps only.
     return self.due(self.options.log_steps) and processes.any_process(by_time)
 
   def save(self) -> None:
-    """Starts writing a checkpoint; what it needs in the logs is there already."""
+    """Starts writing a checkpoint, after syncing the logs up to its step."""
     with self.clock.section("saving"):
       self.log.sync()
       self.evaluations.sync()
@@ -215,7 +215,7 @@ class _Session:
     self.saved_step, self.saved_time = self.step, time.monotonic()
 
   def stop(self) -> None:
-    """Ends the run before its time, with everything saved.
+    """Saves everything and ends the run before its last step.
 
     Raises:
       Preempted: always.
@@ -241,7 +241,7 @@ class _Session:
     """
     if self.step == self.num_steps:
       return
-    # All that is compiled, is now: a compilation cannot be broken off to save.
+    # Everything is compiled now, because a compilation cannot be interrupted to save.
     with self.clock.section("compile"):
       program = self.compiled.compile(self.state, evaluates=bool(self.options.evaluate_steps))
     with self.preemption.between_steps():
@@ -254,7 +254,7 @@ class _Session:
 
   def _steps(self, program: Any) -> None:
     if self.due(self.options.evaluate_steps) and self.evaluation() is None:
-      # The attempt before was ended in the middle of it.
+      # The previous start ended in the middle of this evaluation.
       self.evaluate(self.step, self.state, check=self.preemption.check)
     batches = self.compiled.train_batches(self.step, lambda: self.state)
     self.last_time = time.monotonic()
@@ -265,7 +265,7 @@ class _Session:
       with jax.transfer_guard("disallow"):
         arguments = (self.state, self.compiled.frozen, batch)
         self.state, metrics = self.profiler.call(self.step + 1, program, *arguments)
-      # One step late: the device works on this step while the host reads the one before.
+      # Metrics are read one step late, so that the devices work on this step meanwhile.
       self.flush()
       self.step += 1
       self.pending = (self.step, metrics)
@@ -279,7 +279,7 @@ class _Session:
         self.last_time = time.monotonic()
 
   def finish(self) -> dict[str, Any]:
-    """Evaluates the trained student and writes the results."""
+    """Evaluates the trained student, writes the results and returns the summary."""
     if self.evaluation() is None:
       self.evaluate(self.num_steps, self.state)
     self.evaluations.sync()
@@ -303,21 +303,21 @@ def train(
   started: float | None = None,
   watchdog: Watchdog | None = None,
 ) -> dict[str, Any]:
-  """Trains or resumes a run to its end and writes its results.
+  """Trains a run, or resumes it, to its end and writes its results.
 
-  Resuming: (1) the latest whole checkpoint, (2) logs cut back to its step, (3) the data position,
-  which is the step.
+  A resumed run starts from the latest whole checkpoint. Its logs are cut back to the checkpoint's
+  step, which is also the position in the data.
 
   Args:
-    experiment: from `from_config.build`.
-    options: from `from_config.loop_options`.
-    workdir: open, its config stored.
-    preemption: says when to end early; None: never.
-    started: `time.monotonic()` when the process began; now if None.
-    watchdog: that watches already; None: one of `options.limits`.
+    experiment: an experiment from `from_config.build`.
+    options: options from `from_config.loop_options`.
+    workdir: the run's directory, open, with the config stored in it.
+    preemption: says when to end early; None for never.
+    started: `time.monotonic()` when the process began; None for now.
+    watchdog: a watchdog that is already running; None to start one with `options.limits`.
 
   Returns:
-    The summary.
+    The summary, as written to summary.json.
 
   Raises:
     FloatingPointError: too many steps in a row were skipped.
@@ -370,7 +370,7 @@ def _train(
     finally:
       session.log.close()
   except Exception as error:
-    # Of trouble that it has alone a process tells the others by ending, not by waiting for them.
+    # A process that fails alone tells the others by ending. Closing would wait for them.
     if not processes.is_multiprocess() or isinstance(error, _TOGETHER):
       checkpoints.close()
     raise

@@ -1,4 +1,4 @@
-"""The objective of a batch: the method's summed loss as a function of what is trained."""
+"""The objective of a batch: the method's summed loss as a function of the trained parameters."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from egad_jax.types import Metrics, Params, Stats
 
 
 class Outcome(NamedTuple):
-  """What a batch amounts to besides its gradient.
+  """The results of an objective besides its gradient.
 
   Attributes:
-    loss: the sum over the tokens in `mask`, scalar float32.
-    stats: per token, {name: [batch, seq]}.
-    metrics: of the method's own terms.
-    mask: bool [batch, seq], the tokens (of paired rows: the chunks) that the loss is a sum over.
+    loss: float32 scalar, the sum over the tokens in `mask`.
+    stats: statistics per token, {name: float32 [batch, seq]}.
+    metrics: {name: (sum, count)}, metrics that are no average of `stats`; {} for none.
+    mask: bool [batch, seq], the tokens (for paired rows, the aligned chunks) that are summed over.
   """
 
   loss: jax.Array
@@ -35,7 +35,8 @@ class Outcome(NamedTuple):
   mask: jax.Array
 
 
-# The batch is a Batch, or a PairedBatch for `make_paired_objective`.
+# (trainable, frozen, batch, context) -> (summed loss, outcome). The batch is a `Batch`, or a
+# `PairedBatch` for `make_paired_objective`.
 Objective = Callable[[Params, Frozen, Any, Context], tuple[jax.Array, Outcome]]
 
 
@@ -50,11 +51,11 @@ def make_objective(
   """Returns `(trainable, frozen, batch, context) -> (summed loss, Outcome)`.
 
   Args:
-    student: the model trained.
-    teacher: where the teacher's outputs come from.
-    method: what is made of them.
-    make_head: token loss -> head, sharded or not.
-    student_taps: layers of the student that the method's feature loss reads.
+    student: the model to train.
+    teacher: the source of the teacher's outputs.
+    method: the distillation method, one with a `token_loss`.
+    make_head: token loss -> distillation head, sharded or not.
+    student_taps: student layers, counted from 1, that the method's feature loss reads; () for none.
   """
   head = make_head(method.token_loss)
   label_head = None if method.serial is None else make_head(method.serial.label_loss)
@@ -99,17 +100,17 @@ def make_paired_objective(
   chunk_loss: ChunkLoss,
   make_head: Callable[[RowLoss], PairedHead],
 ) -> Objective:
-  """Returns `(trainable, frozen, batch, context) -> (summed loss, Outcome)` on paired rows.
+  """Returns `(trainable, frozen, batch, context) -> (summed loss, Outcome)` for paired rows.
 
-  The loss is a sum over chunks and so are the statistics, [batch, C]; but the metrics "tokens" and
-  "cross_entropy" are of the student's target tokens, as with every other method. "uncovered" is the
-  teacher's probability that the projection cannot reach.
+  The loss is a sum over aligned chunks, and the statistics [batch, C] are per chunk. The metrics
+  "tokens" and "cross_entropy" are over the student's target tokens, as with every other method.
+  "uncovered" is the teacher's probability mass that the projection does not cover.
 
   Args:
-    student: the model trained; reads `batch.student`.
-    teacher: where the teacher's outputs come from.
-    chunk_loss: the method's.
-    make_head: row loss -> head, sharded or not.
+    student: the model to train; it reads `batch.student`.
+    teacher: the source of the teacher's outputs.
+    chunk_loss: the method's loss of one row's chunks.
+    make_head: row loss -> distillation head, sharded or not.
   """
   head = make_head(row_loss(chunk_loss))
 
@@ -124,7 +125,7 @@ def make_paired_objective(
     )
     mask = chunk_mask(batch.student_chunks, batch.teacher_chunks)
     tokens = jnp.sum(rows.mask, dtype=jnp.float32)
-    # A count of 0 stands for 1: a number of tokens is a total, also over micro-batches.
+    # A count of 0 is read as 1, so that the number of tokens adds up over micro-batches.
     metrics = {
       "tokens": (tokens, jnp.float32(0)),
       "cross_entropy": (jnp.sum(stats["student_nll"]), tokens),

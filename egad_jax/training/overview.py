@@ -1,4 +1,4 @@
-"""What a run is going to do, told before its first step."""
+"""An overview of what a run is going to do, logged before its first step."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _LOG = logging.getLogger(__name__)
 
 
 def log(experiment: Experiment, workdir: Workdir) -> None:
-  """Logs `lines`, one each."""
+  """Logs each of `lines` as one message."""
   for line in lines(experiment, workdir):
     _LOG.info("%s", line)
 
 
 def lines(experiment: Experiment, workdir: Workdir) -> list[str]:
-  """Devices and mesh, models, data, batch and place of the results, in words."""
+  """Lines for people about the devices, models, data, batch, training and results directory."""
   rows, models, optimization = experiment.rows, experiment.models, experiment.optimization
   held_out = min(experiment.evaluation.rows, rows.held_out_size)
   micro = optimization.batch_size // optimization.accumulation

@@ -1,4 +1,4 @@
-"""Profiles a few steps of a run: those of the config, and the next ones on SIGUSR1."""
+"""Profiles a few steps of a run: those that the config names, and the next ones on SIGUSR1."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SIGNAL = signal.SIGUSR1
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-  """Which steps are profiled.
+  """The steps that the config asks to trace.
 
   Attributes:
-    start_step: the first, counted from 1 as in the logs; 0: none but on the signal.
-    steps: how many, also on the signal.
+    start_step: first step to trace, counted from 1 as in the logs; 0 to trace on the signal only.
+    steps: number of steps in a trace, also in one that the signal starts; positive.
   """
 
   start_step: int
@@ -39,18 +39,18 @@ class Window:
 class Profiler:
   """Traces steps into `<directory>/<first step>/`, for TensorBoard or XProf.
 
-  The window of the config is traced by process 0 alone: all processes run the same program, and a
-  trace of each would be hundreds of the same. The signal traces the process that gets it, because
-  one that is slower than the others is what it is there to find.
+  Process 0 alone traces the window of the config: all processes run the same program, so their
+  traces would be much the same. The signal traces the process that receives it, to examine one
+  that is slower than the others.
   """
 
   def __init__(self, directory: epath.Path, window: Window, *, process: int = 0):
-    """Takes the signal, if this is the main thread and nothing outside Python has it.
+    """Installs the signal handler, if this is the main thread and no handler outside Python is set.
 
     Args:
-      directory: of traces.
-      window: which steps.
-      process: number of this one; all but the first add theirs to the names of their traces.
+      directory: directory that traces are written into.
+      window: the steps to trace.
+      process: index of this process, which the names of its traces contain unless it is 0.
     """
     self._directory, self._process, self._steps = directory, process, window.steps
     self._start = 0 if process else window.start_step
@@ -58,7 +58,7 @@ class Profiler:
     self._previous: Any = None
     self._takes_signal = (
       threading.current_thread() is threading.main_thread()
-      # None: a handler that Python knows nothing of and could not give back.
+      # None means a handler that was not installed from Python and could not be restored.
       and signal.getsignal(SIGNAL) is not None
     )
     if self._takes_signal:
@@ -70,9 +70,10 @@ class Profiler:
       self._previous(number, frame)
 
   def call(self, step: int, program: Callable[..., _Outputs], *arguments: Any) -> _Outputs:
-    """`program(*arguments)`, which is step number `step`, inside a trace if it is due.
+    """Returns `program(*arguments)`, which is step number `step`, inside a trace if one is due.
 
-    After the last step of a trace it waits for the outputs, or the trace would end without them.
+    After the last step of a trace it waits for the outputs, so that the trace covers their
+    computation.
     """
     if not self._left and (self._requested or step == self._start):
       self._begin(step)
@@ -89,16 +90,16 @@ class Profiler:
     self._requested = False
     name = f"{step}-process-{self._process}" if self._process else str(step)
     self._traced = self._directory / name
-    # The profiler writes to disks alone.
+    # The profiler writes to local disks only; other traces are uploaded when they end.
     self._written = os.fspath(self._traced)
     if not is_local(self._traced):
       self._written = tempfile.mkdtemp(prefix="egad_jax_profile_")
     options = jax.profiler.ProfileOptions()
-    # Every call of a Python function would slow the steps down and hide the rest.
+    # Tracing every call of a Python function would slow the steps down and clutter the trace.
     options.python_tracer_level = 0
     try:
       jax.profiler.start_trace(self._written, profiler_options=options)
-    except (RuntimeError, OSError) as error:  # Somebody else profiles, say.
+    except (RuntimeError, OSError) as error:  # For example, another profiler is active.
       _LOG.warning("step %d is not profiled: %s", step, error)
     else:
       self._left = self._steps
@@ -108,7 +109,7 @@ class Profiler:
       jax.profiler.stop_trace()
       if not is_local(self._traced):
         self._upload()
-    except (RuntimeError, OSError) as error:  # A full disk, say, which a checkpoint may not need.
+    except (RuntimeError, OSError) as error:  # For example, a full disk that the run does not need.
       _LOG.warning("the profile is lost: %s", error)
     else:
       _LOG.info("profiled %d steps: %s", self._steps - self._left, self._traced)
@@ -122,7 +123,7 @@ class Profiler:
     shutil.rmtree(written)
 
   def close(self) -> None:
-    """Ends a trace that has begun, and gives the signal back."""
+    """Ends a trace that has begun and restores the previous signal handler."""
     if self._left:
       self._end()
       self._left = 0

@@ -1,4 +1,4 @@
-"""The pure functions of an experiment, put together from its parts; nothing is compiled here."""
+"""Builds the pure functions of an experiment from its parts; nothing is compiled here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Statistics = Callable[..., dict[str, jax.Array]]
 
 
 def build_head(experiment: Experiment, token_loss: Any) -> Head:
-  """The chunked head over the experiment's mesh and vocabulary."""
+  """The distillation head of `token_loss` over the experiment's mesh and vocabulary."""
   return experiment.programs.make_head(
     token_loss,
     experiment.mesh,
@@ -39,7 +39,7 @@ def build_head(experiment: Experiment, token_loss: Any) -> Head:
 
 
 def build_paired_head(experiment: Experiment, loss: RowLoss) -> PairedHead:
-  """The head of paired rows over the experiment's mesh and vocabularies."""
+  """The distillation head of paired rows over the experiment's mesh and vocabularies."""
   head = paired_head(
     loss,
     student_vocab_size=experiment.tokenizers.student.vocab_size,
@@ -51,7 +51,7 @@ def build_paired_head(experiment: Experiment, loss: RowLoss) -> PairedHead:
 
 
 def build_objective(experiment: Experiment) -> Objective:
-  """`(trainable, frozen, batch, context) -> (summed loss, Outcome)`."""
+  """The experiment's objective, `(trainable, frozen, batch, context) -> (summed loss, Outcome)`."""
   if experiment.method.chunk_loss is not None:
     return make_paired_objective(
       student=experiment.models.student,
@@ -69,7 +69,7 @@ def build_objective(experiment: Experiment) -> Objective:
 
 
 def build_train_step(experiment: Experiment) -> TrainStep:
-  """`(state, frozen, batch) -> (state, metrics)`."""
+  """The experiment's train step, `(state, frozen, batch) -> (state, metrics)`, not compiled."""
   optimization = experiment.optimization
   return make_train_step(
     objective=build_objective(experiment),
@@ -83,11 +83,11 @@ def build_train_step(experiment: Experiment) -> TrainStep:
 
 
 def lower_train_step(experiment: Experiment) -> jax.stages.Lowered:
-  """The train step for the experiment's shapes and devices, ready to compile."""
+  """The train step lowered for the experiment's shapes and devices, ready to compile."""
   state = experiment.abstract_state()
   step = jax.jit(
     build_train_step(experiment),
-    # The state comes back where it was, in the memory of the one passed in.
+    # The new state has the old one's shardings and reuses its memory.
     out_shardings=(
       jax.tree.map(lambda x: x.sharding, state),
       sharding.replicated(experiment.mesh),
@@ -99,7 +99,10 @@ def lower_train_step(experiment: Experiment) -> jax.stages.Lowered:
 
 
 def build_statistics(experiment: Experiment) -> Statistics:
-  """`(trainable, frozen, batch, context) -> {name: [batch, places]}` of an evaluation."""
+  """An evaluation's statistics, `(trainable, frozen, batch, context) -> {name: f32[batch, seq]}`.
+
+  For paired rows they are per aligned chunk, f32[batch, C].
+  """
   method, student, teacher = experiment.method, experiment.models.student, experiment.teacher
   if method.chunk_loss is not None:
     loss = evaluation.evaluation_row_loss(method.chunk_loss)
@@ -111,6 +114,6 @@ def build_statistics(experiment: Experiment) -> Statistics:
 
 
 def build_sums(experiment: Experiment) -> Callable[..., dict[str, jax.Array]]:
-  """`(trainable, frozen, batch, context) -> sums over the batch's tokens` of an evaluation."""
+  """An evaluation's sums, `(trainable, frozen, batch, context) -> {name: sum over the batch}`."""
   vocab_size = experiment.tokenizers.teacher.vocab_size
   return evaluation.make_sums(build_statistics(experiment), vocab_size)

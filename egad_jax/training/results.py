@@ -1,7 +1,7 @@
-"""What a run leaves: samples, a passage, the export, the summary and the report.
+"""The results of a run: samples, a passage, the export, the summary and the report.
 
-Each file is made from the files and the state before it, so that a run killed here is completed
-by the same command.
+Each file is made from the state and the files written before it, so that the same command
+completes a run that was killed here.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ PASSAGE_TOKENS = 160
 
 
 def is_finished(workdir: Workdir, steps: int) -> bool:
-  """Whether a run of so many steps has left everything it should."""
+  """Whether a run of this many steps, skipped ones included, has written all its results."""
   try:
     summary = workdir.read_json(files.SUMMARY)
     used = summary["steps"] + summary["skipped_steps"]
-  except (ValueError, TypeError, KeyError):  # None, damaged, or of something else: made again.
+  except (ValueError, TypeError, KeyError):  # A missing or damaged summary is made again.
     return False
   return used == steps and (workdir / REPORT).exists() and (workdir / files.EXPORT).exists()
 
 
 def samples_before(compiled: CompiledRun, workdir: Workdir, state: TrainState) -> None:
-  """Writes samples.json with the teacher's and the untrained student's continuations."""
+  """Writes samples.json with the continuations of the teacher and the untrained student."""
   experiment = compiled.experiment
   if not experiment.evaluation.sample_tokens or not experiment.evaluation.prompts:
     return
@@ -62,7 +62,7 @@ def samples_before(compiled: CompiledRun, workdir: Workdir, state: TrainState) -
 
 
 def _samples_after(compiled: CompiledRun, workdir: Workdir, state: TrainState) -> Any:
-  """Completes samples.json; a prompt that came later has no continuation from before training."""
+  """Completes samples.json; a prompt added since the start has None for "before"."""
   experiment = compiled.experiment
   if not experiment.evaluation.sample_tokens or not experiment.evaluation.prompts:
     return None
@@ -70,7 +70,7 @@ def _samples_after(compiled: CompiledRun, workdir: Workdir, state: TrainState) -
   new = [prompt for prompt in experiment.evaluation.prompts if prompt not in stored]
   after = compiled.continuations(state)
   if processes.any_process(bool(new)):
-    # For all, since all take the same length.
+    # All prompts are continued again, not only the new ones: they form one batch.
     teacher = compiled.continuations(None)
   else:
     teacher = [stored[prompt]["teacher"] for prompt in experiment.evaluation.prompts]
@@ -83,12 +83,12 @@ def _samples_after(compiled: CompiledRun, workdir: Workdir, state: TrainState) -
 
 
 def _write_passage(compiled: CompiledRun, workdir: Workdir, state: TrainState) -> None:
-  """Writes passage.json: how the method sees the beginning of the held-out text."""
+  """Writes passage.json: the guidance of the first tokens of one held-out row."""
   batch = compiled.held_out()[0]
   stats = processes.fetch(compiled.statistics(state, batch))
   student, _, mask = processes.fetch(places_of(batch))
   row = int(np.argmax(mask.sum(axis=1)))
-  # Which place of the statistics each label belongs to: its own, or its chunk's.
+  # The index into the statistics of each label: its own, or that of its chunk.
   owner = np.arange(mask.shape[1])
   if isinstance(batch, PairedBatch):
     owner = processes.fetch(batch.student_chunks)[row] - 1
@@ -114,12 +114,20 @@ def _write_passage(compiled: CompiledRun, workdir: Workdir, state: TrainState) -
 
 
 def label_texts(tokenizer: Tokenizer, row: Batch) -> list[str]:
-  """The text of the token that follows each of a row, in the context of its segment."""
+  """The text of the label of each token in a row, decoded in the context of its segment.
+
+  Args:
+    tokenizer: the tokenizer of the row.
+    row: a row, with fields [seq].
+
+  Returns:
+    A list of seq texts; "" in padding and where a segment has no further token.
+  """
   texts = [""] * len(row.tokens)
   for segment in range(1, int(row.segment_ids.max()) + 1):
     places = np.flatnonzero(row.segment_ids == segment)
     first, last = int(places[0]), int(places[-1])
-    # A label that does not count is left out of `labels`, but it is context.
+    # Labels that do not count are 0 in `labels`, so the context comes from `tokens`.
     ids = [*row.tokens[first : last + 1].tolist(), int(row.labels[last])]
     if not row.mask[last]:
       ids.pop()
@@ -162,14 +170,14 @@ def _summary(
 
 
 def summary_of(experiment: Experiment, workdir: epath.Path, state: TrainState) -> dict[str, Any]:
-  """What is known of a checkpoint: the run's summary if it is of that very step, else the counts.
+  """The summary of a checkpoint: the run's own if it is of that very step, else the counts alone.
 
-  What was measured holds for the last step alone; of another one nothing is claimed.
+  What the run measured holds for its last step, so nothing is claimed about another one.
 
   Args:
-    experiment: from the config of the workdir.
-    workdir: the directory that the run writes.
-    state: restored.
+    experiment: the experiment that the workdir's config describes.
+    workdir: the run's directory.
+    state: the checkpoint's state.
   """
   step, skipped = int(state.step), int(state.guard.skipped)
   summary = read_json(workdir / files.SUMMARY)
@@ -186,7 +194,7 @@ def summary_of(experiment: Experiment, workdir: epath.Path, state: TrainState) -
 
 
 def _command() -> str:
-  """How this process was started, to be typed again."""
+  """The command that started this process, quoted for a shell."""
   program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else sys.argv[0].split()
   return shlex.join([*program, *sys.argv[1:]])
 
@@ -201,7 +209,17 @@ def export(
   samples: Any,
   what: str = "--workdir",
 ) -> None:
-  """Writes the student, its parameters on the host, in Hugging Face layout with its model card."""
+  """Writes the student in Hugging Face layout, with its model card.
+
+  Args:
+    experiment: the experiment that trained it.
+    params: the student's parameters, whole, on the host.
+    directory: the directory to write.
+    summary: the summary for the model card, from `summary_of` or of a finished run.
+    config: the run's config for the model card, as JSON values.
+    samples: the contents of samples.json; None for none.
+    what: the flag or key that names the directory, for messages.
+  """
   models = experiment.models
   card = write_model_card(
     *(summary, config),
@@ -228,24 +246,24 @@ def finish(
   tokens: int,
   seconds: Callable[[], Mapping[str, float]],
 ) -> dict[str, Any]:
-  """Writes everything that a finished run leaves; returns the summary.
+  """Writes all results of a finished run and returns the summary.
 
   Args:
-    compiled: of the run.
-    workdir: the directory that the run writes.
-    state: the last.
-    tokens: target tokens in all.
-    seconds: of each section of `goodput`, over all starts until it is called.
+    compiled: the run's programs.
+    workdir: the run's directory.
+    state: the state after the last step.
+    tokens: number of target tokens trained on, over all steps that were not skipped.
+    seconds: returns the seconds of each section of `goodput` so far, over all starts.
   """
   samples = _samples_after(compiled, workdir, state)
   with progress.phase("measuring a passage"):
     _write_passage(compiled, workdir, state)
 
   def to_host(x: jax.Array) -> Any:
-    whole = processes.fetch(x)  # All take part; one keeps it.
+    whole = processes.fetch(x)  # All processes take part; only the one that writes keeps it.
     return whole if workdir.writes else None
 
-  # Somebody may have put something there during the run.
+  # Somebody may have put other files into the directory during the run.
   processes.on_all_processes(workdir.require_ours)
   skipped = int(processes.fetch(state.guard.skipped))
   with progress.phase("exporting the student"):
@@ -267,13 +285,13 @@ def finish(
 
 
 def whereabouts(workdir: Workdir) -> str:
-  """Tells a person where the results are, and shows one sample."""
+  """Text for people: the first sample, and where the report and the student are."""
   lines = []
   for sample in (workdir.read_json(files.SAMPLES) or [])[:1]:
     lines.append(f"\nPrompt:  {sample['prompt']}")
     for who in ("before", "after", "teacher"):
       if sample[who] is not None:
-        # On one line, with the space that it begins with.
+        # One line per text, with the space that it may begin with.
         text = re.sub(r"\s+", " ", sample[who])
         lines.append(f"{who.capitalize() + ':':8} {text}")
   lines.append(f"\nReport:  {workdir / REPORT}\nStudent: {workdir / files.EXPORT}")

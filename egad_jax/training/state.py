@@ -1,4 +1,4 @@
-"""What a run trains, what it only reads, and the one place where the student's parameters join."""
+"""The state that a run trains, the parameters that it only reads, and how the student's join."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from egad_jax.types import Params
 
 
 class TrainState(NamedTuple):
-  """All that a run needs to go on; saved and restored as one.
+  """Everything that a run needs to continue; saved and restored as one.
 
   Attributes:
-    step: batches used, int32 scalar: updates made and skipped.
-    trainable: {"student": what is trained of the student, "method": what the method trains beside
-      it (a projector)}.
-    opt_state: of the optimizer over `trainable`.
-    method_state: running distributions and other state of the method.
-    guard: skipped steps, and what the next ones are judged by.
+    step: int32 scalar, number of batches used: updates made and skipped.
+    trainable: {"student": the student's trained parameters, "method": the method's own, such as a
+      projector; {} if it has none}.
+    opt_state: the optimizer's state over `trainable`.
+    method_state: the running distributions and other state of the method.
+    guard: counts of skipped steps, and the statistics that the next steps are judged by.
   """
 
   step: jax.Array
@@ -31,11 +31,11 @@ class TrainState(NamedTuple):
 
 
 class Frozen(NamedTuple):
-  """What the programs of a run read and never change; it is not saved.
+  """Parameters that the programs of a run read and never change; they are not saved.
 
   Attributes:
-    teacher: what `Teacher.outputs` reads.
-    student: what is not trained of the student; {} when all of it is.
+    teacher: the parameters that `Teacher.outputs` reads.
+    student: the student's parameters that are not trained; {} if all are trained.
   """
 
   teacher: Params
@@ -43,13 +43,13 @@ class Frozen(NamedTuple):
 
 
 def student_params(trainable: Params, frozen_student: Params) -> Params:
-  """The student's parameters, as `Model.apply` takes them.
+  """All of the student's parameters, as `Model.apply` takes them.
 
-  Nothing else knows how they are split: training a part of the student changes this function and
-  the experiment's initial state alone.
+  Nothing else knows how they are split: to train only a part of the student, change this function
+  and the experiment's initial state.
 
   Args:
-    trainable: as in `TrainState`.
-    frozen_student: as in `Frozen`; {} as long as all of the student is trained.
+    trainable: `TrainState.trainable`.
+    frozen_student: `Frozen.student`; {} if all parameters are trained.
   """
   return {**trainable["student"], **frozen_student}

@@ -1,4 +1,4 @@
-"""The train step: a pure function of the state, what is frozen, and a batch."""
+"""The train step: a pure function of the state, the frozen parameters and a batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ TrainStep = Callable[[TrainState, Frozen, AnyBatch], tuple[TrainState, Metrics]]
 
 
 def summarize(stats: Stats, mask: jax.Array) -> Metrics:
-  """Per-token statistics as (total, count) over the tokens of the mask."""
+  """Reduces per-token statistics to {name: (sum, count)} over the tokens of the mask.
+
+  Args:
+    stats: {name: [...]}, with at least the statistics that every method has.
+    mask: bool [...], the tokens that count.
+  """
   count = jnp.sum(mask, dtype=jnp.float32)
 
   def total(name):
@@ -65,22 +70,23 @@ def make_train_step(
   accumulation: int = 1,
   spikes: Spikes | None = None,
 ) -> TrainStep:
-  """Returns `(state, frozen, batch) -> (state, metrics)`; jit and shard at the call site.
+  """Returns `(state, frozen, batch) -> (state, metrics)`; jit and shard it at the call site.
 
   The loss is the method's sum over the tokens of the whole batch, divided once by their number, so
-  micro-batches, chunks and shards change nothing but rounding. An update whose loss or gradient is
-  not finite, or a spike, is skipped: parameters, optimizer and method keep their state bit for bit,
-  the metric "skipped" is 1. The step counts all the same: learning rate and curriculum go by the
-  steps, so that they end where the config says however many were skipped.
+  micro-batches, chunks and shards change nothing but rounding. A step whose loss or gradient is not
+  finite, or is a spike, is skipped: parameters, optimizer and method keep their state bit for bit,
+  and the metric "skipped" is 1. A skipped step still counts as a step. Learning rate and curriculum
+  go by the step, so they end where the config says however many steps were skipped.
 
   Args:
-    objective: the summed loss, from `make_objective`.
-    method: whose state is kept.
-    tx: the optimizer; told the steps made before as `step`, if it takes more than optax's do.
+    objective: the summed loss, from `make_objective` or `make_paired_objective`.
+    method: the method whose state the step updates.
+    tx: the optimizer. Its `update` gets `step=`, the number of steps made before, if it takes
+      extra arguments.
     learning_rate: the schedule inside `tx`, for the metrics.
-    context: (step, method state) -> what the method reads during that step.
-    accumulation: micro-batches per update; must divide the rows of the batch.
-    spikes: which finite steps are skipped; None for none.
+    context: (step, method state) -> the method's context during that step.
+    accumulation: micro-batches per step; must divide the rows of the batch.
+    spikes: the spikes to skip; None to skip only steps that are not finite.
   """
 
   tx = optax.with_extra_args_support(tx)
@@ -101,7 +107,7 @@ def make_train_step(
 
   def train_step(state: TrainState, frozen: Frozen, batch: AnyBatch):
     now = context(state.step, state.method_state)
-    # What a method decides at the end of a step is for the one that follows.
+    # What a method decides at the end of a step applies to the step that follows.
     following = context(state.step + 1, state.method_state).elapsed
     grads, (loss, stats, metrics, mask) = accumulated(state.trainable, frozen, batch, now)
     tokens = jnp.sum(mask, dtype=jnp.float32)

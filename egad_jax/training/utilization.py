@@ -1,4 +1,4 @@
-"""How well the devices are used: FLOPs that a step needs over what they could do, and memory."""
+"""Utilization of the devices: the FLOPs that a step needs over the peak, and memory in use."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ import jax
 from egad_jax.chips import peak_flops
 from egad_jax.training.experiment import Experiment
 
-# Of a line of metrics.jsonl; null where not known.
+# Keys of a line of metrics.jsonl; a value is null where it is not known.
 KEYS = ("mfu", "teacher_mfu", "student_mfu", "memory_bytes", "memory_peak_bytes")
 
 
 class ModelFlops(NamedTuple):
-  """FLOPs of one step on all devices."""
+  """Least FLOPs of one step on all devices, for the teacher and for the student."""
 
   teacher: int
   student: int
 
 
 def minimum_flops(experiment: Experiment) -> ModelFlops:
-  """FLOPs that no way of computing a step avoids, on all devices, if every place is a target.
+  """FLOPs that no way of computing a step avoids, on all devices, if every token is a target.
 
-  Two for each parameter of the teacher's layers and token, six for the student's; the heads'
-  2 N V (Dt + 3 Ds); attention of whole rows with its causal half.
+  Per token, each parameter in the teacher's layers takes 2 FLOPs and each one in the student's 6.
+  The distillation head takes 2 N V (Dt + 3 Ds) for N tokens. Attention is over whole rows, and only
+  its causal half counts.
   """
   seq_len = experiment.rows.seq_len
   tokens = experiment.optimization.batch_size * seq_len
@@ -47,14 +48,14 @@ def minimum_flops(experiment: Experiment) -> ModelFlops:
 
 
 class Utilization:
-  """Measures what `KEYS` name, of the devices of a run."""
+  """Measures the values of `KEYS` for the devices of a run."""
 
   def __init__(self, flops: ModelFlops, devices: Sequence[Any]):
-    """Looks up what the devices can do.
+    """Looks up the peak FLOPs of the devices.
 
     Args:
-      flops: that a step needs, from `minimum_flops`.
-      devices: that share them, over all processes.
+      flops: the FLOPs that a step needs, from `minimum_flops`.
+      devices: the devices that share them, over all processes; all of one kind.
     """
     peak = peak_flops(devices[0].device_kind)
     self._ideal = None if peak is None else [x / (peak * len(devices)) for x in flops]
@@ -62,15 +63,16 @@ class Utilization:
     self._local = [d for d in devices if d.process_index == jax.process_index()]
 
   def measure(self, step_seconds: float) -> dict[str, float | int | None]:
-    """The values of `KEYS`.
+    """The values of `KEYS`, each None where it is not known.
 
     Args:
-      step_seconds: that a step took, waiting for data included.
+      step_seconds: seconds that a step took, waiting for data included.
 
     Returns:
-      `mfu`: FLOPs needed over those that the devices could do in that time, in bfloat16, 0 to 1;
-      the teacher's and the student's part of it; bytes in use and the most since the process
-      began, of that local device that has the most.
+      `mfu` is the FLOPs needed over those that the devices could do in that time in bfloat16, 0 to
+      1; `teacher_mfu` and `student_mfu` are its two parts. `memory_bytes` and `memory_peak_bytes`
+      are the bytes in use and their maximum since the process began, each on the local device where
+      it is largest.
     """
     values: dict[str, float | int | None] = dict.fromkeys(KEYS)
     if self._ideal is not None:
@@ -85,5 +87,5 @@ class Utilization:
 def _memory_stats(device: Any) -> dict[str, int]:
   try:
     return device.memory_stats() or {}
-  except RuntimeError:  # Some platforms and allocators do not count.
+  except RuntimeError:  # Some platforms and allocators keep no statistics.
     return {}
