@@ -12,12 +12,12 @@ import jax
 import numpy as np
 from etils import epath
 
+from egad_jax import processes
 from egad_jax.data.batches import AnyBatch, Batch
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.durability.workdir import Workdir
 from egad_jax.files.storage import finite_or_none, write_text
 from egad_jax.training.experiment import Experiment
-from egad_jax.training.state import TrainState
 
 _FIELDS = ("tokens", "labels", "positions", "segment_ids", "mask")
 _LOG = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def why_skipped(values: Mapping[str, float]) -> str:
 
 def note_skipped(
   experiment: Experiment,
-  state: TrainState,
+  batch: AnyBatch | None,
   workdir: Workdir,
   step: int,
   values: Mapping[str, float],
@@ -54,8 +54,8 @@ def note_skipped(
 
   Args:
     experiment: the experiment being run.
-    state: the run's latest state, from which the batch is made again if its source reads the state.
-      The next step may have been made already.
+    batch: the step's batch on the devices; None to ask the batch source for it again, which a
+      source that reads the state cannot answer: the state is another by now.
     workdir: where the batch is saved.
     step: number of the skipped step, counted from 1.
     values: averages of the step's metrics, as scalars by name.
@@ -73,11 +73,12 @@ def note_skipped(
   if in_a_row < max_skipped:
     return
   path = workdir / f"bad_batch_{step}.json"
+  on_host = None if batch is None else processes.fetch(batch)  # All processes take part.
   try:
     if workdir.writes:
       path = workdir / workdir.free_name(path.name)
       with workdir.writing(path.name):
-        save_bad_batch(path, experiment, state, step, values)
+        save_bad_batch(path, experiment, on_host, step, values)
     saved = f"Its batch is in {path}."
   except OSError as error:  # A full disk must not hide why the run stops.
     saved = f"Its batch could not be saved ({error})."
@@ -93,7 +94,7 @@ def note_skipped(
 def save_bad_batch(
   path: epath.Path,
   experiment: Experiment,
-  state: TrainState,
+  batch: AnyBatch | None,
   step: int,
   values: Mapping[str, float],
 ) -> None:
@@ -107,12 +108,13 @@ def save_bad_batch(
   Args:
     path: the file to write.
     experiment: the experiment being run.
-    state: as for `note_skipped`.
+    batch: the step's batch on the host; None to ask the batch source for it again.
     step: number of the step, counted from 1.
     values: averages of the step's metrics, as scalars by name.
   """
   size = experiment.optimization.batch_size
-  batch = experiment.batch_source.batch(step - 1, state)
+  if batch is None:
+    batch = experiment.batch_source.batch(step - 1, None)
   head = {
     **{"step": step, "batch": step - 1, "why": why_skipped(values)},
     **{key: values[key] for key in ("loss", "grad_norm")},

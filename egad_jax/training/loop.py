@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from egad_jax import processes, progress
+from egad_jax.data.batches import AnyBatch
 from egad_jax.durability import workdir as files
 from egad_jax.durability.checkpoints import CheckpointError, Checkpoints
 from egad_jax.durability.jsonl_log import JsonlLog
@@ -110,7 +111,7 @@ class _Session:
       writes=workdir.writes,
     )
     processes.wait("logs are cut back")
-    self.pending: tuple[int, Any] | None = None
+    self.pending: tuple[int, Any, AnyBatch | None] | None = None
     if restored is None:
       self.tokens = 0
       self.state = self._first_state()
@@ -163,7 +164,7 @@ class _Session:
     """
     if self.pending is None:
       return
-    step, metrics = self.pending
+    step, metrics, batch = self.pending
     self.pending = None
     values = averages(jax.device_get(metrics))
     now = time.monotonic()
@@ -180,7 +181,7 @@ class _Session:
       self.clock.note(step)
     if values["skipped"]:
       note_skipped(
-        *(self.experiment, self.state, self.workdir, step, values),
+        *(self.experiment, batch, self.workdir, step, values),
         max_skipped=self.options.max_skipped,
         saved_step=self.saved_step,
       )
@@ -268,7 +269,9 @@ class _Session:
       # Metrics are read one step late, so that the devices work on this step meanwhile.
       self.flush()
       self.step += 1
-      self.pending = (self.step, metrics)
+      # A batch made from the state cannot be made again from a later one.
+      kept = batch._replace(attached=()) if self.experiment.batch_source.reads_state else None
+      self.pending = (self.step, metrics, kept)
       evaluate, save = self.due(self.options.evaluate_steps), self.save_is_due()
       if evaluate or save:
         self.flush()

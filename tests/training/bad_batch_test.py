@@ -203,6 +203,19 @@ def test_a_full_disk_does_not_hide_the_reason(make_run, tmp_path, monkeypatch):
     bad_batch.note_skipped(made, None, workdir, 1, values, max_skipped=3, saved_step=0)
 
 
+def test_a_batch_that_was_made_from_the_state_is_the_one_saved(make_run, tmp_path):
+  run, _ = make_run(tmp_path)
+  batch = run.batch_source.batch(3, None)
+  run = dataclasses.replace(run, batch_source=None)  # Nobody may ask it again.
+  values = VALUES | {"skipped": 1.0, "skipped_in_a_row": 3.0}
+  placed = jax.tree.map(jax.numpy.asarray, batch)
+  with Workdir(tmp_path) as workdir, pytest.raises(FloatingPointError, match="Its batch is in"):
+    bad_batch.note_skipped(run, placed, workdir, 9, values, max_skipped=3, saved_step=None)
+  rows = json.loads((tmp_path / "bad_batch_9.json").read_text())["rows"]
+  assert [row["row_number"] for row in rows] == batch.row_numbers.tolist()
+  assert [row["tokens"] for row in rows] == batch.tokens.tolist()
+
+
 def test_a_paired_batch_is_saved_with_both_sides(make_run, tmp_path, monkeypatch):
   run, _ = make_run(tmp_path)
   ids = np.arange(BATCH * 3, dtype=np.int32).reshape(BATCH, 3)
