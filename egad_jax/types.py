@@ -1,4 +1,4 @@
-"""Names for the trees of arrays that go between the rooms."""
+"""Names for the trees of arrays that the subpackages pass to each other."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ import jax
 Params = Any
 """A pytree of parameters."""
 Stats = dict[str, jax.Array]
-"""Name -> one value per token, [...], without gradient."""
+"""Name -> one value per token, [...], detached."""
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
-"""Name -> (sum, count), both scalars: the caller adds them up and divides once."""
+"""Name -> (sum, count), both scalars: the caller adds up each and divides once."""
