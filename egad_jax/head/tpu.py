@@ -87,6 +87,12 @@ def chunk_tiles(kernels_: Kernels, chunk: int, student_dim: int, teacher_dim: in
 
   A block counts twice in the vector memory when the next one is fetched while it is in use.
 
+  Args:
+    kernels_: the chip's kernels, whose vector memory is the budget.
+    chunk: tokens per chunk.
+    student_dim: width of the student's hidden states.
+    teacher_dim: width of the teacher's hidden states.
+
   >>> chunk_tiles(_CHIPS["TPU v5 lite"], 1024, 1024, 4096)
   Tiles(teacher=(1024, 512, 256), student=(1024, 512, 1024), gradient=(1024, 512))
   """

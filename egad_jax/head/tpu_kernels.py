@@ -28,7 +28,7 @@ from jax.experimental.pallas import tpu as pltpu
 LANES = 128
 # The logit of a column past the vocabulary: finite, because differences of two of them occur.
 _NOTHING = -1e30
-# Rows of a vector of bfloat16.
+# The number of rows that a bfloat16 vector packs.
 _PACKED = 16
 # The lane of each number in the array [chunk, 128] of numbers per token.
 (INVERSE_TEMPERATURE, TEACHER_MAX, LABEL, LOG_P, LOG_Q, LOG_1, KL, CROSS_ENTROPY) = range(8)

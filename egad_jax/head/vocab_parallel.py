@@ -2,7 +2,7 @@
 
 Every device along the vocabulary's mesh axis sees the same tokens and makes and keeps its own
 columns of their logits. A loss then exchanges only a few scalars per token, such as sums and maxima
-over the vocabulary. Nothing here says which: the loop is that of `distillation_head` under a
+over the vocabulary. This module does not list them: the loop is that of `distillation_head` under a
 `shard_map` that is manual over the batch's axes and leaves the vocabulary's axis to the compiler.
 The compiler splits any `token_loss`: a reduction becomes partial reductions and an all-reduce of
 [chunk], and element-wise work stays on the device that holds the columns. A loss that needs more

@@ -1,8 +1,8 @@
 """Divergences between models with different tokenizers, chunk by chunk.
 
 P-KL and H-KL are from X-Token (arXiv 2605.21699), the sorted distance from ULD (arXiv 2402.12030).
-Both models see the same text; what is compared are the chunks of text of `losses.chunks`, each by
-one distribution per model. P-KL maps the student's distribution to the teacher's vocabulary by a
+Both models see the same text. The divergences compare its chunks (see `losses.chunks`), each by one
+distribution per model. P-KL maps the student's distribution to the teacher's vocabulary by a
 projection that `egad_jax.data.projection` builds.
 """
 

@@ -46,7 +46,7 @@ def running_guidance(
 ) -> TokenGuidance:
   """Returns the guidance of tokens [...] from their entropies' positions in the distribution."""
   weight = hard = None
-  position: Any = None  # An array where a mechanism reads it.
+  position: Any = None  # An array if a mechanism reads it, else None.
   if curriculum is not None or branch is not None:
     position = distribution.position(entropy)
   if curriculum is not None:
@@ -77,7 +77,7 @@ def in_batch_guidance(
 ) -> TokenGuidance:
   """Returns the guidance of tokens [...] from their entropies' positions in their own batch."""
   weight = hard = None
-  position: Any = None  # An array where a mechanism reads it.
+  position: Any = None  # An array if a mechanism reads it, else None.
   if curriculum is not None or branch is not None or temperature.kind != "fixed":
     position = entropy_position(entropy, mask, kind=kind)
   if curriculum is not None:
