@@ -1,4 +1,4 @@
-"""Names for the trees of arrays that pass between the subpackages."""
+"""Names for the trees of arrays that the subpackages pass to each other."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ import jax
 Params = Any
 """A pytree of parameter arrays."""
 Stats = dict[str, jax.Array]
-"""{name: [...]}, one value per token, without gradient."""
+"""Name -> one value per token, [...], detached."""
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
-"""{name: (sum, count)}, both scalars: the caller adds each up and divides once."""
+"""Name -> (sum, count), both scalars: the caller adds up each and divides once."""

@@ -1,4 +1,4 @@
-"""The same losses straight from hidden states, without [tokens, vocab] arrays."""
+"""Distillation heads: the losses computed from hidden states, without [tokens, vocab] arrays."""
 
 from egad_jax.head.chunked import distillation_head
 from egad_jax.head.dense import dense_head

@@ -1,11 +1,11 @@
-"""Distillation losses straight from hidden states, one chunk of tokens at a time.
+"""Distillation losses computed from hidden states, one chunk of tokens at a time.
 
-The logits of two models are the memory wall of distillation. Here a loop holds the logits of one
-chunk, takes the loss *and its gradient* while they are there, and keeps neither: no [tokens, vocab]
-array exists for more than one chunk, and the backward pass only scales what the forward pass found.
-The work is the least possible: one matmul for the teacher's logits, three for the student, and only
-for the tokens in the mask: the loop runs ceil(tokens in the mask / chunk) times, a traced number,
-which a loop can do that nobody differentiates.
+The logits of two models take most of the memory of distillation. Here a loop makes the logits of
+one chunk, computes the loss *and its gradient* from them, and drops them: no [tokens, vocab] array
+exists for more than one chunk, and the backward pass only scales the gradients that the forward
+pass made. The work is minimal: one matmul for the teacher's logits and three for the student, for
+the tokens in the mask only. The loop runs ceil(tokens in the mask / chunk) times, a traced number,
+which is possible because the loop itself is never differentiated.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from egad_jax.head.tpu import Kernels, chunk_by_kernels, kernel_chunk_size
 TokenLoss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 Head = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
-# Elements of one chunk's logits, at most, when no chunk size is given: 640 MiB in float32.
+# Largest number of elements in a chunk's logits when no chunk size is given: 640 MiB in float32.
 _CHUNK_ELEMENTS = 5 * 2**25
 
 
 def default_chunk_size(num_tokens: int, vocab_size: int) -> int:
-  """Tokens per chunk such that one float32 copy of a chunk's logits is at most 640 MiB.
+  """Returns the tokens per chunk that keep one float32 copy of its logits within 640 MiB.
 
   Args:
-    num_tokens: tokens that the head is called with.
-    vocab_size: columns of the logits.
+    num_tokens: number of tokens that the head is called with, masked or not.
+    vocab_size: columns of the logits on one device.
 
   Returns:
-    A power of two, so that it divides most batches and no chunk is filled up; at least 128 (a
-    matrix unit's side), or `num_tokens` if that is smaller.
+    A power of two, so that it divides most batches and no chunk needs padding; at least 128 (the
+    side of a matrix unit) even where the logits then exceed the budget. `num_tokens` if that is
+    smaller.
 
   >>> default_chunk_size(8192, 151_936)
   1024
@@ -46,20 +47,20 @@ def default_chunk_size(num_tokens: int, vocab_size: int) -> int:
 
 
 def soft_capped(logits: jax.Array, soft_cap: float | None) -> jax.Array:
-  """`cap * tanh(logits / cap)`, or the logits themselves without a cap (Gemma 2, section 2)."""
+  """Returns `cap * tanh(logits / cap)` (Gemma 2, section 2); the logits if the cap is None."""
   return logits if soft_cap is None else soft_cap * jnp.tanh(logits / soft_cap)
 
 
 def shared_vocabulary(student_rows: int, teacher_rows: int, vocab_size: int | None) -> int:
-  """The number of vocabulary entries that the loss sees.
+  """Returns the number of vocabulary entries that the loss sees.
 
   Args:
     student_rows: rows of the student's unembedding, padding included.
     teacher_rows: rows of the teacher's unembedding, padding included.
-    vocab_size: real entries, or None when both unembeddings have only real ones.
+    vocab_size: number of real entries; None when neither unembedding has padding.
 
   Raises:
-    ValueError: the two differ and `vocab_size` does not say where to cut, or it is out of range.
+    ValueError: the numbers of rows differ and `vocab_size` is None, or it is out of range.
   """
   if vocab_size is None:
     if student_rows != teacher_rows:
@@ -110,16 +111,16 @@ def logits_from(hidden: jax.Array, unembedding: jax.Array) -> jax.Array:
 
 
 def tokens_by_chunk(mask: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
-  """The tokens in the mask, in order and without gaps, ready to be cut into chunks.
+  """Lists the tokens in the mask, in order and without gaps, to be cut into chunks.
 
   Args:
-    mask: bool [num_tokens].
-    chunk: tokens in a chunk.
+    mask: bool [num_tokens], true at tokens to list.
+    chunk: tokens per chunk.
 
   Returns:
-    (int32 [ceil(num_tokens / chunk) * chunk], number of chunks int32): indices of tokens; past
-    those in the mask ever larger indices that no token has. Chunks from the number on hold only
-    these, so there is no mask that does not fit.
+    (indices int32 [ceil(num_tokens / chunk) * chunk], number of chunks int32). The tokens in the
+    mask come first; after them come increasing indices >= num_tokens, which no token has. Chunks
+    beyond the returned number hold only such indices, so every mask fits.
 
   >>> tokens, chunks = tokens_by_chunk(jnp.array([False, True, False, True, True]), chunk=2)
   >>> tokens.tolist(), int(chunks)
@@ -156,34 +157,37 @@ def distillation_head(
   vocab_sharding: NamedSharding | None = None,
   kernels: Kernels | None = None,
 ) -> Head:
-  """Makes the head that turns hidden states into a summed loss without ever holding all logits.
+  """Makes the head that turns hidden states into a summed loss without holding all logits.
 
   Args:
     token_loss: `(student_logits f32[n, vocab], teacher_logits f32[n, vocab], labels [n],
-      extras {name: [n]}, context pytree) -> (loss f32[n], stats {name: f32[n]})`, row by row.
-    chunk_size: tokens whose logits exist at once; `default_chunk_size` if None. Memory grows with
-      it, the result does not depend on it.
-    vocab_size: real vocabulary entries; further rows of either unembedding are padding, are never
-      multiplied, and get a zero gradient.
-    student_soft_cap: logits become `cap * tanh(logits / cap)`; None for no cap.
-    teacher_soft_cap: the same for the teacher.
-    vocab_sharding: how an array [vocab] is split, for `vocab_parallel_head`; None: not at all.
-    kernels: of the TPU that this will run on, from `tpu.kernels_of`; they make the gradient of a
-      steered forward KL of bfloat16 hidden states whose sizes are multiples of 128, if the
-      vocabulary is not split. Everything else, and everything if None, is XLA's.
+      extras {name: [n]}, context pytree) -> (loss f32[n], stats {name: f32[n]})`; a token's loss
+      must not depend on other tokens.
+    chunk_size: tokens whose logits exist at once; None for `default_chunk_size`. Memory grows with
+      it; the result does not depend on it.
+    vocab_size: number of real vocabulary entries; further rows of either unembedding are padding,
+      are never multiplied, and get a zero gradient. None when there is no padding.
+    student_soft_cap: cap of the student's logits, `cap * tanh(logits / cap)`; None for no cap.
+    teacher_soft_cap: cap of the teacher's logits; None for no cap.
+    vocab_sharding: sharding of an array [vocab], for `vocab_parallel_head`; None for a vocabulary
+      that is not split.
+    kernels: the kernels of the TPU that the head will run on, from `tpu.kernels_of`. When the
+      loss is differentiated, they compute an entropy-guided forward KL and its gradient if both
+      hidden states are bfloat16, their widths are multiples of 128 and the vocabulary is not split.
+      Plain XLA operations do everything else; None uses no kernels.
 
   Returns:
     `head(student_hidden [batch, seq, Ds], student_unembedding [Vs, Ds],
     teacher_hidden [batch, seq, Dt], teacher_unembedding [Vt, Dt], labels int [batch, seq],
     mask bool [batch, seq], extras={}, context=()) -> (loss, stats)`, where `loss` is the SUM of
     `token_loss` over the tokens in `mask` (float32 scalar) and stats are `{name: [batch, seq]}`,
-    zero outside the mask. Any leading axes instead of [batch, seq]. Gradient flows to
+    zero outside the mask. Any leading axes may stand for [batch, seq]. Gradient flows to
     `student_hidden` and `student_unembedding` alone. Matmuls run in the dtype of the hidden
     states (pass float32 master unembeddings: their gradient is then accumulated and returned in
     float32); logits, loss and gradient of the logits are float32. Tokens outside the mask are never
-    read: they cost no work and change nothing, NaN included. Without differentiation no gradient
-    work is done; a second derivative is refused with a TypeError. A bias of the logits is one more
-    column of an unembedding, for a hidden feature of 1.
+    read: they cost no work and change nothing, even if they are NaN. Without differentiation no
+    gradient work is done; a second derivative raises a TypeError. A bias of the logits can be
+    passed as one more column of an unembedding, for a hidden feature of 1.
   """
 
   def summed(loss, stats, mask):
@@ -210,16 +214,16 @@ def distillation_head(
     return loss, stats, *pullback(jnp.ones_like(loss))
 
   def split(x: jax.Array, axis: int) -> jax.Array:
-    """Pins the array axis that is the vocabulary to its devices."""
+    """Constrains `axis`, the vocabulary, of an array to `vocab_sharding`."""
     if vocab_sharding is None:
       return x
     spec = PartitionSpec(*(None,) * axis, *vocab_sharding.spec)
     return jax.lax.with_sharding_constraint(x, NamedSharding(vocab_sharding.mesh, spec))
 
   def kernels_for(arrays, num_tokens: int, vocab: int):
-    """The kernels' step over chunks, and how many tokens those have; None where they do not serve.
+    """(the kernels' step, tokens per chunk); (None, any) where the kernels cannot be used.
 
-    A vocabulary that is split is the compiler's to split: it does not look into kernels.
+    They cannot be used with a split vocabulary: the compiler splits it and cannot split kernels.
     """
     if kernels is None or vocab_sharding is not None or not has_closed_form(token_loss):
       return None, 0
@@ -249,13 +253,13 @@ def distillation_head(
     student_weight = split(student_unembedding[:vocab].astype(student_hidden.dtype), 0)
     teacher_weight = split(teacher_unembedding[:vocab].astype(teacher_hidden.dtype), 0)
     accumulator = jnp.promote_types(student_hidden.dtype, jnp.float32)
-    # The loop adds to zeros.
     unembedding_gradient = split(jnp.zeros(student_weight.shape, accumulator), 0)
 
     def chunk_terms(indices, unembedding_gradient):
       """(loss, stats, hidden gradient, unembedding gradient with this chunk's added)."""
       row_mask = indices < num_tokens
-      # A token of the mask fills up the last chunk: no loss meets values that are no token's.
+      # The last chunk is filled up with a token of the mask, so that `token_loss` only ever sees
+      # values of real tokens.
       filled = jnp.where(row_mask, indices, tokens[0])
       student_rows, teacher_rows, row_labels, row_extras = jax.tree.map(
         lambda x: x.at[filled].get(mode="promise_in_bounds"), arrays
@@ -276,7 +280,7 @@ def distillation_head(
       loss, stats, logits_gradient = chunk_loss_and_gradient(
         student_logits, teacher_logits, *per_token
       )
-      # The two gradient matmuls in the compute dtype, their sums in float32.
+      # The two gradient matmuls run in the compute dtype and accumulate in float32.
       logits_gradient = split(logits_gradient.astype(student_rows.dtype), 1)
       hidden_gradient = logits_gradient @ student_weight
       of_chunk = jnp.einsum(
@@ -290,14 +294,14 @@ def distillation_head(
       terms = chunk_terms(indices, unembedding_gradient)
 
       def put(whole, part):
-        # What fills up the last chunk has an index that no token has, and is dropped.
+        # Entries that fill up the last chunk have an index that no token has, and are dropped.
         at = whole.at[indices]
         return at.set(part, mode="drop", unique_indices=True, indices_are_sorted=True)
 
       stats, hidden_gradient = jax.tree.map(put, (stats, hidden_gradient), terms[1:3])
       return total + terms[0], stats, hidden_gradient, terms[3]
 
-    # The tokens of the mask replace their zeros, everything else stays.
+    # Tokens in the mask overwrite these zeros; all others keep them.
     _, stats, *_ = jax.eval_shape(chunk_terms, tokens[:chunk], unembedding_gradient)
     stats = {k: jnp.zeros(num_tokens, v.dtype) for k, v in stats.items()}
     start = (jnp.zeros((), accumulator), stats, None, None)

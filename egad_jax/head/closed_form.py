@@ -1,13 +1,13 @@
-"""Value and gradient of a steered forward KL from logits, in three passes and without autodiff.
+"""Value and gradient of an entropy-guided forward KL, in three passes over the logits, no autodiff.
 
-With d = z - max z, T the temperature, a the weight of the divergence and b that of the
-cross-entropy, all of a token:
+For each token, with d = z - max z, T the temperature, a the weight of the divergence and b the
+weight of the cross-entropy:
 
   KL = sum p (d_teacher - d_student) / T - log sum exp(d_teacher / T) + log sum exp(d_student / T)
   gradient = a / T (q - p) + b (q_1 - [label]),   p, q at T, q_1 at 1
 
-The first pass sums what the teacher's entropy needs, the second what T makes of both rows, the
-third writes the gradient. Logits come out of a matmul, so they are finite.
+The first pass takes the sums for the teacher's entropy, which gives T; the second takes the sums of
+both models at T; the third writes the gradient. Logits come out of a matmul, so they are finite.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from egad_jax.types import Stats
 
 
 class GradientRows(NamedTuple):
-  """Per token [n], what the gradient reads besides the logits.
+  """The numbers per token, [n] each, that the gradient needs besides the logits.
 
   Attributes:
     inverse_temperature: 1 / T.
-    kl: a / T; 0 outside the mask.
-    cross_entropy: b; 0 outside the mask and where the label is no vocabulary id.
+    kl: a / T, the factor of the divergence's gradient; 0 outside the mask.
+    cross_entropy: b, the factor of the cross-entropy's gradient; 0 outside the mask and where the
+      label is not a vocabulary id.
   """
 
   inverse_temperature: jax.Array
@@ -38,17 +39,17 @@ class GradientRows(NamedTuple):
 
 
 def has_closed_form(token_loss: Any) -> TypeGuard[EntropyGuidedLoss]:
-  """Whether a token loss is a forward KL that is steered by the teacher's entropy."""
+  """Whether a token loss is a forward KL guided by the teacher's entropy."""
   return isinstance(token_loss, EntropyGuidedLoss) and token_loss.is_forward_kl
 
 
 def entropy_of_sums(total: jax.Array, weighted: jax.Array) -> jax.Array:
-  """Entropy in nats from sum exp(d) and sum exp(d) d, with d = z - max z; never negative."""
+  """Entropy in nats, >= 0: `total` is sum exp(d), `weighted` sum exp(d) d, with d = z - max z."""
   return jnp.log(total) - weighted / total
 
 
 def is_entry(labels: jax.Array, vocab: int) -> jax.Array:
-  """Whether a label is an entry of the vocabulary; one that is not costs nothing."""
+  """Whether each label is a vocabulary entry, bool [n]; other labels have no cross-entropy."""
   return (labels >= 0) & (labels < vocab)
 
 
@@ -60,7 +61,7 @@ def gradient_rows(
   vocab: int,
   dtype: Any,
 ) -> GradientRows:
-  """What a guidance means for the gradient of each token of the mask."""
+  """Returns the numbers that the gradient of each token needs, from the tokens' guidance."""
   one = jnp.ones(labels.shape, dtype)
   inverse = one / guidance.temperature
   return GradientRows(
@@ -78,15 +79,15 @@ def loss_and_gradient(
   mask: jax.Array,
   context: Any,
 ) -> tuple[jax.Array, Stats, jax.Array]:
-  """Loss and stats of each token, and the gradient of the masked loss.
+  """Computes loss and stats of each token, and the gradient of the loss summed over the mask.
 
   Args:
-    token_loss: with `is_forward_kl`.
+    token_loss: a loss with `is_forward_kl` true.
     student_logits: [n, vocab], at least float32, soft cap applied.
-    teacher_logits: the same of the teacher.
-    labels: int [n].
-    mask: bool [n], false where the gradient shall be zero.
-    context: of the token loss.
+    teacher_logits: [n, vocab], at least float32, soft cap applied.
+    labels: int [n], the token that each row of logits predicts.
+    mask: bool [n], false at tokens whose gradient is zero.
+    context: the pytree that `token_loss.guide` reads.
 
   Returns:
     (loss [n], stats {name: [n]}, gradient with respect to `student_logits` [n, vocab]).

@@ -1,4 +1,4 @@
-"""The head with all logits at once and plain autodiff: the reference, fine for small problems."""
+"""The head that makes all logits at once and uses plain autodiff: the reference implementation."""
 
 from __future__ import annotations
 
@@ -25,9 +25,16 @@ def dense_head(
   student_soft_cap: float | None = None,
   teacher_soft_cap: float | None = None,
 ) -> Head:
-  """`distillation_head` without chunks; same arguments, value and gradient.
+  """Makes a head with the value and gradient of `distillation_head`, but without chunks.
 
-  Holds several float32 arrays of [tokens, vocab] for each model.
+  It holds several float32 arrays of shape [tokens, vocab] for each model, so it suits small
+  problems, and it has derivatives of all orders.
+
+  Args:
+    token_loss: as for `distillation_head`.
+    vocab_size: as for `distillation_head`.
+    student_soft_cap: as for `distillation_head`.
+    teacher_soft_cap: as for `distillation_head`.
   """
 
   def head(

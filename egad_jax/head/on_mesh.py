@@ -1,4 +1,4 @@
-"""Which head a mesh gets: what the batch leaves unused splits the vocabulary, or else positions."""
+"""The choice of head for a mesh: the tensor axis splits the vocabulary, or else the sequence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from egad_jax.head.vocab_parallel import vocab_parallel_head
 
 
 def vocabulary_parts(mesh: jax.sharding.Mesh, tensor_axis: str, vocab_size: int) -> int:
-  """How many devices of the tensor axis share the vocabulary; 1 where it does not divide it."""
+  """Returns how many devices split the vocabulary: 1 if the tensor axis does not divide it."""
   devices = mesh.shape[tensor_axis]
   return devices if vocab_size % devices == 0 else 1
 
@@ -30,20 +30,21 @@ def head_on_mesh(
   student_soft_cap: float | None = None,
   teacher_soft_cap: float | None = None,
 ) -> Head:
-  """`distillation_head` on a mesh, so that no device repeats another's work; same value, gradient.
+  """Makes `distillation_head` for a mesh; same value and gradient, and no device repeats work.
 
-  `vocab_parallel_head` where the tensor axis divides the vocabulary; else `sharded_head` with
-  positions over that axis, which must then divide the sequence: shards of unequal size move more
-  than whole unembeddings do.
+  The result is `vocab_parallel_head` where the tensor axis divides the vocabulary. Otherwise it is
+  `sharded_head` with the sequence split over that axis, which must then divide the sequence length:
+  splitting the vocabulary unevenly moves more data than gathering whole unembeddings.
 
   Args:
     token_loss: as for `distillation_head`.
-    mesh: the mesh that the caller's arrays live on.
+    mesh: the mesh that the caller's arrays are sharded over.
     batch_axes: mesh axes that divide the first axis of the hidden states.
-    tensor_axis: the mesh axis that the batch leaves unused.
+    tensor_axis: the mesh axis over which the batch is not split.
     vocab_size: as for `distillation_head`, but it must be given.
     chunk_size: as for `distillation_head`.
-    kernels: whether to use those of the mesh's devices where they serve.
+    kernels: whether to use the Pallas kernels where the devices, dtypes and sizes allow it; they
+      are never used with a split vocabulary.
     student_soft_cap: as for `distillation_head`.
     teacher_soft_cap: as for `distillation_head`.
   """

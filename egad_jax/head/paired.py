@@ -1,6 +1,7 @@
-"""The head of paired rows: logits of both models, each over its own vocabulary, row by row.
+"""The head for paired rows: logits of both models, each over its own vocabulary, one row at a time.
 
-A chunk joins several positions of a row, so the unit here is the row, where `head` has the token.
+A chunk of text (see `losses.chunks`) covers several tokens of a row, so this head computes whole
+rows at a time, where the other heads may split a row anywhere.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ PairedHead = Callable[..., tuple[jax.Array, Stats]]
 
 
 def row_loss(chunk_loss: ChunkLoss) -> RowLoss:
-  """A method's chunk loss as a function of a row."""
+  """Returns a method's chunk loss as a function of one row of a `PairedBatch`."""
 
   def loss(student_logits, teacher_logits, row: PairedBatch, context: Context):
     chunks = (row.student_chunks, row.teacher_chunks)
@@ -45,20 +46,20 @@ def paired_head(
   """Makes the head that turns hidden states of paired rows into a summed loss.
 
   Args:
-    loss: of one row.
-    student_vocab_size: real entries of the student's vocabulary; further rows of its unembedding
-      are padding and are never multiplied.
-    teacher_vocab_size: the teacher's.
-    student_soft_cap: logits become `cap * tanh(logits / cap)`; None for no cap.
-    teacher_soft_cap: the same for the teacher.
+    loss: the loss of one row's chunks, see `row_loss`.
+    student_vocab_size: number of real entries Vs of the student's vocabulary; further rows of the
+      unembedding are padding and are never multiplied.
+    teacher_vocab_size: number of real entries Vt of the teacher's vocabulary, likewise.
+    student_soft_cap: cap of the student's logits, `cap * tanh(logits / cap)`; None for no cap.
+    teacher_soft_cap: cap of the teacher's logits; None for no cap.
 
   Returns:
     `head(student_hidden [batch, seq, Ds], student_unembedding [>= Vs, Ds], teacher_hidden
     [batch, seq, Dt], teacher_unembedding [>= Vt, Dt], batch, context) -> (loss, stats)`, where
     `loss` is the SUM over the valid chunks (float32 scalar) and stats are `{name: [batch, C]}`,
     zero at other chunks. The logits of one row exist at a time, in float32; the backward pass
-    takes them again. Gradient flows to the student alone. Hidden states at places that predict
-    nothing change nothing, NaN included.
+    recomputes them. Gradient flows to the student alone. Hidden states whose logits predict no
+    token of a chunk change nothing, even if they are NaN.
   """
 
   def head(
@@ -72,9 +73,9 @@ def paired_head(
     teacher = jax.lax.stop_gradient((teacher_hidden, teacher_unembedding))
 
     def logits(hidden, unembedding, chunks, vocab_size, soft_cap):
-      # 0 * NaN is NaN: what predicts nothing must be gone before the matmuls of the gradient.
+      # 0 * NaN is NaN, so hidden states that predict nothing are zeroed before any matmul.
       hidden = jnp.where((chunks > 0)[:, None], hidden, 0)
-      # The cast is inside, so that the gradient adds up in the type of the unembedding.
+      # The cast is inside the loop, so that the gradient accumulates in the unembedding's dtype.
       weight = unembedding[:vocab_size].astype(hidden.dtype)
       return soft_capped(logits_from(hidden, weight), soft_cap)
 
@@ -106,12 +107,12 @@ def sharded_paired_head(
 ) -> PairedHead:
   """Runs `head` on each device's rows; same arguments, value and gradient as `head`.
 
-  Devices along the other axes of the mesh repeat the work: a chunk must not be cut.
+  Devices along the other axes of the mesh repeat the same work, because a row is never split.
 
   Args:
-    head: from `paired_head`.
-    mesh: the mesh that the caller's arrays live on.
-    batch_axes: mesh axes that divide the rows.
+    head: the head of one device, from `paired_head`.
+    mesh: the mesh that the caller's arrays are sharded over.
+    batch_axes: mesh axes that divide the number of rows.
   """
   rows, whole = PartitionSpec(batch_axes), PartitionSpec()
 
@@ -120,7 +121,7 @@ def sharded_paired_head(
     return loss[None], stats
 
   def sharded(*args) -> tuple[jax.Array, Stats]:
-    # The sum over devices stays outside: inside, its transpose would be a second sum.
+    # The sum over devices stays outside `shard_map`: inside, its transpose would sum once more.
     losses, stats = jax.shard_map(
       on_device,
       mesh=mesh,

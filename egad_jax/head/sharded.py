@@ -1,4 +1,4 @@
-"""The head on a mesh: every device takes its own tokens, whole vocabulary rows, no resharding."""
+"""The head on a mesh that splits tokens: each device computes whole logits of its own tokens."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ def sharded_head(
 ) -> Head:
   """Runs `head` on each device's tokens; same arguments, value and gradient as `head`.
 
-  Tokens are split over all the axes given, so no device repeats another's work: batch rows over
-  `batch_axes`, positions over `sequence_axes`. Unembeddings are gathered once, outside the head's
-  loop, and the student's gradient is summed once, after it. The chunks are cut from each device's
-  own tokens: cutting them from the sharded global array would move every chunk between devices.
+  Tokens are split over all the axes given, so no device repeats another's work: rows over
+  `batch_axes`, the sequence over `sequence_axes`. Unembeddings are gathered once, before the head's
+  loop, and the gradient of the student's unembedding is summed once, after it. Chunks are cut from
+  each device's own tokens: cutting them from the sharded global array would move every chunk
+  between devices.
 
   Args:
-    head: from `distillation_head` or `dense_head`.
-    mesh: the mesh that the caller's arrays live on.
-    batch_axes: mesh axes that divide the first axis of the hidden states.
-    sequence_axes: mesh axes that divide the second one.
-    automatic_axes: mesh axes that `head` itself splits its arrays over, by sharding constraints.
+    head: the head of one device, from `distillation_head` or `dense_head`.
+    mesh: the mesh that the caller's arrays are sharded over.
+    batch_axes: mesh axes that divide the first axis of the hidden states; () for none.
+    sequence_axes: mesh axes that divide the second axis of the hidden states; () for none.
+    automatic_axes: mesh axes over which `head` splits its own arrays by sharding constraints; ()
+      for none.
   """
   tokens = PartitionSpec(batch_axes or None, sequence_axes or None)
   hidden = PartitionSpec(*tokens, None)
@@ -53,7 +55,7 @@ def sharded_head(
     extras: Mapping[str, jax.Array] | None = None,
     context: Any = (),
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    # The sum over devices stays outside: inside, its transpose would be a second sum.
+    # The sum over devices stays outside `shard_map`: inside, its transpose would sum once more.
     losses, stats = jax.shard_map(
       on_device,
       mesh=mesh,

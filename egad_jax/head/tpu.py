@@ -1,4 +1,4 @@
-"""A chunk of the head by the TPU's kernels: which chips and shapes, in what tiles, and the step."""
+"""A chunk of the head computed by the TPU kernels: supported chips and shapes, tiles, the step."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ from egad_jax.types import Stats
 
 LANES = kernels.LANES
 _MIB = 2**20
-# What a kernel may take of the vector memory; the compiler's own needs come on top.
+# Share of the vector memory that a kernel's blocks may take; the compiler needs some of the rest.
 _SHARE = 0.75
 _ROWS = (1024, 768, 512, 384, 256, 128)
 _COLUMNS = (512, 256, 128)
 
 
 class Kernels(NamedTuple):
-  """The kernels on one kind of chip.
+  """What the kernels need to know about one kind of chip.
 
   Attributes:
-    vector_memory: bytes of one core's.
-    cores: that run one program together: two of v5p do, those of TPU7x are two devices.
-    largest_chunk: tokens; with more, matmuls hide no more of what a chunk moves to and from memory.
-    interpret: run them step by step on any device, slowly, for tests.
+    vector_memory: size of one core's vector memory, in bytes.
+    cores: number of cores that run one program together: 2 on v5p; on TPU7x each core is a device
+      of its own.
+    largest_chunk: most tokens in a chunk; in larger chunks the matmuls hide no more of the memory
+      traffic.
+    interpret: whether to run the kernels in Pallas' interpreter, on any device and slowly, for
+      tests.
   """
 
   vector_memory: int
@@ -37,7 +40,7 @@ class Kernels(NamedTuple):
   interpret: bool = False
 
   def options(self, *semantics: Literal["parallel", "arbitrary"]) -> dict[str, Any]:
-    """Of `pallas_call`; the semantics are those of the grid's dimensions."""
+    """Returns keyword arguments of `pallas_call`; `semantics` has one entry per grid dimension."""
     if self.interpret:
       return {"interpret": True}
     limit = int(self.vector_memory * 0.9)
@@ -46,7 +49,7 @@ class Kernels(NamedTuple):
     }
 
 
-# By `device_kind`: the chips that the kernels were compiled for. Another one does without.
+# The chips that the kernels were compiled for, by `device_kind`; other chips use no kernels.
 _CHIPS = {
   "TPU v5 lite": Kernels(128 * _MIB, 1),
   "TPU v5": Kernels(64 * _MIB, 2),
@@ -61,12 +64,18 @@ _CHIPS |= {
 
 
 def kernels_of(device: Any) -> Kernels | None:
-  """The kernels of a device's kind; None where there are none."""
+  """Returns the kernels of a device's kind; None if it has none."""
   return _CHIPS.get(device.device_kind) if device.platform == "tpu" else None
 
 
 class Tiles(NamedTuple):
-  """Blocks of logits, (rows, columns), and how many of the rows are worked on at once."""
+  """Sizes of the blocks of logits that each kernel works on.
+
+  Attributes:
+    teacher: (rows, columns, rows computed at once) of the teacher's logits.
+    student: (rows, columns, rows computed at once) of the student's logits.
+    gradient: (rows, columns) of the gradient of the logits.
+  """
 
   teacher: tuple[int, int, int]
   student: tuple[int, int, int]
@@ -74,9 +83,15 @@ class Tiles(NamedTuple):
 
 
 def chunk_tiles(kernels_: Kernels, chunk: int, student_dim: int, teacher_dim: int) -> Tiles | None:
-  """The largest tiles that fit; None if none does, or a shape is not made of whole vectors.
+  """Returns the largest tiles that fit; None if none fits or a size is no multiple of 128.
 
-  Bytes of every block are counted twice where the next one is fetched meanwhile.
+  A block counts twice in the vector memory when the next one is fetched while it is in use.
+
+  Args:
+    kernels_: the chip's kernels, whose vector memory is the budget.
+    chunk: tokens per chunk.
+    student_dim: width of the student's hidden states.
+    teacher_dim: width of the teacher's hidden states.
 
   >>> chunk_tiles(_CHIPS["TPU v5 lite"], 1024, 1024, 4096)
   Tiles(teacher=(1024, 512, 256), student=(1024, 512, 1024), gradient=(1024, 512))
@@ -93,7 +108,7 @@ def chunk_tiles(kernels_: Kernels, chunk: int, student_dim: int, teacher_dim: in
     return None
 
   def logits(dim: int, blocks: int, sums: int) -> Any:
-    # Hidden states and weights in 2 bytes; blocks, sums and what is between them in 4.
+    # Hidden states and weights have 2 bytes per value; logits, sums and intermediates have 4.
     def count(rows: int, columns: int) -> int:
       arrays = 2 * 2 * dim * (rows + columns) + 2 * 4 * rows * (blocks * columns + sums * LANES)
       return arrays + 4 * 4 * rows * columns
@@ -112,13 +127,14 @@ def chunk_tiles(kernels_: Kernels, chunk: int, student_dim: int, teacher_dim: in
   )
   if found[0] is None or found[1] is None or found[2] is None:
     return None
-  # The teacher's matmul is deep: its sums are small beside it, and so may its program be.
+  # The teacher's matmul has a long contraction, beside which the sums cost little, so the kernel
+  # may work on few rows at once and its program stays small.
   at_once = next(rows for rows in (256, 128) if found[0][0] % rows == 0)
   return Tiles((*found[0], at_once), (*found[1], found[1][0]), found[2])
 
 
 class ChunkByKernels:
-  """The head's step over chunks by kernels, for given sizes."""
+  """The kernels' computation of one chunk, for given tiles, vocabulary and soft caps."""
 
   def __init__(
     self,
@@ -144,21 +160,21 @@ class ChunkByKernels:
     context: Any,
     unembedding_gradient: jax.Array,
   ) -> tuple[jax.Array, Stats, jax.Array, jax.Array]:
-    """One chunk.
+    """Computes loss, stats and gradients of one chunk.
 
     Args:
-      student_hidden: bfloat16 [chunk, Ds].
-      student_unembedding: bfloat16 [>= vocab, Ds].
-      teacher_hidden: bfloat16 [chunk, Dt].
-      teacher_unembedding: bfloat16 [>= vocab, Dt].
-      labels: int [chunk].
-      mask: bool [chunk], false where the gradient shall be zero.
-      context: of the token loss.
-      unembedding_gradient: float32 [vocab, Ds], what other chunks have added to it.
+      student_hidden: the student's hidden states, bfloat16 [chunk, Ds].
+      student_unembedding: the student's unembedding, bfloat16 [>= vocab, Ds].
+      teacher_hidden: the teacher's hidden states, bfloat16 [chunk, Dt].
+      teacher_unembedding: the teacher's unembedding, bfloat16 [>= vocab, Dt].
+      labels: int [chunk], the token that each row of logits predicts.
+      mask: bool [chunk], false at tokens whose gradient is zero.
+      context: the pytree that `token_loss.guide` reads.
+      unembedding_gradient: float32 [vocab, Ds], the sum over earlier chunks.
 
     Returns:
-      (loss [chunk], stats {name: [chunk]}, the hidden states' gradient float32 [chunk, Ds],
-      unembedding_gradient with this chunk's added).
+      (loss [chunk], stats {name: [chunk]}, gradient of the student's hidden states float32
+      [chunk, Ds], `unembedding_gradient` plus this chunk's gradient).
     """
     common = {"vocab": self._vocab, "options": self._kernels.options}
     student_cap, teacher_cap = self._soft_caps
@@ -230,7 +246,7 @@ class ChunkByKernels:
 def _joined(
   maximum: jax.Array, total: jax.Array, weighted: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Sums by lane [n, 128] as sums of the row [n], with d the distance to the row's maximum."""
+  """Joins sums by lane [n, 128] to sums per token [n], with d = z - the token's maximum logit."""
   of_row = jnp.max(maximum, axis=1, keepdims=True)
   lower = maximum - of_row
   shrink = jnp.exp(lower)
@@ -239,21 +255,29 @@ def _joined(
 
 
 def _by_lane(numbers: dict[int, jax.Array]) -> jax.Array:
-  """[n, 128] with the numbers of each token in their lanes, zeros in the others."""
+  """Returns [n, 128]: each entry {lane: [n]} of `numbers` in its lane, zeros in the others."""
   lanes = [numbers.get(lane) for lane in range(kernels.CROSS_ENTROPY + 1)]
   rows = next(iter(numbers.values()))
   filled = jnp.stack([jnp.zeros_like(rows) if x is None else x for x in lanes], axis=1)
   return jnp.pad(filled, ((0, 0), (0, LANES - len(lanes))))
 
 
-# Elements of one chunk's logits, at most, when no chunk size is given: 1.25 GiB in float32.
+# Largest number of elements in a chunk's logits when no chunk size is given: 1.25 GiB in float32.
 _CHUNK_ELEMENTS = 5 * 2**26
 
 
 def kernel_chunk_size(
   kernels_: Kernels, chunk_size: int | None, num_tokens: int, vocab: int
 ) -> int:
-  """Tokens per chunk, whole vectors of them: as asked, or by a budget of memory.
+  """Returns the tokens per chunk, a multiple of 128.
+
+  Args:
+    kernels_: the chip's kernels; `largest_chunk` is the upper bound when no size is asked for.
+    chunk_size: tokens asked for, rounded down to a multiple of 128 (of 256 if at least 256); None
+      for the largest power of two whose float32 logits take at most 1.25 GiB.
+    num_tokens: number of tokens that the head is called with; no chunk is larger than this, rounded
+      up to a multiple of 128.
+    vocab: number of vocabulary entries.
 
   >>> kernel_chunk_size(Kernels(2**27, 1), None, 8192, 151_936)
   1024
@@ -263,10 +287,10 @@ def kernel_chunk_size(
   384
   """
   if chunk_size is None:
-    # A power of two: it divides most batches, and large tiles divide it.
+    # A power of two divides most batches and is a multiple of large tiles.
     affordable = max(LANES, _CHUNK_ELEMENTS // vocab)
     chunk_size = min(kernels_.largest_chunk, 1 << affordable.bit_length() - 1)
-  # Tiles of many rows want more than whole vectors.
+  # Multiples of 256 allow tiles of more rows.
   unit = 2 * LANES if chunk_size >= 2 * LANES else LANES
   whole = -(-num_tokens // LANES) * LANES
   return min(whole, max(LANES, chunk_size // unit * unit))
@@ -279,14 +303,15 @@ def chunk_by_kernels(
   chunk: int,
   **options: Any,
 ) -> ChunkByKernels | None:
-  """The step over chunks of so many tokens by kernels; None if they cannot serve the arrays.
+  """Returns the kernels' computation of a chunk; None if no tiles fit or a dtype is not bfloat16.
 
   Args:
-    token_loss: with `is_forward_kl`.
-    kernels_: of the chip.
-    arrays: student's hidden states and unembedding, teacher's hidden states and unembedding.
-    chunk: from `kernel_chunk_size`.
-    **options: of `ChunkByKernels`.
+    token_loss: a loss with `is_forward_kl` true.
+    kernels_: the chip's kernels, from `kernels_of`.
+    arrays: student's hidden states and unembedding, teacher's hidden states and unembedding; only
+      the dtypes and widths of the hidden states are read.
+    chunk: tokens per chunk, from `kernel_chunk_size`.
+    **options: the keyword arguments of `ChunkByKernels`.
   """
   dims = arrays[0].shape[-1], arrays[2].shape[-1]
   tiles = chunk_tiles(kernels_, chunk, *dims)

@@ -1,17 +1,18 @@
-"""The head's chunk on a TPU: three Pallas kernels whose sums over the vocabulary cost no pass.
+"""Three Pallas TPU kernels for a chunk of the head; their sums need no extra pass over the logits.
 
 XLA writes the logits of a chunk and reads them back for every reduction that depends on another:
-each pass over a row in HBM costs a tenth of all matmuls. Here the sums are taken while the next
-matmul keeps the matrix units busy:
+each pass over the logits in HBM costs a tenth of the time of all matmuls. Here the sums are taken
+while the next matmul keeps the matrix units busy:
 
-  teacher_logits   z_t = h_t W_t^T, and what the entropy needs; then T and the weights are known
-  student_logits   z_s = h_s W_s^T, and every sum at T and at 1, the teacher's rows read once more
+  teacher_logits   z_t = h_t W_t^T and the sums for its entropy, which then gives T and the weights
+  student_logits   z_s = h_s W_s^T and all sums at T and at 1; reads the teacher's logits once more
   logits_gradient  the gradient of the logits, never in HBM, times W_s and times h_s
 
 Sums over the vocabulary are kept by lane, one for each of the 128 columns that a vector holds, and
-joined by XLA at the end; maxima move while columns come in, and what was summed is scaled. The last
-block of columns may reach past the vocabulary: what is read there is replaced before it counts.
-For the forward KL alone: see `closed_form` for the formulas.
+joined by XLA at the end. Each lane keeps a running maximum, and its sums are rescaled when the
+maximum grows. The last block of columns may reach past the vocabulary; values read there are
+replaced before they are used. The kernels compute the forward KL only; the formulas are in
+`closed_form`.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128
-# The logit of a column that does not exist: finite, for it meets itself in differences.
+# The logit of a column past the vocabulary: finite, because differences of two of them occur.
 _NOTHING = -1e30
-# Rows of a vector of bfloat16.
+# The number of rows that a bfloat16 vector packs.
 _PACKED = 16
-# Lanes of the array of numbers that a token brings along.
+# The lane of each number in the array [chunk, 128] of numbers per token.
 (INVERSE_TEMPERATURE, TEACHER_MAX, LABEL, LOG_P, LOG_Q, LOG_1, KL, CROSS_ENTROPY) = range(8)
 
 
@@ -38,7 +39,7 @@ def _by_lanes(width: int) -> list[slice]:
 
 
 def _exists(tile: Any, width: int, columns: slice, vocab: int) -> jax.Array:
-  """Bool [1, LANES], whether these columns of a tile are entries of the vocabulary."""
+  """Bool [1, LANES], true at the columns of a tile that are entries of the vocabulary."""
   first = tile * width + columns.start
   return first + jax.lax.broadcasted_iota(jnp.int32, (1, LANES), 1) < vocab
 
@@ -121,7 +122,7 @@ def _student_kernel(
     logits[at, :] = z
     inverse = _column(numbers[at, :], INVERSE_TEMPERATURE)
     teacher_maximum = _column(numbers[at, :], TEACHER_MAX)
-    # Where in this tile the label is, in columns of the first vector.
+    # The label's column, counted from the start of this tile.
     label = _column(numbers[at, :], LABEL).astype(jnp.int32) - tile * width
     lane = jax.lax.broadcasted_iota(jnp.int32, (rows, LANES), 1)
     parts = [(z[:, columns], teacher_logits[at, columns]) for columns in _by_lanes(width)]
@@ -178,7 +179,7 @@ def _gradient_kernel(
   def _():
     hidden_sum[...] = jnp.zeros_like(hidden_sum)
 
-  # Cores that share an odd number of tiles: the last step of the last one has none.
+  # When the tiles do not divide evenly among the cores, the last steps of the last core have none.
   @pl.when(tile * width < vocab)
   def _():
     @pl.when(block == 0)
@@ -189,7 +190,7 @@ def _gradient_kernel(
 
       @pl.when((tile + 1) * width > vocab)
       def _():
-        # The gradient is zero there, but what lies past the array may be no number.
+        # The gradient is zero past the vocabulary, but the weights read there may be NaN.
         start = vocab % width // _PACKED * _PACKED
         tail = weight[start:, :].astype(jnp.float32)
         row = start + jax.lax.broadcasted_iota(jnp.int32, tail.shape, 0)
@@ -229,19 +230,19 @@ def _float32(*shape: int) -> jax.ShapeDtypeStruct:
 
 
 def teacher_logits(hidden, weight, *, tile, vocab, soft_cap, options):
-  """Logits of the teacher and the sums of their entropy.
+  """Computes the teacher's logits and the sums that their entropy needs.
 
   Args:
-    hidden: [chunk, Dt].
-    weight: [>= vocab, Dt].
-    tile: (rows, columns, rows at once) of a block of logits.
-    vocab: entries.
-    soft_cap: of the logits, or None.
-    options: of `pallas_call`.
+    hidden: the teacher's hidden states, bfloat16 [chunk, Dt].
+    weight: the teacher's unembedding, bfloat16 [>= vocab, Dt].
+    tile: (rows, columns, rows computed at once) of a block of logits.
+    vocab: number of vocabulary entries.
+    soft_cap: cap of the logits, `cap * tanh(logits / cap)`; None for no cap.
+    options: function of the grid's dimension semantics -> keyword arguments of `pallas_call`.
 
   Returns:
-    float32 logits [chunk, vocab], and by lane [chunk, 128]: maximum, sum exp(d), sum exp(d) d
-    with d the distance to that lane's maximum.
+    float32 logits [chunk, vocab], and by lane [chunk, 128]: maximum, sum exp(d), sum exp(d) d,
+    with d = z - that lane's maximum.
   """
   rows, width, at_once = tile
   chunk, dim = hidden.shape
@@ -261,22 +262,23 @@ def teacher_logits(hidden, weight, *, tile, vocab, soft_cap, options):
 
 
 def student_logits(hidden, weight, teacher_logits, numbers, *, tile, vocab, soft_cap, options):
-  """Logits of the student and the sums of both rows.
+  """Computes the student's logits and the sums over both models' logits.
 
   Args:
-    hidden: [chunk, Ds].
-    weight: [>= vocab, Ds].
-    teacher_logits: [chunk, vocab].
-    numbers: float32 [chunk, 128], with the lanes of the temperature, maximum and label filled.
+    hidden: the student's hidden states, bfloat16 [chunk, Ds].
+    weight: the student's unembedding, bfloat16 [>= vocab, Ds].
+    teacher_logits: float32 [chunk, vocab], soft cap applied.
+    numbers: float32 [chunk, 128], with the lanes `INVERSE_TEMPERATURE`, `TEACHER_MAX` and `LABEL`
+      filled.
     tile: as for `teacher_logits`.
-    vocab: entries.
-    soft_cap: of the logits, or None.
-    options: of `pallas_call`.
+    vocab: number of vocabulary entries.
+    soft_cap: cap of the student's logits; None for no cap.
+    options: as for `teacher_logits`.
 
   Returns:
-    float32 logits [chunk, vocab], and by lane [chunk, 128]: sum p, sum p (z_t - z_s) with
-    p = exp((z_t - teacher's maximum) / T); maximum, sum exp(d / T), sum exp(d), sum exp(d) d of the
-    student; its logit at the label.
+    float32 logits [chunk, vocab], and by lane [chunk, 128]: sum p and sum p (z_t - z_s) with
+    p = exp((z_t - teacher's maximum) / T); the student's maximum, sum exp(d / T), sum exp(d) and
+    sum exp(d) d, with d = z_s - that lane's maximum; the student's logit at the label.
   """
   rows, width, at_once = tile
   chunk, dim = hidden.shape
@@ -313,25 +315,27 @@ def logits_gradient(
   soft_cap,
   options,
 ):
-  """The gradient of the logits, multiplied where it is made.
+  """Computes the gradients of the student's hidden states and unembedding.
+
+  Each block of the gradient of the logits is multiplied as soon as it is made and never stored.
 
   Args:
-    teacher_logits: [chunk, vocab].
-    student_logits: [chunk, vocab].
-    hidden: of the student, [chunk, Ds].
-    weight: [>= vocab, Ds].
-    numbers: float32 [chunk, 128], all lanes filled.
-    unembedding_gradient: float32 [vocab, Ds], what other chunks have added to it.
+    teacher_logits: float32 [chunk, vocab], soft cap applied.
+    student_logits: float32 [chunk, vocab], soft cap applied.
+    hidden: the student's hidden states, bfloat16 [chunk, Ds].
+    weight: the student's unembedding, bfloat16 [>= vocab, Ds].
+    numbers: float32 [chunk, 128], with all the lanes named in this module filled.
+    unembedding_gradient: float32 [vocab, Ds], the sum over earlier chunks.
     tile: (rows, columns) of a block of logits.
-    cores: how many share the vocabulary.
-    vocab: entries.
-    has_cross_entropy: whether the lane `CROSS_ENTROPY` is not all zero.
-    soft_cap: of the student's logits, or None.
-    options: of `pallas_call`.
+    cores: number of cores that share the vocabulary.
+    vocab: number of vocabulary entries.
+    has_cross_entropy: whether the lane `CROSS_ENTROPY` has values other than 0.
+    soft_cap: cap of the student's logits; None for no cap.
+    options: as for `teacher_logits`.
 
   Returns:
-    float32: the hidden states' gradient of each core [cores, chunk, Ds], and
-    `unembedding_gradient` with this chunk's added.
+    float32: the part of each core of the hidden states' gradient [cores, chunk, Ds], and
+    `unembedding_gradient` plus this chunk's gradient.
   """
   rows, width = tile
   chunk, dim = hidden.shape

@@ -1,12 +1,13 @@
-"""The head with the unembeddings split over the vocabulary: no device holds all of either.
+"""The head with both unembeddings split over the vocabulary, so that no device holds all of either.
 
-Every device of the vocabulary's mesh axis sees the same tokens, makes its own columns of their
-logits and keeps them. What a loss needs of a whole row is then a few scalars per token: sums and
-maxima over the vocabulary. Which ones is not spelled here: the loop is `distillation_head` itself
-under a `shard_map` that is manual over the axes of the batch and leaves the vocabulary's axis to
-the compiler. That splits any `token_loss`: reductions become partial ones and an all-reduce of
-[chunk], element-wise work stays where its columns are. A loss that does more than reduce a row
-(sorts it, say) is still exact, and pays for moving rows.
+Every device along the vocabulary's mesh axis sees the same tokens and makes and keeps its own
+columns of their logits. A loss then exchanges only a few scalars per token, such as sums and maxima
+over the vocabulary. This module does not list them: the loop is that of `distillation_head` under a
+`shard_map` that is manual over the batch's axes and leaves the vocabulary's axis to the compiler.
+The compiler splits any `token_loss`: a reduction becomes partial reductions and an all-reduce of
+[chunk], and element-wise work stays on the device that holds the columns. A loss that needs more
+than reductions over the vocabulary (one that sorts it, say) is still exact, at the cost of moving
+logits between devices.
 """
 
 from __future__ import annotations
@@ -29,20 +30,22 @@ def vocab_parallel_head(
   student_soft_cap: float | None = None,
   teacher_soft_cap: float | None = None,
 ) -> Head:
-  """`distillation_head` on a mesh, its vocabulary split over one axis; same value and gradient.
+  """Makes `distillation_head` for a vocabulary split over a mesh axis; same value and gradient.
 
-  Against `sharded_head`, which splits positions over that axis and gathers whole unembeddings:
-  memory for them, for their gradient and for a chunk's logits falls with the size of the axis; the
-  hidden states' gradient is summed over the axis chunk by chunk. The batch's axes are gathered
-  once, outside the loop, and the unembedding's gradient is summed over them once, after it.
-  Devices of the vocabulary's axis share their tokens, hence the number of chunks; others need not
-  wait for each other.
+  `sharded_head` would split the sequence over that axis and gather whole unembeddings. Here the
+  memory for unembeddings, for their gradient and for a chunk's logits falls with the size of the
+  axis, and the gradient of the hidden states is summed over the axis in every chunk. Over the
+  batch's axes the unembeddings are gathered once, before the loop, and the unembedding's gradient
+  is summed once, after it. Devices along the vocabulary's axis have the same tokens and hence the
+  same number of chunks; other devices need not wait for each other.
 
   Args:
     token_loss: as for `distillation_head`.
-    mesh: the mesh that the caller's arrays live on; the vocabulary's axis must be `AxisType.Auto`.
+    mesh: the mesh that the caller's arrays are sharded over; the vocabulary's axis must be
+      `AxisType.Auto`.
     batch_axes: mesh axes that divide the first axis of the hidden states.
-    vocab_axis: mesh axis that the vocabulary is split over; it need not divide it.
+    vocab_axis: mesh axis that the vocabulary is split over; its size need not divide the
+      vocabulary.
     chunk_size: as for `distillation_head`.
     vocab_size: as for `distillation_head`.
     student_soft_cap: as for `distillation_head`.
@@ -57,6 +60,6 @@ def vocab_parallel_head(
     vocab_sharding=NamedSharding(mesh, PartitionSpec(vocab_axis)),
   )
   if mesh.size == mesh.shape[vocab_axis]:
-    # Nothing is left to split by hand, and XLA refuses manual axes that are all of one device.
+    # No axis is left to split manually, and XLA refuses manual axes that all have size 1.
     return head
   return sharded_head(head, mesh, batch_axes=batch_axes, automatic_axes=(vocab_axis,))

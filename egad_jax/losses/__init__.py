@@ -1,8 +1,9 @@
-"""Distillation losses as pure functions on arrays; imports jax alone.
+"""Distillation losses as pure functions on arrays; this package imports no library but jax.
 
-Arrays first, student before teacher, hyper-parameters keyword-only. Per-token results have the
-logits' leading axes and are not reduced; the in-batch forms of whole methods (`egad_loss`,
-`adakd_loss`, ...) and the reductions take a mask. Gradient flows to the student only.
+Functions take arrays first, the student's before the teacher's, and hyper-parameters by keyword.
+Per-token results have the logits' leading axes and are not reduced; the in-batch forms of whole
+methods (`egad_loss`, `adakd_loss`, ...) and the reductions take a mask. Gradient flows to the
+student only.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""AdaKD: token-adaptive distillation, in-batch (`adakd_loss`) and running (`make_adakd`).
+"""AdaKD (arXiv 2510.11615): token-adaptive distillation, in-batch form.
 
-arXiv 2510.11615. The difficulty s of a token is the Hellinger distance between teacher and student
-at T = 1, detached. Hard tokens are selected (`focus`), and the easier a token is, the hotter it is
-compared: T = base exp(-strength tanh(log(s / median))). Loss, over the selected share r of the n
-target tokens:
+`make_adakd` is the form for training, with running distributions. The difficulty s of a token is
+the Hellinger distance between teacher and student at T = 1, detached. Hard tokens are selected
+(`focus`), and an easier token gets a higher temperature: T = base exp(-strength tanh(log(s /
+median))). The loss, with the selected share r of the n target tokens, is
 
   sum_selected T^2 D(T) / n_selected + ce_weight sum CE / n
 """
@@ -51,22 +51,24 @@ def adakd_loss(
   Args:
     student_logits: float, shape [..., vocab]; leading axes are usually [batch, seq].
     teacher_logits: float, same shape, or a `TopK` of them. Detached.
-    labels: int, shape [...], already aligned: the token that the logits at its place predict.
+    labels: int, shape [...], already aligned: the token that the logits at its index predict.
     mask: bool, shape [...], true at tokens that count; logits may be NaN elsewhere.
-    state: of the controller: `FocusState.init()`, then what the last call returned.
-    elapsed: how far along the training the next call's step is, in [0, 1], a scalar.
+    state: state of the controller: `FocusState.init()` at first, then the state that the last call
+      returned.
+    elapsed: how far along the training the next call's step is, a scalar in [0, 1].
     divergence: a key of `DIVERGENCES`, or a function, see `make_divergence`.
-    divergence_options: its hyper-parameters.
-    ce_weight: of the cross-entropy, averaged over all tokens.
-    temperature: of the difficulty; its position "cdf" is the rank in the batch, its kind "mean" and
-      its "mean_norm" use the mean over the masked tokens.
-    focus: which tokens are selected.
+    divergence_options: hyper-parameters of the divergence; None for its defaults.
+    ce_weight: factor, >= 0, on the mean over all tokens of the cross-entropy with the labels; 0
+      leaves it out of the loss.
+    temperature: how the temperature follows the difficulty; position "cdf" is the rank in the
+      batch, kind "mean" and compensation "mean_norm" use the mean over the masked tokens.
+    focus: which tokens are selected; `Focus(ratio_step=0.0)` selects all of them.
     where: optional bool [vocab], true at real vocabulary entries.
 
   Returns:
-    The loss, a scalar (0 when nothing is masked in); and metrics with the controller's next state.
-    The metrics are those of `in_batch_metrics`, hard_fraction being that of the selected tokens,
-    the mean difficulty, and focus_ratio, the r of this call. The state is the one given when
+    The loss, a scalar (0 when nothing is masked in); and a pair of the metrics and the controller's
+    next state. The metrics are those of `in_batch_metrics` (hard_fraction is the share of selected
+    tokens), difficulty (the mean) and focus_ratio, the r of this call. The state is unchanged when
     nothing is masked in.
 
   Raises:
@@ -112,9 +114,12 @@ def adakd_terms(
   divergence: LogDivergence,
   ce_weight: float,
 ) -> tuple[jax.Array, Stats]:
-  """Loss and stats of each token; the only pass over the vocabulary."""
+  """Returns loss and stats of each token, [...]; the method's only pass over the vocabulary.
+
+  `guide` maps the difficulty [...] to the guidance of the tokens.
+  """
   pair = log_pair(student_logits, teacher_logits)
-  # A constant to the gradient, as in the paper.
+  # The gradient treats the difficulty as a constant, as in the paper.
   difficulty = hellinger(jax.lax.stop_gradient(pair.log_q), pair.log_p)
   guidance = guide(difficulty)
   value = divergence(*at_temperature(pair, guidance.temperature)) * guidance.factor
@@ -138,7 +143,7 @@ def _guide_in_batch(
   temperature: Temperature,
   focus: Focus,
 ) -> TokenGuidance:
-  """Selects tokens and finds their temperatures among the masked tokens of their own batch."""
+  """Selects tokens and sets their temperatures by comparison with the batch's masked tokens."""
   weight = hard = None
   if focus.ratio_step:
     hard = select_hardest(difficulty, mask, ratio)
@@ -153,7 +158,7 @@ def _guide_in_batch(
     return temperature.of_position(median_ratio(difficulty, median))
 
   def mean(function: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    # A mean over nothing would be a temperature of 0, and 0 / 0 in the gradient of masked tokens.
+    # The mean over no tokens is 0; as a temperature it would make 0 / 0 in the gradient.
     of_base = function(jnp.asarray(temperature.base, difficulty.dtype))
     return jnp.where(jnp.any(mask), masked_mean(function(adaptive()), mask), of_base)
 
@@ -164,10 +169,10 @@ def _guide_in_batch(
 def control_focus(
   state: FocusState, stats: Stats, mask: jax.Array, elapsed: ArrayLike, focus: Focus
 ) -> FocusState:
-  """The controller after a step; its loss is the selected tokens' mean of T^2 D(T), as in the code.
+  """Returns the controller's state after a step, from the selected tokens' mean of T^2 D(T).
 
-  The mean is weighted, so that a token kept in part counts in part. A step that selected no token,
-  or whose loss is not finite, leaves the controller as it was.
+  That is the loss that the official code reads. The mean is weighted, so that a token kept in part
+  counts in part. A step that selected no token, or whose loss is not finite, changes nothing.
   """
   weight = masked_sum(stats["weight"], mask)
   loss = masked_sum(stats["distillation_loss"], mask) / jnp.where(weight > 0, weight, 1)

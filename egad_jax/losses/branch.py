@@ -1,4 +1,4 @@
-"""Mechanism 3 of EGAD assembled: the dual branch, its hard tokens and their feature loss.
+"""Mechanism 3 of EGAD: the dual branch, which gates hard tokens and gives them a feature loss.
 
 The abstract of EGAD (arXiv 2605.01732) says that easy tokens are distilled from logits alone and
 hard ones from features too, "deeper"; threshold, gate, distance, weight and projector are our
@@ -29,25 +29,27 @@ from egad_jax.types import Metrics, Params, Stats
 BRANCH_TOKENS = ("hard", "all", "easy")
 BRANCH_LOSSES = (*FEATURE_DISTANCES, "pair_distances")
 PAIR_TOKENS = 128
-"""Most tokens of a row that "pair_distances" takes: its cost is quadratic in them."""
+"""Largest number of tokens of a row that "pair_distances" takes, as its cost is quadratic in it."""
 _SMALLEST_SHARE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
 class Branch:
-  """The dual branch: which tokens are hard, and what they get besides their logit loss.
+  """The dual branch: which tokens are hard, and their loss on features.
 
   Attributes:
-    hard_fraction: a token is hard when its position is at least 1 - hard_fraction, in (0, 1]; also
-      sets the places that a row keeps for its hard tokens.
-    threshold: nats; when given, a token is hard when its entropy is at least this instead.
-    softness: s >= 0, in positions. 0 is the hard threshold; otherwise a token is hard to the degree
-      sigmoid((position - (1 - hard_fraction)) / s), its gate, which tends to the hard threshold
+    hard_fraction: in (0, 1]; a token is hard when its position is at least 1 - hard_fraction. Also
+      sets how many tokens of a row can get the feature loss, see `row_capacity`.
+    threshold: entropy in nats, >= 0, from which on a token is hard; None decides by
+      `hard_fraction`.
+    softness: s >= 0, in units of position. With 0 a token is hard or easy; otherwise it is hard to
+      the degree sigmoid((position - (1 - hard_fraction)) / s), its gate, which tends to that step
       as s goes to 0.
-    weight: of the feature loss, lambda >= 0.
-    hard_logits: whether hard tokens keep their logit loss (features are then an addition);
-      without, the logit loss is multiplied by 1 - gate.
-    loss: "cosine" or "normalized_mse", through a projector; or "pair_distances", without one.
+    weight: factor on the feature loss, lambda >= 0.
+    hard_logits: whether hard tokens keep their logit loss; if not, the logit loss is multiplied by
+      1 - gate.
+    loss: feature distance: "cosine" or "normalized_mse", which need a projector, or
+      "pair_distances", which needs none.
     tokens: which tokens get the feature loss: "hard" (times their gate), or the controls "all" and
       "easy" (times 1 - gate).
   """
@@ -76,13 +78,13 @@ class Branch:
         )
 
   def gate(self, position: jax.Array, hard_from: float | jax.Array) -> jax.Array:
-    """How hard the tokens at `position` [...] are, in [0, 1]; 0 or 1 without softness."""
+    """Returns how hard the tokens at `position` [...] are, in [0, 1]; 0 or 1 without softness."""
     if self.softness == 0:
       return (position >= hard_from).astype(position.dtype)
     return jax.nn.sigmoid((position - hard_from) / self.softness)
 
   def expected_gate(self, hard_from: float | jax.Array) -> float | jax.Array:
-    """The mean of `gate` over positions that are uniform in [0, 1], in closed form."""
+    """Returns the mean of `gate` over positions that are uniform in [0, 1], in closed form."""
     if self.softness == 0:
       return 1 - hard_from
     ends = [(end - hard_from) / self.softness for end in (1.0, 0.0)]
@@ -91,7 +93,7 @@ class Branch:
   def init_params(
     self, key: jax.Array, *, student_dim: int, teacher_dim: int, num_taps: int
   ) -> Params:
-    """The projector, or {} for a loss that compares each model with itself."""
+    """Returns the parameters of the projector; {} for "pair_distances", which needs none."""
     if self.loss == "pair_distances":
       return {}
     return init_projector(key, student_dim=student_dim, teacher_dim=teacher_dim, num_taps=num_taps)
@@ -114,11 +116,11 @@ def running_feature_loss(
   distribution: EntropyDistribution,
   branch: Branch,
 ) -> tuple[jax.Array, Metrics]:
-  """The feature term against the running distribution of entropy; see `Method.feature_loss`.
+  """Returns the feature term with the running distribution of entropy; see `Method.feature_loss`.
 
-  A row keeps `row_capacity` places (at most `PAIR_TOKENS` for "pair_distances") for the tokens of
-  highest entropy (lowest, for "easy"). Tokens without a place drop out; the metric
-  `hard_overflow` is their gates' sum over that of all.
+  In each row, at most `row_capacity` tokens get the term (at most `PAIR_TOKENS` for
+  "pair_distances"), those of highest entropy first (lowest, for "easy"). Further tokens are left
+  out; the metric `hard_overflow` is the sum of their gates over the sum of all gates.
   """
   mask = check_mask(mask, stats["hard"].shape)
   gate = _feature_gate(stats["hard"], mask, branch)
@@ -132,7 +134,7 @@ def running_feature_loss(
   share = jnp.maximum(share, _SMALLEST_SHARE)
   if branch.loss == "pair_distances":
     capacity = min(capacity, PAIR_TOKENS)
-    # Where a row has fewer places than tokens to expect, the places are what to expect.
+    # A row whose expected number of tokens exceeds the capacity is expected to fill the capacity.
     tokens = jnp.sum(mask, axis=1)
     share = jnp.minimum(share, capacity / jnp.maximum(tokens, 1).astype(jnp.float32))
   distance, taken = _distances(
@@ -156,9 +158,10 @@ def in_batch_feature_loss(
   mask: jax.Array,
   branch: Branch | None,
 ) -> jax.Array:
-  """The feature term of `egad_loss`: the mean over the tokens that get it, by gate, weighted.
+  """Returns the feature term of `egad_loss`: `weight` times the mean distance, weighted by gate.
 
-  A row, for "pair_distances", is the mask's last axis; it takes its `PAIR_TOKENS` hardest tokens.
+  For "pair_distances" a row is the last axis of the mask, and at most `PAIR_TOKENS` tokens of a row
+  are taken, the hardest first (the easiest, for "easy").
   """
   if branch is None or student_features is None or teacher_features is None:
     raise ValueError(
@@ -175,7 +178,7 @@ def in_batch_feature_loss(
     capacity=PAIR_TOKENS if branch.loss == "pair_distances" else mask.size,
     branch=branch,
   )
-  # Gates that sum to less than one token's are no reason to scale its loss up.
+  # Gates that sum to less than 1 do not scale the loss up.
   return branch.weight * jnp.sum(taken * distance) / jnp.maximum(jnp.sum(taken), 1)
 
 
@@ -189,16 +192,18 @@ def _distances(
   capacity: int,
   branch: Branch,
 ) -> tuple[jax.Array, jax.Array]:
-  """Distances [batch, places], mean over taps, and the gates of the tokens at those places.
+  """Returns the distances of the taken tokens, averaged over taps, and their gates.
+
+  Both have shape [batch, min(capacity, seq)].
 
   Args:
-    params: the projector, or None for features that are projected already.
-    student_taps: [taps, batch, seq, Ds]; whatever they hold where the gate is 0 is ignored.
+    params: parameters of the projector; None for features that are projected already.
+    student_taps: [taps, batch, seq, Ds]; values where the gate is 0 are ignored.
     teacher_taps: [taps, batch, seq, Dt], likewise.
-    gate: [batch, seq].
-    entropy: teacher's, [batch, seq]; says who gets a place.
-    capacity: places per row; with as many as tokens nothing is gathered.
-    branch: the options.
+    gate: factor on each token's distance in [0, 1], [batch, seq]; 0 excludes the token.
+    entropy: teacher entropy in nats, [batch, seq], the order in which tokens are taken.
+    capacity: most tokens taken from a row; if at least seq, nothing is gathered.
+    branch: the feature distance and which tokens get it.
   """
   if capacity < gate.shape[1]:
     score = -entropy if branch.tokens == "easy" else entropy
@@ -219,12 +224,12 @@ def _distances(
 
 
 def _rows(per_token: jax.Array) -> jax.Array:
-  """Returns [...] as [batch, seq]."""
+  """Reshapes [...] to [batch, seq]."""
   return per_token.reshape((-1, *per_token.shape[-1:]) if per_token.ndim else (1, 1))
 
 
 def _in_rows(name: str, features: ArrayLike, gate: jax.Array) -> jax.Array:
-  """Returns features [..., dim] or [taps, ..., dim], of tokens [...] as [taps, batch, seq, dim]."""
+  """Reshapes features [..., dim] or [taps, ..., dim] of tokens [...] to [taps, batch, seq, dim]."""
   features = jnp.asarray(features)
   if features.ndim == gate.ndim + 1:
     features = features[None]
@@ -237,6 +242,6 @@ def _in_rows(name: str, features: ArrayLike, gate: jax.Array) -> jax.Array:
 
 
 def _feature_gate(hard: jax.Array, mask: jax.Array, branch: Branch) -> jax.Array:
-  """What a token's feature loss is multiplied by, in [0, 1]; 0 outside the mask."""
+  """Returns the factor in [0, 1] on each token's feature loss, [...]; 0 outside the mask."""
   gate = {"hard": hard, "all": jnp.ones_like(hard), "easy": 1 - hard}[branch.tokens]
   return jnp.where(mask, gate, 0)

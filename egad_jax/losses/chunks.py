@@ -1,8 +1,9 @@
-"""Chunks of a row: what two tokenizations of one text have in common, and averages over them.
+"""Chunks of a row, the stretches that two tokenizations of a text share, and averages over them.
 
-A chunk is a stretch of text that both tokenizers cut out, in one token or in several. Chunks are
-numbered from 1, and each position carries the number of the chunk whose token its logits predict,
-0 for none; chunk c has index c - 1. A row has room for C = min(seq_s, seq_t) chunks.
+A chunk is a stretch of text that both tokenizers cut out, as one token or as several. (The chunks
+of `head.chunked` are something else.) Chunks are numbered from 1; each index of the sequence has
+the number of the chunk that contains the token its logits predict, or 0 for none. Chunk c has index
+c - 1. A row has at most C = min(seq_s, seq_t) chunks.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ CHUNK_AVERAGES = ("prob", "logprob", "chain_rule")
 
 
 class Positions(NamedTuple):
-  """One side of one row.
+  """The tokens of one model in one row.
 
   Attributes:
-    logits: [seq, vocab], at least float32; 0 at positions in no valid chunk.
-    chunk: int32 [seq], the index of the position's chunk, C at positions in no valid chunk.
-    counts: float [C], positions of each chunk; 0 where the chunk is not valid.
+    logits: [seq, vocab], at least float32; 0 at tokens of no valid chunk.
+    chunk: int32 [seq], the index of each token's chunk; C at tokens of no valid chunk.
+    counts: float [C], the number of tokens of each chunk; 0 where the chunk is not valid.
   """
 
   logits: jax.Array
@@ -33,16 +34,16 @@ class Positions(NamedTuple):
   counts: jax.Array
 
   def of_chunk(self, values: jax.Array) -> jax.Array:
-    """Gives each position the value of its chunk: [C] -> [seq]; 1 in no chunk."""
+    """Gives each token the value of its chunk, [C] -> [seq]; 1 to tokens of no chunk."""
     return jnp.append(values, jnp.ones((), values.dtype))[self.chunk]
 
   def total(self, values: jax.Array) -> jax.Array:
-    """Sums positions into chunks: [seq, ...] -> [C, ...]."""
-    # Index C is out of range on purpose: those positions are dropped.
+    """Sums the values of tokens over each chunk: [seq, ...] -> [C, ...]."""
+    # Index C is out of range on purpose: tokens of no chunk are dropped.
     return jax.ops.segment_sum(values, self.chunk, num_segments=self.counts.shape[0])
 
   def log_average(self, *, temperature: float | jax.Array = 1.0, average: str) -> jax.Array:
-    """Log-probabilities of each chunk, [C, vocab], normalized; see `chunk_log_average`."""
+    """Returns normalized log-probabilities of each chunk, [C, vocab]; see `chunk_log_average`."""
     if isinstance(temperature, jax.Array) and temperature.ndim:
       temperature = self.of_chunk(temperature)
     log_p = log_probabilities(self.logits, temperature=temperature)
@@ -57,7 +58,13 @@ class Positions(NamedTuple):
 
 
 class Row(NamedTuple):
-  """Both sides of one row, and which of its chunks count, bool [C]."""
+  """Both models' sides of one row.
+
+  Attributes:
+    student: the student's tokens.
+    teacher: the teacher's tokens.
+    valid: bool [C], true at chunks that both sides have tokens of.
+  """
 
   student: Positions
   teacher: Positions
@@ -66,7 +73,7 @@ class Row(NamedTuple):
   def log_averages(
     self, *, temperature: float | jax.Array = 1.0, average: str
   ) -> tuple[jax.Array, jax.Array]:
-    """(log_q [C, Vs], log_p [C, Vt]) of the chunks, at one temperature or one per chunk [C]."""
+    """Returns (log_q [C, Vs], log_p [C, Vt]), at one temperature or one per chunk [C]."""
     return (
       self.student.log_average(temperature=temperature, average=average),
       self.teacher.log_average(temperature=temperature, average=average),
@@ -74,11 +81,11 @@ class Row(NamedTuple):
 
 
 def chunk_mask(student_chunks: ArrayLike, teacher_chunks: ArrayLike) -> jax.Array:
-  """Which chunks both sides have positions of.
+  """Marks the chunks that both sides have tokens of.
 
   Args:
-    student_chunks: int, shape [..., seq_s], chunk of each position, from 1; 0 for none.
-    teacher_chunks: int, shape [..., seq_t].
+    student_chunks: int, shape [..., seq_s], the number of each token's chunk, from 1; 0 for none.
+    teacher_chunks: int, shape [..., seq_t], the same for the teacher's tokens.
 
   Returns:
     bool, shape [..., C], C = min(seq_s, seq_t); chunk c is at c - 1.
@@ -97,25 +104,26 @@ def chunk_mask(student_chunks: ArrayLike, teacher_chunks: ArrayLike) -> jax.Arra
 def chunk_log_average(
   logits: ArrayLike, chunks: ArrayLike, *, temperature: float = 1.0, average: str = "prob"
 ) -> jax.Array:
-  """The distribution of each chunk: the average over its positions, as log-probabilities.
+  """Returns the distribution of each chunk, the average over its tokens, as log-probabilities.
 
   - prob: the mean of the probabilities.
   - logprob: the mean of the log-probabilities, normalized. Without that, two equal models differ
     as soon as a chunk has two tokens (X-Token, arXiv 2605.21699, leaves it out for the teacher).
-  - chain_rule: that of the first position. The probability of a chunk is that of its first token
-    times those of the tokens seen after it; normalizing cancels the latter factor.
+  - chain_rule: the distribution of the first token. The probability of a chunk is the probability
+    of its first token times those of the tokens seen after it; normalizing cancels the latter
+    factor.
 
   A mean of probabilities below 1e-38 counts as exp(-100), as everywhere in this package.
 
   Args:
     logits: float, shape [..., seq, vocab].
-    chunks: int, shape [..., seq], from 1; 0 for none.
-    temperature: positive.
+    chunks: int, shape [..., seq], the number of each token's chunk, from 1; 0 for none.
+    temperature: temperature of the distributions before averaging; > 0.
     average: one of the above.
 
   Returns:
-    At least float32, shape [..., seq, vocab]; chunk c is at c - 1. What it holds for chunks without
-    positions has no meaning.
+    Log-probabilities, at least float32, shape [..., seq, vocab]; chunk c is at c - 1. Values of
+    chunks without tokens have no meaning.
 
   Raises:
     TypeError: wrong dtypes.
@@ -147,13 +155,16 @@ def make_row(
   student_chunks: jax.Array,
   teacher_chunks: jax.Array,
 ) -> Row:
-  """Puts one row together: logits [seq_s, Vs] and [seq_t, Vt], chunks [seq_s] and [seq_t]."""
+  """Makes a `Row` of logits [seq_s, Vs] and [seq_t, Vt] and chunks [seq_s] and [seq_t].
+
+  The teacher's logits are detached.
+  """
   valid = _valid(student_chunks, teacher_chunks)
 
   def side(logits: jax.Array, chunks: jax.Array) -> Positions:
     index = _index(chunks, valid.shape[0])
     index = jnp.where(jnp.append(valid, jnp.zeros((), bool))[index], index, valid.shape[0])
-    # Before any maths: what lies outside may be NaN, also in the gradient.
+    # Logits of other tokens may be NaN, which would spread to the gradient, so they go first.
     logits = jnp.where((index < valid.shape[0])[:, None], logits, 0)
     return Positions(logits, index, _counts(index, valid.shape[0]).astype(logits.dtype))
 
@@ -162,8 +173,8 @@ def make_row(
 
 
 def log_or_floor(probabilities: jax.Array) -> jax.Array:
-  """log p, with `LOG_ZERO` and gradient 0 where p is 0 or too small for the type."""
-  # exp(LOG_ZERO) is no normal float32, so that type draws its line a little higher.
+  """Returns log p, with `LOG_ZERO` and gradient 0 where p is 0 or too small for the dtype."""
+  # exp(LOG_ZERO) is not a normal float32, so the limit for that dtype is a little higher.
   smallest = max(float(jnp.finfo(probabilities.dtype).tiny), math.exp(LOG_ZERO))
   positive = probabilities > smallest
   return jnp.where(positive, jnp.log(jnp.where(positive, probabilities, 1)), LOG_ZERO)

@@ -1,9 +1,9 @@
 """Divergences between models with different tokenizers, chunk by chunk.
 
-P-KL and H-KL are X-Token's (arXiv 2605.21699), the sorted distance is ULD's (arXiv 2402.12030).
-Both models see the same text; where their tokens differ, the chunks of `chunks` are compared, each
-by one distribution per side. P-KL carries the student's distribution into the teacher's vocabulary
-by a projection that `egad_jax.data.projection` builds.
+P-KL and H-KL are from X-Token (arXiv 2605.21699), the sorted distance from ULD (arXiv 2402.12030).
+Both models see the same text. The divergences compare its chunks (see `losses.chunks`), each by one
+distribution per model. P-KL maps the student's distribution to the teacher's vocabulary by a
+projection that `egad_jax.data.projection` builds.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _ROUNDING = 1e-6
 
 
 class ProjectionArrays(NamedTuple):
-  """A sparse matrix from the student's vocabulary to the teacher's; any pair like it will do.
+  """A sparse matrix W from the student's vocabulary to the teacher's; any such pair is accepted.
 
   Attributes:
-    ids: int32 [Vs, k], teacher ids.
-    weights: float32 [Vs, k], >= 0, 0 in empty places; a row sums to 1, or to 0 when the student's
-      token has no counterpart.
+    ids: int32 [Vs, k], the teacher ids that each student token maps to.
+    weights: float32 [Vs, k], >= 0, the weight of each id, 0 at unused entries; a token's weights
+      sum to 1, or to 0 when it has no counterpart.
   """
 
   ids: ArrayLike
@@ -57,11 +57,12 @@ class CrossTokenizer:
     chunk_average: "prob", "logprob" or "chain_rule", the same on both sides; see
       `chunk_log_average`. The paper takes "prob" for the student and "logprob", not normalized, for
       the teacher, and then equal models do not have divergence 0.
-    teacher_top_k: "p_kl" compares inside the row's likeliest teacher entries, so many of them, and
-      None in all; "h_kl" sorts at most so many uncommon entries. The paper's 8192, which it chooses
-      by logits, for a micro-batch, before averaging; we by the chunks' probabilities.
-    minimum_weight: of the first entry of a row, from which "h_kl" takes its pair as common, in
-      (0.5, 1]; 1 is GOLD's strict set, 0.6 the paper's relaxed one.
+    teacher_top_k: number of teacher entries that "p_kl" compares, the likeliest of each row, and
+      largest number of uncommon entries that "h_kl" sorts; None for all. 8192 is the paper's. The
+      paper chooses the entries by logits, for a micro-batch, before averaging; here they are chosen
+      by the chunks' probabilities, for a row.
+    minimum_weight: in (0.5, 1]; a student token whose largest projection weight is at least this
+      forms a common pair in "h_kl". 1 is GOLD's strict set, 0.6 the paper's relaxed one.
   """
 
   kind: str = "p_kl"
@@ -94,7 +95,7 @@ def cross_tokenizer_loss(
   teacher_top_k: int | None = 8192,
   minimum_weight: float = 0.6,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Mean over the valid chunks of a divergence between two vocabularies; no factor T^2.
+  """Averages a divergence between two vocabularies over the valid chunks; no factor T^2.
 
   With q and p the chunk's distributions (`chunk_log_average`) and W the projection:
 
@@ -107,15 +108,15 @@ def cross_tokenizer_loss(
   Args:
     student_logits: float, shape [..., seq_s, Vs].
     teacher_logits: float, shape [..., seq_t, Vt]. Detached.
-    student_chunks: int, shape [..., seq_s]: the chunk of the token that each position predicts,
+    student_chunks: int, shape [..., seq_s]: the chunk of the token that each logit row predicts,
       from 1; 0 for none. Logits may be NaN at positions of no valid chunk.
-    teacher_chunks: int, shape [..., seq_t].
-    projection: (ids, weights), see `ProjectionArrays`; "h_kl" needs NumPy arrays.
+    teacher_chunks: int, shape [..., seq_t], the same for the teacher's logits.
+    projection: (ids, weights), each [Vs, k], see `ProjectionArrays`; "h_kl" needs NumPy arrays.
     kind: one of the above.
-    temperature: positive, on both sides.
-    chunk_average: see `CrossTokenizer`.
-    teacher_top_k: see `CrossTokenizer`.
-    minimum_weight: see `CrossTokenizer`.
+    temperature: temperature of both distributions; > 0.
+    chunk_average: "prob", "logprob" or "chain_rule"; see `CrossTokenizer`.
+    teacher_top_k: number of teacher entries compared, None for all; see `CrossTokenizer`.
+    minimum_weight: projection weight, in (0.5, 1], that makes a common pair; see `CrossTokenizer`.
 
   Returns:
     The loss, a scalar, 0 without a valid chunk; and metrics, detached scalars: teacher_entropy and
@@ -165,18 +166,18 @@ def cross_tokenizer_loss(
 def universal_logit_distance(
   student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: ArrayLike = 1.0
 ) -> jax.Array:
-  """sum |sort q - sort p|, the vocabularies padded to the larger (ULD, arXiv 2402.12030).
+  """Returns sum |sort q - sort p|, both vocabularies padded to the larger (ULD, arXiv 2402.12030).
 
-  Blind to which token is which: 0 between any two orders of one vocabulary. At most twice the
-  total variation, so in [0, 2]; not nats.
+  The distance ignores which token is which: it is 0 between any two orders of one vocabulary. It is
+  at most twice the total variation, so in [0, 2], and not in nats.
 
   Args:
     student_logits: float, shape [..., Vs].
     teacher_logits: float, shape [..., Vt]. Detached.
-    temperature: positive; one number, or one per token, shape [...].
+    temperature: temperature of both distributions, > 0; one number, or one per token, shape [...].
 
   Returns:
-    Shape [...], unreduced, at least float32.
+    The distance of each token, shape [...], at least float32.
 
   Raises:
     TypeError: logits that are not floating point.
@@ -203,17 +204,17 @@ def universal_logit_distance(
 def common_tokens(
   projection: tuple[ArrayLike, ArrayLike], minimum_weight: float = 0.6
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The pairs of tokens that stand for one another, on the host.
+  """Finds the pairs of tokens that stand for one another, on the host.
 
-  A student token takes part when its largest weight is at least `minimum_weight`. Of several that
-  claim one teacher token the largest weight wins, at equal weights the lowest id.
+  A student token is in a pair when its largest weight is at least `minimum_weight`. If several map
+  to one teacher token, the largest weight wins, and at equal weights the lowest student id.
 
   Args:
-    projection: (ids, weights), NumPy arrays.
-    minimum_weight: in (0.5, 1]; 1 is the strict set.
+    projection: (ids, weights), NumPy arrays [Vs, k], see `ProjectionArrays`.
+    minimum_weight: least projection weight of a pair, in (0.5, 1]; 1 is the strict set.
 
   Returns:
-    student ids and teacher ids, int32 [n] both, no id twice on either side, student ids ascending.
+    (student ids, teacher ids), both int32 [n]; no id occurs twice, and student ids ascend.
 
   Raises:
     TypeError: the projection is traced.
@@ -241,17 +242,20 @@ def common_tokens(
 def project(
   probabilities: jax.Array, projection: tuple[ArrayLike, ArrayLike], size: int
 ) -> jax.Array:
-  """W^T q: [C, Vs] -> [C, size]. Mass without a counterpart is lost, ids >= size are dropped."""
+  """Returns W^T q, [C, Vs] -> [C, size].
+
+  Mass of tokens without a counterpart is lost, and ids >= size are dropped.
+  """
   ids, weights = jnp.asarray(projection[0]), projection[1]
   if not isinstance(weights, np.ndarray):
     weights = jnp.asarray(weights)
   columns = probabilities.T
   projected = jnp.zeros((size, columns.shape[1]), columns.dtype)
-  # One pass per place of a row: all at once would hold k copies of the student's distribution.
+  # One pass per column of W's arrays: all at once would hold k copies of the distribution.
   for place in range(ids.shape[1]):
     weight, rows = weights[:, place], slice(None)
     if isinstance(weight, np.ndarray):
-      # Most rows have one entry, and scattering is what costs.
+      # Most rows have one entry, and the scatter is the expensive part.
       rows = np.flatnonzero(weight)
     weight = jnp.asarray(weight, columns.dtype)[rows, None]
     projected = projected.at[ids[rows, place]].add(columns[rows] * weight, mode="drop")
@@ -259,27 +263,30 @@ def project(
 
 
 def sorted_distance(q: jax.Array, p: jax.Array, *, largest: int | None = None) -> jax.Array:
-  """sum |sort q - sort p|, [..., Vs] and [..., Vt] -> [...], over the `largest` of each only."""
+  """Returns sum |sort q - sort p|, [..., Vs] and [..., Vt] -> [...].
+
+  Only the `largest` highest entries of each count; None for all.
+  """
   q, p = (_descending(x, largest) for x in (q, p))
   size = max(q.shape[-1], p.shape[-1])
   q, p = (jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size - x.shape[-1])]) for x in (q, p))
-  # |x| has a kink at 0, where rounding would choose the sign: differences that small count as none.
-  # A log-probability is exact to a few eps of itself.
+  # |x| has a kink at 0, where rounding would choose the sign of the gradient, so differences of the
+  # size of rounding count as 0. A log-probability is exact to a few eps of itself.
   differ = jnp.abs(q - p) > 8 * jnp.finfo(q.dtype).eps * (p + jax.scipy.special.entr(p))
   return jnp.sum(jnp.where(differ, jnp.abs(q - p), 0), axis=-1)
 
 
 def reachable(projection: tuple[ArrayLike, ArrayLike], size: int) -> jax.Array:
-  """bool [size], true at the teacher entries that some student entry projects onto."""
+  """Returns bool [size], true at teacher entries that some student entry projects onto."""
   ids, weights = jnp.asarray(projection[0]), jnp.asarray(projection[1])
   return jnp.zeros(size, bool).at[ids].max(weights > 0, mode="drop")
 
 
 def projected_kl(log_p: jax.Array, projected: jax.Array, reached: jax.Array) -> jax.Array:
-  """KL(p || q~) over the entries `reached` [Vt], both normalized there; [C, Vt] both -> [C].
+  """Returns KL(p || q~) over the entries `reached` [Vt], both normalized there; [C, Vt] -> [C].
 
-  An entry that no student entry projects onto is one that the student cannot express: its q~ is 0
-  whatever the student does, so it would add a constant of up to 100 nats and no gradient.
+  The student cannot express an entry that no student entry projects onto: its q~ is 0 whatever the
+  student does, so it would add a constant of up to 100 nats and no gradient.
   """
   total = jnp.sum(projected, axis=-1, keepdims=True)
   # Without any mass there is nothing to normalize; every entry then counts as exp(-100).
@@ -292,7 +299,11 @@ def projected_kl(log_p: jax.Array, projected: jax.Array, reached: jax.Array) -> 
 def make_chunk_divergence(
   projection: tuple[ArrayLike, ArrayLike], options: CrossTokenizer
 ) -> ChunkDivergence:
-  """Returns the divergence of a row's chunks as a function of their log-probabilities."""
+  """Returns the divergence of a row's chunks as a function of their log-probabilities.
+
+  Raises:
+    TypeError: `projection` is traced and the kind is "h_kl".
+  """
 
   def p_kl(log_q: jax.Array, log_p: jax.Array, valid: jax.Array) -> jax.Array:
     ids, size = jnp.asarray(projection[0]), log_p.shape[1]
@@ -300,7 +311,7 @@ def make_chunk_divergence(
     if options.teacher_top_k is not None and options.teacher_top_k < size:
       best = jnp.max(log_p, axis=0, where=valid[:, None], initial=-jnp.inf)
       kept = jax.lax.top_k(best, options.teacher_top_k)[1]
-      # The place of every teacher id among those kept; the others fall off the end.
+      # The index of every teacher id among the kept ones; other ids get an index that is dropped.
       places = jnp.arange(options.teacher_top_k, dtype=ids.dtype)
       ids = jnp.full(size, options.teacher_top_k, ids.dtype).at[kept].set(places)[ids]
       log_p, reached, size = log_p[:, kept], reached[kept], options.teacher_top_k
@@ -336,7 +347,12 @@ def check_rows(
   teacher_chunks: ArrayLike,
   projection: tuple[ArrayLike, ArrayLike],
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-  """Returns logits [..., seq, vocab] promoted and chunks [..., seq], or raises."""
+  """Returns the promoted logits and the chunks, student before teacher in each.
+
+  Raises:
+    TypeError: logits that are not floating point, or chunks that are not integers.
+    ValueError: shapes that do not match, or teacher ids out of range in a NumPy projection.
+  """
   student_logits = check_logits("student_logits", student_logits)
   teacher_logits = check_logits("teacher_logits", teacher_logits)
   student_chunks, teacher_chunks = check_chunks(student_chunks, teacher_chunks)

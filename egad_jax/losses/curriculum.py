@@ -1,8 +1,8 @@
 """Mechanism 1 of EGAD: loss weights that move from low- to high-entropy tokens.
 
-The abstract of EGAD (arXiv 2605.01732) asks for a token-level curriculum that shifts its focus
-from low- to high-entropy tokens and gives no formula; the forms here are ours, after SE-KD3x
-("linear", "window") and competence-based curricula ("competence").
+The abstract of EGAD (arXiv 2605.01732) describes a token-level curriculum whose focus moves from
+low- to high-entropy tokens and gives no formula; the forms here are ours, after SE-KD3x ("linear",
+"window") and competence-based curricula ("competence").
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from egad_jax.losses.reductions import masked_mean
 
 @dataclasses.dataclass(frozen=True)
 class Curriculum:
-  """The curriculum's shape; its progress arrives with each step.
+  """The shape of the curriculum; its progress is an argument of each step.
 
   Attributes:
     kind: "linear", "window", "competence" or "exponential"; see `curriculum_weights`.
     width: share of the positions that "window" keeps, in (0, 1].
     competence: share of the positions that "competence" starts with, in (0, 1].
-    strength: tilt of "exponential": weights differ by at most exp(2 strength); >= 0.
+    strength: strength of "exponential", >= 0; the weights of two tokens have a ratio of at most
+      exp(strength), and 0 makes all weights 1.
   """
 
   kind: str = "linear"
@@ -55,10 +56,10 @@ def curriculum_weights(
   mask: ArrayLike | None = None,
   normalize: bool = False,
 ) -> jax.Array:
-  """Weights of tokens at entropy positions h, at curriculum progress phi.
+  """Returns the weights of tokens at entropy positions h, at curriculum progress phi.
 
-  Every kind is divided by its integral over h in [0, 1], so weights have mean 1 in expectation
-  when h is uniform:
+  Every kind is divided by its integral over h in [0, 1], so weights have mean 1 in expectation when
+  h is uniform:
 
   - linear: 2 ((1 - phi)(1 - h) + phi h); all ones at phi = 1/2.
   - window: 1/width on [phi (1 - width), phi (1 - width) + width], else 0.
@@ -66,15 +67,16 @@ def curriculum_weights(
   - exponential: a exp(a h) / (exp(a) - 1), a = strength (2 phi - 1); all ones at phi = 1/2.
 
   Args:
-    position: h in [0, 1], float, shape [...].
-    progress: phi in [0, 1], a scalar; clipped there when traced.
+    position: h, the position of each token's entropy in a distribution, float in [0, 1], shape
+      [...].
+    progress: phi, a scalar in [0, 1]; a traced value is clipped to that range.
     kind: one of the above.
-    width: of the window, in (0, 1].
-    competence: c0, in (0, 1].
-    strength: of the exponential, >= 0.
-    mask: optional bool, shape [...]; weights are 0 where it is false.
-    normalize: whether to divide by the mean over the masked tokens (an in-batch form: exactly
-      mean 1, but each weight then depends on the other tokens).
+    width: share of the positions in the window, in (0, 1].
+    competence: c0, the share of the positions that "competence" starts with, in (0, 1].
+    strength: strength of the exponential, >= 0; 0 makes all weights 1.
+    mask: bool, shape [...]; weights are 0 where it is false. None counts all tokens.
+    normalize: whether to divide by the mean over the masked tokens, as the in-batch forms do: the
+      mean is then exactly 1, but each weight depends on the other tokens.
 
   Returns:
     Weights >= 0, shape [...], detached. Normalized weights that are all zero become ones.
@@ -121,8 +123,8 @@ def _competence(position: jax.Array, progress: jax.Array, shape: Curriculum) -> 
 
 def _exponential(position: jax.Array, progress: jax.Array, shape: Curriculum) -> jax.Array:
   tilt = shape.strength * (2 * progress - 1)
-  # a / (1 - exp(-|a|)) is 0 / 0 at the neutral point, where its limit is 1. Measured from the end
-  # that weighs most, so that no strength overflows.
+  # |a| / (1 - exp(-|a|)) is 0 / 0 at a = 0, where its limit is 1. The exponent is measured from the
+  # end with the largest weight, so that no strength overflows.
   flat, steep = tilt == 0, jnp.abs(tilt)
   largest = jnp.where(flat, 1, steep / jnp.where(flat, 1, -jnp.expm1(-steep)))
   return largest * jnp.exp(tilt * position - jnp.maximum(tilt, 0))

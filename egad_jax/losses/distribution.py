@@ -1,7 +1,8 @@
-"""The running distribution of teacher entropy that every token is placed against.
+"""The running distribution of entropy, in which each token's entropy has a position.
 
-A batch is a poor yardstick: its ranks change with its size, its sharding and its micro-batches.
-A histogram that remembers the last `half_life` tokens answers for one token at a time.
+Ranks in a batch change with the size of the batch, its sharding and its micro-batches. The position
+in a histogram of past tokens, whose counts decay with a half-life, depends on no other token of the
+batch.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from egad_jax.losses.probabilities import check_mask, promote
 
 NUM_BINS = 256
 MAX_ENTROPY = 16.0
-"""Nats; above log(vocab) of any tokenizer, so that the bins do not depend on the vocabulary."""
+"""Upper edge of the histogram in nats, above log(vocab) of any tokenizer.
+
+The bins therefore do not depend on the vocabulary.
+"""
 
 EDGES = np.geomspace(ENTROPY_FLOOR, MAX_ENTROPY, NUM_BINS + 1).astype(np.float32)
-"""Bin edges in nats, shape [257], log-spaced. NumPy, so that importing touches no device."""
+"""Bin edges in nats, shape [257], log-spaced; in NumPy, so that importing touches no device."""
 
 _LOG_EDGES = np.linspace(np.log(ENTROPY_FLOOR), np.log(MAX_ENTROPY), NUM_BINS + 1)
 # Three-point Gauss-Legendre nodes and weights on [0, 1].
@@ -33,12 +37,13 @@ _NODE_WEIGHTS = np.array([5.0, 8.0, 5.0]) / 18.0
 class EntropyDistribution(NamedTuple):
   """A histogram of entropy over 256 log-spaced bins, from 1e-6 to 16 nats; a pytree.
 
-  The first and the last bin also hold what lies beyond them, so they are atoms (a confident
-  teacher has many tokens at H = 0): they answer the middle of their own mass, and the expected
-  position of a token stays 1/2. Inner bins interpolate in log H.
+  The first and the last bin also hold the values beyond them, so they are atoms (a confident
+  teacher has many tokens at H = 0): a token there has the position of the middle of the bin's mass,
+  and the expected position of a token stays 1/2. Inner bins interpolate in log H.
 
   Attributes:
-    mass: float32, shape [256]: tokens per bin, each worth 2^(-age / half_life).
+    mass: float32, shape [256]: the tokens of each bin, each counted as 2^(-age / half_life) with
+      its age in tokens.
 
   >>> distribution = EntropyDistribution.init()
   >>> float(distribution.position(jnp.array(2.0)))  # Empty: no opinion.
@@ -66,7 +71,7 @@ class EntropyDistribution(NamedTuple):
     Args:
       entropy: nats, shape [...], of all tokens of the global batch.
       mask: bool, shape [...], true at tokens that count; what `entropy` holds elsewhere is ignored.
-      half_life: tokens after which a token counts half; positive.
+      half_life: number of later tokens after which a token counts half; > 0.
 
     Returns:
       The new distribution; this one, bit for bit, when no token counts.
@@ -80,7 +85,7 @@ class EntropyDistribution(NamedTuple):
     return EntropyDistribution(jnp.where(tokens > 0, kept + counts, self.mass))
 
   def position(self, entropy: ArrayLike, kind: str = "cdf") -> jax.Array:
-    """Places entropies in [0, 1]; 1/2 while the distribution is empty.
+    """Returns the position of each entropy in [0, 1]; 1/2 while the distribution is empty.
 
     Args:
       entropy: nats, shape [...].
@@ -108,10 +113,10 @@ class EntropyDistribution(NamedTuple):
     return jnp.where(jnp.sum(self.mass) > 0, answer, 0.5)
 
   def quantile(self, q: ArrayLike) -> jax.Array:
-    """Returns the entropy (nats) below which a share `q` in [0, 1] of the mass lies, q's shape.
+    """Returns the entropy in nats below which a share `q` in [0, 1] of the mass lies, q's shape.
 
-    Interpolates in log H inside a bin. An empty distribution answers as if its mass were spread
-    evenly over the bins.
+    Inside a bin the quantile interpolates in log H. An empty distribution counts as one with equal
+    mass in all bins.
     """
     shares = self._shares()
     up_to = jnp.cumsum(shares)
@@ -125,16 +130,17 @@ class EntropyDistribution(NamedTuple):
     return jnp.exp(log_edges[index] + jnp.clip(part, 0.0, 1.0) * width)
 
   def top_share(self, entropy: ArrayLike, fraction: ArrayLike) -> jax.Array:
-    """What share of a token to keep such that the top `fraction` of the distribution is kept.
+    """Returns the share of each token to keep so that the top `fraction` of the mass is kept.
 
-    1 in the bins that lie in the top fraction and 0 below; the tokens of the bin between, which the
-    distribution cannot tell apart, all keep the share that is missing. So the expected share is met
-    even where all tokens are nearly the same, as they are for an untrained student: all or none of
-    them would pass a threshold, and without any nothing would ever be trained.
+    The share is 1 in the bins above the cut and 0 below; the tokens of the bin that contains the
+    cut, which the distribution cannot tell apart, all get the share that is missing. The expected
+    share is then met even where all tokens are nearly the same, as they are for an untrained
+    student: with a threshold all or none of them would pass, and with none nothing would be
+    trained.
 
     Args:
-      entropy: float, shape [...].
-      fraction: in (0, 1], a scalar, which may be traced.
+      entropy: nats (or another quantity that the histogram holds), float, shape [...].
+      fraction: share of the mass to keep, a scalar in (0, 1], which may be traced.
 
     Returns:
       Shares in [0, 1], at least float32, shape [...], nondecreasing in entropy, detached;
@@ -154,7 +160,7 @@ class EntropyDistribution(NamedTuple):
     mass = self.mass / jnp.where(total > 0, total, 1)
     missing = fraction - (1 - jnp.cumsum(mass))
     share = jnp.where(mass > 0, missing / jnp.where(mass > 0, mass, 1), missing > 0)
-    # All of it is kept even where the sum of the masses rounds to more than 1.
+    # A fraction of 1 keeps everything, even where the sum of the masses rounds to more than 1.
     share = jnp.where(fraction < 1, jnp.clip(share, 0, 1), 1)
     kept = jnp.where(total > 0, share[_bin(entropy)], fraction)
     return jax.lax.stop_gradient(kept).astype(entropy.dtype)
@@ -167,7 +173,7 @@ class EntropyDistribution(NamedTuple):
         Gauss-Legendre points of every bin.
 
     Returns:
-      The expectation; of evenly spread mass while the distribution is empty.
+      The expectation; an empty distribution counts as one with equal mass in all bins.
     """
     width = np.diff(_LOG_EDGES)[:, None]
     entropies = np.exp(_LOG_EDGES[:-1, None] + width * _NODES).astype(np.float32)
@@ -176,19 +182,19 @@ class EntropyDistribution(NamedTuple):
     return jnp.sum(self._shares()[:, None] * weights[None, :] * values)
 
   def _shares(self) -> jax.Array:
-    """Returns the mass over its sum, shape [256]; even shares when there is none."""
+    """Returns the mass of each bin over the total, shape [256]; equal shares when it is 0."""
     total = jnp.sum(self.mass)
     return jnp.where(total > 0, self.mass / jnp.where(total > 0, total, 1.0), 1.0 / NUM_BINS)
 
 
 def _bin(entropy: jax.Array) -> jax.Array:
-  """Returns each entropy's bin, int32 [...]. Comparisons alone, so it is exact on any device."""
+  """Returns each entropy's bin, int32 [...]; exact on any device, as it only compares."""
   inner = jnp.asarray(EDGES[1:-1])
   return jnp.searchsorted(inner, entropy, side="right", method="compare_all").astype(jnp.int32)
 
 
 def _part_of_bin(entropy: jax.Array, index: jax.Array) -> jax.Array:
-  """Returns the part of its bin that lies below each entropy, in [0, 1]; 1/2 in an atom."""
+  """Returns the share of its bin that lies below each entropy, in [0, 1]; 1/2 in an atom."""
   width = (np.log(MAX_ENTROPY) - np.log(ENTROPY_FLOOR)) / NUM_BINS
   log_entropy = jnp.log(jnp.clip(entropy, ENTROPY_FLOOR, MAX_ENTROPY))
   part = (log_entropy - np.log(ENTROPY_FLOOR)) / width - index

@@ -1,17 +1,19 @@
 """Divergences between student and teacher, one number per token, in nats.
 
-p is the teacher's and q the student's softmax at `temperature`. Everywhere below
+p is the teacher's and q the student's softmax at `temperature`. All functions below share these
+arguments, results and errors.
 
 Args:
   student_logits: float, shape [..., vocab].
-  teacher_logits: float, same shape, or a `TopK`: the divergence is then that of its categories,
+  teacher_logits: float, same shape, or a `TopK`: the divergence is then taken over its categories,
     see `top_k`. Detached: gradient flows to the student only.
-  temperature: positive; one number, or one per token, shape [...]. Detached. There is no factor
-    T^2 inside: see `compensation_factor`.
-  where: optional bool [vocab], true at real vocabulary entries; what the others hold is ignored.
+  temperature: T > 0; one number, or one per token, shape [...]. Detached. The divergence has no
+    factor T^2: see `compensation_factor`.
+  where: bool [vocab], true at real vocabulary entries; values of the others are ignored. None
+    counts all entries.
 
 Returns:
-  Shape [...], unreduced, at least float32 (float64 stays).
+  The divergence of each token, shape [...], at least float32 (float64 stays).
 
 Raises:
   TypeError: logits that are not floating point, labels that are not integers, a `TopK` where the
@@ -41,7 +43,7 @@ def forward_kl(
   temperature: ArrayLike = 1.0,
   where: ArrayLike | None = None,
 ) -> jax.Array:
-  """KL(teacher || student) = sum p log(p/q); covers all that the teacher does.
+  """KL(teacher || student) = sum p log(p/q); makes the student cover the teacher's modes.
 
   Gradient (q - p) / T. Hinton et al., arXiv 1503.02531. Arguments: see the module.
 
@@ -60,7 +62,7 @@ def reverse_kl(
   temperature: ArrayLike = 1.0,
   where: ArrayLike | None = None,
 ) -> jax.Array:
-  """KL(student || teacher) = sum q log(q/p); seeks the teacher's modes.
+  """KL(student || teacher) = sum q log(q/p); makes the student seek the teacher's modes.
 
   Gradient q (log(q/p) - KL) / T. MiniLLM, arXiv 2306.08543. Arguments: see the module.
 
@@ -82,9 +84,10 @@ def jensen_shannon(
 ) -> jax.Array:
   """Generalized Jensen-Shannon: beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1-beta) q.
 
-  GKD, arXiv 2306.13649, with its convention of beta. Continuous in beta, so it is 0 at beta 0 and
-  1 and small near them: value / beta -> forward KL as beta -> 0, value / (1 - beta) -> reverse KL
-  as beta -> 1. (TRL puts the two KLs themselves at the ends, a jump.) At most log 2 at beta 1/2.
+  From GKD, arXiv 2306.13649, with its convention of beta. The value is continuous in beta, so it is
+  0 at beta 0 and 1 and small near them: value / beta -> forward KL as beta -> 0, value / (1 - beta)
+  -> reverse KL as beta -> 1. (TRL returns the two KLs themselves at the ends, a jump.) At beta 1/2
+  the value is at most log 2.
 
   Other arguments: see the module.
 
@@ -170,9 +173,10 @@ def hellinger(
 ) -> jax.Array:
   """Hellinger distance sqrt(1/2 sum (sqrt q - sqrt p)^2), in [0, 1] (not nats).
 
-  AdaKD's measure of how hard a token is (arXiv 2510.11615). A distance: its gradient does not
-  fade as q nears p, so it measures rather than trains, and is not in `DIVERGENCES`; its square is
-  alpha_beta at (1/2, 1/2), over 4. At q = p the gradient is 0. Arguments: see the module.
+  AdaKD's measure of a token's difficulty (arXiv 2510.11615). Because it is a distance, its gradient
+  does not vanish as q approaches p; it suits measuring rather than training and is not in
+  `DIVERGENCES`. Its square is a quarter of `alpha_beta` at (1/2, 1/2). At q = p the gradient is 0.
+  Arguments: see the module.
 
   >>> import jax.numpy as jnp
   >>> z_s, z_t = jnp.array([1.0, 1.0, 1.0, 0.0]), jnp.array([2.0, 1.0, 0.0, -1.0])
@@ -193,10 +197,11 @@ def alpha_beta(
 ) -> jax.Array:
   """Alpha-beta divergence, between forward KL at (1, 0) and reverse KL at (0, 1).
 
-  -1/(ab) sum(p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b)) with a = alpha, b = beta, each 0 or,
-  in float32, which loses what lies between, at least 0.01; and not both 0; the axes are its limits.
-  (1/2, 1/2) is 4 squared Hellinger distances, (1, 1) half a squared distance. ABKD, arXiv
-  2505.04560. Other arguments: see the module.
+  -1/(ab) sum(p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b)) with a = alpha, b = beta, and its limits
+  where one of them is 0. Both must be 0 or, in float32, at least 0.01, because smaller values are
+  lost to rounding; they must not both be 0. (1/2, 1/2) is 4 times the squared Hellinger distance,
+  (1, 1) half the squared Euclidean distance. ABKD, arXiv 2505.04560. Other arguments: see the
+  module.
 
   >>> import jax.numpy as jnp
   >>> z_s, z_t = jnp.array([1.0, 1.0, 1.0, 0.0]), jnp.array([2.0, 1.0, 0.0, -1.0])
@@ -215,7 +220,7 @@ def adaptive_kl(
   temperature: ArrayLike = 1.0,
   where: ArrayLike | None = None,
 ) -> jax.Array:
-  """Forward and reverse KL, mixed per token by where the two differ (AKL, arXiv 2404.02657).
+  """Forward and reverse KL, mixed per token by where p and q differ (AKL, arXiv 2404.02657).
 
   (g_head KL(p||q) + g_tail KL(q||p)) / (g_head + g_tail), g = sum |p - q| over the head, the
   smallest set of likeliest teacher tokens with mass >= head_mass, and over the rest; both
@@ -269,8 +274,8 @@ def target_class_kl(
     student_logits: float, shape [..., vocab].
     teacher_logits: float, same shape; not a `TopK`. Detached.
     labels: int, shape [...], in [0, vocab).
-    temperature: see the module.
-    where: see the module.
+    temperature: T > 0, see the module.
+    where: bool [vocab], see the module.
 
   >>> import jax.numpy as jnp
   >>> z_s, z_t = jnp.array([1.0, 1.0, 1.0, 0.0]), jnp.array([2.0, 1.0, 0.0, -1.0])
@@ -315,7 +320,7 @@ DIVERGENCES: Mapping[str, Callable[..., jax.Array]] = {
   "adaptive_kl": adaptive_kl,
   "token_wise_kl": token_wise_kl,
 }
-"""Those that need no labels, by the name that `make_egad(divergence=...)` takes."""
+"""The divergences that need no labels, by the name that `make_egad(divergence=...)` takes."""
 
 
 def _log_q_p(

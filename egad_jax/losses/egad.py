@@ -1,12 +1,13 @@
-"""EGAD: entropy-guided adaptive distillation, in-batch (`egad_loss`) and running (`make_egad`).
+"""EGAD: entropy-guided adaptive distillation, in-batch form; `make_egad` is the form for training.
 
 The method is from arXiv 2605.01732, of which only the abstract was available: it states three
-mechanisms that read the teacher's entropy and gives no formula. Every formula here is our choice,
-said at its place. Loss, with h the position of the teacher's entropy and n the target tokens:
+mechanisms that read the teacher's entropy and gives no formula. Every formula here is our choice
+and is documented where it is defined. The loss, with h the position of the teacher's entropy and n
+the number of target tokens, is
 
   sum w(h) T(h)^2 D(T) / n + weight sum g(h) F / sum g(h) + ce_weight sum CE / n
 
-with g the gate of the hard tokens, 1 or 0 unless it is soft.
+with g the gate of hard tokens, which is 0 or 1 unless the branch has a softness.
 """
 
 from __future__ import annotations
@@ -49,29 +50,31 @@ def egad_loss(
   position: str = "rank",
   where: ArrayLike | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """EGAD on whole logits, with every token placed among the tokens of its own batch.
+  """EGAD on whole logits, with the position of each token's entropy taken in its own batch.
 
-  Stateless, for use from any JAX code; weights have mean exactly 1. Training code that splits or
-  shards its batches uses `make_egad`, whose tokens do not read each other.
+  The function is stateless and can be used from any JAX code; the weights have mean exactly 1.
+  Training code that splits or shards its batches uses `make_egad`, where no token reads another.
 
   Args:
     student_logits: float, shape [..., vocab]; leading axes are usually [batch, seq].
     teacher_logits: float, same shape, or a `TopK` of them. Detached.
-    labels: int, shape [...], already aligned: the token that the logits at its place predict.
+    labels: int, shape [...], already aligned: the token that the logits at its index predict.
     mask: bool, shape [...], true at tokens that count; logits and features may be NaN elsewhere.
-    progress: of the curriculum, in [0, 1], a scalar.
-    student_features: optional hidden states, already projected, [..., dim] or [taps, ..., dim].
-    teacher_features: same shape; for branch.loss "pair_distances" the widths may differ. Detached.
+    progress: phi, how far the curriculum has moved from easy to hard tokens, a scalar in [0, 1].
+    student_features: hidden states, already projected, float, [..., dim] or [taps, ..., dim]; None
+      for no feature loss.
+    teacher_features: hidden states, same shape (for branch.loss "pair_distances" the widths may
+      differ); None if `student_features` is. Detached.
     divergence: a key of `DIVERGENCES`, or a function, see `make_divergence`.
-    divergence_options: its hyper-parameters.
-    ce_weight: of the cross-entropy.
-    curriculum: mechanism 1, or None for weights of 1.
-    temperature: mechanism 2; its position "cdf" means the in-batch `position` here, its kind
-      "mean" and its "mean_norm" use the mean over the masked tokens.
-    branch: mechanism 3, or None. Without features there is no feature term; with them its mean
-      over the tokens that get it is added. A threshold compares entropies.
+    divergence_options: hyper-parameters of the divergence; None for its defaults.
+    ce_weight: factor, >= 0, on the cross-entropy with the labels; 0 leaves it out of the loss.
+    curriculum: mechanism 1, the token weights; None for a weight of 1.
+    temperature: mechanism 2; its position "cdf" means the in-batch `position` here; its kind "mean"
+      and its compensation "mean_norm" use the mean over the masked tokens.
+    branch: mechanism 3, the gate and feature loss of hard tokens; None for neither. The feature
+      term, a mean over the tokens that get it, needs features. A threshold compares entropies.
     position: kind of `entropy_position`: "rank", "minmax" or "median_ratio".
-    where: optional bool [vocab], true at real vocabulary entries.
+    where: bool [vocab], true at real vocabulary entries; None counts all.
 
   Returns:
     The loss, a scalar (0 when nothing is masked in), and metrics, detached scalars:

@@ -1,4 +1,4 @@
-"""Entropy of next-token distributions, and where a token's entropy stands in its batch."""
+"""Entropy of next-token distributions, and the position of a token's entropy in its batch."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from egad_jax.losses.probabilities import check_logits, check_mask, log_probabil
 from egad_jax.losses.reductions import masked_median
 
 ENTROPY_FLOOR = 1e-6
-"""Entropies (nats) below this count as this: a certain teacher has H = 0, and log 0 is -inf."""
+"""Entropies in nats are raised to this floor: a certain teacher has H = 0, and log 0 is -inf."""
 
 
 def token_entropy(logits: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
-  """Shannon entropy of each next-token distribution, in nats: H = -sum_v p_v log p_v.
+  """Returns the entropy of each next-token distribution in nats, H = -sum_v p_v log p_v.
 
   Args:
     logits: float, shape [..., vocab]. Entries may be -inf (padded vocabulary).
-    where: optional bool, shape [vocab], true at real vocabulary entries.
+    where: bool, shape [vocab], true at real vocabulary entries; None counts all.
 
   Returns:
     Entropy with 0 log 0 = 0, in [0, log vocab], at least float32, shape [...]. Differentiable:
@@ -37,17 +37,17 @@ def token_entropy(logits: ArrayLike, *, where: ArrayLike | None = None) -> jax.A
 
 
 def entropy_of(log_p: jax.Array) -> jax.Array:
-  """Entropy in nats, [...], of log-probabilities [..., vocab] from `log_probabilities`."""
+  """Returns the entropy in nats, [...], of log-probabilities [..., vocab]."""
   return jnp.sum(-jnp.exp(log_p) * log_p, axis=-1)
 
 
 def entropy_position(entropy: ArrayLike, mask: ArrayLike, *, kind: str = "rank") -> jax.Array:
-  """Places each token's entropy among the masked tokens of its batch, in [0, 1].
+  """Returns the position of each entropy among the masked tokens of its batch, in [0, 1].
 
   The in-batch counterpart of `EntropyDistribution.position`. All leading axes form one batch.
 
   Args:
-    entropy: nats, shape [...]. What it holds outside the mask is ignored.
+    entropy: nats, shape [...]. Values outside the mask are ignored.
     mask: bool, shape [...], true at tokens that count.
     kind: "rank", the rank over n-1, averaged over ties; "minmax", (H - min) / (max - min);
       "median_ratio", H^2 / (H^2 + median^2) with H and the median floored at 1e-6 nats, so that
@@ -73,7 +73,7 @@ def entropy_position(entropy: ArrayLike, mask: ArrayLike, *, kind: str = "rank")
 
 
 def median_ratio(entropy: jax.Array, median: jax.Array) -> jax.Array:
-  """H^2 / (H^2 + median^2), both floored at `ENTROPY_FLOOR`; 1/2 at the median."""
+  """Returns H^2 / (H^2 + median^2), both floored at `ENTROPY_FLOOR`; 1/2 at the median."""
   ratio = jnp.maximum(median, ENTROPY_FLOOR) / jnp.maximum(entropy, ENTROPY_FLOOR)
   return 1.0 / (1.0 + ratio**2)
 

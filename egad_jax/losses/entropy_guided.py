@@ -1,8 +1,8 @@
 """The token loss of EGAD: a divergence whose temperature and weight follow the teacher's entropy.
 
-It is an object and not only a function, so that a head can see its form: with the forward KL, value
-and gradient are known in closed form once a token's entropy is, and need no automatic
-differentiation. Vanilla KD is the same with every mechanism off.
+The loss is an object rather than a function so that a head can see its form: with the forward KL,
+value and gradient have a closed form given a token's guidance, and need no automatic
+differentiation. Vanilla KD is the same loss with every mechanism off.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ class EntropyGuidedLoss:
   """w(H) f(T) D(T) + ce_weight CE for each token, as a `TokenLoss`.
 
   Attributes:
-    guide: (teacher entropy [n], context) -> the guidance of each token.
-    divergence: of log-probabilities.
-    ce_weight: of the cross-entropy.
-    hard_logits: whether hard tokens keep their divergence.
+    guide: (teacher entropy [n] in nats, context) -> the guidance of the tokens.
+    divergence: (log_q, log_p), each [n, vocab] -> divergence of each token [n]; see
+      `log_divergences`.
+    ce_weight: factor, >= 0, on the cross-entropy with the labels; 0 leaves it out of the loss.
+    hard_logits: whether hard tokens keep their divergence; if not, it is multiplied by 1 - gate.
     is_forward_kl: whether `divergence` is KL(teacher || student), which has the closed form.
   """
 
@@ -47,7 +48,7 @@ class EntropyGuidedLoss:
     extras: Mapping[str, jax.Array],
     context: Any,
   ) -> tuple[jax.Array, Stats]:
-    """Loss and stats of each token; the only pass over the vocabulary."""
+    """Returns loss and stats of each token, see `terms.token_terms`; the only pass over logits."""
     del extras
     pair = log_pair(student_logits, teacher_logits)
     guidance = self.guide(pair.teacher_entropy, context)
@@ -59,8 +60,8 @@ class EntropyGuidedLoss:
     )
 
   def weighted(self, value: jax.Array, guidance: TokenGuidance) -> jax.Array:
-    """A divergence as it enters the loss, [n]."""
-    # A factor of 1 is left out, so that what is off costs nothing and changes no bit.
+    """Returns the divergence `value` times factor, weight and gate, as it enters the loss, [n]."""
+    # A factor of 1 is skipped, so that a mechanism that is off costs nothing and changes no bit.
     if not (isinstance(guidance.factor, float) and guidance.factor == 1):
       value = value * guidance.factor
     if guidance.weight is not None:
@@ -78,14 +79,14 @@ class EntropyGuidedLoss:
     teacher_entropy: jax.Array,
     student_entropy: jax.Array,
   ) -> tuple[jax.Array, Stats]:
-    """What `__call__` returns, from what a head has summed over the vocabulary, each [n].
+    """Returns the result of `__call__` from sums over the vocabulary that a head has made.
 
     Args:
-      guidance: of the tokens.
-      divergence: at the guidance's temperature, not weighted yet.
-      cross_entropy: with the labels, nats.
-      teacher_entropy: nats, at T = 1.
-      student_entropy: nats, at T = 1.
+      guidance: the guidance of the tokens.
+      divergence: divergence at the guidance's temperature, without factor and weight, [n].
+      cross_entropy: cross-entropy with the labels in nats, [n].
+      teacher_entropy: the teacher's entropy at T = 1 in nats, [n].
+      student_entropy: the student's entropy at T = 1 in nats, [n].
     """
     return loss_and_stats(
       self.weighted(divergence, guidance),

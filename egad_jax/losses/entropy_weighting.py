@@ -1,6 +1,6 @@
 """SE-KD and EA-KD: methods that select or weight tokens by entropy, the student's included.
 
-Neighbours of EGAD's curriculum with a fixed rule: SE-KD (arXiv 2602.01395) keeps the tokens of
+Both resemble EGAD's curriculum but use a fixed rule: SE-KD (arXiv 2602.01395) keeps the tokens of
 which the student is least sure, EA-KD (arXiv 2311.13621) weights tokens by both models' entropies.
 """
 
@@ -43,15 +43,16 @@ def se_kd_loss(
   Args:
     student_logits: float, shape [..., seq, vocab].
     teacher_logits: float, same shape, or a `TopK` of them. Detached.
-    labels: int, shape [..., seq], already aligned.
+    labels: int, shape [..., seq], already aligned: the token that the logits at its index predict.
     mask: bool, shape [..., seq], true at tokens that count; logits may be NaN elsewhere.
-    fraction: of the n tokens of a sequence, the ceil(fraction n) of highest student entropy are
-      kept (the earlier one at ties), in (0, 1].
+    fraction: share of each sequence to keep, in (0, 1]: of its n masked tokens, the
+      ceil(fraction n) of highest student entropy (the earlier one at ties).
     divergence: a key of `DIVERGENCES`, or a function, see `make_divergence`.
-    divergence_options: its hyper-parameters.
-    temperature: T of the divergence; the entropies are at T = 1.
-    ce_weight: of the cross-entropy, a mean over all tokens in the mask.
-    where: optional bool [vocab], true at real vocabulary entries.
+    divergence_options: hyper-parameters of the divergence; None for its defaults.
+    temperature: T of the divergence, > 0; the entropies are at T = 1.
+    ce_weight: factor, >= 0, on the cross-entropy with the labels, a mean over all tokens in the
+      mask; 0 leaves it out of the loss.
+    where: bool [vocab], true at real vocabulary entries; None counts all.
 
   Returns:
     The loss, a scalar (0 when nothing is masked in), and the metrics of `in_batch_metrics`.
@@ -72,7 +73,7 @@ def se_kd_loss(
   *logits, labels, mask = in_batch_inputs(student_logits, teacher_logits, labels, mask, where)
   pair = log_pair(*logits)
   kept = top_tokens(student_entropy_of(pair), mask, fraction=fraction)
-  # The mean over all tokens of what is weighted so is the mean over the kept ones.
+  # With these weights, the mean over all tokens is the mean over the kept tokens.
   weight = kept * jnp.sum(mask) / jnp.maximum(jnp.sum(kept), 1)
   loss, stats = weighted_terms(
     *(pair, labels, weight.astype(pair.log_q.dtype)),
@@ -103,15 +104,15 @@ def ea_kd_loss(
   Args:
     student_logits: float, shape [..., vocab].
     teacher_logits: float, same shape. Detached.
-    labels: int, shape [...], already aligned.
+    labels: int, shape [...], already aligned: the token that the logits at its index predict.
     mask: bool, shape [...], true at tokens that count; logits may be NaN elsewhere.
-    entropy_temperature: see `make_ea_kd`.
-    entropy_bound: see `make_ea_kd`; None for the log of the number of real vocabulary entries.
+    entropy_temperature: temperature, > 0, at which both entropies of the weight are taken.
+    entropy_bound: H_ub in nats, > 0; None for the log of the number of real vocabulary entries.
     divergence: a key of `DIVERGENCES`, or a function, see `make_divergence`.
-    divergence_options: its hyper-parameters.
-    temperature: T of the divergence.
-    ce_weight: of the cross-entropy.
-    where: optional bool [vocab], true at real vocabulary entries.
+    divergence_options: hyper-parameters of the divergence; None for its defaults.
+    temperature: T of the divergence; > 0.
+    ce_weight: factor, >= 0, on the cross-entropy with the labels; 0 leaves it out of the loss.
+    where: bool [vocab], true at real vocabulary entries; None counts all.
 
   Returns:
     The loss, a scalar (0 when nothing is masked in), and the metrics of `in_batch_metrics`.
@@ -145,13 +146,13 @@ def ea_kd_loss(
 def entropy_weights(
   student_entropy: ArrayLike, teacher_entropy: ArrayLike, *, bound: ArrayLike
 ) -> jax.Array:
-  """w = (H_T + H_T H_S / bound) / 2: EA-KD's weights (arXiv 2311.13621), not of mean 1.
+  """Returns EA-KD's weights (arXiv 2311.13621), w = (H_T + H_T H_S / bound) / 2, not of mean 1.
 
   Args:
     student_entropy: H_S in nats, float, shape [...].
     teacher_entropy: H_T in nats, same shape.
-    bound: H_ub, the largest entropy there can be, log vocab in the paper's text (its code for
-      CIFAR-100 has 100). A scalar; 0, the bound of a single class, leaves H_T / 2.
+    bound: H_ub in nats, a scalar: the largest possible entropy, log vocab in the paper's text (its
+      code for CIFAR-100 has 100). 0, the bound for a single class, gives w = H_T / 2.
 
   Returns:
     Weights >= 0, shape [...], detached; at most log vocab.
@@ -188,7 +189,7 @@ def weighted_terms(
   temperature: float,
   ce_weight: float,
 ) -> tuple[jax.Array, Stats]:
-  """(loss, stats) [...] of w T^2 D + ce_weight CE; see `terms.token_terms`."""
+  """Returns loss and stats, each [...], of w T^2 D + ce_weight CE; see `terms.token_terms`."""
   value = divergence(*at_temperature(pair, temperature)) * (temperature**2 * weight)
   return token_terms(
     *(pair, labels, value), ce_weight=ce_weight, temperature=temperature, weight=weight, hard=hard

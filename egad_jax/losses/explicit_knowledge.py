@@ -1,15 +1,15 @@
 """AEKT: how much of the teacher's confidence in one class the student is made to learn.
 
-Adaptive explicit knowledge transfer (arXiv 2409.01679) was available as a description only: an
-implicit term on the other classes as in DKD, an explicit one on the target class that adapts to the
-ratio of the models' confidences, and separate heads in series for labels and teacher. The formulas
-are OUR RECONSTRUCTION, not the paper's:
+Only descriptions of adaptive explicit knowledge transfer (arXiv 2409.01679) were available: an
+implicit term on the other classes as in DKD, an explicit term on the target class that adapts to
+the ratio of the models' confidences, and separate heads in series for labels and teacher. The
+formulas are OUR RECONSTRUCTION, not the paper's:
 
   T^2 (I + weight sg(clip((p_y / q_y)^gamma, 1/bound, bound)) TCKD),   y the target class,
 
-with TCKD = KL of (p_y, 1 - p_y) from (q_y, 1 - q_y), and I = NCKD, the KL over all but y, both
-renormalized there, or (1 - p_y) NCKD. At gamma = 0 and weight = 1 these are DKD(1, 1)
-(arXiv 2203.08679) and plain KD.
+with TCKD = KL((p_y, 1 - p_y) || (q_y, 1 - q_y)), and I either NCKD, the KL over all classes but y,
+where both distributions are renormalized, or (1 - p_y) NCKD. At gamma = 0 and weight = 1 the two
+choices of I give DKD(1, 1) (arXiv 2203.08679) and plain KD.
 """
 
 from __future__ import annotations
@@ -43,17 +43,18 @@ TARGETS = ("label", "teacher")
 
 @dataclasses.dataclass(frozen=True)
 class ExplicitKnowledge:
-  """What AEKT makes of the target class; ours throughout, see the module.
+  """The form of AEKT's terms; all options and values are ours, see the module.
 
   Attributes:
-    weight: of the explicit term, lambda >= 0.
-    gamma: exponent of the confidence ratio p_y / q_y, >= 0; 0 is no adaptation.
-    bound: the ratio's power is clipped to [1/bound, bound]; >= 1.
-    implicit: "decoupled", the other classes' term as it is; "coupled", times 1 - p_y, as in KD.
-    target: y is the "label", or the "teacher"'s most probable token.
-    serial: whether the teacher acts behind a linear map of the student's hidden states (the
-      paper's second head in series, there on logits; vocab^2 is too large here) and the labels
-      before it. The map starts as the identity, is trained and never exported.
+    weight: factor on the explicit term, lambda >= 0; 0 leaves the implicit term alone.
+    gamma: exponent of the confidence ratio p_y / q_y, >= 0; 0 turns the adaptation off.
+    bound: limit, >= 1, of the ratio's power, which is clipped to [1/bound, bound].
+    implicit: "decoupled" takes NCKD as the implicit term; "coupled" takes (1 - p_y) NCKD, as KD.
+    target: the target class y: "label", or "teacher" for the teacher's most probable token.
+    serial: whether the teacher acts on a linear map of the student's hidden states and the labels
+      on the hidden states themselves. In the paper the second head in series maps logits, for which
+      vocab^2 parameters are too many here. The map starts as the identity, is trained and is never
+      exported.
   """
 
   weight: float = 1.0
@@ -93,18 +94,18 @@ def explicit_knowledge_loss(
   Args:
     student_logits: float, shape [..., vocab].
     teacher_logits: float, same shape. Detached.
-    labels: int, shape [...], already aligned.
+    labels: int, shape [...], already aligned: the token that the logits at its index predict.
     mask: bool, shape [...], true at tokens that count; logits may be NaN elsewhere.
-    explicit_knowledge: the options; `serial` requires `serial_logits`.
-    serial_logits: the student's logits behind the serial map, same shape. The teacher then acts on
-      these and the labels on `student_logits`, which needs a ce_weight > 0.
+    explicit_knowledge: the form of the terms; `serial` requires `serial_logits`.
+    serial_logits: the student's logits after the serial map, same shape; None for no map. If given,
+      the teacher acts on these and the labels on `student_logits`, and ce_weight must be > 0.
     temperature: T of both terms and of the ratio, with T^2 compensation; > 0.
-    ce_weight: of the cross-entropy.
-    where: optional bool [vocab], true at real vocabulary entries.
+    ce_weight: factor, >= 0, on the cross-entropy with the labels; 0 leaves it out of the loss.
+    where: bool [vocab], true at real vocabulary entries; None counts all.
 
   Returns:
     The loss, a scalar (0 when nothing is masked in), and the metrics of `in_batch_metrics`;
-    weight_mean is that of the explicit term, lambda times the clipped ratio.
+    weight_mean is the mean weight of the explicit term, lambda times the clipped ratio.
 
   Raises:
     TypeError: wrong dtype.
@@ -145,16 +146,16 @@ def explicit_knowledge_loss(
 def explicit_knowledge_value(
   pair: LogPair, labels: ArrayLike, options: ExplicitKnowledge, temperature: float
 ) -> tuple[jax.Array, jax.Array]:
-  """The loss of each token and the weight of the explicit term in it, detached; both [...]."""
+  """Returns the distillation loss of each token and the explicit term's weight, detached; [...]."""
   labels = check_labels(labels, pair.log_q.shape[:-1])
   log_q, log_p = at_temperature(pair, temperature)
   if options.target == "teacher":
     labels = jnp.argmax(log_p, axis=-1)
   implicit = non_target_class_kl(log_q, log_p, labels)
   if options.implicit == "coupled":
-    # Summed from its own entries: 1 - p_y has no digits left for a sure teacher.
+    # 1 - p_y is summed from its entries: the difference loses all digits for a confident teacher.
     implicit = implicit * jnp.sum(jnp.exp(log_p), axis=-1, where=~is_label(log_p, labels))
-  # Clipped as a logarithm: the ratio itself overflows where the student rules the target out.
+  # The logarithm is clipped: the ratio itself overflows where the student rules the target out.
   log_ratio = options.gamma * (label_value(log_p, labels) - label_value(log_q, labels))
   limit = math.log(options.bound)
   weight = options.weight * jax.lax.stop_gradient(jnp.exp(jnp.clip(log_ratio, -limit, limit)))
@@ -163,7 +164,7 @@ def explicit_knowledge_value(
 
 
 def label_stats_of(student_logits: jax.Array, labels: jax.Array) -> Stats:
-  """What the labels' head says of each token; the cross-entropy with its gradient."""
+  """Returns the stats of the logits that the labels act on; the cross-entropy has its gradient."""
   log_q = log_probabilities(check_logits("student_logits", student_logits))
   labels = check_labels(labels, log_q.shape[:-1])
   return {"cross_entropy": -label_value(log_q, labels), "student_entropy": entropy_of(log_q)}

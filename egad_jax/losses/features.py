@@ -1,4 +1,4 @@
-"""Mechanism 3 of EGAD, second half: distances between hidden states of student and teacher.
+"""Feature distances between hidden states of student and teacher, for mechanism 3 of EGAD.
 
 The abstract of EGAD (arXiv 2605.01732) says that hard tokens are also distilled from features and
 gives no formula; the distances and the linear projector are our choice.
@@ -18,7 +18,7 @@ FeatureDistance = Callable[[ArrayLike, ArrayLike], jax.Array]
 
 
 def cosine_distance(student_features: ArrayLike, teacher_features: ArrayLike) -> jax.Array:
-  """1 - cosine similarity, in [0, 2]; blind to the scale of both sides.
+  """Returns 1 - cosine similarity, in [0, 2], which ignores the scale of both sides.
 
   Args:
     student_features: projected hidden states, float, shape [..., dim].
@@ -41,7 +41,7 @@ def cosine_distance(student_features: ArrayLike, teacher_features: ArrayLike) ->
 
 
 def normalized_mse(student_features: ArrayLike, teacher_features: ArrayLike) -> jax.Array:
-  """Mean squared difference after centring each side and scaling it to unit variance.
+  """Returns the mean squared difference of both sides after centring and scaling to variance 1.
 
   Args:
     student_features: projected hidden states, float, shape [..., dim].
@@ -68,29 +68,30 @@ FEATURE_DISTANCES: Mapping[str, FeatureDistance] = {
   "cosine": cosine_distance,
   "normalized_mse": normalized_mse,
 }
-"""Those of one token, in one space: they take projected features."""
+"""The distances of single tokens, by name; they need student features in the teacher's space."""
 
 
 def pair_distances(
   student_features: ArrayLike, teacher_features: ArrayLike, weight: ArrayLike
 ) -> jax.Array:
-  """How differently the two models see the distances from a token to the others of its row.
+  """Compares the two models' distances from each token to the others of its row.
 
     F_i = sum_{j != i} w_j (d_S(i, j) - d_T(i, j))^2 / max(1, sum_{j != i} w_j),
 
-  d the cosine distance inside each model's own space. Rotating or rescaling either space changes
-  nothing, so the widths may differ and no projector is needed. After the span-distance loss of MTA
-  (arXiv 2605.01374), which has spans and pairs weighted by importance; ours has tokens.
+  with d the cosine distance inside each model's own space. Rotating or rescaling either space
+  changes nothing, so the widths may differ and no projector is needed. The loss follows the
+  span-distance loss of MTA (arXiv 2605.01374), which compares spans and weights pairs by
+  importance; ours compares tokens.
 
   Args:
     student_features: hidden states, float, shape [..., tokens, Ds].
     teacher_features: hidden states, float, shape [..., tokens, Dt]. Detached.
-    weight: w >= 0 of a token as the other of a pair, shape [..., tokens]; leading axes may be 1.
-      Detached. What a token of weight 0 holds must be finite.
+    weight: w >= 0, the weight of each token as the other one of a pair, shape [..., tokens];
+      leading axes may be 1. Detached. Features must be finite even where the weight is 0.
 
   Returns:
-    F in [0, 4], at least float32, shape [..., tokens]. 0 for a token without others; others whose
-    weights sum to less than 1 count for less, so that weights may go to 0 continuously.
+    F in [0, 4], at least float32, shape [..., tokens]; 0 for a token without others. If the others'
+    weights sum to less than 1, F shrinks with the sum, so that it is continuous as weights go to 0.
 
   Raises:
     TypeError: features not floating point.
@@ -120,13 +121,13 @@ def pair_distances(
 def init_projector(
   key: jax.Array, *, student_dim: int, teacher_dim: int, num_taps: int
 ) -> dict[str, jax.Array]:
-  """Initial parameters of one linear map per tap, student width -> teacher width.
+  """Returns initial parameters of one linear map per tap, student width -> teacher width.
 
   Args:
-    key: random key.
+    key: random key; not used when the widths are equal.
     student_dim: width of the student's hidden states.
-    teacher_dim: width of the teacher's.
-    num_taps: number of layer pairs.
+    teacher_dim: width of the teacher's hidden states.
+    num_taps: number of pairs of tapped layers.
 
   Returns:
     {"kernel": float32 [num_taps, student_dim, teacher_dim]}: the identity when the widths are
@@ -143,7 +144,7 @@ def project(params: Mapping[str, jax.Array], student_features: ArrayLike) -> jax
   """Maps student features [taps, ..., student_dim] to [taps, ..., teacher_dim], float32.
 
   Args:
-    params: as from `init_projector`.
+    params: parameters from `init_projector`.
     student_features: float, shape [taps, ..., student_dim].
   """
   features = promote("student_features", student_features)
@@ -151,12 +152,12 @@ def project(params: Mapping[str, jax.Array], student_features: ArrayLike) -> jax
 
 
 def take_tokens(features: jax.Array, indices: jax.Array, valid: jax.Array) -> jax.Array:
-  """Gathers tokens of every row; empty places become zeros, whatever they point at.
+  """Gathers tokens of every row; entries that are not valid become zeros.
 
   Args:
     features: shape [taps, batch, seq, dim].
-    indices: int, shape [batch, k], into seq.
-    valid: bool, shape [batch, k].
+    indices: int, shape [batch, k], the tokens to take, as indices into seq.
+    valid: bool, shape [batch, k], false at entries to fill with zeros.
 
   Returns:
     Shape [taps, batch, k, dim].
@@ -166,14 +167,14 @@ def take_tokens(features: jax.Array, indices: jax.Array, valid: jax.Array) -> ja
 
 
 def _similarities(features: jax.Array) -> jax.Array:
-  """Cosine similarity of each pair of tokens, [..., tokens, tokens]."""
+  """Returns the cosine similarity of each pair of tokens, [..., tokens, tokens]."""
   vectors = unit(features)
-  # Differences of similarities close to 1 have no digits to give away to fast matmuls.
+  # Differences of similarities close to 1 would be lost to the rounding of fast matmuls.
   return jnp.einsum("...id,...jd->...ij", vectors, vectors, precision="highest")
 
 
 def unit(features: jax.Array) -> jax.Array:
-  """Scales each vector of features [..., dim] to norm 1; a zero vector stays, gradient finite.
+  """Scales each vector of features [..., dim] to norm 1; a zero vector stays zero.
 
   >>> unit(jnp.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
   [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]

@@ -1,7 +1,7 @@
 """Token focusing of AdaKD: which tokens are distilled, and the controller of their share.
 
-Loss-driven adaptive token focusing (LATF, arXiv 2510.11615): while the loss falls, fewer and
-harder tokens; when it rises again, more. The difficulty of a token is whatever the caller gives.
+Loss-driven adaptive token focusing (LATF, arXiv 2510.11615) selects fewer and harder tokens while
+the loss falls, and more when it rises again. The caller defines the difficulty of a token.
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ MEDIANS = ("all", "selected")
 
 @dataclasses.dataclass(frozen=True)
 class Focus:
-  """How the share of the tokens that are distilled follows the loss.
+  """How the share r of the tokens that are distilled follows the loss.
 
   Attributes:
-    ratio_step: the share changes by this factor, r (1 - step) or r (1 + step), in [0, 1); 0 turns
-      focusing off. The value .05 is that of the paper's scripts.
-    tolerance: relative change of the loss that is not acted upon, in [0, 1); .05 in the scripts.
-    decay: of the running loss, per step, in [0, 1); .99 in the paper.
-    minimum_ratio: the share never falls below it, in (0, 1]. The code's .1; the paper has no floor.
-    warmup: share of the training, in [0, 1], during which all tokens are distilled; the paper's.
+    ratio_step: relative change of the share, r (1 - step) or r (1 + step), in [0, 1); 0 turns the
+      selection off. The paper's scripts use 0.05.
+    tolerance: relative change of the loss that leaves the share as it is, in [0, 1); 0.05 in the
+      scripts.
+    decay: decay of the running loss per step, in [0, 1); 0.99 in the paper.
+    minimum_ratio: lower bound of the share, in (0, 1]; 0.1 in the code, while the paper has none.
+    warmup: share of the training, in [0, 1], during which all tokens are distilled, as in the
+      paper; 0 for none.
     median: the difficulty that gets the base temperature: "all", the median of all tokens (the
-      paper); or "selected", the lower median of the selected ones (the code).
+      paper), or "selected", the lower median of the selected tokens (the code).
   """
 
   ratio_step: float = 0.05
@@ -56,8 +58,8 @@ class FocusState(NamedTuple):
   """The controller's memory; a pytree of float32 scalars.
 
   Attributes:
-    ema_loss: the running loss of the selected tokens; infinite before the first.
-    reference_loss: the running loss when the share last changed.
+    ema_loss: the running loss of the selected tokens; infinite before the first loss.
+    reference_loss: the running loss when the share last changed; infinite before the first loss.
     ratio: the share r in (0, 1] of the tokens that the next step distils.
   """
 
@@ -74,19 +76,19 @@ class FocusState(NamedTuple):
 def update_focus(
   state: FocusState, loss: ArrayLike, *, elapsed: ArrayLike, focus: Focus
 ) -> FocusState:
-  """One step of the controller: L <- decay L + (1 - decay) loss, then r by where L stands.
+  """Makes one step of the controller: L <- decay L + (1 - decay) loss, then r from L.
 
   L < L_ref (1 - tolerance): r <- max(minimum_ratio, r (1 - step)) and L_ref <- L;
   L > L_ref (1 + tolerance): r <- min(1, r (1 + step)) and L_ref <- L; between them nothing
   changes. As long as the next step is in the warm-up (elapsed <= warmup), r = 1 and L_ref <- L, so
-  that afterwards L_ref is the running loss at its end. The first loss starts L, as in the code:
-  from 0 the running loss would rise whatever happens.
+  that afterwards L_ref is the running loss at its end. The first loss initializes L, as in the
+  code: from 0, the running loss would rise in any case.
 
   Args:
-    state: before the step.
+    state: the state before the step.
     loss: mean loss of the tokens that were distilled, >= 0, a scalar. Detached.
-    elapsed: how far along the training the next step is, in [0, 1], a scalar.
-    focus: the options.
+    elapsed: how far along the training the next step is, a scalar in [0, 1].
+    focus: how the share follows the loss.
 
   Returns:
     The state after the step.
@@ -121,14 +123,13 @@ def update_focus(
 def select_hardest(difficulty: ArrayLike, mask: ArrayLike, ratio: ArrayLike) -> jax.Array:
   """Marks the k = max(1, floor(n ratio)) most difficult of the n masked tokens.
 
-  All leading axes form one batch. Of equally difficult tokens the earlier ones are taken, so a
-  smaller ratio selects a subset. A difficulty of NaN counts as the highest: what is broken stays
-  in the loss, where it shows.
+  All axes form one batch. At ties the earlier token is taken, so a smaller ratio selects a subset.
+  A difficulty of NaN counts as the highest, so that it stays visible in the loss.
 
   Args:
-    difficulty: float, shape [...]. What it holds outside the mask is ignored.
+    difficulty: float, shape [...]. Values outside the mask are ignored.
     mask: bool, shape [...], true at tokens that count.
-    ratio: in (0, 1], a scalar, which may be traced.
+    ratio: share of the masked tokens to select, a scalar in (0, 1], which may be traced.
 
   Returns:
     bool, shape [...]; all false when nothing is masked in.
@@ -145,7 +146,7 @@ def select_hardest(difficulty: ArrayLike, mask: ArrayLike, ratio: ArrayLike) -> 
   mask = check_mask(mask, difficulty.shape)
   hardness = jnp.where(jnp.isnan(difficulty), jnp.inf, difficulty)
   easiness = jnp.where(mask, -hardness, jnp.inf).reshape(-1)
-  # The ratio is traced, so k is no shape: a token is selected by its rank.
+  # The ratio may be traced, so k cannot be a shape; tokens are selected by rank instead.
   rank = jnp.argsort(jnp.argsort(easiness, stable=True))
   count = jnp.maximum(jnp.floor(jnp.sum(mask) * jnp.asarray(ratio)), 1)
   return mask & (rank < count).reshape(mask.shape)

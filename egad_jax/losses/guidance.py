@@ -1,4 +1,4 @@
-"""What EGAD's mechanisms say of each token by its entropy: temperature, weight, hard or easy."""
+"""The guidance of a token by EGAD's mechanisms: temperature, weight and gate from its entropy."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from egad_jax.losses.temperature import Temperature, compensation_factor
 
 
 class TokenGuidance(NamedTuple):
-  """How a token is distilled; None where a mechanism is off.
+  """How each token is distilled.
 
   Attributes:
-    temperature: one number, or one per token.
-    factor: the compensation for it.
-    weight: the curriculum's, or None.
-    hard: the branch's gate, 0 (easy) to 1 (hard), or None.
+    temperature: T of the divergence; one number, or one per token, [...].
+    factor: compensation factor on the divergence, see `compensation_factor`; likewise.
+    weight: weight of each token's divergence, [...]; None if no mechanism weights tokens.
+    hard: gate of each token, from 0 (easy) to 1 (hard), [...]; None if no mechanism gates tokens.
   """
 
   temperature: float | jax.Array
@@ -44,9 +44,9 @@ def running_guidance(
   temperature: Temperature,
   branch: Branch | None,
 ) -> TokenGuidance:
-  """The guidance of tokens [...] by the position of their entropy in the running distribution."""
+  """Returns the guidance of tokens [...] from their entropies' positions in the distribution."""
   weight = hard = None
-  position: Any = None  # An array where a mechanism reads it.
+  position: Any = None  # An array if a mechanism reads it, else None.
   if curriculum is not None or branch is not None:
     position = distribution.position(entropy)
   if curriculum is not None:
@@ -75,9 +75,9 @@ def in_batch_guidance(
   branch: Branch | None,
   kind: str,
 ) -> TokenGuidance:
-  """The guidance of tokens [...] by the position of their entropy in their own batch."""
+  """Returns the guidance of tokens [...] from their entropies' positions in their own batch."""
   weight = hard = None
-  position: Any = None  # An array where a mechanism reads it.
+  position: Any = None  # An array if a mechanism reads it, else None.
   if curriculum is not None or branch is not None or temperature.kind != "fixed":
     position = entropy_position(entropy, mask, kind=kind)
   if curriculum is not None:
@@ -92,7 +92,7 @@ def in_batch_guidance(
     return temperature.of_position(position)
 
   def mean(function: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    # A mean over nothing would be a temperature of 0, and 0 / 0 in the gradient of masked tokens.
+    # The mean over no tokens is 0; as a temperature it would make 0 / 0 in the gradient.
     of_base = function(jnp.asarray(temperature.base, entropy.dtype))
     return jnp.where(jnp.any(mask), masked_mean(function(adaptive()), mask), of_base)
 
@@ -103,14 +103,15 @@ def in_batch_guidance(
 def _gate_in_batch(
   entropy: jax.Array, position: jax.Array, mask: jax.Array, branch: Branch
 ) -> jax.Array:
-  """Returns the gate of each token; a threshold in nats becomes a position for a soft one."""
+  """Returns the gate of each token; for a soft gate, a threshold in nats becomes a position."""
   if branch.threshold is None:
     return branch.gate(position, 1 - branch.hard_fraction)
   above = entropy >= branch.threshold
   if branch.softness == 0:
-    # Not by position: those of two tokens either side of the threshold may round to one number.
+    # Entropies are compared because two tokens on either side may round to the same position.
     return above.astype(position.dtype)
-  # In the middle between the tokens on either side of it, or well beyond a batch all on one side.
+  # The position midway between the nearest tokens on either side of the threshold; if one side is
+  # empty, a position well outside [0, 1].
   hardest_below = jnp.max(position, where=mask & ~above, initial=-1)
   easiest_above = jnp.min(position, where=mask & above, initial=2)
   return branch.gate(position, (hardest_below + easiest_above) / 2)
@@ -121,12 +122,12 @@ def temperature_and_factor(
   adaptive: Callable[[], jax.Array],
   mean: Callable[[Callable[[jax.Array], jax.Array]], jax.Array],
 ) -> tuple[float | jax.Array, float | jax.Array]:
-  """Returns the temperature, a number or one per token, and its compensation.
+  """Returns the temperature, a number or one per token, and its compensation factor.
 
   Args:
-    temperature: the mechanism.
-    adaptive: () -> the adaptive temperature of each token.
-    mean: function -> its expectation over the adaptive temperatures of all tokens.
+    temperature: the kind of temperature and of compensation.
+    adaptive: () -> the adaptive temperature of each token, [...].
+    mean: function of temperatures -> its expectation over the adaptive temperatures, a scalar.
   """
   kind = temperature.compensation
   if temperature.kind == "adaptive":

@@ -1,4 +1,4 @@
-"""What the in-batch forms of the methods share: inputs behind a mask, and metrics of the tokens."""
+"""What the methods' in-batch forms share: masking of the inputs, and metrics of the tokens."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ def in_batch_inputs(
   mask: ArrayLike,
   where: ArrayLike | None = None,
 ) -> tuple[jax.Array, Any, jax.Array, jax.Array]:
-  """Checks the four and makes the logits safe for any maths, whatever the mask hides.
+  """Checks the inputs and replaces logits outside the mask, which may be NaN, by zeros.
 
   Args:
     student_logits: float, shape [..., vocab].
     teacher_logits: float, same shape; or a `TopK` of them, made with the same `where`.
-    labels: int, shape [...].
+    labels: int, shape [...], the token that the logits at its index predict.
     mask: bool, shape [...], true at tokens that count.
-    where: optional bool [vocab], true at real vocabulary entries.
+    where: bool [vocab], true at real vocabulary entries; None counts all.
 
   Returns:
-    The same four: logits 0 outside the mask and -inf in hidden columns, the teacher's detached.
+    (student_logits, teacher_logits, labels, mask): logits are 0 outside the mask and -inf at
+    entries that `where` hides, and the teacher's are detached.
 
   Raises:
     TypeError: wrong dtype.
@@ -61,11 +62,11 @@ def in_batch_inputs(
 
 
 def in_batch_metrics(stats: Stats, mask: jax.Array) -> dict[str, jax.Array]:
-  """Means over the masked tokens, detached scalars.
+  """Returns means of the stats over the masked tokens, detached scalars.
 
   Args:
-    stats: as from `terms.token_terms`.
-    mask: bool, the shape of the stats.
+    stats: stats from `terms.token_terms`, each [...].
+    mask: bool, shape [...], true at tokens that count.
 
   Returns:
     distillation_loss, cross_entropy, teacher_entropy, student_entropy (nats), temperature_mean,

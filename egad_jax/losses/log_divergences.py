@@ -1,9 +1,10 @@
-"""The maths of each divergence, once, on log-probabilities.
+"""The formula of each divergence, on log-probabilities.
 
 Every function takes `(log_q, log_p)`: the student's and the teacher's log-probabilities at one
 temperature, from `log_probabilities` (so they are finite), shape [..., vocab], the teacher's
-detached; and returns [...], in nats. `divergences` is the same on logits, with the documentation;
-a method that needs the log-probabilities for other things too comes here, and makes them once.
+detached. It returns [...], in nats unless `divergences` says otherwise. `divergences` has the same
+functions on logits, with documentation; methods that also need the log-probabilities for other
+terms use the functions here and compute them once.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ import jax.numpy as jnp
 from egad_jax.losses.probabilities import LOG_ZERO, is_label, label_value
 
 SMALLEST_POWER = 0.01
-"""Of `alpha_beta`: its terms are differences of order alpha beta, lost to float32 below this."""
+"""Least nonzero alpha or beta of `alpha_beta` in float32.
+
+The terms are differences of order alpha beta, which rounding loses below this.
+"""
 
 LogDivergence = Callable[..., jax.Array]
 
@@ -64,8 +68,8 @@ def hellinger(log_q: jax.Array, log_p: jax.Array) -> jax.Array:
   """sqrt(1/2 sum (sqrt q - sqrt p)^2)."""
   gap = jnp.exp(0.5 * log_q) - jnp.exp(0.5 * log_p)
   square = 0.5 * jnp.sum(jnp.where(_apart(log_q, log_p), gap**2, 0), axis=-1)
-  # The root's slope at 0 is infinite, and infinity times the square's own slope of 0 is NaN: the
-  # root is taken of 1 there, and the gradient at equal distributions is 0.
+  # The slope of the root at 0 is infinite, and infinity times the square's slope of 0 is NaN.
+  # Taking the root of 1 there makes the gradient 0 at equal distributions.
   same = square == 0
   return jnp.where(same, 0, jnp.sqrt(jnp.where(same, 1, square)))
 
@@ -114,7 +118,7 @@ def adaptive_kl(log_q: jax.Array, log_p: jax.Array, *, head_mass: float = 0.5) -
 def token_wise_kl(log_q: jax.Array, log_p: jax.Array) -> jax.Array:
   """sum w p log(p/q) + (1 - w) q log(q/p), w = p / (p + q) detached."""
   log_ratio = log_p - log_q
-  # Without the stop-gradient the value is the same, but the gradient is that of KL + KL.
+  # Without the stop-gradient the value is the same, but the gradient is that of both KLs' sum.
   w = jax.lax.stop_gradient(jax.nn.sigmoid(log_ratio))
   return jnp.sum((w * jnp.exp(log_p) - (1 - w) * jnp.exp(log_q)) * log_ratio, axis=-1)
 
@@ -136,8 +140,8 @@ def non_target_class_kl(log_q: jax.Array, log_p: jax.Array, labels: jax.Array) -
   if log_q.shape[-1] == 1:
     return jnp.zeros(log_q.shape[:-1], log_q.dtype)
   at_label = is_label(log_q, labels)
-  # The label itself would be exp(log p_y - log(1 - p_y)): infinite for a sure model, and NaN in
-  # the gradient although the sum leaves it out.
+  # The label's own term would have exp(log p_y - log(1 - p_y)), infinite for a confident model, and
+  # make the gradient NaN although the sum leaves it out.
   log_p, log_q = (
     jnp.where(at_label, LOG_ZERO, logs - _target_and_rest(logs, labels)[1][..., None])
     for logs in (log_p, log_q)
@@ -156,7 +160,7 @@ LOG_DIVERGENCES: Mapping[str, LogDivergence] = {
   "adaptive_kl": adaptive_kl,
   "token_wise_kl": token_wise_kl,
 }
-"""Those that need no labels; the divergences a method can be built on."""
+"""The divergences that need no labels, by name; a method can use any of them."""
 
 
 def make_divergence(
@@ -167,7 +171,8 @@ def make_divergence(
   Args:
     divergence: a key of `DIVERGENCES`; or a function of the student's and the teacher's
       log-probabilities, each [..., vocab], hyper-parameters keyword-only.
-    options: its hyper-parameters, such as {"beta": 0.1} for "jensen_shannon".
+    options: hyper-parameters of the divergence, such as {"beta": 0.1} for "jensen_shannon"; None
+      for its defaults.
 
   Raises:
     ValueError: unknown name or option, or an option out of range.
@@ -188,7 +193,7 @@ def make_divergence(
     )
   made = functools.partial(function, **options)
   log_probs = jax.ShapeDtypeStruct((2,), jnp.float32)
-  # Ranges are checked here, not in the first step.
+  # Tracing it once here raises range errors now instead of in the first training step.
   jax.eval_shape(made, log_probs, log_probs)
   return made
 
@@ -200,7 +205,7 @@ def check_share(name: str, value: float) -> None:
 
 
 def _log_mixture(log_a: jax.Array, log_b: jax.Array, share: float) -> jax.Array:
-  """log(share a + (1 - share) b), from logarithms throughout."""
+  """Returns log(share a + (1 - share) b), computed from logarithms."""
   if share == 0:
     return log_b
   if share == 1:
@@ -209,9 +214,9 @@ def _log_mixture(log_a: jax.Array, log_b: jax.Array, share: float) -> jax.Array:
 
 
 def _apart(log_q: jax.Array, log_p: jax.Array) -> jax.Array:
-  """True at entries that differ by more than rounding, [..., vocab].
+  """Returns bool [..., vocab], true at entries that differ by more than rounding.
 
-  A distance has a kink where the two are equal, and rounding would choose the side of it.
+  A distance has a kink where p and q are equal, and rounding would choose the sign of the gradient.
   """
   rounding = 8 * jnp.finfo(log_q.dtype).eps * (1 + jnp.abs(log_p))
   return jnp.abs(log_q - log_p) > rounding
@@ -220,7 +225,7 @@ def _apart(log_q: jax.Array, log_p: jax.Array) -> jax.Array:
 def _target_and_rest(log_p: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns log p_label and log(1 - p_label), each [...].
 
-  The rest is summed from its own entries: 1 - p_label has no digits left for a sure teacher.
+  1 - p_label is summed from its entries: the difference loses all digits for a confident teacher.
   """
   target = label_value(log_p, labels)
   return target, jax.nn.logsumexp(log_p, axis=-1, where=~is_label(log_p, labels))

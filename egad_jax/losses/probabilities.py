@@ -1,6 +1,6 @@
-"""Log-probabilities that stay finite at -inf logits, and the checks every loss starts with.
+"""Log-probabilities that stay finite at -inf logits, and the argument checks of the losses.
 
-Shapes: `[...]` are any leading axes (usually `[batch, seq]`), `vocab` is always the last one.
+In shapes, `[...]` are any leading axes (usually `[batch, seq]`); `vocab` is always the last axis.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from jax.typing import ArrayLike
 LOG_ZERO = -100.0
 """The log-probability of a vocabulary entry whose logit is -inf, in nats.
 
-exp(-100) is 0 in every sum, yet a divergence stays finite where only one of the two models rules
-an entry out: probability 0 then costs 100 nats instead of infinity.
+exp(-100) adds nothing to a sum, yet a divergence stays finite where only one of the two models
+rules an entry out: a probability of 0 then costs 100 nats instead of infinity.
 """
 
 
@@ -37,7 +37,7 @@ def check_logits(name: str, logits: ArrayLike) -> jax.Array:
 
 
 def check_pair(student_logits: ArrayLike, teacher_logits: ArrayLike) -> tuple[jax.Array, jax.Array]:
-  """Returns both promoted, the teacher's detached; ValueError unless their shapes are equal."""
+  """Returns both logits promoted, the teacher's detached; ValueError unless shapes are equal."""
   student_logits = check_logits("student_logits", student_logits)
   teacher_logits = check_logits("teacher_logits", teacher_logits)
   if student_logits.shape != teacher_logits.shape:
@@ -85,7 +85,8 @@ def check_type(name: str, value: object, kind: type) -> None:
 def check_progress(name: str, value: ArrayLike) -> jax.Array:
   """Returns a share of the training or of a curriculum, a detached float32 scalar in [0, 1].
 
-  A traced value out of range is clipped, since it cannot be refused; a known one raises ValueError.
+  A Python or NumPy number out of range raises ValueError; a JAX array is clipped instead, because
+  its value may not be known yet.
   """
   if jnp.ndim(value):
     raise ValueError(f"{name} must be a scalar, got shape {jnp.shape(value)}.")
@@ -113,8 +114,9 @@ def log_probabilities(
 
   Args:
     logits: float, shape [..., vocab]. Entries may be -inf, but not a whole row.
-    temperature: positive; one number, or one per token, shape [...]. Detached.
-    where: bool, shape [vocab], true at real vocabulary entries; what the others hold is ignored.
+    temperature: T > 0; one number, or one per token, shape [...]. Detached.
+    where: bool, shape [vocab], true at real vocabulary entries; values of the others are ignored.
+      None counts all entries.
 
   Returns:
     Log-probabilities in nats, at least float32, shape [..., vocab]; the gradient with respect to
@@ -123,7 +125,7 @@ def log_probabilities(
   Raises:
     TypeError: `logits` are not floating point.
     ValueError: `temperature` or `where` has the wrong shape, or a temperature that is a Python or
-      NumPy value is not positive (those on a device are not looked at).
+      NumPy value is not positive (JAX arrays are not checked).
   """
   logits = hide_columns(check_logits("logits", logits), where)
   is_known = isinstance(temperature, int | float | np.ndarray | np.generic)
@@ -140,16 +142,16 @@ def log_probabilities(
       )
     scaled = logits / (temperature[..., None] if temperature.ndim else temperature)
   log_p = jax.nn.log_softmax(scaled, axis=-1)
-  # 0 * -inf and -inf - -inf are NaN, in values and gradients; a finite stand-in keeps every
-  # formula downstream plain, and selecting it cuts the gradient of those entries.
+  # 0 * -inf and -inf - -inf are NaN, in values and gradients. With a finite value the divergences
+  # need no special cases, and `where` cuts the gradient of these entries.
   return jnp.where(scaled == -jnp.inf, LOG_ZERO, log_p)
 
 
 def label_value(values: jax.Array, labels: jax.Array) -> jax.Array:
-  """Returns values[..., label], shape [...]; 0 where the label is no vocabulary id.
+  """Returns values[..., label], shape [...]; 0 where the label is not a vocabulary id.
 
-  A comparison instead of a gather: its transpose is no scatter, and it runs unchanged when the
-  vocabulary axis is sharded.
+  It compares instead of gathering: the transpose needs no scatter, and the code runs unchanged when
+  the vocabulary axis is sharded.
   """
   return jnp.sum(jnp.where(is_label(values, labels), values, 0), axis=-1)
 

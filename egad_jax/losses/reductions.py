@@ -1,4 +1,4 @@
-"""Masked sums, means and medians. The only place where a mask divides."""
+"""Masked sums, means and medians."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from egad_jax.losses.probabilities import check_mask, promote
 
 
 def masked_sum(values: ArrayLike, mask: ArrayLike) -> jax.Array:
-  """Sums `values` where `mask` is true, over all axes; what lies outside may be NaN.
+  """Sums `values` where `mask` is true, over all axes.
 
   Args:
-    values: shape [...].
-    mask: bool, shape [...].
+    values: any numeric dtype, shape [...]. Values outside the mask may be NaN.
+    mask: bool, shape [...], true at values to sum.
 
   Returns:
     A scalar; 0 when nothing is masked in.
@@ -28,8 +28,8 @@ def masked_mean(values: ArrayLike, mask: ArrayLike) -> jax.Array:
   """Averages `values` where `mask` is true, over all axes.
 
   Args:
-    values: float, shape [...]. What lies outside the mask may be NaN.
-    mask: bool, shape [...].
+    values: float, shape [...]. Values outside the mask may be NaN.
+    mask: bool, shape [...], true at values to average.
 
   Returns:
     sum / max(1, count), a scalar; 0 when nothing is masked in.
@@ -43,12 +43,13 @@ def masked_mean(values: ArrayLike, mask: ArrayLike) -> jax.Array:
 
 
 def masked_median(values: ArrayLike, mask: ArrayLike, *, lower: bool = False) -> jax.Array:
-  """The median of the masked values, over all axes.
+  """Returns the median of the masked values, over all axes.
 
   Args:
-    values: float, shape [...]. What they hold outside the mask is ignored.
-    mask: bool, shape [...].
-    lower: of an even number, the lower of the middle two (as PyTorch) instead of their mean.
+    values: float, shape [...]. Values outside the mask are ignored.
+    mask: bool, shape [...], true at values that count.
+    lower: whether the median of an even number of values is the lower of the middle two, as in
+      PyTorch, instead of their mean.
 
   Returns:
     A scalar, detached; infinite when nothing is masked in.

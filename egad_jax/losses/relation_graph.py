@@ -1,12 +1,12 @@
-"""TRG: the relations between hard tokens of a row, distilled (arXiv 2306.12442).
+"""TRG (arXiv 2306.12442): distillation of the relations between the hard tokens of a row.
 
-Only the abstract and third-party notes were available. Noted: logit distillation plus three terms
-on a graph of image tokens sampled over the batch, local, contextual (the notes' "global") and inner
-(the abstract's "contextual loss"), and a contrastive temperature that falls from high to low.
-Ours: hard tokens of a language model as nodes, a graph per row, every value of `RelationGraph`, the
-form of the annealing, and what `token_graph` says.
+Only the abstract and third-party notes were available. The notes describe logit distillation plus
+three terms on a graph of image tokens sampled over the batch: local, contextual (the notes'
+"global") and inner (the abstract's "contextual loss"), and a contrastive temperature that falls
+from high to low. Our choices are the hard tokens of a language model as nodes, a graph per row,
+every value of `RelationGraph`, the form of the annealing, and what `token_graph` lists.
 
-Loss, with n the target tokens and per node the terms of `token_graph`:
+The loss, with n the number of target tokens and the terms of `token_graph` for each node, is
 
   sum T^2 D(T) / n + sum over nodes (w_l local + w_c contextual + w_i inner) / n_nodes
     + ce_weight sum CE / n
@@ -35,21 +35,23 @@ TERMS = ("local", "contextual", "inner")
 
 @dataclasses.dataclass(frozen=True)
 class RelationGraph:
-  """The graph of tokens and the weights of its terms; all numbers are ours, none were noted.
+  """The graph of tokens and the weights of its terms; all values are ours, the notes give none.
 
   Attributes:
-    nodes: hard tokens that a row of a batch keeps as nodes, at most; >= 1. Bounds the cost: pairs
-      grow with its square, per row. `relation_graph_loss` takes the nodes it is given instead.
-    neighbours: k >= 1, edges of a node.
-    sigma: of the Gaussian edges, in squared distance of unit vectors (0 to 4); None: the median
-      over the teacher's edges of the graph.
-    direction: of the local KL: "student_to_teacher" (as noted) or "teacher_to_student".
-    local_weight: >= 0; a term of weight 0 is absent from the program and its metric is 0.
-    contextual_weight: >= 0; with 0 there is no projector.
-    inner_weight: >= 0.
-    contextual_start: tau at the start of training, > 0.
-    contextual_end: tau at its end, > 0; noted is only that tau falls.
-    inner_temperature: of the similarity maps, > 0; see `token_graph.inner_relation`.
+    nodes: largest number of hard tokens of a row that become nodes, >= 1. It bounds the cost, as
+      the number of pairs in a row grows with its square. `relation_graph_loss` does not read it.
+    neighbours: k >= 1, the number of edges of a node.
+    sigma: width of the Gaussian edges, > 0, in squared distance of unit vectors (0 to 4); None
+      takes the median over the teacher's edges of the graph.
+    direction: direction of the local KL: "student_to_teacher" (as in the notes), KL(student ||
+      teacher), or "teacher_to_student".
+    local_weight: factor on the local term, >= 0. A term of weight 0 is absent from the program and
+      its metric is 0.
+    contextual_weight: factor on the contextual term, >= 0; with 0 there is no projector.
+    inner_weight: factor on the inner term, >= 0.
+    contextual_start: contextual temperature tau at the start of training, > 0.
+    contextual_end: tau at the end of training, > 0; the notes only say that tau falls.
+    inner_temperature: temperature of the similarity maps, > 0; see `token_graph.inner_relation`.
   """
 
   nodes: int = 64
@@ -80,12 +82,12 @@ class RelationGraph:
       raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, got {self.direction!r}.")
 
   def weights(self) -> dict[str, float]:
-    """Returns the weight of each term that has one."""
+    """Returns the weights that are not 0, by the name of the term."""
     weights = {term: getattr(self, f"{term}_weight") for term in TERMS}
     return {term: weight for term, weight in weights.items() if weight}
 
   def temperature(self, elapsed: ArrayLike) -> jax.Array:
-    """Returns tau = start (end / start)^elapsed, detached: sharper by the same factor each step.
+    """Returns tau = start (end / start)^elapsed, detached; it changes by the same factor each step.
 
     >>> [round(float(RelationGraph().temperature(e)), 4) for e in (0.0, 0.5, 1.0)]
     [1.0, 0.3162, 0.1]
@@ -105,18 +107,19 @@ def relation_graph_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The graph terms of TRG, averaged over the valid nodes of all graphs.
 
-  Each leading index is one graph; to relate tokens across a batch (as noted for images), gather
-  them into one. The inner term is noted within an instance: give it a graph per instance.
+  Each leading index is one graph; to relate tokens across a batch, as the notes describe for
+  images, gather them into one graph. In the notes the inner term relates tokens of one instance,
+  which needs one graph per instance.
 
   Args:
     student_features: hidden states, float, shape [..., nodes, Ds].
     teacher_features: hidden states, float, shape [..., nodes, Dt]. Detached.
     mask: bool, shape [..., nodes], true at valid nodes; features may be NaN elsewhere.
-    elapsed: how far along the training the step is, 0 at the first and 1 at the last, a scalar;
-      sets the contextual tau.
-    projected_student_features: float, shape [..., nodes, Dt], for the contextual term; may be left
-      out when Ds = Dt (the features themselves then) or the term has weight 0.
-    options: the graph and its weights; its `nodes` is not read.
+    elapsed: how far along the training the step is, a scalar: 0 at the first step, 1 at the last.
+      It sets the contextual tau.
+    projected_student_features: float, shape [..., nodes, Dt], for the contextual term; None takes
+      `student_features`, for Ds = Dt or a contextual weight of 0.
+    options: the graph and the weights of its terms; its `nodes` is not read.
 
   Returns:
     The loss, a scalar, at least float32 (0 when nothing is masked in), and metrics, detached
@@ -151,7 +154,7 @@ def relation_graph_loss(
       f" {teacher.shape}, got {projected.shape}; project the student's features, or set"
       " contextual_weight to 0."
     )
-  # Before the maths: 0 * NaN would come back through the gradient.
+  # Features outside the mask may be NaN; masking later would leave 0 * NaN in the gradient.
   hidden = [jnp.where(mask[..., None], x, 0) for x in (student, teacher, projected)]
   terms = graph_terms(hidden[0], hidden[1], hidden[2], mask, elapsed, options)
   means = {name: masked_mean(term, mask) for name, term in terms.items()}
@@ -169,7 +172,7 @@ def graph_terms(
   elapsed: ArrayLike,
   options: RelationGraph,
 ) -> dict[str, jax.Array]:
-  """Returns {term: [..., nodes]}, those with a weight; features are zero outside the mask."""
+  """Returns {term: [..., nodes]} for terms of nonzero weight; features are 0 outside the mask."""
   make = {
     "local": lambda: local_relation(
       *(student, teacher, mask),

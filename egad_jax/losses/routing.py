@@ -1,6 +1,6 @@
-"""Which tokens of a row stand out, by entropy; gathering them with static shapes.
+"""Selection of tokens of a row by entropy, and gathering them with static shapes.
 
-For mechanism 3 of EGAD (its first half) and for methods that select tokens.
+Mechanism 3 of EGAD and methods that select tokens use it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from egad_jax.losses.probabilities import check_mask, promote
 def hard_tokens(
   entropy: ArrayLike, mask: ArrayLike, *, fraction: float
 ) -> tuple[jax.Array, jax.Array]:
-  """Picks the tokens of highest entropy of each row.
+  """Picks the tokens of highest entropy in each row.
 
   Args:
-    entropy: teacher entropy, float, shape [batch, seq]. Outside the mask it may be anything.
+    entropy: teacher entropy, float, shape [batch, seq]. Values outside the mask are ignored.
     mask: bool, shape [batch, seq], true at tokens that count.
     fraction: share of each row's masked tokens to pick, rounded up, in (0, 1].
 
@@ -52,12 +52,12 @@ def top_tokens(entropy: ArrayLike, mask: ArrayLike, *, fraction: float) -> jax.A
   """Marks the tokens that `hard_tokens` picks, for any leading axes.
 
   Args:
-    entropy: float, shape [..., seq]. Outside the mask it may be anything.
+    entropy: float, shape [..., seq]. Values outside the mask are ignored.
     mask: bool, shape [..., seq], true at tokens that count.
     fraction: share of each row's masked tokens to mark, rounded up, in (0, 1].
 
   Returns:
-    bool [..., seq].
+    bool [..., seq], true at the picked tokens.
 
   Raises:
     TypeError: `entropy` is not floating point.
@@ -90,12 +90,12 @@ def gather_indices(
 
   Args:
     score: float, shape [batch, seq]; ignored where not eligible.
-    eligible: bool, shape [batch, seq].
-    capacity: static number of places per row, at most seq.
+    eligible: bool, shape [batch, seq], true at tokens that may be picked.
+    capacity: number of tokens to pick from a row, static, at most seq.
 
   Returns:
-    indices int32 [batch, capacity] and valid bool [batch, capacity], false at empty places. Per
-    row, so that sharding the batch changes nothing.
+    indices int32 [batch, capacity] into seq, and valid bool [batch, capacity], false where a row
+    has no further eligible token. Rows are independent, so sharding the batch changes nothing.
   """
   score = jnp.where(eligible, jax.lax.stop_gradient(score), -jnp.inf)
   best, indices = jax.lax.top_k(score, capacity)
@@ -103,9 +103,10 @@ def gather_indices(
 
 
 def row_capacity(fraction: float, seq: int) -> int:
-  """Returns ceil(min(1, 2 fraction) seq), the places that a row keeps for its tokens.
+  """Returns ceil(min(1, 2 fraction) seq), the most tokens of a row that can get the feature loss.
 
-  Hard tokens cluster, so a row gets twice its expected share; what overflows is counted.
+  Hard tokens cluster, so a row has room for twice its expected share; `running_feature_loss` counts
+  the tokens beyond that.
 
   >>> row_capacity(0.25, 10), row_capacity(0.7, 10)
   (5, 10)
@@ -114,10 +115,10 @@ def row_capacity(fraction: float, seq: int) -> int:
 
 
 def _share_of_row(fraction: float, mask: jax.Array) -> jax.Array:
-  """ceil(fraction n) for the n masked tokens of each row, shape [..., 1]."""
+  """Returns ceil(fraction n) for the n masked tokens of each row, shape [..., 1]."""
   return jnp.ceil(fraction * jnp.sum(mask, axis=-1, keepdims=True) - 1e-4)
 
 
 def _round_up(count: float) -> int:
-  """Ceiling, at least 1, that forgives the rounding of products such as 0.1 * 30."""
+  """Returns the ceiling, at least 1, ignoring the rounding of products such as 0.1 * 30."""
   return max(1, math.ceil(count - 1e-9))

@@ -1,8 +1,8 @@
-"""TAID: distillation towards a target on the way from student to teacher.
+"""TAID: distillation towards a target between student and teacher.
 
-Temporally adaptive interpolated distillation, arXiv 2501.16937. The target is
-u = softmax((1 - t) z_student + t z_teacher), detached, the loss KL(u || q): gradient q - u. The
-share t of the teacher rises over the training, faster while the loss falls.
+Temporally adaptive interpolated distillation is from arXiv 2501.16937. The target is
+u = softmax((1 - t) z_student + t z_teacher), detached, and the loss KL(u || q), with the gradient
+q - u. The teacher's share t rises over the training, faster while the loss falls.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ from egad_jax.losses.top_k import Teacher
 from egad_jax.types import Stats
 
 SMALLEST_LOSS = 1e-6
-"""Nats; a relative change is taken of at least this."""
+"""Least previous loss, in nats, by which the change of the loss is divided."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Interpolation:
-  """How the teacher's share t of the target rises. The defaults are the official code's.
+  """How the teacher's share t of the target rises. The defaults are those of the official code.
 
   Attributes:
-    start: t at the beginning, in [0, 1]; 0 would be the student itself, without loss or gradient.
-    end: what t does not exceed, in [start, 1]; 1 is forward KL to the teacher.
-    rate: of the adaptive rise, in [0, 1]; 0 leaves the linear schedule.
-    momentum: of the loss's relative change, per step, in [0, 1).
+    start: t at the first step, in [0, 1]; with 0 the target is the student itself, without loss or
+      gradient.
+    end: upper bound of t, in [start, 1]; t = 1 is forward KL to the teacher.
+    rate: size of the adaptive rise per step, in [0, 1]; 0 leaves the linear schedule alone.
+    momentum: decay per step of the running mean of the loss's relative decrease, in [0, 1).
   """
 
   start: float = 0.4
@@ -56,8 +57,8 @@ class InterpolationState(NamedTuple):
 
   Attributes:
     share: t, the teacher's share of the next step's target.
-    momentum: running mean of the loss's relative decrease.
-    previous_loss: of the last step; infinite before the first.
+    momentum: m, the running mean of the loss's relative decrease; 0 before the first loss.
+    previous_loss: distillation loss of the last step, in nats; infinite before the first loss.
   """
 
   share: jax.Array
@@ -73,17 +74,17 @@ class InterpolationState(NamedTuple):
 def update_interpolation(
   state: InterpolationState, loss: ArrayLike, *, elapsed: ArrayLike, interpolation: Interpolation
 ) -> InterpolationState:
-  """One step: m <- momentum m + (1 - momentum) (L_prev - L) / L_prev, then t from m.
+  """Makes one step: m <- momentum m + (1 - momentum) (L_prev - L) / L_prev, then t from m.
 
   t <- min(end, max(start + (end - start) elapsed, t + rate sigmoid(m) (1 - t))), so t never falls.
-  The first loss moves neither m nor, but for the linear schedule, t.
+  The first loss leaves m at 0 and moves t by the linear schedule alone.
 
   Args:
-    state: before the step.
-    loss: the step's mean distillation loss, a scalar. Detached.
-    elapsed: how far along the training the next step is, in [0, 1], a scalar: with 1 for the last
-      step, that one's target has the share `end`.
-    interpolation: the options.
+    state: the state before the step.
+    loss: the step's mean distillation loss in nats, a scalar. Detached.
+    elapsed: how far along the training the next step is, a scalar in [0, 1]. If it is 1 for the
+      last step, the target of that step has the share `end`.
+    interpolation: how t rises.
 
   Returns:
     The state after the step.
@@ -98,7 +99,7 @@ def update_interpolation(
   elapsed = check_progress("elapsed", elapsed)
   first = jnp.isinf(state.previous_loss)
   previous = jnp.where(first, loss, state.previous_loss)
-  # Not the code's 1e-15: with it a first loss of 0 (start = 0) would count as a rise by 1e15.
+  # The code has 1e-15, with which a first loss of 0 (start = 0) would count as a rise by 1e15.
   decrease = (previous - loss) / jnp.maximum(previous, SMALLEST_LOSS)
   momentum = interpolation.momentum * state.momentum + (1 - interpolation.momentum) * decrease
   rise = interpolation.rate * jax.nn.sigmoid(momentum) * (1 - state.share)
@@ -126,20 +127,20 @@ def taid_loss(
   Args:
     student_logits: float, shape [..., vocab]; leading axes are usually [batch, seq].
     teacher_logits: float, same shape, or a `TopK` of them. Detached.
-    labels: int, shape [...], already aligned: the token that the logits at its place predict.
+    labels: int, shape [...], already aligned: the token that the logits at its index predict.
     mask: bool, shape [...], true at tokens that count; logits may be NaN elsewhere.
-    state: of the schedule: `InterpolationState.init(interpolation)`, then what the last call
-      returned.
-    elapsed: how far along the training the next call's step is, in [0, 1], a scalar.
-    temperature: of target and student, > 0.
-    ce_weight: of the cross-entropy.
-    interpolation: how t rises.
-    where: optional bool [vocab], true at real vocabulary entries.
+    state: state of the schedule: `InterpolationState.init(interpolation)` at first, then the state
+      that the last call returned.
+    elapsed: how far along the training the next call's step is, a scalar in [0, 1].
+    temperature: T of target and student, > 0; the paper uses 1.
+    ce_weight: factor, >= 0, on the cross-entropy with the labels; 0 leaves it out of the loss.
+    interpolation: how the teacher's share t of the target rises.
+    where: bool [vocab], true at real vocabulary entries; None counts all.
 
   Returns:
-    The loss, a scalar (0 when nothing is masked in); and metrics with the schedule's next state.
-    The metrics are those of `in_batch_metrics` and interpolation, the t of this call. The state is
-    the one given when nothing is masked in.
+    The loss, a scalar (0 when nothing is masked in); and a pair of the metrics and the schedule's
+    next state. The metrics are those of `in_batch_metrics` and interpolation, the t of this call.
+    The state is unchanged when nothing is masked in.
 
   Raises:
     TypeError: wrong dtype.
@@ -180,7 +181,7 @@ def taid_terms(
   temperature: float,
   ce_weight: float,
 ) -> tuple[jax.Array, Stats]:
-  """Loss and stats of each token; the only pass over the vocabulary."""
+  """Returns loss and stats of each token, [...]; the method's only pass over the vocabulary."""
   pair = log_pair(student_logits, teacher_logits)
   log_q, log_p = at_temperature(pair, float(temperature))
   value = temperature**2 * forward_kl(log_q, _log_target(pair, log_q, log_p, share))
@@ -188,14 +189,16 @@ def taid_terms(
 
 
 def _log_target(pair: LogPair, log_q: jax.Array, log_p: jax.Array, share: jax.Array) -> jax.Array:
-  """log u, [..., vocab], detached.
+  """Returns log u, [..., vocab], detached.
 
-  The mixture of log-probabilities differs from that of the logits by a constant of the row. They
-  are finite, so no share makes 0 * -inf; an entry that one model rules out counts as exp(-100).
+  The mixture of log-probabilities differs from the mixture of logits by a constant per token.
+  Log-probabilities are finite, so no share makes 0 * -inf; an entry that one model rules out counts
+  as exp(-100).
   """
   share = share.astype(log_q.dtype)
   log_u = (1 - share) * log_q + share * log_p
-  # Entries that both rule out would come back where the models agree on nothing else.
+  # Without this, entries that both models rule out would get mass if each model also rules out
+  # all that the other allows.
   ruled_out = (pair.student_logits == -jnp.inf) & (pair.teacher_logits == -jnp.inf)
   log_u = jax.nn.log_softmax(jnp.where(ruled_out, -jnp.inf, log_u), axis=-1)
   return jax.lax.stop_gradient(jnp.where(ruled_out, LOG_ZERO, log_u))
@@ -208,7 +211,7 @@ def control_interpolation(
   elapsed: ArrayLike,
   interpolation: Interpolation,
 ) -> InterpolationState:
-  """The schedule after a step; as it was when no token counts or the loss is not finite."""
+  """Returns the schedule after a step, unchanged if no token counts or the loss is not finite."""
   loss = masked_mean(stats["distillation_loss"], mask)
   updated = update_interpolation(state, loss, elapsed=elapsed, interpolation=interpolation)
   counts = jnp.any(mask) & jnp.isfinite(loss)

@@ -1,9 +1,9 @@
 """Mechanism 2 of EGAD: a temperature for each token from its teacher entropy.
 
-The abstract of EGAD (arXiv 2605.01732) does not say in which direction. `confident_hot` heats
-tokens of which the teacher is sure, as AdaKD (arXiv 2510.11615) does; `uncertain_hot` is the
-opposite reading. Neither is "the paper's", and neither has beaten a fixed temperature of 1 on a
-real teacher here: README, "What was measured".
+The abstract of EGAD (arXiv 2605.01732) does not give the direction. `confident_hot` raises the
+temperature of tokens of which the teacher is sure, as AdaKD (arXiv 2510.11615) does;
+`uncertain_hot` is the opposite reading. Neither can be called the paper's, and neither has beaten a
+fixed temperature of 1 on a real teacher here: see "What was measured" in the README.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ POSITIONS = ("cdf", "median_ratio")
 
 @dataclasses.dataclass(frozen=True)
 class Temperature:
-  """How a token's temperature follows its entropy, and how the loss makes up for it.
+  """How a token's temperature follows its entropy, and how the loss compensates for it.
 
   Attributes:
-    kind: "adaptive", one temperature per token; "fixed", `base` for all; "mean", for all tokens
-      the running distribution's expectation of the adaptive one (its control).
-    base: T0, the temperature at the middle position; > 0.
-    strength: c >= 0; unclipped temperatures lie in [T0 exp(-c), T0 exp(c)].
-    direction: "confident_hot" or "uncertain_hot".
-    position: what x = 2 position - 1 is made from: "cdf" (rank-like) or "median_ratio"
+    kind: "adaptive", one temperature per token; "fixed", `base` for all tokens; "mean", the control
+      that gives all tokens the expectation of the adaptive temperature.
+    base: T0, the temperature at position 1/2; > 0.
+    strength: c >= 0; unclipped temperatures lie in [T0 exp(-c), T0 exp(c)]. 0 gives all tokens T0.
+    direction: "confident_hot" (low entropy, high temperature) or "uncertain_hot" (the opposite).
+    position: kind of position in x = 2 position - 1: "cdf" (rank-like) or "median_ratio"
       (x = tanh(log(H / median))).
-    minimum: lower clip, > 0.
-    maximum: upper clip.
-    compensation: factor on the divergence; see `compensation_factor`.
+    minimum: lower limit of the temperature, > 0.
+    maximum: upper limit of the temperature, >= minimum.
+    compensation: kind of factor on the divergence; see `compensation_factor`.
   """
 
   kind: str = "adaptive"
@@ -77,7 +77,7 @@ class Temperature:
       )
 
   def of_position(self, position: jax.Array) -> jax.Array:
-    """Returns the adaptive temperature at `position`, same shape."""
+    """Returns the adaptive temperature at `position` [...], same shape."""
     return adaptive_temperature(
       position,
       base=self.base,
@@ -100,12 +100,12 @@ def adaptive_temperature(
   """T = clip(base exp(sign strength x), minimum, maximum), x = 2 position - 1.
 
   Args:
-    position: of the token's teacher entropy, in [0, 1], float, shape [...].
+    position: position of each token's teacher entropy, float in [0, 1], shape [...].
     base: T0, the temperature at position 1/2; > 0.
-    strength: c >= 0.
+    strength: c >= 0; 0 gives all tokens T0.
     direction: "confident_hot" (sign -1) or "uncertain_hot" (sign +1).
-    minimum: lower clip, > 0.
-    maximum: upper clip.
+    minimum: lower limit of the temperature, > 0.
+    maximum: upper limit of the temperature, >= minimum.
 
   Returns:
     Temperatures, at least float32, shape [...], detached.
@@ -126,23 +126,23 @@ def adaptive_temperature(
 def compensation_factor(
   temperature: ArrayLike, *, kind: str = "per_token", mean_square: ArrayLike | None = None
 ) -> jax.Array:
-  """The factor that makes up for the 1/T^2 scale of a divergence at temperature T.
+  """Returns the factor that compensates for the 1/T^2 scale of a divergence at temperature T.
 
   - per_token: T^2; the gradient of forward KL becomes T (q_T - p_T), as in Hinton's KD.
   - linear: T; the gradient becomes q_T - p_T.
   - none: 1; the gradient becomes (q_T - p_T) / T.
-  - mean_norm: T^2 / E[T^2]: per_token with one factor common to all tokens. Under an optimizer that
-    divides by the gradient's scale, such as Adam, a common factor acts only through clipping and
-    beside other terms of the loss.
+  - mean_norm: T^2 / E[T^2]: per_token with one more factor, common to all tokens. Under an
+    optimizer that divides by the gradient's scale, such as Adam, a common factor matters only
+    through gradient clipping and relative to other terms of the loss.
 
-  None of them leaves the weights of tokens alone: how the norm of q_T - p_T changes with T differs
-  from token to token, so that no power of T is right for all. A fixed T above 1 is a tilt of the
-  weights towards tokens of which the teacher is sure, whatever the compensation.
+  None of them leaves the relative weights of tokens unchanged: the norm of q_T - p_T depends on T
+  differently for each token, so no power of T is right for all. A fixed T above 1 shifts weight
+  towards tokens of which the teacher is sure, whatever the compensation.
 
   Args:
-    temperature: shape [...], or a scalar.
+    temperature: T > 0, shape [...] or a scalar.
     kind: one of the above.
-    mean_square: E[T^2], a scalar; "mean_norm" needs it.
+    mean_square: E[T^2], a scalar; needed for "mean_norm", not read otherwise.
 
   Returns:
     Factors, shape of `temperature`, detached.
@@ -174,7 +174,7 @@ def check_temperature(name: str, temperature: float) -> None:
 
 
 def as_temperature(temperature: Temperature | float) -> Temperature:
-  """A number becomes that temperature for all tokens; TypeError for anything else."""
+  """Returns a `Temperature`; a number becomes a fixed one. TypeError for anything else."""
   if isinstance(temperature, int | float):
     return Temperature(kind="fixed", base=temperature)
   check_type("temperature", temperature, Temperature)

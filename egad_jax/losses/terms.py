@@ -1,6 +1,6 @@
-"""What all methods share in their pass over the vocabulary: from log-probabilities to the loss.
+"""The part of the token loss that all methods share: log-probabilities, cross-entropy and stats.
 
-A method decides about `value`, the weighted divergence of each token; everything around it is here.
+A method computes `value`, the weighted divergence of each token; the rest is here.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from egad_jax.types import Stats
 
 
 class LogPair(NamedTuple):
-  """Student and teacher on the same tokens.
+  """The distributions of student and teacher for the same tokens.
 
-  Divergences read the first four, over `categories`: the vocabulary, or those of a `TopK`.
+  Divergences read the first four fields. Their last axis, `categories`, is the vocabulary, or the
+  k + 1 (or k) categories of a `TopK`.
 
   Attributes:
-    student_logits: [..., categories], at least float32.
-    teacher_logits: the same, detached.
-    log_q: the student's log-probabilities at T = 1.
-    log_p: the teacher's, detached.
-    teacher_entropy: [...], nats, at T = 1; of the full distribution, or an estimate of it.
-    vocab_log_q: the student's log-probabilities at T = 1 over the vocabulary, [..., vocab]; what
-      is about the student alone reads it, and labels index it. `log_q` itself for a dense teacher.
+    student_logits: the student's logits, [..., categories], at least float32.
+    teacher_logits: the teacher's logits, same shape, detached.
+    log_q: the student's log-probabilities at T = 1, same shape.
+    log_p: the teacher's log-probabilities at T = 1, same shape, detached.
+    teacher_entropy: the teacher's entropy at T = 1 in nats, [...]; that of the full distribution,
+      or an estimate of it for a `TopK`.
+    vocab_log_q: the student's log-probabilities at T = 1 over the vocabulary, [..., vocab], for the
+      cross-entropy and the student's entropy; `log_q` itself for a dense teacher.
   """
 
   student_logits: jax.Array
@@ -41,7 +43,7 @@ class LogPair(NamedTuple):
 
 
 def log_pair(student_logits: ArrayLike, teacher_logits: Teacher) -> LogPair:
-  """Checks both and takes their log-probabilities once; see `top_k` for a teacher in that form."""
+  """Checks both logits, takes log-probabilities once; see `top_k` for a sparse teacher."""
   if isinstance(teacher_logits, TopK):
     coarse_q, coarse_p = coarse_pair(student_logits, teacher_logits)
     vocab_log_q = log_probabilities(jnp.asarray(student_logits))
@@ -55,7 +57,7 @@ def log_pair(student_logits: ArrayLike, teacher_logits: Teacher) -> LogPair:
 
 
 def at_temperature(pair: LogPair, temperature: float | jax.Array) -> tuple[jax.Array, jax.Array]:
-  """(log_q, log_p) at a temperature, one number or one per token [...]."""
+  """Returns (log_q, log_p), [..., categories], at one temperature or one per token [...]."""
   if isinstance(temperature, float) and temperature == 1:
     return pair.log_q, pair.log_p
   return (
@@ -75,16 +77,16 @@ def token_terms(
   hard: bool | jax.Array = False,
   **others: jax.Array,
 ) -> tuple[jax.Array, Stats]:
-  """Loss and stats of each token.
+  """Returns loss and stats of each token.
 
   Args:
-    pair: the token's distributions.
-    labels: int, [...].
+    pair: the tokens' distributions.
+    labels: int, [...], the token that the logits at its index predict.
     value: the divergence as it enters the loss, weight and factors included, [...].
-    ce_weight: of the cross-entropy with the labels, >= 0; 0 leaves it out.
-    temperature: at which `value` was taken.
-    weight: that is in `value`.
-    hard: whether the method treats the token as hard (or selected).
+    ce_weight: factor, >= 0, on the cross-entropy with the labels; 0 leaves it out of the loss.
+    temperature: temperature of the divergence in `value`; one number, or one per token [...].
+    weight: token weight that `value` includes, likewise.
+    hard: whether the method treats the token as hard or selected, or the degree of it, likewise.
     **others: further stats of the method, each [...].
 
   Returns:
@@ -108,11 +110,11 @@ def token_terms(
 def loss_and_stats(
   value: jax.Array, *, cross_entropy: jax.Array, ce_weight: float, **others: ArrayLike
 ) -> tuple[jax.Array, Stats]:
-  """The end of `token_terms`, for who has the sums over the vocabulary already.
+  """Returns the result of `token_terms` from sums over the vocabulary that the caller has made.
 
   Args:
     value: the divergence as it enters the loss, [...].
-    cross_entropy: with the labels, nats, [...].
+    cross_entropy: cross-entropy with the labels in nats, [...].
     ce_weight: as for `token_terms`.
     **others: the other stats of `token_terms`, each [...] or one number.
   """

@@ -1,13 +1,13 @@
 """Relations between the tokens of a graph: neighbours, edges, similarity maps, contrast.
 
-The three terms of TRG, one value per node (arXiv 2306.12442, of which only the abstract and
-third-party notes were available). Noted there: the Gaussian edges on k nearest neighbours, the KL
-between their softmaxes, InfoNCE between student and teacher nodes, the MSE of softmax(F F^T /
-sqrt(D)). Ours: the unit vectors, whose neighbours and which sigma both models use, and the
-temperature in place of that sqrt(D).
+The module has the three terms of TRG, one value per node (arXiv 2306.12442, of which only the
+abstract and third-party notes were available). The notes give the Gaussian edges on k nearest
+neighbours, the KL between their softmaxes, InfoNCE between student and teacher nodes, and the MSE
+of softmax(F F^T / sqrt(D)). Our choices are the unit vectors, the neighbours and the sigma that
+both models use, and a temperature instead of sqrt(D).
 
-Shapes: `nodes` is the last axis but one of features and the last of masks; every leading index is
-a graph of its own. All functions expect features that are finite (zero outside the mask).
+In shapes, `nodes` is the last axis but one of features and the last of masks; every leading index
+is a graph of its own. All functions expect features that are finite (zero outside the mask).
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from jax.typing import ArrayLike
 from egad_jax.losses.features import unit
 
 SMALLEST_SIGMA = 1e-5
-"""Floor of the teacher's median distance, above the rounding of float32 distances."""
+"""Lower bound of the teacher's median distance, above the rounding of float32 distances."""
 DIRECTIONS = ("student_to_teacher", "teacher_to_student")
 
-# Finite, so that a row without a valid entry is uniform instead of NaN; below any similarity over
-# any temperature, unlike LOG_ZERO.
+# The logit of excluded entries. It is finite, so that a softmax without a valid entry is uniform
+# instead of NaN, and, unlike LOG_ZERO, below any similarity divided by any temperature.
 _EXCLUDED = -1e30
 
 
 def squared_distances(vectors: jax.Array) -> jax.Array:
-  """Squared Euclidean distances between all pairs of vectors [..., nodes, dim].
+  """Returns squared Euclidean distances between all pairs of vectors [..., nodes, dim].
 
   Returns:
     Shape [..., nodes, nodes], >= 0; the gradient of a pair at distance 0 is 0.
@@ -46,13 +46,14 @@ def nearest_neighbours(
   """Picks the nearest other valid nodes of every node.
 
   Args:
-    distances: float, shape [..., nodes, nodes].
+    distances: distances between nodes, float, shape [..., nodes, nodes].
     mask: bool, shape [..., nodes], true at valid nodes.
-    neighbours: at most this many; >= 1.
+    neighbours: largest number of neighbours to pick per node, >= 1.
 
   Returns:
     indices int32 [..., nodes, k], nearest first (the lower index at ties), and valid bool, the same
-    shape, false at places that no node fills; k = min(neighbours, nodes - 1), but at least 1.
+    shape, false where there is no further valid node; k = min(neighbours, nodes - 1), but at least
+    1.
 
   >>> distances = jnp.array([[0.0, 1.0, 4.0], [1.0, 0.0, 1.0], [4.0, 1.0, 0.0]])
   >>> indices, valid = nearest_neighbours(distances, jnp.array([True, True, True]), neighbours=1)
@@ -70,7 +71,7 @@ def nearest_neighbours(
 
 
 def median_distance(distances: jax.Array, valid: jax.Array) -> jax.Array:
-  """The median of the valid distances [..., nodes, k] of each graph, at least `SMALLEST_SIGMA`.
+  """Returns the median valid distance [..., nodes, k] of each graph, at least `SMALLEST_SIGMA`.
 
   Returns:
     Shape [...], detached.
@@ -82,7 +83,7 @@ def median_distance(distances: jax.Array, valid: jax.Array) -> jax.Array:
   ordered = jnp.sort(flat.reshape(*flat.shape[:-2], -1), axis=-1)
   count = jnp.sum(valid, axis=(-2, -1))[..., None]
   lower = jnp.take_along_axis(ordered, jnp.maximum(count - 1, 0) // 2, axis=-1)
-  # With all places filled, count // 2 is still an index; without any, the answer is never used.
+  # count // 2 is in range even if all entries are valid; if none is, the value is not used.
   upper = jnp.take_along_axis(ordered, count // 2, axis=-1)
   median = jnp.where(count > 0, (lower + upper) / 2, 1)[..., 0]
   return jnp.maximum(median, SMALLEST_SIGMA)
@@ -97,24 +98,26 @@ def local_relation(
   sigma: float | None = None,
   direction: str = "student_to_teacher",
 ) -> jax.Array:
-  """KL between student and teacher over the edges of each node, in nats.
+  """Returns the KL between student and teacher over the edges of each node, in nats.
 
     A_ij = exp(-||u_i - u_j||^2 / (2 sigma)),  j in kNN(i);  KL(softmax_j A^S_i || softmax_j A^T_i)
 
-  with unit vectors u. The notes write the edge at i in kNN(j); a row here holds a node's own
-  neighbours, so that each has k of them, and the softmax runs over those alone. The neighbours and
-  the sigma are the teacher's for both models (ours): the target does not move with the student.
+  with unit vectors u. The notes put an edge where i is in kNN(j); here A_i has the neighbours of i
+  itself, so that each node has k of them, and the softmax is over these alone. Both models use the
+  teacher's neighbours and sigma (our choice), so the target does not move with the student.
 
   Args:
-    student_features: float, shape [..., nodes, Ds].
-    teacher_features: float, shape [..., nodes, Dt]. Detached.
-    mask: bool, shape [..., nodes].
-    neighbours: k.
-    sigma: of the edges; None: the median of the graph's squared distances to teacher neighbours.
-    direction: "student_to_teacher" as noted, or "teacher_to_student", KL(teacher || student).
+    student_features: hidden states, float, shape [..., nodes, Ds].
+    teacher_features: hidden states, float, shape [..., nodes, Dt]. Detached.
+    mask: bool, shape [..., nodes], true at valid nodes.
+    neighbours: k, the largest number of neighbours of a node; >= 1.
+    sigma: width of the edges, > 0; None for the median of the graph's squared distances between
+      teacher neighbours.
+    direction: "student_to_teacher" (as in the notes), KL(student || teacher), or
+      "teacher_to_student", KL(teacher || student).
 
   Returns:
-    Shape [..., nodes]; 0 at a node without neighbours.
+    The KL of each node, shape [..., nodes]; 0 at a node without neighbours.
 
   >>> features = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
   >>> local_relation(features, features, jnp.array([True, True, True]), neighbours=2).tolist()
@@ -131,8 +134,8 @@ def local_relation(
   if direction == "teacher_to_student":
     log_q, log_p = log_p, log_q
   gap = log_q - log_p
-  # Softmaxes of edges in [0, 1] are close: sum q gap would cancel to its own rounding. The terms
-  # added, q (exp(-gap) - 1), sum to zero.
+  # Softmaxes of edges in [0, 1] are close to each other, so sum q gap would cancel down to its
+  # rounding error. The added terms, q (exp(-gap) - 1), sum to zero.
   return jnp.sum(jnp.exp(log_q) * (gap + jnp.expm1(-gap)), axis=-1)
 
 
@@ -143,18 +146,20 @@ def contextual_relation(
   *,
   temperature: ArrayLike,
 ) -> jax.Array:
-  """InfoNCE: each student node shall find its teacher node among the valid ones, in nats.
+  """Returns InfoNCE, the loss of finding each student node's teacher node among all, in nats.
 
     -log softmax_j(cos(s_i, t_j) / tau) at j = i
 
   Args:
-    projected_student_features: float, shape [..., nodes, Dt].
-    teacher_features: float, same shape. Detached.
-    mask: bool, shape [..., nodes].
+    projected_student_features: student features in the teacher's space, float, shape
+      [..., nodes, Dt].
+    teacher_features: hidden states, float, same shape. Detached.
+    mask: bool, shape [..., nodes], true at valid nodes.
     temperature: tau > 0, a scalar. Detached.
 
   Returns:
-    Shape [..., nodes]; 0 for a lone node; not 0 for equal features, since other nodes resemble.
+    The loss of each node, shape [..., nodes]; 0 for a lone node. It is not 0 for equal features,
+    because other nodes have a similarity too.
 
   >>> features, mask = jnp.eye(2), jnp.array([True, True])
   >>> [round(float(x), 4) for x in contextual_relation(features, features, mask, temperature=0.5)]
@@ -174,23 +179,23 @@ def inner_relation(
   *,
   temperature: float,
 ) -> jax.Array:
-  """Mean squared difference between a node's rows of the similarity maps of both models.
+  """Returns the mean squared difference between each node's rows of both models' similarity maps.
 
     S = softmax_j(cos_ij / temperature),  mean over valid j of (S^S_ij - S^T_ij)^2
 
-  The noted logits F F^T / sqrt(D) have temperature sqrt(D) when F are unit vectors, which makes S
-  flat, and 1 / sqrt(D) when F are layer-normed, which makes it one-hot from a few hundred
-  dimensions on: either way there is no gradient left. One number for both models (ours) also lets
+  The notes' logits F F^T / sqrt(D) have temperature sqrt(D) when F are unit vectors, which makes S
+  flat, and 1 / sqrt(D) when F are layer-normed, which makes S one-hot from a few hundred dimensions
+  on; either way the gradient vanishes. One temperature for both models (our choice) also means that
   equal cosines give equal maps whatever the widths.
 
   Args:
-    student_features: float, shape [..., nodes, Ds].
-    teacher_features: float, shape [..., nodes, Dt]. Detached.
-    mask: bool, shape [..., nodes].
-    temperature: of the maps, > 0.
+    student_features: hidden states, float, shape [..., nodes, Ds].
+    teacher_features: hidden states, float, shape [..., nodes, Dt]. Detached.
+    mask: bool, shape [..., nodes], true at valid nodes.
+    temperature: temperature of both maps, > 0.
 
   Returns:
-    Shape [..., nodes].
+    The mean squared difference of each node, shape [..., nodes].
 
   >>> features, mask = jnp.eye(2), jnp.array([True, True])
   >>> inner_relation(features, features[::-1], mask, temperature=0.25).tolist()
@@ -205,12 +210,12 @@ def inner_relation(
 
 
 def _products(left: jax.Array, right: jax.Array) -> jax.Array:
-  # Matrix units that round to bfloat16 would shuffle near neighbours.
+  # Matrix units that round to bfloat16 would change the order of near neighbours.
   return jnp.einsum("...id,...jd->...ij", left, right, precision=jax.lax.Precision.HIGHEST)
 
 
 def _log_softmax(logits: jax.Array, allowed: jax.Array) -> jax.Array:
-  """Over the allowed entries of the last axis; the others have probability 0, no gradient."""
+  """Returns log-softmax over the allowed entries; the others get probability 0 and no gradient."""
   return jax.nn.log_softmax(jnp.where(allowed, logits, _EXCLUDED), axis=-1)
 
 

@@ -1,20 +1,20 @@
-"""A teacher of which only the likeliest entries are known, and how a student is compared with it.
+"""Sparse teachers, of which only the k likeliest entries are known, and their comparison.
 
-Both sides are reduced to k + 1 categories: the k ids and one for all others, the ghost token. The
-teacher's ghost has its tail mass, the student's the exact mass of its own other entries, so the
-student is held to the tail's mass though not to its shape, and the gradient reaches every entry.
-Any divergence then applies as it is. By the data-processing inequality the forward, reverse, skew
-and Jensen-Shannon KL and the total variation are at most those of the full vocabulary, and equal
-where the two tails are proportional; with k = vocab nothing is lost.
+Both models are reduced to k + 1 categories: the k ids, and the ghost token for all other entries.
+The teacher's ghost has its tail mass, the student's the exact mass of its own other entries, so the
+student learns the mass of the tail but not its shape, and the gradient reaches every entry. Any
+divergence then applies to the categories. By the data-processing inequality the forward, reverse,
+skew and Jensen-Shannon KL and the total variation are at most those of the full vocabulary, and
+equal to them where the two tails are proportional; with k = vocab nothing is lost.
 
-A temperature acts on the k + 1 categories, as if they were the vocabulary: the tail's shape, which
-tempering would need, is not known. Equal models stay at zero, yet it is not the full vocabulary
-tempered and then reduced; for that, take the `TopK` of teacher_logits / T and compare it with
-student_logits / T at temperature 1.
+A temperature acts on the k + 1 categories as if they were the vocabulary, because the shape of the
+tail, which tempering would need, is not known. The divergence of equal models is still zero, but it
+is not the divergence of the tempered full distributions reduced to categories; for that, take the
+`TopK` of teacher_logits / T and compare it with student_logits / T at temperature 1.
 
-With `log_tail` None there is no ghost: both sides are renormalized over the ids. That is exact at
-any temperature inside them, and blind to how much mass is outside. The student must then give
-some id a finite logit.
+If `log_tail` is None there is no ghost: both models are renormalized over the ids. The comparison
+is then exact among the ids at any temperature and ignores the mass outside. The student must give
+at least one id a finite logit.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from egad_jax.losses.probabilities import check_logits, check_mask, hide_columns
 
 
 class TopK(NamedTuple):
-  """A teacher's next-token distributions seen through their k likeliest entries, at T = 1.
+  """The k likeliest entries of a teacher's next-token distributions at T = 1.
 
-  Accepted in place of `teacher_logits` by every divergence of `DIVERGENCES`.
+  Every divergence of `DIVERGENCES` accepts it instead of `teacher_logits`.
 
   Attributes:
     ids: int, shape [..., k], distinct vocabulary ids.
-    log_probs: float, shape [..., k], their log-probabilities in nats; -inf for none.
-    log_tail: float, shape [...], log of the mass of all others, -inf when nothing is left. None
-      leaves the others out: student and teacher are then renormalized over the ids.
-    entropy: float, shape [...], nats, of the full distribution. None when it is not known; the
-      midpoint of `entropy_bracket` then stands for it.
+    log_probs: float, shape [..., k], log-probabilities of the ids in nats; -inf for probability 0.
+    log_tail: float, shape [...], log of the mass of all other entries; -inf if that is 0. None
+      leaves them out: student and teacher are then renormalized over the ids.
+    entropy: float, shape [...], entropy of the full distribution in nats. None if it is not known;
+      the midpoint of `entropy_bracket` is then used.
   """
 
   ids: jax.Array
@@ -51,7 +51,7 @@ class TopK(NamedTuple):
 
 
 Teacher = ArrayLike | TopK
-"""What a divergence takes as the teacher: logits [..., vocab], or their `TopK`."""
+"""The teacher argument of a divergence: logits [..., vocab], or their `TopK`."""
 
 
 def top_k_teacher(teacher_logits: ArrayLike, k: int, *, where: ArrayLike | None = None) -> TopK:
@@ -59,8 +59,8 @@ def top_k_teacher(teacher_logits: ArrayLike, k: int, *, where: ArrayLike | None 
 
   Args:
     teacher_logits: float, shape [..., vocab]. Detached.
-    k: entries kept, in [1, vocab].
-    where: optional bool [vocab], true at real vocabulary entries.
+    k: number of entries kept, in [1, vocab].
+    where: bool [vocab], true at real vocabulary entries; None counts all.
 
   Returns:
     The `TopK`, likeliest first, at least float32 (float64 stays).
@@ -89,9 +89,9 @@ def coarse_pair(
 
   Args:
     student_logits: float, shape [..., vocab].
-    top_k: the teacher. Detached.
-    where: optional bool [vocab], true at real vocabulary entries; a hidden id counts for nothing
-      on either side.
+    top_k: the teacher's distributions. Detached.
+    where: bool [vocab], true at real vocabulary entries; an id where it is false has probability 0
+      for both models. None counts all.
 
   Returns:
     Logits of the student and of the teacher, each [..., k + 1], the ghost last; [..., k] when
@@ -123,15 +123,17 @@ def coarse_pair(
 
 
 def entropy_bracket(top_k: TopK, vocab_size: int) -> tuple[jax.Array, jax.Array]:
-  """The least and the largest entropy that a distribution with these top k can have, in nats.
+  """Returns the least and largest entropy in nats that a distribution with this top k can have.
 
-  With H_top = -sum p log p over the ids, R the mass of the others and p_m the least of the ids:
-  H_top - R log min(R, p_m) <= H <= H_top + R (log(vocab_size - k) - log R). Each of the others is
-  at most min(R, p_m), hence the lower bound; the upper has them all equal.
+  With H_top = -sum p log p over the ids, R the mass of the other entries and p_m the least
+  probability of an id: H_top - R log min(R, p_m) <= H <= H_top + R (log(vocab_size - k) - log R).
+  No other entry exceeds min(R, p_m), hence the lower bound; at the upper bound all are equal.
 
   Args:
-    top_k: the teacher; its `entropy` is not read. Without `log_tail`, R is what `log_probs` leave.
-    vocab_size: of the teacher, at least k; entries that are never predicted only widen it.
+    top_k: the teacher's distributions; `entropy` is not read. If `log_tail` is None, R is 1 minus
+      the mass of the ids.
+    vocab_size: number of the teacher's vocabulary entries, at least k; entries that are never
+      predicted only raise the upper bound.
 
   Returns:
     (low, high), detached, each [...], with low <= high.
@@ -149,19 +151,19 @@ def entropy_bracket(top_k: TopK, vocab_size: int) -> tuple[jax.Array, jax.Array]
   if log_tail is None:
     log_tail = jnp.log(jnp.maximum(-jnp.expm1(jax.nn.logsumexp(log_probs, axis=-1)), 0))
   left = log_tail > -jnp.inf
-  log_rest = jnp.where(left, log_tail, 0)  # Times a mass of 0 below.
+  log_rest = jnp.where(left, log_tail, 0)  # Finite, because it is multiplied by a mass of 0 below.
   rest = jnp.exp(log_tail)
-  # 0 log 0 = 0.
+  # An id of probability 0 adds 0 to the entropy, not NaN.
   h_top = jnp.sum(-jnp.exp(log_probs) * jnp.where(log_probs > -jnp.inf, log_probs, 0), axis=-1)
   least = jnp.where(left, jnp.min(log_probs, axis=-1), 0)
   low = h_top - rest * jnp.minimum(log_rest, least)
   others = max(vocab_size - log_probs.shape[-1], 1)
-  # Rounded log-probabilities can leave the others more than p_m each; the bracket stays one.
+  # With rounded log-probabilities the bounds can cross; `high` is kept at least `low`.
   return low, jnp.maximum(low, h_top + rest * (math.log(others) - log_rest))
 
 
 def entropy_estimate(top_k: TopK, vocab_size: int) -> jax.Array:
-  """The entropy that a method reads, [...], nats: the stored one, or the bracket's midpoint."""
+  """Returns the entropy in nats, [...]: the stored one, or the midpoint of the bracket."""
   if top_k.entropy is not None:
     return jax.lax.stop_gradient(promote("entropy", top_k.entropy))
   low, high = entropy_bracket(top_k, vocab_size)
@@ -169,10 +171,10 @@ def entropy_estimate(top_k: TopK, vocab_size: int) -> jax.Array:
 
 
 def mask_top_k(top_k: TopK, mask: ArrayLike) -> TopK:
-  """Returns `top_k` with valid ids and finite values outside the mask, whatever was there.
+  """Returns `top_k` with valid ids and no NaN outside the mask, whatever was there.
 
   Args:
-    top_k: shapes as in `TopK`.
+    top_k: the distributions; values outside the mask may be NaN and ids out of range.
     mask: bool, shape [...], true at tokens that count.
 
   >>> empty = TopK(jnp.array([[9, 9]]), jnp.full((1, 2), jnp.nan), jnp.array([jnp.nan]))
@@ -191,7 +193,7 @@ def mask_top_k(top_k: TopK, mask: ArrayLike) -> TopK:
 
 
 def check_top_k(top_k: TopK, shape: tuple[int, ...]) -> TopK:
-  """Returns a teacher for logits of `shape` [..., vocab]: promoted, detached, or raises."""
+  """Returns `top_k` promoted and detached; raises unless it fits logits of `shape` [..., vocab]."""
   ids = jnp.asarray(top_k.ids)
   if not jnp.issubdtype(ids.dtype, jnp.integer):
     raise TypeError(f"ids of a TopK must be integers, got {ids.dtype}.")
@@ -223,12 +225,12 @@ def check_dense(name: str, teacher: Teacher) -> None:
 
 
 def _log_rest(logits: jax.Array, ids: jax.Array) -> jax.Array:
-  """log-sum-exp of the entries that are not among the ids, [...]; -inf when there are none.
+  """Returns the log-sum-exp of the entries not among the ids, [...]; -inf when there are none.
 
-  Summed from its own entries: 1 minus the others' mass has no digits left for a sure model.
+  It is summed from these entries: 1 minus the ids' mass loses all digits for a confident model.
   """
   rest = jnp.put_along_axis(logits, ids, -jnp.inf, axis=-1, inplace=False)
   left = jnp.any(rest > -jnp.inf, axis=-1)
-  # The gradient of an empty sum's logarithm is 0 / 0; another sum is taken there.
+  # The gradient of the logarithm of an empty sum is 0 / 0, so a sum of ones replaces it there.
   total = jax.nn.logsumexp(jnp.where(left[..., None], rest, 0), axis=-1)
   return jnp.where(left, total, -jnp.inf)

@@ -1,7 +1,7 @@
 """Distillation methods to train with: pure functions behind one contract, `Method`.
 
-Formulas are in `egad_jax.losses`; a method here adds what lasts longer than a batch: running
-distributions, controllers and parameters of its own. Imports jax alone.
+The formulas are in `egad_jax.losses`; a method adds what lasts longer than a batch: running
+distributions, controllers and parameters of its own. This package imports no library but jax.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""AdaKD against the running distribution of difficulty; formulas: `losses.adakd`."""
+"""AdaKD with the running distribution of difficulty; the formulas are in `losses.adakd`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from egad_jax.types import Stats
 
 
 class AdaKDState(NamedTuple):
-  """What AdaKD remembers between steps, beside the distribution of entropy.
+  """What AdaKD remembers between steps, besides the running distribution of teacher entropy.
 
   Attributes:
     difficulty: the running distribution of the difficulty s, which is in [0, 1].
-    focus: the controller of the selected share.
+    focus: the state of the controller that sets the selected share r.
   """
 
   difficulty: EntropyDistribution
@@ -41,22 +41,24 @@ def make_adakd(
   focus: Focus = Focus(),  # noqa: B008
   half_life: float = 1e6,
 ) -> Method:
-  """AdaKD against the running distribution of difficulty; a `Method`.
+  """Makes AdaKD (arXiv 2510.11615) with the running distribution of difficulty; a `Method`.
 
-  Selected is the top share r of the distribution, `EntropyDistribution.top_share`, and a selected
-  token weighs 1 / r: the sum is divided by the expected number of them, not by a batch's. The
-  controller reads the mean of the global batch once a step, so accumulation and sharding are
-  exact. All of this is ours; the paper ranks each batch, which `adakd_loss` does.
+  The method selects the top share r of the distribution (`EntropyDistribution.top_share`) and gives
+  a selected token the weight 1 / r: the sum is divided by the expected number of selected tokens,
+  not by the number in the batch. The controller reads the mean over the global batch once per step,
+  so accumulation and sharding are exact. All of this is ours; the paper ranks each batch, which
+  `adakd_loss` does.
 
   Args:
-    divergence: a key of `DIVERGENCES` or a function, see `make_divergence`;
-      the paper's scripts take reverse KL.
-    divergence_options: its hyper-parameters.
-    ce_weight: of the cross-entropy with the labels, which all tokens get.
-    temperature: as for EGAD, with the difficulty in the place of entropy: "confident_hot" heats the
-      easy tokens. Kind "mean" and compensation "mean_norm" average over all tokens.
-    focus: which tokens are selected; `Focus(ratio_step=0.0)` is all of them.
-    half_life: of both distributions, in tokens; > 0.
+    divergence: a key of `DIVERGENCES` or a function, see `make_divergence`; the paper's scripts use
+      reverse KL.
+    divergence_options: hyper-parameters of the divergence; None for its defaults.
+    ce_weight: factor, >= 0, on the cross-entropy with the labels, which is over all tokens; 0
+      leaves it out of the loss.
+    temperature: as for EGAD, with the difficulty instead of the entropy: "confident_hot" raises the
+      temperature of easy tokens. Kind "mean" and compensation "mean_norm" average over all tokens.
+    focus: which tokens are selected; `Focus(ratio_step=0.0)` selects all of them.
+    half_life: tokens after which a token counts half in either running distribution; > 0.
 
   Raises:
     ValueError: an argument is out of range, or a name is unknown.
@@ -108,7 +110,7 @@ def make_adakd(
 def _guide_running(
   difficulty: jax.Array, *, own: AdaKDState, temperature: Temperature, focus: Focus
 ) -> TokenGuidance:
-  """Selects tokens and finds their temperatures against the running distribution."""
+  """Selects tokens and sets their temperatures from the running distribution of difficulty."""
   distribution, ratio = own.difficulty, jax.lax.stop_gradient(own.focus.ratio)
   weight = hard = None
   if focus.ratio_step:

@@ -1,4 +1,4 @@
-"""EGAD and vanilla KD against the running entropy distribution; formulas: `losses.egad`."""
+"""EGAD and vanilla KD with the running entropy distribution; formulas are in `losses.egad`."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def make_egad(
   branch: Branch | None = Branch(),  # noqa: B008
   half_life: float = 1e6,
 ) -> Method:
-  """EGAD against the running entropy distribution; a `Method` with no other state.
+  """Makes EGAD with the running entropy distribution; a `Method` with no other state.
 
   A mechanism that is off (`curriculum=None`, `temperature.kind="fixed"`, `branch=None`) is absent
-  from the program.
+  from the compiled program.
 
   Args:
     divergence: a key of `DIVERGENCES`, or a function, see `make_divergence`.
-    divergence_options: its hyper-parameters.
-    ce_weight: of the cross-entropy with the labels; 0 leaves it out of the loss.
-    curriculum: mechanism 1, or None.
-    temperature: mechanism 2; a number, or kind "fixed", is plain KD.
-    branch: mechanism 3, or None.
-    half_life: of the distribution, in tokens; > 0.
+    divergence_options: hyper-parameters of the divergence; None for its defaults.
+    ce_weight: factor, >= 0, on the cross-entropy with the labels; 0 leaves it out of the loss.
+    curriculum: mechanism 1, the token weights; None for a weight of 1.
+    temperature: mechanism 2; a number, or kind "fixed", gives all tokens one temperature.
+    branch: mechanism 3, the feature loss on hard tokens; None for no feature loss and no gate.
+    half_life: tokens after which a token counts half in the running distribution; > 0.
 
   Raises:
     ValueError: an argument is out of range, or a name is unknown.
@@ -100,9 +100,17 @@ def make_vanilla_kd(
   ce_weight: float = 0.0,
   half_life: float = 1e6,
 ) -> Method:
-  """T^2 D(T) + ce_weight CE for every token (Hinton et al., arXiv 1503.02531): EGAD, all off.
+  """Makes vanilla KD (Hinton et al., arXiv 1503.02531): T^2 D(T) + ce_weight CE for every token.
 
-  Keeps the entropy distribution too, so that reports compare like with like.
+  This is EGAD with all mechanisms off. It keeps the entropy distribution too, so that reports
+  compare like with like.
+
+  Args:
+    divergence: a key of `DIVERGENCES`, or a function, see `make_divergence`.
+    divergence_options: hyper-parameters of the divergence; None for its defaults.
+    temperature: T of the divergence; > 0.
+    ce_weight: factor, >= 0, on the cross-entropy with the labels; 0 leaves it out of the loss.
+    half_life: tokens after which a token counts half in the running distribution; > 0.
 
   Raises:
     ValueError: an argument is out of range, or a name is unknown.

@@ -1,4 +1,4 @@
-"""SE-KD and EA-KD as methods; formulas: `losses.entropy_weighting`."""
+"""SE-KD and EA-KD as methods; the formulas are in `losses.entropy_weighting`."""
 
 from __future__ import annotations
 
@@ -33,21 +33,23 @@ def make_se_kd(
   ce_weight: float = 0.0,
   half_life: float = 1e6,
 ) -> Method:
-  """SE-KD (arXiv 2602.01395): T^2 D / fraction on the tokens of highest student entropy.
+  """Makes SE-KD (arXiv 2602.01395): T^2 D / fraction on the tokens of highest student entropy.
 
   The paper keeps the top fraction of each sequence (`se_kd_loss`); here the running distribution of
-  student entropy (the method's own state) says who is kept, see `EntropyDistribution.top_share`. A
-  token then depends on no other of its batch, and a kept one weighs the same in every batch: the
-  stat `hard` is the kept share, almost always 0 or 1, and `weight` is that over `fraction`.
+  student entropy (the method's own state) decides which tokens are kept, see
+  `EntropyDistribution.top_share`. A token's loss then depends on no other token of its batch, and a
+  kept token has the same weight in every batch: the stat `hard` is the share of the token that is
+  kept, almost always 0 or 1, and the stat `weight` is `hard / fraction`.
 
   Args:
-    fraction: share of the tokens to keep, in (0, 1]; 0.2 is the paper's.
-    divergence: a key of `DIVERGENCES` or a function, see `make_divergence`;
-      forward KL is the paper's.
-    divergence_options: its hyper-parameters.
-    temperature: T of the divergence; 1 is the paper's. Entropies are at T = 1.
-    ce_weight: of the cross-entropy, over all tokens; 0 is the paper's.
-    half_life: of both distributions, in tokens; > 0.
+    fraction: share of the tokens to keep, in (0, 1]; the paper uses 0.2.
+    divergence: a key of `DIVERGENCES` or a function, see `make_divergence`; the paper uses forward
+      KL.
+    divergence_options: hyper-parameters of the divergence; None for its defaults.
+    temperature: T of the divergence, > 0; the paper uses 1. Entropies are at T = 1.
+    ce_weight: factor, >= 0, on the cross-entropy with the labels, which is over all tokens; 0, the
+      paper's value, leaves it out of the loss.
+    half_life: tokens after which a token counts half in either running distribution; > 0.
 
   Raises:
     ValueError: an argument is out of range, or a name is unknown.
@@ -114,20 +116,21 @@ def make_ea_kd(
   ce_weight: float = 0.0,
   half_life: float = 1e6,
 ) -> Method:
-  """EA-KD (arXiv 2311.13621): w T^2 D with the weights of `entropy_weights`, for every token.
+  """Makes EA-KD (arXiv 2311.13621): w T^2 D for every token, weighted by `entropy_weights`.
 
-  The weights are not normalized, as in the paper: their mean, the stat `weight`, is the scale of
-  the loss.
+  The weights are not normalized, as in the paper, so the mean of the stat `weight` scales the loss.
 
   Args:
-    entropy_temperature: at which both entropies of the weight are taken; 3 is the paper's.
-    entropy_bound: H_ub in nats; None for log vocab, as in the paper's text.
-    divergence: a key of `DIVERGENCES` or a function, see `make_divergence`;
-      forward KL is the paper's.
-    divergence_options: its hyper-parameters.
-    temperature: T of the divergence.
-    ce_weight: of the cross-entropy.
-    half_life: of the entropy distribution that reports read, in tokens; > 0.
+    entropy_temperature: temperature, > 0, at which both entropies of the weight are taken; the
+      paper uses 3.
+    entropy_bound: H_ub in nats, > 0; None for log vocab, as in the paper's text.
+    divergence: a key of `DIVERGENCES` or a function, see `make_divergence`; the paper uses forward
+      KL.
+    divergence_options: hyper-parameters of the divergence; None for its defaults.
+    temperature: T of the divergence; > 0.
+    ce_weight: factor, >= 0, on the cross-entropy with the labels; 0 leaves it out of the loss.
+    half_life: tokens after which a token counts half in the entropy distribution, which only
+      reports read here; > 0.
 
   Raises:
     ValueError: an argument is out of range, or a name is unknown.

@@ -1,4 +1,4 @@
-"""AEKT as a method, with or without its serial head; formulas: `losses.explicit_knowledge`."""
+"""AEKT as a method, with or without a serial head; see `losses.explicit_knowledge`."""
 
 from __future__ import annotations
 
@@ -26,15 +26,18 @@ def make_aekt(
   ce_weight: float = 0.0,
   half_life: float = 1e6,
 ) -> Method:
-  """AEKT (arXiv 2409.01679; our reconstruction, see the module) + ce_weight CE, for every token.
+  """Makes AEKT (arXiv 2409.01679), as reconstructed in `losses.explicit_knowledge`; a `Method`.
 
-  The stat `weight` is that of the explicit term, lambda times the clipped ratio.
+  The loss of a token is that of the module plus ce_weight CE. The stat `weight` is the weight of
+  the explicit term: lambda times the clipped ratio.
 
   Args:
-    explicit_knowledge: the options.
+    explicit_knowledge: the form of both terms, and whether there is a serial head.
     temperature: T of both terms and of the ratio, with T^2 compensation; > 0.
-    ce_weight: of the cross-entropy; with a serial head it acts before the map, alone.
-    half_life: of the entropy distribution that reports read, in tokens; > 0.
+    ce_weight: factor, >= 0, on the cross-entropy with the labels; 0 leaves it out of the loss. With
+      a serial head it must be > 0, and the cross-entropy acts on the hidden states before the map.
+    half_life: tokens after which a token counts half in the entropy distribution, which only
+      reports read here; > 0.
 
   Raises:
     ValueError: an argument is out of range; or a serial head without cross-entropy.
@@ -89,11 +92,11 @@ def make_aekt(
 def init_serial(
   key: jax.Array, *, student_dim: int, teacher_dim: int, num_taps: int
 ) -> dict[str, jax.Array]:
-  """{"serial": the identity, float32 [student_dim, student_dim]}: no map at the start."""
+  """Returns {"serial": float32 [student_dim, student_dim]}, the identity."""
   del key, teacher_dim, num_taps
   return {"serial": jnp.eye(student_dim, dtype=jnp.float32)}
 
 
 def apply_serial(params: Params, student_hidden: jax.Array) -> jax.Array:
-  """Maps student hidden states [..., student_dim], in and to their own dtype."""
+  """Applies the map to student hidden states [..., student_dim]; shape and dtype stay."""
   return student_hidden @ params["serial"].astype(student_hidden.dtype)

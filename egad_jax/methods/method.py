@@ -1,4 +1,4 @@
-"""The seam between a distillation method and the code that trains with it."""
+"""The interface between a distillation method and the code that trains with it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class State(NamedTuple):
   """What a method remembers between steps; checkpointed with the train state.
 
   Attributes:
-    entropy: the running distribution of teacher entropy, kept by every method, so that reports
+    entropy: the running distribution of teacher entropy, which every method keeps so that reports
       compare like with like.
-    method: a pytree of whatever else the method keeps.
+    method: a pytree of what else the method keeps; () if nothing.
   """
 
   entropy: EntropyDistribution
@@ -28,9 +28,10 @@ class Context(NamedTuple):
   """What a method reads besides the logits; the same for all tokens of a step.
 
   Attributes:
-    state: as it was at the start of the step.
-    progress: of the curriculum, phi in [0, 1], scalar float32.
-    elapsed: how far along the training the step is: 0 at the first step, 1 at the last. Scalar
+    state: the method's state at the start of the step.
+    progress: phi, how far the curriculum has moved from easy to hard tokens; scalar float32 in
+      [0, 1].
+    elapsed: how far along the training the step is: 0 at the first step, 1 at the last; scalar
       float32.
   """
 
@@ -53,12 +54,13 @@ ChunkLoss = Callable[
 
 
 class SerialHead(NamedTuple):
-  """Two heads in series: the labels act on the student's hidden states, the teacher behind a map.
+  """Two heads in series: labels act on the student's hidden states, the teacher on a map of them.
 
   Attributes:
-    apply: (params, student_hidden [..., Ds]) -> hidden states [..., Ds] that `token_loss` sees.
-    label_loss: a token loss on the logits of the hidden states themselves; its stats replace
-      those of the same name.
+    apply: (params, student_hidden [..., Ds]) -> the mapped hidden states [..., Ds], from which the
+      student logits of `token_loss` are made.
+    label_loss: a token loss on the logits of the unmapped hidden states; its stats replace the
+      stats of `token_loss` of the same name.
   """
 
   apply: Callable[[Params, jax.Array], jax.Array]
@@ -70,29 +72,31 @@ class Method(NamedTuple):
 
   Attributes:
     token_loss: (student_logits [n, vocab], teacher_logits [n, vocab], labels [n],
-      extras {name: [n]}, context) -> (loss [n], stats {name: [n]}). Row-independent: a token's
-      loss depends on no other token of the call, so chunks and shards change nothing. The stats
-      carry no gradient; those of `terms.token_terms` are always there. A method with a
-      `chunk_loss` has none and raises a TypeError.
-    init_state: () -> state.
+      extras {name: [n]}, context) -> (loss [n], stats {name: [n]}). A token's loss depends on no
+      other token of the call, so chunks and shards change nothing. The stats carry no gradient and
+      include those of `terms.token_terms`. In a method with a `chunk_loss` this function raises a
+      TypeError.
+    init_state: () -> the state before the first step.
     observe: (state, stats {name: [...]}, mask [...]) -> state. Adds the tokens of a global batch
-      to the running distributions; also fills them before the first step.
-    update: (state, stats, mask, elapsed) -> state. Once a step, with the stats of all tokens of
-      the global batch: `observe`, and whatever else the method controls. `elapsed` is that of the
-      step that follows, for which it decides.
-    init_params: (key, *, student_dim, teacher_dim, num_taps) -> params of the method's own, {} if
+      to the running distributions; also called before the first step, to fill them.
+    update: (state, stats, mask, elapsed) -> state. Called once per step with the stats of all
+      tokens of the global batch: does what `observe` does and moves the method's controllers.
+      `elapsed` belongs to the next step, the one that the new state is for.
+    init_params: (key, *, student_dim, teacher_dim, num_taps) -> the method's own parameters, {} if
       it has none.
     feature_loss: (params, student_taps [taps, batch, seq, Ds], teacher_taps
       [taps, batch, seq, Dt], stats {name: [batch, seq]}, mask [batch, seq], context) ->
-      (sum, metrics). The sum is weighted and over the expected share of the tokens it takes, so
-      that the caller divides by the number of target tokens alone. None when there is no such term.
-    serial: the serial head, or None.
-    reads_progress: whether the curriculum's progress does anything; if not, it is not logged.
-    metrics: (state) -> {name: scalar}, what of the state is worth a line in the log.
-    chunk_loss: for a teacher with another tokenizer, one row at a time: (student_logits [seq_s,
-      Vs], teacher_logits [seq_t, Vt], student_labels [seq_s], student_chunks [seq_s],
-      teacher_chunks [seq_t], context) -> (loss [C], stats {name: [C]}), see `chunks`; 0 where a
-      chunk is not valid, and `observe` and `update` then get chunks for tokens. None otherwise.
+      (sum, metrics). The sum is weighted and already divided by the expected share of the tokens
+      that get the term, so the caller divides it by the number of target tokens. None when the
+      method has no such term.
+    serial: the serial head; None for a single head.
+    reads_progress: whether the loss depends on the curriculum's progress; it is logged only if so.
+    metrics: (state) -> {name: scalar}, the parts of the state that are logged.
+    chunk_loss: the loss for a teacher with another tokenizer, one row at a time: (student_logits
+      [seq_s, Vs], teacher_logits [seq_t, Vt], student_labels [seq_s], student_chunks [seq_s],
+      teacher_chunks [seq_t], context) -> (loss [C], stats {name: [C]}), both 0 where a chunk is not
+      valid; a chunk here is a stretch of text, see `losses.chunks`. `observe` and `update` then
+      receive chunks instead of tokens. None for a method with a token loss.
   """
 
   token_loss: TokenLoss
@@ -108,10 +112,10 @@ class Method(NamedTuple):
 
 
 def entropy_only(half_life: float) -> dict[str, Any]:
-  """The fields `init_state`, `observe` and `update` of a method without state of its own.
+  """Returns the fields `init_state`, `observe` and `update` of a method without state of its own.
 
   Args:
-    half_life: of the entropy distribution, in tokens; > 0.
+    half_life: tokens after which a token counts half in the entropy distribution; > 0.
 
   Raises:
     ValueError: `half_life` is not positive.

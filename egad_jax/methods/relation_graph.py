@@ -1,4 +1,4 @@
-"""TRG: vanilla KD and a graph per row of its hardest tokens; formulas: `losses.relation_graph`."""
+"""TRG: vanilla KD plus a graph of each row's hardest tokens; see `losses.relation_graph`."""
 
 from __future__ import annotations
 
@@ -31,22 +31,24 @@ def make_trg(
   hard_fraction: float = 0.5,
   graph: RelationGraph = RelationGraph(),  # noqa: B008 (frozen)
 ) -> Method:
-  """Vanilla KD on all tokens and the graph terms on the hard ones; a `Method` without own state.
+  """Makes TRG (arXiv 2306.12442): vanilla KD on all tokens plus graph terms on hard ones.
 
-  The loss per token is that of `make_vanilla_kd`, bit for bit, and a token is hard as in
-  `make_egad`. Each row is one graph of its hardest tokens, at most `graph.nodes` of them, so rows
-  read no other row: shards, micro-batches and chunks change nothing. Documents packed into one
-  row share its graph, as the notes' graph spans the instances of a batch. Taps are averaged.
+  The token loss is that of `make_vanilla_kd`, bit for bit, and hard tokens are defined as in
+  `make_egad`. The nodes of a row's graph are its hardest tokens, at most `graph.nodes` of them. No
+  row reads another, so shards, micro-batches and chunks change nothing. Documents packed into one
+  row share its graph, as the graph described in the notes spans the instances of a batch. The terms
+  are averaged over taps. The method has no state of its own.
 
   Args:
     divergence: a key of `DIVERGENCES`, or a function, see `make_divergence`.
-    divergence_options: its hyper-parameters.
+    divergence_options: hyper-parameters of the divergence; None for its defaults.
     temperature: T of the logit loss, > 0.
-    ce_weight: of the cross-entropy with the labels; 0 leaves it out of the loss.
-    half_life: of the distribution of entropy, in tokens; > 0.
-    hard_fraction: a token is hard when the position of its teacher entropy is at least
-      1 - hard_fraction, in (0, 1].
-    graph: the graph and the weights of its terms; all three 0 is vanilla KD without taps.
+    ce_weight: factor, >= 0, on the cross-entropy with the labels; 0 leaves it out of the loss.
+    half_life: tokens after which a token counts half in the entropy distribution; > 0.
+    hard_fraction: in (0, 1]; a token is hard when the position of its teacher entropy is at least
+      1 - hard_fraction.
+    graph: the graph and the weights of its terms; with all three weights 0 the method is vanilla KD
+      and reads no taps.
 
   Raises:
     ValueError: an argument is out of range, or a name is unknown.
@@ -82,8 +84,9 @@ def make_trg(
     in_taps = jnp.broadcast_to(valid, student.shape[:-1])
     terms = graph_terms(student, teacher, projected, in_taps, context.elapsed, graph)
     row_tokens = jnp.sum(mask, axis=1, dtype=jnp.float32)
-    # A row's nodes stand for its tokens: over the share of them that are expected to be nodes,
-    # which the mask alone tells, so that sums over rows add up whatever the micro-batch.
+    # A row's nodes stand for all its tokens, so their sum is divided by the share of tokens that
+    # are expected to be nodes. That share follows from the mask alone, so sums over rows add up
+    # however the batch is split.
     share = jnp.minimum(hard_fraction, graph.nodes / jnp.maximum(row_tokens, 1))
     sums = {
       name: masked_sum(jnp.mean(term, axis=0) / share[:, None], valid)

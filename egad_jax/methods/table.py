@@ -24,21 +24,27 @@ METHODS: Mapping[str, Callable[..., Method]] = {
   "trg": make_trg,
   "x_token": make_x_token,
 }
-"""By the name that `--config.method` takes; docs/methods.md describes each."""
+"""The maker of each method, by the name that `--config.method` takes; see docs/methods.md."""
 
 
 TWO_TOKENIZERS = frozenset({"x_token"})
-"""Methods whose teacher may have another tokenizer.
+"""Names of the methods whose teacher may have another tokenizer.
 
-Each row of a batch is the same text in both, and the maker takes a `projection` between them.
+A row of a batch holds the same text in both tokenizations, and the maker takes a `projection` from
+the student's vocabulary to the teacher's.
 """
 
 
 def make_method(name: str, **options: object) -> Method:
-  """Returns the method of that name, with the options of its maker.
+  """Makes the method called `name`.
+
+  Args:
+    name: a key of `METHODS`.
+    **options: keyword arguments of the method's maker, such as `make_egad`.
 
   Raises:
-    ValueError: there is no such method; the message lists those that exist.
+    ValueError: `METHODS` has no such name (the message lists the names), or the maker refuses an
+      option's value.
 
   >>> make_method("vanilla_kd", temperature=2.0).feature_loss is None
   True

@@ -1,4 +1,4 @@
-"""TAID as a method whose state is the schedule of the interpolation; formulas: `losses.taid`."""
+"""TAID as a method whose state is the interpolation schedule; see `losses.taid` for formulas."""
 
 from __future__ import annotations
 
@@ -26,16 +26,18 @@ def make_taid(
   interpolation: Interpolation = Interpolation(),  # noqa: B008 (frozen)
   half_life: float = 1e6,
 ) -> Method:
-  """T^2 KL(u || q) at T + ce_weight CE; a `Method` whose own state is an `InterpolationState`.
+  """Makes TAID (arXiv 2501.16937): T^2 KL(u || q) at T + ce_weight CE, u the interpolated target.
 
-  The schedule reads the mean of the global batch once a step, so accumulation and sharding are
-  exact. Keeps the entropy distribution too, so that reports compare like with like.
+  The result is a `Method` whose own state is an `InterpolationState`. The schedule reads the mean
+  loss over the global batch once per step, so accumulation and sharding are exact. The method keeps
+  the entropy distribution too, so that reports compare like with like.
 
   Args:
-    ce_weight: of the cross-entropy with the labels; 0 leaves it out of the loss.
-    temperature: of target and student, > 0; the paper's is 1.
-    interpolation: how t rises.
-    half_life: of the entropy distribution, in tokens; > 0.
+    ce_weight: factor, >= 0, on the cross-entropy with the labels; 0 leaves it out of the loss.
+    temperature: T of target and student, > 0; the paper uses 1.
+    interpolation: how the teacher's share t of the target rises over the training.
+    half_life: tokens after which a token counts half in the entropy distribution, which only
+      reports read here; > 0.
 
   Raises:
     ValueError: an argument is out of range.

@@ -1,8 +1,9 @@
 """X-Token: distillation from a teacher with another tokenizer, as a method to train with.
 
-Projection, chunks and divergences are those of arXiv 2605.21699. A chunk takes the place of a
-token: its entropy is that of the teacher's distribution in the teacher's own vocabulary, and EGAD's
-curriculum and temperature apply to it as they do to tokens.
+Projection, chunks and divergences are those of arXiv 2605.21699. Here a chunk is a stretch of text
+that both tokenizers cut out (see `losses.chunks`), and it is the unit of the loss, as a token is in
+the other methods. Its entropy is that of the teacher's distribution over the teacher's vocabulary,
+and EGAD's curriculum and temperature apply to chunks as they do to tokens.
 """
 
 from __future__ import annotations
@@ -44,24 +45,28 @@ def make_x_token(
   ce_weight: float = 0.1,
   half_life: float = 1e6,
 ) -> Method:
-  """Distillation across tokenizers; a `Method` with `chunk_loss` in the place of `token_loss`.
+  """Makes X-Token, distillation across tokenizers; a `Method` with `chunk_loss`, not `token_loss`.
 
-  Loss of a chunk: w(h) T(h)^2 D(T) - ce_weight log q(chunk), where h places the entropy of the
-  teacher's chunk distribution and log q(chunk) sums the label's log-probabilities over the chunk's
-  student tokens. The defaults are the paper's P-KL; `curriculum` and an adaptive `temperature` add
-  mechanisms 1 and 2 of EGAD, every position of a chunk at the chunk's temperature.
+  The loss of a chunk is w(h) T(h)^2 D(T) - ce_weight log q(chunk), where h is the position of the
+  entropy of the teacher's chunk distribution, and log q(chunk) is the sum of the labels'
+  log-probabilities over the chunk's student tokens. The defaults are the paper's P-KL. `curriculum`
+  and an adaptive `temperature` add mechanisms 1 and 2 of EGAD; all tokens of a chunk then have the
+  chunk's temperature.
 
   Args:
-    projection: (ids, weights), see `ProjectionArrays`; NumPy arrays for "h_kl".
-    kind: "p_kl", "h_kl" or "uld"; see `cross_tokenizer_loss`.
-    temperature: mechanism 2; kind "fixed" is plain KD.
-    curriculum: mechanism 1, or None.
-    chunk_average: see `CrossTokenizer`.
-    teacher_top_k: see `CrossTokenizer`; with it the chunks of a row share one choice of entries,
-      otherwise no chunk's loss depends on another chunk.
-    minimum_weight: see `CrossTokenizer`.
-    ce_weight: of the labels' negative log-likelihood, >= 0; the paper's 0.1.
-    half_life: of the entropy distribution, in chunks; > 0.
+    projection: (ids, weights), each [Vs, k], see `ProjectionArrays`; NumPy arrays for "h_kl".
+    kind: the divergence, "p_kl", "h_kl" or "uld"; see `cross_tokenizer_loss`.
+    temperature: mechanism 2; kind "fixed" gives all chunks one temperature.
+    curriculum: mechanism 1, the weights of the chunks; None for a weight of 1.
+    chunk_average: "prob", "logprob" or "chain_rule"; see `CrossTokenizer`.
+    teacher_top_k: number of teacher entries that "p_kl" compares, None for all; see
+      `CrossTokenizer`. With a number, the chunks of a row share one choice of entries; with None,
+      no chunk's loss depends on another chunk.
+    minimum_weight: projection weight, in (0.5, 1], from which "h_kl" takes two tokens as a pair;
+      see `CrossTokenizer`.
+    ce_weight: factor, >= 0, on the labels' negative log-likelihood; 0 leaves it out of the loss.
+      The paper uses 0.1.
+    half_life: chunks after which a chunk counts half in the entropy distribution; > 0.
 
   Raises:
     ValueError: an argument is out of range, or a name is unknown.
@@ -113,7 +118,7 @@ def make_x_token(
     if not (isinstance(guidance.temperature, float) and guidance.temperature == 1):
       warm = row.log_averages(temperature=guidance.temperature, average=chunk_average)
     value = divergence(*warm, row.valid)
-    # A factor of 1 is left out, so that what is off costs nothing and changes no bit.
+    # A factor of 1 is skipped, so that a mechanism that is off costs nothing and changes no bit.
     if not (isinstance(guidance.factor, float) and guidance.factor == 1):
       value = value * guidance.factor
     if guidance.weight is not None:

@@ -1,4 +1,4 @@
-"""Teachers: what a student's step takes from one, and the places that it can come from."""
+"""Teachers: what the student's step reads from a teacher, and where that is computed."""
 
 from __future__ import annotations
 

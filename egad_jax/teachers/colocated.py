@@ -1,4 +1,4 @@
-"""A teacher on the student's devices, computed inside the student's step."""
+"""A teacher on the student's devices, which runs inside the student's step."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from egad_jax.types import Params
 
 @dataclasses.dataclass(frozen=True)
 class ColocatedTeacher:
-  """A model on a mesh; a `Teacher`.
+  """A teacher whose model runs on one mesh; a `Teacher`.
 
   Attributes:
-    model: the teacher's functions.
-    mesh: the devices, which are the student's.
-    host_params: the parameters on the host; None to draw them from `seed`.
-    dtype: of the parameters on the devices; None leaves each array its own.
-    taps: layers whose output the feature branch compares; see `Model.apply`.
-    layers_on_host: whether the matrices of the layers stay in host memory until they are due.
-    seed: of random parameters.
+    model: the teacher's `init`, `apply` and unembedding functions.
+    mesh: the devices of parameters and activations: the student's, unless this object is the `own`
+      of a `SeparateTeacher`.
+    host_params: the parameters in host memory; None draws random ones from `seed`.
+    dtype: dtype of the parameters on the devices; None keeps the dtype of each array.
+    taps: indices of the layers whose output the feature loss compares; see `Model.apply`.
+    layers_on_host: whether the weight matrices of the layers stay in host memory until a layer
+      needs them.
+    seed: seed of the random parameters; not read when `host_params` is given.
   """
 
   model: Model
@@ -39,11 +41,11 @@ class ColocatedTeacher:
 
   @property
   def meshes(self) -> tuple[jax.sharding.Mesh, ...]:
-    """None besides the student's."""
+    """Empty: the teacher uses no devices but those of `mesh`."""
     return ()
 
   def abstract_params(self) -> Params:
-    """The whole model's parameters."""
+    """Shapes, dtypes and shardings of the whole model's parameters."""
     shapes = jax.eval_shape(self.model.init, jax.random.key(0))
     shardings = sharding.parameter_shardings(
       *(self.mesh, self.model.logical_axes(), shapes), layers_on_host=self.layers_on_host
@@ -54,12 +56,12 @@ class ColocatedTeacher:
     )
 
   def abstract_attached(self, batch: AnyBatch) -> tuple[()]:
-    """Nothing: the outputs are computed inside the student's programs."""
+    """Empty: the outputs are computed inside the student's programs."""
     del batch
     return ()
 
   def place(self) -> PlacedModel:
-    """Puts the parameters on the devices; random ones are drawn there."""
+    """Puts the parameters on the devices; random parameters are drawn on the devices."""
     like = self.abstract_params()
     shardings = jax.tree.map(lambda x: x.sharding, like)
     if self.host_params is not None:
@@ -71,12 +73,12 @@ class ColocatedTeacher:
     def init() -> Params:
       return jax.tree.map(lambda x, shape: x.astype(shape.dtype), self.model.init(key), like)
 
-    # Compilers for CPUs do not come to an end with results in host memory.
+    # On CPUs, compilation does not finish when results are to be in host memory.
     on_devices = jax.tree.map(lambda s: s.with_memory_kind("device"), shardings)
     return PlacedModel(jax.device_put(jax.jit(init, out_shardings=on_devices)(), shardings))
 
   def outputs(self, params: Params, batch: AnyBatch, *, with_taps: bool = False) -> Hidden:
-    """Runs the model on the teacher's side of the batch."""
+    """Runs the model on the teacher's side of the batch; see `Teacher.outputs`."""
     side, taps = batch.teacher_side, self.taps if with_taps else ()
     hidden, tapped = self.model.apply(
       params, side.tokens, side.positions, side.segment_ids, taps=taps
@@ -96,10 +98,10 @@ class PlacedModel:
 
   @property
   def model_params(self) -> Params:
-    """The same parameters."""
+    """The parameters of the whole model, which are `params` themselves."""
     return self.params
 
   def attach(self, batches: Iterable[AnyBatch], accumulation: int = 1) -> Iterator[AnyBatch]:
-    """Yields the batches as they are."""
+    """Yields the batches unchanged."""
     del accumulation
     return iter(batches)

@@ -1,4 +1,4 @@
-"""A teacher on devices of its own, which works on the next batches while the student trains."""
+"""A teacher on its own devices, which works on the next batches while the student trains."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from egad_jax.teachers.colocated import ColocatedTeacher
 from egad_jax.teachers.teacher import Hidden
 from egad_jax.types import Params
 
-# Batches that the teacher is ahead of its student: one would do if both always took the same time.
-# Each costs the student's devices a batch of hidden states.
+# Number of batches that the teacher runs ahead of the student. One would do if both always took the
+# same time; each costs the student's devices the memory of a batch of hidden states.
 AHEAD = 2
 
 
 class Attached(NamedTuple):
-  """What the teacher computed for a batch; every field is split by rows.
+  """What the teacher computed for a batch; every array is sharded over the batch axis.
 
   Attributes:
-    hidden: [batch, seq, dim], as in `Hidden`.
-    taps: each [batch, seq, dim].
+    hidden: last hidden states, [batch, seq, dim], as in `Hidden`.
+    taps: residual streams at the tapped layers, each [batch, seq, dim]; () without taps.
   """
 
   hidden: Array
@@ -38,9 +38,9 @@ class SeparateTeacher:
   """A teacher on a mesh of its own in the student's process; a `Teacher`.
 
   Attributes:
-    own: the teacher on its own mesh.
-    student_mesh: the student's devices.
-    compiler_options: for the teacher's program; None for none.
+    own: the teacher's model, parameters and own mesh.
+    student_mesh: the student's devices, to which the outputs are moved.
+    compiler_options: XLA options of the teacher's program; None for the defaults.
   """
 
   own: ColocatedTeacher
@@ -49,11 +49,11 @@ class SeparateTeacher:
 
   @property
   def meshes(self) -> tuple[jax.sharding.Mesh, ...]:
-    """The teacher's own."""
+    """The teacher's own mesh."""
     return (self.own.mesh,)
 
   def abstract_params(self) -> Params:
-    """The unembedding on the student's devices: {"unembedding": [vocab, dim]}."""
+    """Describes {"unembedding": [vocab, dim]} on the student's devices."""
     unembedding = self.own.model.unembedding
     shape = unembedding(self.own.abstract_params())
     axes = unembedding(self.own.model.logical_axes())
@@ -61,18 +61,18 @@ class SeparateTeacher:
     return {"unembedding": jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=placed)}
 
   def abstract_attached(self, batch: AnyBatch) -> Attached:
-    """Hidden states and taps of the batch."""
+    """Describes the hidden states and taps that `attach` adds, on the student's devices."""
     shape = (*batch.teacher_side.tokens.shape, self.own.model.config.dim)
     rows = sharding.batch_sharding(self.student_mesh)
     hidden = jax.ShapeDtypeStruct(shape, self.own.dtype, sharding=rows)
     return Attached(hidden, (hidden,) * len(self.own.taps))
 
   def place(self) -> PlacedSeparateTeacher:
-    """Puts the parameters on the teacher's mesh, and its unembedding on the student's too."""
+    """Puts the parameters on the teacher's mesh and a copy of the unembedding on the student's."""
     return PlacedSeparateTeacher(self)
 
   def outputs(self, params: Params, batch: AnyBatch, *, with_taps: bool = False) -> Hidden:
-    """What came with the batch."""
+    """Returns the outputs attached to the batch, with the unembedding from `params`."""
     del with_taps
     hidden, taps = batch.attached
     none = jnp.zeros((0, *hidden.shape), hidden.dtype)
@@ -85,11 +85,11 @@ class PlacedSeparateTeacher:
 
   Attributes:
     params: {"unembedding": [vocab, dim]}, on the student's devices.
-    model_params: the whole model's, on the teacher's.
+    model_params: the parameters of the whole model, on the teacher's devices.
   """
 
   def __init__(self, teacher: SeparateTeacher):
-    """Places the parameters; compiles nothing yet."""
+    """Puts the parameters on their devices; `attach` compiles the model."""
     self._mesh, self._student_mesh = teacher.own.mesh, teacher.student_mesh
     self.model_params = teacher.own.place().params
     placed = teacher.abstract_params()["unembedding"].sharding
@@ -113,7 +113,7 @@ class PlacedSeparateTeacher:
     )
 
   def attach(self, batches: Iterable[AnyBatch], accumulation: int = 1) -> Iterator[AnyBatch]:
-    """Yields each batch with its outputs; at most `AHEAD` batches ahead of what is taken."""
+    """Yields each batch with its outputs; runs at most `AHEAD` batches ahead of the consumer."""
     under_way: collections.deque[AnyBatch] = collections.deque()
     for batch in batches:
       under_way.append(self._attached(batch, accumulation))
@@ -122,7 +122,7 @@ class PlacedSeparateTeacher:
     yield from under_way
 
   def _attached(self, batch: AnyBatch, accumulation: int) -> AnyBatch:
-    """The batch with the teacher's outputs, under way to the student's devices."""
+    """Starts the teacher on a batch and the transfer of its outputs to the student's devices."""
     side = jax.tree.map(lambda x: sharding.move_rows(x, self._mesh), batch.teacher_side)
     outputs = self._outputs(self.model_params, side, accumulation)
     moved = jax.tree.map(lambda x: sharding.move_rows(x, self._student_mesh), outputs)

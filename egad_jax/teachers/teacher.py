@@ -1,7 +1,7 @@
-"""The seam between a teacher and the student's programs.
+"""The interface between a teacher and the student's programs.
 
-A teacher computes its outputs inside the student's step, or elsewhere, and then attaches them to
-the batches. Everything that trains or evaluates asks `Teacher.outputs` and never how they came.
+A teacher computes its outputs inside the student's step, or elsewhere, in which case it attaches
+them to the batches. Training and evaluation call `Teacher.outputs` and need not know which.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from egad_jax.types import Params
 
 
 class Hidden(NamedTuple):
-  """A teacher seen through its last hidden states: exact, and small next to its logits.
+  """A teacher's outputs as its last hidden states: equivalent to its logits and much smaller.
 
   Attributes:
-    hidden: [batch, seq, dim] after the final norm, in the teacher's compute dtype.
-    unembedding: [vocab, dim].
-    taps: [num_taps, batch, seq, dim], the residual stream at the layers asked for.
+    hidden: hidden states after the final norm, [batch, seq, dim], in the teacher's compute dtype.
+    unembedding: the matrix that makes logits of `hidden`, [vocab, dim].
+    taps: the residual stream at the tapped layers, [num_taps, batch, seq, dim]; num_taps is 0 when
+      none are asked for.
   """
 
   hidden: jax.Array
@@ -34,7 +35,7 @@ class PlacedTeacher(Protocol):
 
   @property
   def params(self) -> Params:
-    """What `Teacher.outputs` reads, on the student's devices."""
+    """The parameters that `Teacher.outputs` reads, on the student's devices."""
     ...
 
   @property
@@ -43,29 +44,30 @@ class PlacedTeacher(Protocol):
     ...
 
   def attach(self, batches: Iterable[AnyBatch], accumulation: int = 1) -> Iterator[AnyBatch]:
-    """Yields each batch with what the teacher computed elsewhere in `attached`.
+    """Yields each batch with the outputs that the teacher computed elsewhere as `attached`.
 
     Args:
-      batches: on the student's devices.
-      accumulation: parts that the teacher may take a batch in, one after the other.
+      batches: global batches on the student's devices.
+      accumulation: number of micro-batches, >= 1, that the teacher may split a batch into and
+        compute one after the other.
     """
     ...
 
 
 class Teacher(Protocol):
-  """Where the teacher's outputs come from; touches no device before `place`."""
+  """A source of teacher outputs; it touches no device before `place`."""
 
   @property
   def meshes(self) -> tuple[jax.sharding.Mesh, ...]:
-    """Meshes of the devices that it uses besides the student's; empty for none."""
+    """Meshes of the devices that the teacher uses besides the student's; empty if none."""
     ...
 
   def abstract_params(self) -> Params:
-    """Shapes, dtypes and shardings of what `outputs` reads."""
+    """Shapes, dtypes and shardings of the parameters that `outputs` reads."""
     ...
 
   def abstract_attached(self, batch: AnyBatch) -> Any:
-    """Shapes, dtypes and shardings of what `PlacedTeacher.attach` adds to a batch of these."""
+    """Shapes, dtypes and shardings of what `PlacedTeacher.attach` adds to a batch like `batch`."""
     ...
 
   def place(self) -> PlacedTeacher:
@@ -73,11 +75,11 @@ class Teacher(Protocol):
     ...
 
   def outputs(self, params: Params, batch: AnyBatch, *, with_taps: bool = False) -> Hidden:
-    """The teacher's outputs for a batch, without gradient; traced inside the student's programs.
+    """Returns the teacher's outputs for a batch, detached; traced inside the student's programs.
 
     Args:
-      params: as `abstract_params` describes them.
-      batch: as `PlacedTeacher.attach` yields it, or a micro-batch of that.
-      with_taps: whether the features of the teacher's taps are wanted; otherwise there may be none.
+      params: parameters as described by `abstract_params`.
+      batch: a batch from `PlacedTeacher.attach`, or a micro-batch of one.
+      with_taps: whether the taps are needed; if false, `Hidden.taps` may hold none.
     """
     ...
