@@ -125,8 +125,10 @@ def measured(
     rows.append(
       (
         one.title,
-        *(f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}"),
-        *(f"{statistics.median(one.seconds):.3f}", f"{one.memory / 2**20:,.0f}"),
+        f"{statistics.median(ratios):.2f}",
+        f"{min(ratios):.2f} to {max(ratios):.2f}",
+        f"{statistics.median(one.seconds):.3f}",
+        f"{one.memory / 2**20:,.0f}",
       )
     )
   return table(_HEADER, rows + missing)

@@ -65,7 +65,10 @@ def _trl(settings: Settings) -> TorchHead:
 
   def loss(student, unembedding, teacher, teacher_unembedding, labels):
     found = _chunked_divergence_loss(
-      *(student[None], teacher[None], unembedding, teacher_unembedding),
+      student[None],
+      teacher[None],
+      unembedding,
+      teacher_unembedding,
       completion_mask=torch.ones_like(labels)[None],
       beta=0.0,
       num_items_in_batch=1,

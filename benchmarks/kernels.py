@@ -135,7 +135,11 @@ def _compile(
     "logits_gradient": (
       functools.partial(tpu_kernels.logits_gradient, **gradient, **common),
       (
-        *(logits, logits, array(chunk, student_dim, dtype=half), student, numbers),
+        logits,
+        logits,
+        array(chunk, student_dim, dtype=half),
+        student,
+        numbers,
         array(vocab, student_dim),
       ),
       (5,),

@@ -129,7 +129,8 @@ def measured(
       (
         label,
         *(f"{f(variant.seconds):.3f}" for f in (statistics.median, min, max)),
-        *(f"{statistics.median(ratios):.3f}", f"{low:.3f} to {high:.3f}"),
+        f"{statistics.median(ratios):.3f}",
+        f"{low:.3f} to {high:.3f}",
       )
     )
   return f"{table(_HEADER, rows)}\n\nRounds: {len(baseline)}."

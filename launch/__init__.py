@@ -8,19 +8,27 @@ import sys
 
 _LEAST_PYTHON = (3, 11)
 _PACKAGES = (
-  *("absl", "array_record", "etils", "filelock", "flax", "gguf", "grain", "jax", "jaxlib"),
-  *(
-    "jinja2",
-    "ml_collections",
-    "ml_dtypes",
-    "numpy",
-    "optax",
-    "orbax",
-    "rich",
-    "safetensors",
-    "yaml",
-  ),
-  *("tensorboardX", "tensorflow_datasets", "tokenizers"),
+  "absl",
+  "array_record",
+  "etils",
+  "filelock",
+  "flax",
+  "gguf",
+  "grain",
+  "jax",
+  "jaxlib",
+  "jinja2",
+  "ml_collections",
+  "ml_dtypes",
+  "numpy",
+  "optax",
+  "orbax",
+  "rich",
+  "safetensors",
+  "yaml",
+  "tensorboardX",
+  "tensorflow_datasets",
+  "tokenizers",
 )
 _BAD_INPUT = 2
 

@@ -58,7 +58,9 @@ def main() -> None:
   step, state = restoring.restore_state(workdir, step, experiment.abstract_state())
   summary = results.summary_of(experiment, workdir, state)
   results.export(
-    *(experiment, jax.device_get(student_params(state.trainable, {})), output),
+    experiment,
+    jax.device_get(student_params(state.trainable, {})),
+    output,
     summary=summary,
     config=from_config.plain(config),
     samples=read_json(workdir / files.SAMPLES) if "student_after" in summary else None,

@@ -36,8 +36,11 @@ _LLAMA3 = "|".join([_ENDINGS, _WORD, r"\p{N}{1,3}", _SIGNS, _SPACES])
 _QWEN2 = "|".join([_ENDINGS, _WORD, r"\p{N}", _SIGNS, _SPACES])
 _QWEN35 = "|".join(
   [
-    *(_ENDINGS, r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+", r"\p{N}"),
-    *(r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*", _SPACES),
+    _ENDINGS,
+    r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+",
+    r"\p{N}",
+    r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",
+    _SPACES,
   ]
 )
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -87,14 +90,30 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
   "qwen35": PreTokenizer((_QWEN35,)),
   **dict.fromkeys(
     (
-      *("gpt-2", "phi-2", "gigachat", "mellum", "modern-bert", "a.x-4.0", "exaone4"),
-      *("mpt", "olmo", "jais", "trillion", "granite-docling"),
+      "gpt-2",
+      "phi-2",
+      "gigachat",
+      "mellum",
+      "modern-bert",
+      "a.x-4.0",
+      "exaone4",
+      "mpt",
+      "olmo",
+      "jais",
+      "trillion",
+      "granite-docling",
     ),
     _WORDS,
   ),
   **dict.fromkeys(
     (
-      *("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
+      "smollm",
+      "starcoder",
+      "refact",
+      "command-r",
+      "codeshell",
+      "exaone",
+      "minerva-7b",
       "mellum2",
     ),
     _DIGITS_ALONE,

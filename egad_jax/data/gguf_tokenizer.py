@@ -49,21 +49,41 @@ class GgufTokenizer(NamedTuple):
 _PREFIX = "tokenizer.ggml."
 # Keys of tokenizer.ggml.* that are read here or (the ends of a generation) by others.
 _READ = {
-  *("model", "pre", "tokens", "token_type", "merges", "bos_token_id", "eos_token_id"),
-  *("unknown_token_id", "padding_token_id", "add_bos_token", "add_eos_token"),
-  *("eot_token_id", "eom_token_id"),
+  "model",
+  "pre",
+  "tokens",
+  "token_type",
+  "merges",
+  "bos_token_id",
+  "eos_token_id",
+  "unknown_token_id",
+  "padding_token_id",
+  "add_bos_token",
+  "add_eos_token",
+  "eot_token_id",
+  "eom_token_id",
 }
 # What changes no id of a text: roles that nothing here has, and scores, which BPE does not use.
 _HARMLESS = {
-  *("scores", "token_type_count", "add_sep_token"),
-  *("seperator_token_id", "cls_token_id", "mask_token_id"),
+  "scores",
+  "token_type_count",
+  "add_sep_token",
+  "seperator_token_id",
+  "cls_token_id",
+  "mask_token_id",
   *(f"fim_{name}_token_id" for name in ("pre", "suf", "mid", "pad", "rep", "sep")),
-  *("prefix_token_id", "suffix_token_id", "middle_token_id"),
+  "prefix_token_id",
+  "suffix_token_id",
+  "middle_token_id",
 }
 # What would change ids, if it were on.
 _MUST_BE_OFF = {
-  *("add_space_prefix", "remove_extra_whitespaces", "precompiled_charsmap", "suppress_tokens"),
-  *("normalizer.lowercase", "normalizer.strip_accents"),
+  "add_space_prefix",
+  "remove_extra_whitespaces",
+  "precompiled_charsmap",
+  "suppress_tokens",
+  "normalizer.lowercase",
+  "normalizer.strip_accents",
 }
 _TEMPLATE = "tokenizer.chat_template"
 # A whole tokenizer.json, which llama.cpp does not read either, and the names of templates.

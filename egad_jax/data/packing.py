@@ -104,7 +104,9 @@ def prepare_rows(
     InputError: if `seq_len` is not positive, files are damaged, or the cache cannot be written.
   """
   return build_rows_once(
-    *(corpus, (tokenizer,), functools.partial(_pack_split, corpus, tokenizer, seq_len)),
+    corpus,
+    (tokenizer,),
+    functools.partial(_pack_split, corpus, tokenizer, seq_len),
     seq_len=seq_len,
     directory=directory,
   )

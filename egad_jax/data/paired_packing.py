@@ -58,7 +58,9 @@ def prepare_paired_rows(
   """
   tokenizers = (student_tokenizer, teacher_tokenizer)
   return build_rows_once(
-    *(corpus, tokenizers, functools.partial(_pack_split, corpus, tokenizers, seq_len)),
+    corpus,
+    tokenizers,
+    functools.partial(_pack_split, corpus, tokenizers, seq_len),
     seq_len=seq_len,
     directory=directory,
   )
@@ -178,6 +180,8 @@ def _pack_split(
     logging.warning(
       "%s: %d bytes of the text are no targets: the tokenizers do not agree on them, or %d chunks "
       "are longer than a row.",
-      *(split, documents.lost_bytes, documents.dropped_chunks),
+      split,
+      documents.lost_bytes,
+      documents.dropped_chunks,
     )
   return written | {"lost_bytes": documents.lost_bytes}

@@ -228,7 +228,10 @@ def _log(report: Mapping[str, Any]) -> None:
   rows = ", ".join(f"{count} {kind}" for kind, count in report["rows"].items())
   logging.info(
     "projection of the student's %d tokens: %s; %d of the teacher's %d tokens can be reached.",
-    *(report["student_vocab"], rows, report["teacher_reachable"], report["teacher_vocab"]),
+    report["student_vocab"],
+    rows,
+    report["teacher_reachable"],
+    report["teacher_vocab"],
   )
   if "covered" in report:
     shares = ", ".join(f"{share:.2%} {kind}" for kind, share in report["corpus"].items())

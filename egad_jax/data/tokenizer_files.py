@@ -61,7 +61,9 @@ def read_directory(directory: epath.Path) -> TokenizerDirectory:
     for name in sorted(names.keys() - known.keys()):
       logging.warning(
         "%s: its %s %r is not in the vocabulary, and is taken for none.",
-        *(directory, name, names[name]),
+        directory,
+        name,
+        names[name],
       )
     ids = {role: backend.token_to_id(known.get(f"{role}_token", "")) for role in _ROLES}
     _set_frame(directory, backend, config, ids)
@@ -100,7 +102,10 @@ def _set_frame(
       logging.warning(
         "%s: add_%s_token is false in %s, but the post_processor of tokenizer.json puts %s there; "
         "the post_processor decides.",
-        *(directory, role, tokenizer_config.FILE, [backend.id_to_token(i) for i in found]),
+        directory,
+        role,
+        tokenizer_config.FILE,
+        [backend.id_to_token(i) for i in found],
       )
   if wanted:
     set_frame(backend, Frame(**(frame._asdict() | wanted)))

@@ -48,12 +48,27 @@ _LOCK, _PROBE = ".lock", f"{owned.PREFIX}probe"
 # run may go on with new values.
 HARMLESS_KEYS = frozenset(
   {
-    *("log_every", "compilation_cache", "checkpoint.every_steps", "checkpoint.every_seconds"),
-    *("checkpoint.keep", "checkpoint.keep_best", "eval.prompts", "eval.sample_tokens"),
-    *("eval.every_steps", "tensorboard", "guard.max_skipped"),
-    *("mesh.replica", "mesh.data", "mesh.fsdp", "mesh.tensor", "teacher.placement"),
+    "log_every",
+    "compilation_cache",
+    "checkpoint.every_steps",
+    "checkpoint.every_seconds",
+    "checkpoint.keep",
+    "checkpoint.keep_best",
+    "eval.prompts",
+    "eval.sample_tokens",
+    "eval.every_steps",
+    "tensorboard",
+    "guard.max_skipped",
+    "mesh.replica",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
+    "teacher.placement",
     *(f"teacher.mesh.{axis}" for axis in ("devices", "data", "fsdp", "tensor")),
-    *("watchdog.step_seconds", "watchdog.other_seconds", "profile.start_step", "profile.steps"),
+    "watchdog.step_seconds",
+    "watchdog.other_seconds",
+    "profile.start_step",
+    "profile.steps",
   }
 )
 

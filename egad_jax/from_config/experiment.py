@@ -78,8 +78,12 @@ def input_paths(config: Config) -> dict[str, pathlib.Path]:
   """
   found = {}
   for group, key in (
-    *(("teacher", "source"), ("student", "source"), ("student", "tokenizer")),
-    *(("data", "tokenizer"), ("data", "source"), ("data", "cache")),
+    ("teacher", "source"),
+    ("student", "source"),
+    ("student", "tokenizer"),
+    ("data", "tokenizer"),
+    ("data", "source"),
+    ("data", "cache"),
   ):
     name = config[group][key]
     if not name or name.startswith((RANDOM, TRAIN)) or not is_local(name):
@@ -191,8 +195,13 @@ def plan_run(config: Config, devices: Any) -> Experiment:
   nothing: dict[str, Any] = {}
   sides = 2 if paired else 1
   rows = Rows(
-    *(epath.Path(), "", sides, config.seq_len),
-    *(nothing, nothing, nothing),
+    epath.Path(),
+    "",
+    sides,
+    config.seq_len,
+    nothing,
+    nothing,
+    nothing,
     held_out_bytes=(),
     files=nothing,
   )
@@ -213,7 +222,9 @@ def _assemble(
   if options.warmup_steps >= config.steps > 1:
     _LOG.warning(
       "config.optimizer.warmup_steps (%d) is cut to %d, as the run has %d steps",
-      *(options.warmup_steps, config.steps - 1, config.steps),
+      options.warmup_steps,
+      config.steps - 1,
+      config.steps,
     )
   learning_rate = make_schedule(options, config.steps)
   teacher = (extensions.teacher or make_teacher)(config, models, meshes)

@@ -51,7 +51,9 @@ def make_tokenizers(config: Config, corpus: corpora.Corpus) -> tuple[Tokenizer, 
     _LOG.warning(
       "The tokenizer of config.%s (%s) has the teacher's vocabulary, but differs in: %s. The "
       "teacher's makes the rows, and is exported with the student.",
-      *(key, own, ", ".join(parts)),
+      key,
+      own,
+      ", ".join(parts),
     )
     return teacher, teacher
   different = (

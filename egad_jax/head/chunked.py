@@ -266,8 +266,14 @@ def distillation_head(
       )
       if by_kernels is not None:
         loss, stats, hidden_gradient, unembedding_gradient = by_kernels.step(
-          *(student_rows, student_weight, teacher_rows, teacher_weight),
-          *(row_labels, row_mask, context, unembedding_gradient),
+          student_rows,
+          student_weight,
+          teacher_rows,
+          teacher_weight,
+          row_labels,
+          row_mask,
+          context,
+          unembedding_gradient,
         )
         hidden_gradient = hidden_gradient.astype(student_rows.dtype)
         return *summed(loss, stats, row_mask), hidden_gradient, unembedding_gradient

@@ -49,8 +49,13 @@ def dense_head(
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     extras = dict(extras or {})
     check_shapes(
-      *(student_hidden, student_unembedding, teacher_hidden, teacher_unembedding),
-      *(labels, mask, extras),
+      student_hidden,
+      student_unembedding,
+      teacher_hidden,
+      teacher_unembedding,
+      labels,
+      mask,
+      extras,
     )
     rows = (student_unembedding.shape[0], teacher_unembedding.shape[0])
     vocab = shared_vocabulary(*rows, vocab_size)
@@ -66,7 +71,9 @@ def dense_head(
     loss, stats = token_loss(
       student_logits,
       jax.lax.stop_gradient(teacher_logits),
-      *(labels.reshape(-1), {k: v.reshape(-1) for k, v in extras.items()}, context),
+      labels.reshape(-1),
+      {k: v.reshape(-1) for k, v in extras.items()},
+      context,
     )
     stats = {
       k: jax.lax.stop_gradient(jnp.where(flat, v, 0)).reshape(mask.shape) for k, v in stats.items()

@@ -84,13 +84,15 @@ def paired_head(
       student_row, teacher_row, row = arguments
       value, stats = loss(
         logits(
-          *(student_row, student_unembedding, row.student_chunks),
-          *(student_vocab_size, student_soft_cap),
+          student_row,
+          student_unembedding,
+          row.student_chunks,
+          student_vocab_size,
+          student_soft_cap,
         ),
-        logits(
-          *(teacher_row, teacher[1], row.teacher_chunks), *(teacher_vocab_size, teacher_soft_cap)
-        ),
-        *(row, context),
+        logits(teacher_row, teacher[1], row.teacher_chunks, teacher_vocab_size, teacher_soft_cap),
+        row,
+        context,
       )
       valid = chunk_mask(row.student_chunks, row.teacher_chunks)
       stats = {k: jax.lax.stop_gradient(jnp.where(valid, v, 0)) for k, v in stats.items()}

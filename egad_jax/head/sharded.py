@@ -64,8 +64,14 @@ def sharded_head(
       axis_names=set(mesh.axis_names) - set(automatic_axes),
       check_vma=False,
     )(
-      *(student_hidden, student_unembedding, teacher_hidden, teacher_unembedding),
-      *(labels, mask, dict(extras or {}), context),
+      student_hidden,
+      student_unembedding,
+      teacher_hidden,
+      teacher_unembedding,
+      labels,
+      mask,
+      dict(extras or {}),
+      context,
     )
     return jnp.sum(losses), stats
 

@@ -94,7 +94,10 @@ def adakd_loss(
     _guide_in_batch, mask=mask, ratio=state.ratio, temperature=temperature, focus=focus
   )
   loss, stats = adakd_terms(
-    *(student_logits, teacher_logits, labels, guide),
+    student_logits,
+    teacher_logits,
+    labels,
+    guide,
     divergence=make_divergence(divergence, divergence_options),
     ce_weight=ce_weight,
   )
@@ -126,7 +129,9 @@ def adakd_terms(
   if guidance.weight is not None:
     value = value * guidance.weight
   return token_terms(
-    *(pair, labels, value),
+    pair,
+    labels,
+    value,
     ce_weight=ce_weight,
     temperature=guidance.temperature,
     weight=1.0 if guidance.weight is None else guidance.weight,

@@ -138,7 +138,11 @@ def running_feature_loss(
     tokens = jnp.sum(mask, axis=1)
     share = jnp.minimum(share, capacity / jnp.maximum(tokens, 1).astype(jnp.float32))
   distance, taken = _distances(
-    *(params, student_taps, teacher_taps, gate, stats["teacher_entropy"]),
+    params,
+    student_taps,
+    teacher_taps,
+    gate,
+    stats["teacher_entropy"],
     capacity=capacity,
     branch=branch,
   )
@@ -174,7 +178,8 @@ def in_batch_feature_loss(
     None,
     _in_rows("student_features", student_features, gate),
     _in_rows("teacher_features", teacher_features, gate),
-    *(_rows(gate), _rows(stats["teacher_entropy"])),
+    _rows(gate),
+    _rows(stats["teacher_entropy"]),
     capacity=PAIR_TOKENS if branch.loss == "pair_distances" else mask.size,
     branch=branch,
   )

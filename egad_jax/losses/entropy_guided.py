@@ -54,7 +54,9 @@ class EntropyGuidedLoss:
     guidance = self.guide(pair.teacher_entropy, context)
     value = self.divergence(*at_temperature(pair, guidance.temperature))
     return token_terms(
-      *(pair, labels, self.weighted(value, guidance)),
+      pair,
+      labels,
+      self.weighted(value, guidance),
       ce_weight=self.ce_weight,
       **_reported(guidance),
     )

@@ -76,7 +76,9 @@ def se_kd_loss(
   # With these weights, the mean over all tokens is the mean over the kept tokens.
   weight = kept * jnp.sum(mask) / jnp.maximum(jnp.sum(kept), 1)
   loss, stats = weighted_terms(
-    *(pair, labels, weight.astype(pair.log_q.dtype)),
+    pair,
+    labels,
+    weight.astype(pair.log_q.dtype),
     hard=kept,
     divergence=make_divergence(divergence, divergence_options),
     temperature=temperature,
@@ -192,7 +194,7 @@ def weighted_terms(
   """Returns loss and stats, each [...], of w T^2 D + ce_weight CE; see `terms.token_terms`."""
   value = divergence(*at_temperature(pair, temperature)) * (temperature**2 * weight)
   return token_terms(
-    *(pair, labels, value), ce_weight=ce_weight, temperature=temperature, weight=weight, hard=hard
+    pair, labels, value, ce_weight=ce_weight, temperature=temperature, weight=weight, hard=hard
   )
 
 

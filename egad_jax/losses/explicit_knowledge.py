@@ -131,7 +131,9 @@ def explicit_knowledge_loss(
   pair = log_pair(taught, rest[0])
   value, weight = explicit_knowledge_value(pair, rest[1], explicit_knowledge, temperature)
   loss, stats = token_terms(
-    *(pair, rest[1], value),
+    pair,
+    rest[1],
+    value,
     ce_weight=ce_weight if serial_logits is None else 0.0,
     temperature=temperature,
     weight=weight,

@@ -175,7 +175,9 @@ def graph_terms(
   """Returns {term: [..., nodes]} for terms of nonzero weight; features are 0 outside the mask."""
   make = {
     "local": lambda: local_relation(
-      *(student, teacher, mask),
+      student,
+      teacher,
+      mask,
       neighbours=options.neighbours,
       sigma=options.sigma,
       direction=options.direction,

@@ -162,7 +162,10 @@ def taid_loss(
     student_logits, teacher_logits, labels, mask, where
   )
   loss, stats = taid_terms(
-    *(student_logits, teacher_logits, labels, state.share),
+    student_logits,
+    teacher_logits,
+    labels,
+    state.share,
     temperature=temperature,
     ce_weight=ce_weight,
   )

@@ -82,7 +82,10 @@ def make_adakd(
     own = context.state.method
     guide = functools.partial(_guide_running, own=own, temperature=temperature, focus=focus)
     return adakd_terms(
-      *(student_logits, teacher_logits, labels, guide),
+      student_logits,
+      teacher_logits,
+      labels,
+      guide,
       divergence=log_divergence,
       ce_weight=ce_weight,
     )

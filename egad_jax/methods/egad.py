@@ -67,7 +67,11 @@ def make_egad(
   ) -> tuple[jax.Array, Metrics]:
     assert branch is not None
     return running_feature_loss(
-      *(params, student_taps, teacher_taps, stats, mask),
+      params,
+      student_taps,
+      teacher_taps,
+      stats,
+      mask,
       distribution=context.state.entropy,
       branch=branch,
     )

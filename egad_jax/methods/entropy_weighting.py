@@ -82,7 +82,9 @@ def make_se_kd(
     pair = log_pair(student_logits, teacher_logits)
     kept = context.state.method.top_share(student_entropy_of(pair), fraction)
     return weighted_terms(
-      *(pair, labels, kept / fraction),
+      pair,
+      labels,
+      kept / fraction,
       hard=kept,
       divergence=log_divergence,
       temperature=temperature,
@@ -155,7 +157,9 @@ def make_ea_kd(
     pair = log_pair(student_logits, teacher_logits)
     bound = math.log(pair.log_q.shape[-1]) if entropy_bound is None else entropy_bound
     return weighted_terms(
-      *(pair, labels, pair_weights(pair, entropy_temperature, bound)),
+      pair,
+      labels,
+      pair_weights(pair, entropy_temperature, bound),
       divergence=log_divergence,
       temperature=temperature,
       ce_weight=ce_weight,

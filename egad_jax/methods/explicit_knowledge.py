@@ -61,7 +61,9 @@ def make_aekt(
     pair = log_pair(student_logits, teacher_logits)
     value, weight = explicit_knowledge_value(pair, labels, explicit_knowledge, temperature)
     return token_terms(
-      *(pair, labels, value),
+      pair,
+      labels,
+      value,
       ce_weight=0.0 if explicit_knowledge.serial else ce_weight,
       temperature=temperature,
       weight=weight,

@@ -58,7 +58,10 @@ def make_taid(
   ) -> tuple[jax.Array, Stats]:
     del extras
     return taid_terms(
-      *(student_logits, teacher_logits, labels, context.state.method.share),
+      student_logits,
+      teacher_logits,
+      labels,
+      context.state.method.share,
       temperature=temperature,
       ce_weight=ce_weight,
     )

@@ -39,7 +39,12 @@ _KNOWN_PREFIXES = (_PREFIX, "general.", "tokenizer.", "split.", "quantize.")
 # Files made before there were keys for them rely on these texts; llama.cpp ends at them always.
 _END_TEXTS = frozenset(
   {
-    *("<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>"),
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end|>",
     "<end_of_turn>",
   }
 )

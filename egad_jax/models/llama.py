@@ -18,8 +18,18 @@ from egad_jax.models.rope_config import rope_from_hf
 
 # Endings of the tensors that quantized checkpoints have beside, or in place of, the weights.
 _QUANTIZED = (
-  *(".qweight", ".qzeros", ".scales", ".weight_scale", ".weight_scale_inv", ".weight_packed"),
-  *(".absmax", ".quant_map", ".g_idx", ".SCB", ".input_scale", ".biases"),
+  ".qweight",
+  ".qzeros",
+  ".scales",
+  ".weight_scale",
+  ".weight_scale_inv",
+  ".weight_packed",
+  ".absmax",
+  ".quant_map",
+  ".g_idx",
+  ".SCB",
+  ".input_scale",
+  ".biases",
 )
 _DERIVED = re.compile(
   r"(\w+\.)*(rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)|position_ids)"

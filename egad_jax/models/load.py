@@ -68,7 +68,8 @@ def load_pretrained(source: str, *, tokenizer_size: int | None = None) -> Pretra
     _LOG.warning(
       "%s holds what is not read here: %s. If one of them changes what the model computes or "
       "writes, it is another model here.",
-      *(source, "; ".join(read.unread)),
+      source,
+      "; ".join(read.unread),
     )
   return read
 
@@ -77,8 +78,12 @@ def _read(path: pathlib.Path) -> Pretrained:
   if path.is_dir():
     model = read_directory(path)
     return Pretrained(
-      *(model.config, model.params, license_of_directory(path), path.resolve().name),
-      *(model.generation, model.unread),
+      model.config,
+      model.params,
+      license_of_directory(path),
+      path.resolve().name,
+      model.generation,
+      model.unread,
     )
   file = read_gguf(path)
   generation = GenerationSettings(file.end_ids)

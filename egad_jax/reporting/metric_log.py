@@ -20,9 +20,20 @@ _LOG = logging.getLogger(__name__)
 # Keys of every line of metrics.jsonl that come from the train step; null where not applicable.
 # A method's own metrics and the count of skipped steps follow them.
 STEP_KEYS = (
-  *("loss", "distillation_loss", "feature_loss", "cross_entropy", "teacher_entropy"),
-  *("student_entropy", "temperature_mean", "temperature_min", "temperature_max"),
-  *("curriculum_progress", "weight_mean", "hard_fraction", "hard_overflow", "grad_norm"),
+  "loss",
+  "distillation_loss",
+  "feature_loss",
+  "cross_entropy",
+  "teacher_entropy",
+  "student_entropy",
+  "temperature_mean",
+  "temperature_min",
+  "temperature_max",
+  "curriculum_progress",
+  "weight_mean",
+  "hard_fraction",
+  "hard_overflow",
+  "grad_norm",
   "learning_rate",
 )
 _NOT_LOGGED = ("tokens", "finite", "skipped_in_a_row", "loss_limit", "grad_norm_limit")
@@ -119,8 +130,13 @@ class MetricLog:
       left = (self._steps - step) * step_seconds
       _LOG.info(
         "step %d/%d  loss %.4f  distillation %.4f  entropy %.3f  T %.3f  %.0f tokens/s  ETA %s",
-        *(step, self._steps, values["loss"], values["distillation_loss"]),
-        *(values["teacher_entropy"], values["temperature_mean"], rate),
+        step,
+        self._steps,
+        values["loss"],
+        values["distillation_loss"],
+        values["teacher_entropy"],
+        values["temperature_mean"],
+        rate,
         f"{int(left // 60)}:{int(left % 60):02d}",
       )
     self._since, self._seconds, self._tokens = step, 0.0, 0.0

@@ -48,11 +48,12 @@ class ColocatedTeacher:
     """Shapes, dtypes and shardings of the whole model's parameters."""
     shapes = jax.eval_shape(self.model.init, jax.random.key(0))
     shardings = sharding.parameter_shardings(
-      *(self.mesh, self.model.logical_axes(), shapes), layers_on_host=self.layers_on_host
+      self.mesh, self.model.logical_axes(), shapes, layers_on_host=self.layers_on_host
     )
     return jax.tree.map(
       lambda x, placed: jax.ShapeDtypeStruct(x.shape, self.dtype or x.dtype, sharding=placed),
-      *(shapes, shardings),
+      shapes,
+      shardings,
     )
 
   def abstract_attached(self, batch: AnyBatch) -> tuple[()]:

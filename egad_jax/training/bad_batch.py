@@ -68,7 +68,10 @@ def note_skipped(
   why, in_a_row = why_skipped(values), int(values["skipped_in_a_row"])
   _LOG.warning(
     "step %d is %s; update withheld, %d in a row (guard.max_skipped: %d)",
-    *(step, why, in_a_row, max_skipped),
+    step,
+    why,
+    in_a_row,
+    max_skipped,
   )
   if in_a_row < max_skipped:
     return

@@ -136,7 +136,8 @@ class CompiledRun:
         return result
 
       return evaluation.evaluate(
-        *(checked, self._teacher.attach(held_out)),
+        checked,
+        self._teacher.attach(held_out),
         vocab_size=vocab_size,
         num_bytes=pipeline.held_out_bytes(self.experiment.rows, max_tokens=self._held_out_tokens()),
       )
@@ -183,7 +184,9 @@ class CompiledRun:
     who = "teacher" if state is None else "student"
     with progress.phase(f"continuing the prompts, {who}"):
       ids = generate(
-        *(model, params, prompts),
+        model,
+        params,
+        prompts,
         max_new_tokens=experiment.evaluation.sample_tokens,
         temperature=0.0,
         eos_id=ends,

@@ -100,8 +100,14 @@ def make_token_statistics(
     hidden, _ = student.apply(params, batch.tokens, batch.positions, batch.segment_ids)
     unembedding = student.unembedding(params)
     return head(
-      *(hidden, unembedding, outputs.hidden, outputs.unembedding),
-      *(batch.labels, batch.mask, {}, context),
+      hidden,
+      unembedding,
+      outputs.hidden,
+      outputs.unembedding,
+      batch.labels,
+      batch.mask,
+      {},
+      context,
     )[1]
 
   return statistics
@@ -225,12 +231,18 @@ def evaluate(
   result = {
     "tokens": int(total["tokens"]),
     "student": report(
-      *(total["cross_entropy"], total["tokens"], total["student_entropy"]),
-      *(total["forward_kl"], total["agreement"]),
+      total["cross_entropy"],
+      total["tokens"],
+      total["student_entropy"],
+      total["forward_kl"],
+      total["agreement"],
     ),
     "teacher": report(
-      *(total["teacher_cross_entropy"], total["teacher_tokens"], total["teacher_entropy"]),
-      *(0.0, places),
+      total["teacher_cross_entropy"],
+      total["teacher_tokens"],
+      total["teacher_entropy"],
+      0.0,
+      places,
     ),
     "entropy_bins": {
       "edges": [float(x) for x in entropy_edges(vocab_size)],

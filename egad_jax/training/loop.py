@@ -146,7 +146,9 @@ class _Session:
     student = result["student"]
     _LOG.info(
       "held-out at step %d: forward KL %s, perplexity %s, agreement %s (%.1f s)",
-      *(step, shown(student["forward_kl"], ".4f"), shown(student["perplexity"], ".2f")),
+      step,
+      shown(student["forward_kl"], ".4f"),
+      shown(student["perplexity"], ".2f"),
       shown(student["agreement"], ".1%"),
       time.monotonic() - started,
     )
@@ -171,7 +173,8 @@ class _Session:
     if not values["skipped"]:
       self.tokens += int(values["tokens"])
     logged = self.log.write(
-      *(step, values),
+      step,
+      values,
       epoch=step * self.experiment.optimization.batch_size / self.experiment.rows.train_size,
       tokens=self.tokens,
       seconds=now - self.last_time,
@@ -181,7 +184,11 @@ class _Session:
       self.clock.note(step)
     if values["skipped"]:
       note_skipped(
-        *(self.experiment, batch, self.workdir, step, values),
+        self.experiment,
+        batch,
+        self.workdir,
+        step,
+        values,
         max_skipped=self.options.max_skipped,
         saved_step=self.saved_step,
       )
@@ -289,7 +296,9 @@ class _Session:
     with self.clock.section("finish"):
       self.clock.note(self.step)
       summary = results.finish(
-        *(self.compiled, self.workdir, self.state),
+        self.compiled,
+        self.workdir,
+        self.state,
         tokens=self.tokens,
         seconds=self.clock.sections,
       )

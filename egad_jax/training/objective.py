@@ -79,7 +79,7 @@ def make_objective(
       params, batch.tokens, batch.positions, batch.segment_ids, taps=student_taps
     )
     loss, stats = logit_loss(
-      *(trainable, student.unembedding(params), hidden, outputs, batch, context)
+      trainable, student.unembedding(params), hidden, outputs, batch, context
     )
     metrics: Metrics = {}
     if method.feature_loss is not None:
@@ -120,8 +120,12 @@ def make_paired_objective(
     params = student_params(trainable, frozen.student)
     hidden, _ = student.apply(params, rows.tokens, rows.positions, rows.segment_ids)
     loss, stats = head(
-      *(hidden, student.unembedding(params), outputs.hidden, outputs.unembedding),
-      *(batch, context),
+      hidden,
+      student.unembedding(params),
+      outputs.hidden,
+      outputs.unembedding,
+      batch,
+      context,
     )
     mask = chunk_mask(batch.student_chunks, batch.teacher_chunks)
     tokens = jnp.sum(rows.mask, dtype=jnp.float32)

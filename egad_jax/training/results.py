@@ -222,7 +222,8 @@ def export(
   """
   models = experiment.models
   card = write_model_card(
-    *(summary, config),
+    summary,
+    config,
     teacher_name=models.teacher_name,
     teacher_license=models.teacher_license,
     samples=samples,
@@ -271,7 +272,9 @@ def finish(
     if workdir.writes:
       summary = _summary(compiled, workdir, skipped, tokens, seconds())
       export(
-        *(compiled.experiment, params, workdir / files.EXPORT),
+        compiled.experiment,
+        params,
+        workdir / files.EXPORT,
         summary=summary,
         config=workdir.read_json(files.CONFIG),
         samples=samples,

@@ -137,8 +137,8 @@ _ENTROPY_WEIGHTING = [
   (
     "normaliser",
     "SE-KD: kept tokens weigh 1, not 1 / fraction",
-    "*(pair, labels, kept / fraction)",
-    "*(pair, labels, kept)",
+    "kept / fraction,",
+    "kept,",
   ),
   (
     "swap",
