@@ -1,10 +1,10 @@
-"""The keys of each kind of file that describes a model; `foreign_keys` says what they mean."""
+"""Tables of the keys of each kind of file that describes a model; see `foreign_keys.Table`."""
 
 from __future__ import annotations
 
 from egad_jax.models.foreign_keys import Table
 
-# PretrainedConfig of transformers 4 and 5, and what other tools leave behind.
+# Keys of PretrainedConfig in transformers 4 and 5, and keys that other tools add.
 _ANY_MODEL = frozenset(
   {
     *("_name_or_path", "_commit_hash", "_attn_implementation", "_attn_implementation_autoset"),
@@ -112,7 +112,7 @@ LLAMA_CONFIG = Table(
   },
 )
 
-# Settings of sampling, which the export passes on. They do not touch the model's distribution.
+# Sampling settings, which the export passes on. They do not affect the model's distribution.
 SAMPLING = (
   "do_sample",
   "temperature",
@@ -132,14 +132,14 @@ GENERATION_CONFIG = Table(
       *("output_logits", "output_attentions", "output_hidden_states", "renormalize_logits"),
       *("max_length", "max_new_tokens", "max_time", "num_return_sequences", "low_memory"),
       *("compile_config", "disable_compile", "prefill_chunk_size", "continuous_batching_config"),
-      # Ways to go faster that give the same text.
+      # Settings of speculative decoding, which gives the same text.
       *("is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule", "use_mtp"),
       *("assistant_confidence_threshold", "prompt_lookup_num_tokens", "max_matching_ngram_size"),
       *("assistant_early_exit", "assistant_lookbehind", "target_lookbehind"),
       *("assistant_ensemble_weight", "speculation_type", "trust_remote_code"),
     }
   ),
-  # What leads to another text than sampling does; it is named and not passed on.
+  # Settings that lead to other texts than sampling does; they are named and not passed on.
   neutral={
     "min_length": (0,),
     "min_new_tokens": (0,),
@@ -172,14 +172,14 @@ GENERATION_CONFIG = Table(
     "watermarking_config": (),
   },
 )
-# In transformers 4 they were keys of config.json too.
+# Keys of generation that transformers 4 also had in config.json.
 LEGACY_GENERATION = frozenset(
   (GENERATION_CONFIG.harmless | GENERATION_CONFIG.neutral.keys() | set(SAMPLING)) - _ANY_MODEL
 )
 
 SAFETENSORS_INDEX = Table(read=frozenset({"weight_map"}), harmless=frozenset({"metadata"}))
 
-# Its metadata is for people; programs that made the file leave notes there.
+# Metadata of the index, where programs that made it leave notes for people.
 INDEX_METADATA = Table(
   read=frozenset(),
   harmless=frozenset({"total_size", "total_parameters", "format", "mergekit_version"}),
@@ -197,7 +197,7 @@ LLAMA_GGUF = Table(
   ),
   harmless=frozenset(
     {
-      # How the file was made; the tensors of all these layouts have one order of rows.
+      # These keys say how the file was made; its tensors have the same order of rows in any case.
       *("tensor_data_layout", "source_hf_repo", "rope.scaling.finetuned"),
     }
   ),
