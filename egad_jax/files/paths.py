@@ -45,7 +45,8 @@ def parse(name: str | os.PathLike[str], what: str) -> epath.Path:
     what: the flag or config key, for messages.
 
   Raises:
-    InputError: the name is empty, has an unknown scheme, or begins with `~` and an unknown user.
+    InputError: the name is empty, has an unknown scheme, holds a null byte, or begins with `~` and
+      an unknown user; or the current directory no longer exists.
   """
   text = os.fspath(name)
   scheme = re.match(r"([a-z][a-z0-9+.-]*)://", text)
@@ -63,7 +64,8 @@ def local(name: str | os.PathLike[str], what: str) -> LocalPath:
   """The absolute path on a disk that a flag or a config key names; links are not followed.
 
   Raises:
-    InputError: the name is empty, a URL, holds a null byte, or begins with `~` and an unknown user.
+    InputError: the name is empty, a URL, holds a null byte, or begins with `~` and an unknown user;
+      or the current directory no longer exists.
   """
   return LocalPath(expand(name, what)).absolute()
 
@@ -72,7 +74,8 @@ def expand(name: str | os.PathLike[str], what: str) -> str:
   """A path on a disk with `~` or `~USER` at its beginning replaced by the home directory.
 
   Raises:
-    InputError: the name is empty, a URL, holds a null byte, or begins with `~` and an unknown user.
+    InputError: the name is empty, a URL, holds a null byte, or begins with `~` and an unknown user;
+      or the current directory no longer exists.
   """
   text = os.fspath(name)
   if not text or "\0" in text:

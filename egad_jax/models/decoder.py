@@ -42,7 +42,7 @@ class Cache(NamedTuple):
     layers: one (keys, values) pair for each layer of the pattern, each
       `[repeats, batch, max_len, num_kv_heads, head_dim]` in the compute dtype.
     positions: int32 `[batch, max_len]`, position of each token; negative for padding or no token.
-    length: scalar int32, number of tokens held for each row, which is the first free index.
+    length: scalar int32, entries in use in each row, padding included: the first free index.
   """
 
   layers: tuple[KeysValues, ...]
