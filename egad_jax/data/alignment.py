@@ -1,8 +1,9 @@
-"""Aligning two tokenizations of one text.
+"""Aligns two tokenizations of one text.
 
-X-Token (arXiv 2605.21699) aligns the pieces with Needleman-Wunsch. Both sides spell the same bytes,
-so their common token boundaries say it exactly, in linear time and without scores to choose. Only
-where the bytes differ (a tokenizer that normalizes, an unknown character) are they matched first.
+X-Token (arXiv 2605.21699) aligns the pieces with Needleman-Wunsch. Here both sides spell the same
+bytes, so their common token boundaries give the alignment exactly, in linear time and without
+scores to choose. Only where the bytes differ (a tokenizer that normalizes, an unknown character)
+are they matched first.
 """
 
 from __future__ import annotations
@@ -13,27 +14,28 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-# Where the bytes differ they must meet again within so many, first tried with little work.
+# Bytes after a difference within which equal bytes are searched; the small window is tried first.
 _WINDOWS = (64, 1024)
-# Fewer equal bytes after a difference are taken for chance.
+# Fewer equal bytes than this after a difference count as chance.
 _SHORTEST_MATCH = 4
 
 
 def align(
   student_pieces: Sequence[bytes], teacher_pieces: Sequence[bytes]
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Divides two tokenizations into chunks, the smallest stretches that both cut out.
+  """Divides two tokenizations into chunks, the smallest stretches whose ends both sides share.
 
   Args:
-    student_pieces: the bytes of each token, see `Tokenizer.token_pieces`. Tokens that stand for no
-      text are in no chunk; for one that both sides should share, such as the document's end, pass
-      the same bytes on both, of a kind that the text cannot contain (0xff is not in UTF-8).
-    teacher_pieces: the same for the teacher.
+    student_pieces: the bytes of each of the student's tokens, see `Tokenizer.token_pieces`. Tokens
+      without bytes are in no chunk. For a token that both sides share but that stands for no text,
+      such as the document's end, pass the same bytes on both sides; they must not occur in the text
+      (0xff is not in UTF-8).
+    teacher_pieces: the bytes of each of the teacher's tokens.
 
   Returns:
-    The chunk of each token of the student and of the teacher, int32: from 1, ascending, and each
-    number on both sides; 0 for tokens in no chunk, which are those without bytes and those that
-    touch bytes the other side spells differently.
+    The chunk id of each token, int32 [student tokens] and int32 [teacher tokens]. Ids ascend from 1
+    and each occurs on both sides; 0 means in no chunk: a token without bytes, or one that touches
+    bytes that the other side spells differently.
 
   >>> student, teacher = align([b"un", b"able", b" to"], [b"unab", b"le", b" ", b"to"])
   >>> student.tolist(), teacher.tolist()
@@ -59,7 +61,7 @@ def align(
 
 
 def _boundaries(ends: np.ndarray, start: int, size: int) -> np.ndarray:
-  """Token boundaries in bytes [start, start + size], from `start`; the text's own start is one."""
+  """Token boundaries in [start, start + size], in bytes from `start`; a text's start is one."""
   first, stop = np.searchsorted(ends, [start, start + size + 1])
   inside = np.unique(ends[first:stop]) - start
   return inside if start or (len(inside) and inside[0] == 0) else np.concatenate([[0], inside])
@@ -70,7 +72,7 @@ def _matching_blocks(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[int, int, i
   head = _equal_bytes(a, b)
   if head:
     yield 0, 0, head
-  # Taken off first, so that what ends both texts matches however short it is.
+  # The common tail is matched first, so that it matches however short it is.
   tail = _equal_bytes(a[head:][::-1], b[head:][::-1])
   end_a, end_b = len(a) - tail, len(b) - tail
   i = j = head
@@ -87,9 +89,9 @@ def _matching_blocks(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[int, int, i
 
 
 def _meeting(a: np.ndarray, b: np.ndarray) -> tuple[int, int] | None:
-  """Where two texts that differ at once are equal again, or None if not within the window."""
+  """Offsets where two texts that begin differently are equal again; None if out of the window."""
   for window in _WINDOWS:
-    # autojunk leaves out frequent elements, which bytes are.
+    # autojunk would ignore frequent elements, which bytes are.
     matcher = difflib.SequenceMatcher(None, bytes(a[:window]), bytes(b[:window]), autojunk=False)
     for match in matcher.get_matching_blocks():
       if match.size >= _SHORTEST_MATCH:
@@ -98,9 +100,9 @@ def _meeting(a: np.ndarray, b: np.ndarray) -> tuple[int, int] | None:
 
 
 def _equal_bytes(a: np.ndarray, b: np.ndarray) -> int:
-  """How many bytes are equal from the start."""
+  """The number of bytes that are equal from the start."""
   size = min(len(a), len(b))
-  # In steps, because differences that lie close together would each compare all that follows.
+  # Compared in steps: otherwise each of many close differences would compare the whole rest.
   for start, stop in itertools.pairwise([*range(0, size, 4096), size]):
     different = a[start:stop] != b[start:stop]
     if different.any():

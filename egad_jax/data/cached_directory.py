@@ -1,4 +1,4 @@
-"""Directories that are either whole or absent, made once however many processes ask for them."""
+"""Cache directories that are whole or absent, built once even if many processes ask for them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _UNWRITABLE = (
 
 
 def digest(content: Any) -> str:
-  """SHA-256 of a JSON-like value, in hexadecimal."""
+  """SHA-256 of a value that JSON can hold, in 64 hexadecimal digits; key order does not matter."""
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -41,24 +41,24 @@ def build_once(
   """Returns the directory `parent/name`, building it first unless it is there.
 
   Args:
-    parent: the cache directory; made if missing.
+    parent: the cache directory, on a disk; created if missing.
     name: the directory's name, which must change whenever its content would.
-    build: writes the content into the empty directory it is given and returns the manifest, which
-      is written last. The directory then takes its name by a rename, so a killed build leaves
-      nothing behind that would pass for a whole one.
+    build: writes the content into the empty directory that it is given, and returns the manifest,
+      which is written last. The directory is then renamed, so a killed build leaves nothing that
+      could be mistaken for a whole one.
 
   Returns:
     The directory, which holds `manifest.json`.
 
   Raises:
-    InputError: if the cache directory cannot be written, the disk is full, or somebody else's
+    InputError: the cache directory cannot be written, the disk is full, or somebody else's
       directory has that name.
   """
   final = parent / name
   try:
     if not _is_there(final):
       parent.mkdir(parents=True, exist_ok=True)
-      # The lock lets a second process wait and then find the work done. It dies with its process.
+      # A second process waits here and then finds the work done; the lock dies with its process.
       with filelock.FileLock(os.fspath(parent / f".{name}.lock")):
         if not _is_there(final):
           _build(final, build)
@@ -74,10 +74,10 @@ def build_once(
 
 
 def _is_there(final: epath.Path) -> bool:
-  """Whether a directory was built, and perhaps damaged since.
+  """Whether the directory was built; it may have been damaged since.
 
   Raises:
-    InputError: something else has its name.
+    InputError: somebody else's file or directory has its name.
   """
   if not os.path.lexists(final):
     return False
@@ -102,7 +102,7 @@ def _unwritable(error: Exception) -> str | None:
   """Why the cache directory cannot be written, or None if that is not what the error says."""
   if isinstance(error, OSError):
     return error.strerror if error.errno in _UNWRITABLE else None
-  # ArrayRecord's writer has no error of its own for a full disk, only the system's words.
+  # ArrayRecord's writer raises RuntimeError on a full disk, with the system's words.
   full = os.strerror(errno.ENOSPC)
   return full if full in str(error) else None
 
@@ -111,7 +111,7 @@ def read_manifest(directory: epath.Path) -> dict[str, Any]:
   """Reads the manifest of a directory that `build_once` made.
 
   Raises:
-    InputError: if it is missing or broken.
+    InputError: the manifest is missing or is not JSON.
   """
   path = directory / MANIFEST
   try:
@@ -121,7 +121,12 @@ def read_manifest(directory: epath.Path) -> dict[str, Any]:
 
 
 def damaged(path: epath.Path, problem: str) -> InputError:
-  """The error for prepared data that is no longer what was written."""
+  """The error for prepared data that changed after it was written.
+
+  Args:
+    path: the damaged file.
+    problem: predicate of the message's first sentence, such as "is missing".
+  """
   whole = next((parent for parent in path.parents if (parent / MANIFEST).exists()), path.parent)
   return InputError(
     f"prepared data: {path} {problem}. Delete the directory {whole} and run again: it is "

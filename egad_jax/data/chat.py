@@ -1,4 +1,4 @@
-"""Chat templates, rendered the way Hugging Face renders them, out of reach of this process."""
+"""Renders chat templates as Hugging Face does, in a separate, sandboxed process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 from egad_jax.errors import InputError
 
 _WORKER = pathlib.Path(__file__).with_name("chat_worker.py")
-# The worker gives up earlier, by its own clock of used time.
+# The worker ends earlier by its own limit of processor time; this is wall time.
 _TIMEOUT_SECONDS = 60.0
 
 
@@ -34,16 +34,16 @@ def render_chat(
   Args:
     template: the Jinja source. It comes with a model file, so it runs in a sandbox, in a process
       of its own with 512 MiB of memory and 2 seconds of processor time for each conversation (see
-      `chat_worker`). That process stays for the next conversation.
-    messages: `{"role": ..., "content": ...}` in order.
+      `chat_worker`). That process is kept for the next conversation.
+    messages: `{"role": ..., "content": ...}` of each message, in order.
     add_generation_prompt: whether to end with the opening of the assistant's turn.
-    special_tokens: names the template may use, such as `bos_token`, with their text.
+    special_tokens: text of each special token by the name that templates use, such as `bos_token`.
 
   Returns:
-    The text, special tokens written out.
+    The rendered text, with special tokens written out.
 
   Raises:
-    InputError: if the template does not parse, refuses the messages, or exceeds its limits.
+    InputError: the template does not parse, refuses the messages, or exceeds its limits.
 
   >>> render_chat("{% for m in messages %}<{{ m.role }}>{{ m.content }}\\n{% endfor %}",
   ...             [{"role": "user", "content": "Hi"}],
@@ -54,7 +54,7 @@ def render_chat(
     "template": template,
     "messages": list(messages),
     "variables": {
-      # As in transformers, these two are there and null, not undefined.
+      # As in transformers, these two are defined and null.
       **{"tools": None, "documents": None},
       **special_tokens,
       "add_generation_prompt": add_generation_prompt,
@@ -70,7 +70,7 @@ def render_chat(
 
 
 class _Renderer:
-  """One worker for all conversations: started at the first, and again after it has died."""
+  """One worker process for all conversations, started when needed and restarted if it died."""
 
   def __init__(self) -> None:
     self._lock = threading.Lock()
@@ -78,7 +78,7 @@ class _Renderer:
     self._inherited: list[Any] = []
 
   def ask(self, request: bytes) -> dict[str, str]:
-    """The worker's answer; an error of its own if it gives none."""
+    """The worker's answer, {"text"} or {"error"}; an error also if it gives none."""
     with self._lock:
       worker = self._running()
       deadline = time.monotonic() + _TIMEOUT_SECONDS
@@ -91,14 +91,14 @@ class _Renderer:
         self.stop()
         return {"error": "it takes too much time or memory"}
       except BaseException:
-        # Its answer would be taken for that of the next request.
+        # Otherwise the worker's answer would be taken for that to the next request.
         self.stop()
         raise
 
   def _running(self) -> subprocess.Popen[bytes]:
     if self._worker is None or self._worker.poll() is not None:
       self.stop()
-      # -P: modules beside the script, whatever their names, stand for no others.
+      # -P: modules beside the script must not shadow those of the same name.
       self._worker = subprocess.Popen(
         [sys.executable, "-P", str(_WORKER)],
         stdin=subprocess.PIPE,
@@ -114,24 +114,28 @@ class _Renderer:
       return
     worker.kill()
     for pipe in (worker.stdin, worker.stdout):
-      # What it has not read is lost with it.
+      # Closing flushes a request that the dead worker has not read, which fails.
       with contextlib.suppress(OSError):
         pipe.close()  # type: ignore[union-attr]
     worker.wait()
 
   def forget(self) -> None:
-    """Leaves worker and lock to the process of which this one is a fork."""
-    # Kept, because what is thrown away would write what its buffer holds.
+    """Drops worker and lock in a forked child: they belong to the parent."""
+    # They are kept alive, because a discarded pipe would write what its buffer holds.
     self._inherited += [self._worker, self._lock]
     self._worker, self._lock = None, threading.Lock()
 
 
 def _line(pipe: Any, deadline: float) -> bytes:
-  """Reads a line.
+  """Reads a line, with its newline.
+
+  Args:
+    pipe: an open pipe.
+    deadline: the latest time, in seconds of `time.monotonic`.
 
   Raises:
-    EOFError: if the pipe ends first.
-    TimeoutError: if the deadline, of `time.monotonic`, comes first.
+    EOFError: the pipe ends first.
+    TimeoutError: the deadline comes first.
   """
   parts: list[bytes] = []
   with selectors.DefaultSelector() as selector:

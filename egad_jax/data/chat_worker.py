@@ -1,7 +1,7 @@
-"""Renders chat templates in a process of its own: a script, started by `chat`.
+"""Renders chat templates in a process of its own: a script that `chat` starts.
 
-A template comes with a model file. Jinja's sandbox keeps it from Python's internals, but not from
-asking for endless loops and huge strings; the limits of this process do.
+A template comes with a model file. Jinja's sandbox keeps it from Python's internals; the limits of
+this process keep it from endless loops and huge strings.
 
 Each line of standard input is a request in JSON, `{"template", "messages", "variables"}`; each line
 of standard output answers one, `{"text"}` or `{"error"}`. The process ends with its standard input,
@@ -32,19 +32,19 @@ _MAX_BYTES = 2**29
 _MAX_SECONDS = 2.0
 _MAX_CHARACTERS = 2**24
 _SECONDS_BETWEEN_LOOKS_AT_PARENT = 5.0
-# Names under which a message's reasoning comes; templates read the first, gpt-oss's the second.
+# Keys of a message's reasoning; most templates read the first, that of gpt-oss the second.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class _Generation(jinja2.ext.Extension):
-  """`{% generation %}` marks the assistant's text, for training, and renders as its inside."""
+  """`{% generation %}` marks the assistant's text for training; it renders as its content."""
 
   tags = {"generation"}  # noqa: RUF012 # Declared so by Jinja.
 
   def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
     line = next(parser.stream).lineno
     body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-    # A block call, so that names set inside stay inside, as they do in transformers.
+    # A block call, so that names set inside are local to it, as in transformers.
     call = self.call_method("_inside")
     return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
 
@@ -53,7 +53,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 class _Dict:
-  """The `dict` of templates, without the attributes of Python's own."""
+  """The `dict` that templates see, without the attributes of Python's."""
 
   def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
     return dict(*args, **kwargs)
@@ -63,9 +63,9 @@ class _Dict:
 
 
 class _Namespace(jinja2.utils.Namespace):
-  """Jinja's `namespace`, of which transformers refuses names that begin with an underscore."""
+  """Jinja's `namespace`; as in transformers, it refuses names that begin with an underscore."""
 
-  def __init__(*args: Any, **kwargs: Any) -> None:  # `self` is a name too.
+  def __init__(*args: Any, **kwargs: Any) -> None:  # A template may use the name `self`.
     self, *rest = args
     values = dict(*rest, **kwargs)
     for name in values:
@@ -83,7 +83,14 @@ def _check_name(name: Any) -> None:
 
 
 def render(request: Mapping[str, Any]) -> dict[str, str]:
-  """Renders the template of a request."""
+  """Renders the template of a request.
+
+  Args:
+    request: the Jinja source as "template", a list of "messages", and further "variables" by name.
+
+  Returns:
+    The rendered "text", or the reason as "error".
+  """
   try:
     text = _compiled(request["template"]).render(
       messages=list(map(_message, request["messages"])), **request["variables"]
@@ -94,7 +101,7 @@ def render(request: Mapping[str, Any]) -> dict[str, str]:
     return {"text": text}
   except MemoryError:
     return {"error": "it needs too much memory"}
-  # A template's own arithmetic, calls and recursion end in any error of Python's.
+  # A template's arithmetic, calls and recursion can raise any of Python's errors.
   except Exception as error:
     return {"error": str(error) or type(error).__name__}
 
@@ -115,7 +122,7 @@ def _compiled(source: str) -> jinja2.Template:
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-  """A message as transformers gives it to templates: without nulls, reasoning by all its names."""
+  """A message as transformers passes it to templates: without nulls, reasoning under both keys."""
   message = {key: value for key, value in message.items() if value is not None}
   reasoning = next((message[key] for key in _REASONING if key in message), None)
   if reasoning is None:
@@ -145,10 +152,10 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _requests() -> Iterator[bytes]:
-  """The lines of standard input, until it ends or the parent does."""
+  """Yields the lines of standard input, until it or the parent process ends."""
   parent, rest = os.getppid(), b""
   while True:
-    # A process that the parent forked may hold the other end open after the parent has gone.
+    # A fork of the parent may hold the other end open after the parent has ended.
     ready, _, _ = select.select([0], [], [], _SECONDS_BETWEEN_LOOKS_AT_PARENT)
     if os.getppid() != parent:
       return
@@ -162,12 +169,12 @@ def _requests() -> Iterator[bytes]:
 
 
 def main() -> None:
-  """Answers requests."""
-  # Ctrl-C is for the process that asks.
+  """Answers requests until standard input or the parent process ends."""
+  # Ctrl-C is meant for the parent process.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   resource.setrlimit(resource.RLIMIT_AS, (_MAX_BYTES, _MAX_BYTES))
   for line in _requests():
-    # The limit is of processor time; the signal ends the process whatever it is doing.
+    # SIGPROF, sent after this much processor time, ends the process whatever it is doing.
     signal.setitimer(signal.ITIMER_PROF, _MAX_SECONDS)
     answer = json.dumps(render(json.loads(line)))
     signal.setitimer(signal.ITIMER_PROF, 0)

@@ -1,7 +1,7 @@
-"""Text prepared once into a tensorflow-datasets corpus of ArrayRecord files, without TensorFlow.
+"""Prepares text, once, as a tensorflow-datasets corpus of ArrayRecord files, without TensorFlow.
 
-Splits are by document and decided by its content, so that a document (or its exact copy) is in
-train or in held-out, never in both, whatever else the corpus holds.
+A document's content alone decides its split, so that a document and its exact copies are all in
+train or all in held-out, whatever else the corpus holds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from egad_jax.files import paths
 PYTHON_DOCS = "python_docs"
 TRAIN, HELD_OUT = "train", "held_out"
 SPLITS = (TRAIN, HELD_OUT)
-# Of this module's way to prepare, and of what it reads from Python.
+# Versions of this module's preparation, and of the built-in corpus. They are part of the cache key.
 _VERSIONS = (1, python_docs.VERSION)
 
 _Reader = Callable[[documents.BadRecords], Iterable[str]]
@@ -37,11 +37,11 @@ class Corpus:
   """A prepared corpus.
 
   Attributes:
-    directory: where it lies.
-    fingerprint: SHA-256 of the documents, their order and their splits.
-    num_documents: documents of each split, keyed "train" and "held_out".
-    num_characters: likewise.
-    num_bad_records: records left out.
+    directory: the corpus' directory in the cache.
+    fingerprint: SHA-256 of the documents, their order and their splits, in hexadecimal.
+    num_documents: number of documents of each split, keyed "train" and "held_out".
+    num_characters: number of characters of each split, keyed alike.
+    num_bad_records: number of unusable records that were left out.
   """
 
   directory: epath.Path
@@ -51,7 +51,7 @@ class Corpus:
   num_bad_records: int
 
   def data_source(self, split: str) -> Sequence[Mapping[str, bytes]]:
-    """The random-access documents of a split, {"text": UTF-8 bytes} each."""
+    """Random access to the documents of a split, "train" or "held_out": {"text": UTF-8 bytes}."""
     return _builder(self.directory).as_data_source(split)
 
 
@@ -59,7 +59,7 @@ class _TextCorpus(
   tfds.core.GeneratorBasedBuilder,
   skip_registration=True,  # type: ignore[call-arg] # tfds has no types.
 ):
-  """The builder that writes documents; reading needs no builder class."""
+  """The tfds builder that writes documents; reading needs no builder class."""
 
   VERSION = tfds.core.Version("1.0.0")
   name = "text_corpus"
@@ -95,23 +95,23 @@ def prepare_corpus(
   max_bad_records: int = 0,
   seed: int = 0,
 ) -> Corpus:
-  """Prepares a corpus, or finds it prepared.
+  """Prepares a corpus, unless the cache holds it already.
 
   Args:
     source: "python_docs", or a .txt, .md or .jsonl file, a directory or a glob pattern of them
       (see `documents.read_documents` for what a document is).
-    directory: the cache; the corpus gets a directory of its own there, named after the files'
-      names, sizes and times and the arguments here.
-    held_out_fraction: share of the documents that is held out, in expectation.
-    max_bad_records: how many unusable records are left out before it is an error.
-    seed: chooses another split.
+    directory: the cache directory; the corpus gets a directory of its own there, named after the
+      files' names, sizes and times and the arguments here.
+    held_out_fraction: expected share of the documents that is held out, between 0 and 1.
+    max_bad_records: number of unusable records that may be left out; one more is an error.
+    seed: seed of the split.
 
   Returns:
-    The corpus, its files checked.
+    The corpus, whose files have been checked.
 
   Raises:
-    InputError: if the source is missing, has too many bad records, is empty, or leaves a split
-      empty; if prepared files are damaged; if the cache cannot be written.
+    InputError: the source is missing, has too many bad records, is empty, or leaves a split empty;
+      prepared files are damaged; or the cache cannot be written.
   """
   if not 0 < held_out_fraction < 1:
     raise InputError(
@@ -140,7 +140,7 @@ def open_corpus(directory: epath.PathLike) -> Corpus:
   """Opens a prepared corpus and checks that every file is there and whole.
 
   Raises:
-    InputError: naming the file that is not.
+    InputError: a file is missing or damaged; the message names it.
   """
   directory = epath.Path(directory)
   manifest = cached_directory.read_manifest(directory)
@@ -155,7 +155,7 @@ def open_corpus(directory: epath.PathLike) -> Corpus:
 
 def _open_source(source: str) -> tuple[list[pathlib.Path], _Reader]:
   if source == PYTHON_DOCS:
-    # In memory: small, and parsing it takes longer than keeping it.
+    # Kept in memory: it is small, is read twice, and takes long to parse.
     cached: list[str] = []
 
     def read_built_in(bad: documents.BadRecords) -> Iterable[str]:
@@ -175,7 +175,7 @@ def _open_source(source: str) -> tuple[list[pathlib.Path], _Reader]:
 def _state_of(files: Iterable[Any]) -> list[list[Any]]:
   stats = ((path, path.stat()) for path in files)
   return [
-    # Paths of an object store have a stat of their own.
+    # epath's stat of an object store's path has other fields.
     [str(path), stat.length, stat.mtime]
     if isinstance(path, epath.Path)
     else [str(path), stat.st_size, stat.st_mtime_ns]
@@ -184,7 +184,7 @@ def _state_of(files: Iterable[Any]) -> list[list[Any]]:
 
 
 def _position(text: str, seed: int) -> float:
-  """Where a document falls in [0, 1), from its words alone: copies fall together."""
+  """A hash of a document's words and the seed, uniform in [0, 1); copies get the same."""
   content = f"{seed}\n{' '.join(text.split())}".encode()
   return int.from_bytes(hashlib.sha256(content).digest()[:6], "big") / 2**48
 
@@ -192,7 +192,7 @@ def _position(text: str, seed: int) -> float:
 def _scan(
   source: str, read: _Reader, split_of: Callable[[str], str], max_bad_records: int
 ) -> dict[str, Any]:
-  """Reads everything once, so that bad input shows before anything is written."""
+  """Reads all documents, so that bad input shows before any is written; returns the manifest."""
   bad = documents.BadRecords(max_bad_records)
   counts, characters = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
   fingerprint = hashlib.sha256()
@@ -229,7 +229,7 @@ def _write(
   target: epath.Path, read: _Reader, split_of: Callable[[str], str], phase: progress.Phase
 ) -> None:
   def documents_of(split: str) -> Iterator[str]:
-    # Counted and judged by the scan already.
+    # `_scan` has already counted bad records and applied the limit.
     everything = read(documents.BadRecords(maximum=2**63))
     for text in everything:
       if split_of(text) == split:
@@ -242,7 +242,7 @@ def _write(
     file_format="array_record",
   )
   tfds.disable_progress_bar()
-  # tfds prints; standard output belongs to the commands' results.
+  # tfds prints, but standard output is for the commands' results.
   with contextlib.redirect_stdout(io.StringIO()):
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig())
   downloads = target / "downloads"

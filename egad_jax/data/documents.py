@@ -1,4 +1,4 @@
-"""Reading documents out of users' text and JSONL files, bad records counted."""
+"""Reads documents from users' text and JSONL files and counts bad records."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from egad_jax.files import object_store, paths
 from egad_jax.files.regular_file import open_regular
 
 SUFFIXES = (".txt", ".md", ".jsonl")
-# A lone file longer than this is cut at its next blank line, so that a held-out split can exist.
+# A document of a lone file ends at the first blank line after this length, so that the file has
+# several documents to split.
 _CUT_AFTER_CHARACTERS = 8192
 _FORM_FEED = "\f"
-# Bytes; a file may have any number of such documents. Nobody writes longer ones, but a file without
-# line ends is one, and would have to be held in memory.
+# Bytes. Nobody writes longer documents, but a file without line ends is a single one, which would
+# have to be held in memory.
 _LONGEST_DOCUMENT = 2**28
-# JSON can take twenty times its size in memory.
+# Bytes of a line of JSON, which can take twenty times its size in memory.
 _LONGEST_RECORD = 2**26
 _TOO_LONG = (
   f"a document of more than {_LONGEST_DOCUMENT} bytes; in a lone .txt or .md file two blank lines "
@@ -32,17 +33,27 @@ _MAX_LOGGED = 10
 
 
 class BadRecords:
-  """Counts records that cannot be used, and gives up when there are more than allowed."""
+  """Counts unusable records and raises when there are more than allowed.
+
+  Attributes:
+    maximum: number of bad records that are allowed.
+    count: number of bad records so far.
+  """
 
   def __init__(self, maximum: int) -> None:
     self.maximum = maximum
     self.count = 0
 
   def add(self, path: pathlib.Path, line: int, problem: str) -> None:
-    """Counts one record.
+    """Counts one bad record and logs a warning, for the first few.
+
+    Args:
+      path: the record's file.
+      line: the record's line, from 1.
+      problem: why it cannot be used.
 
     Raises:
-      InputError: when this one is more than allowed.
+      InputError: there are now more than `maximum`.
     """
     self.count += 1
     if self.count > self.maximum:
@@ -59,13 +70,12 @@ def find_files(source: str) -> list[pathlib.Path]:
   """Lists the files of a source, sorted by name.
 
   Args:
-    source: a file, a directory (searched in depth for *.txt, *.md and *.jsonl; hidden files are
-      left out), or a glob pattern, unless a file or directory of that very name exists; also in an
-      object store, gs://BUCKET/…, where directories are
-      not searched in depth.
+    source: a file, a directory, or a glob pattern, unless a file or directory of that very name
+      exists. A directory is searched recursively for *.txt, *.md and *.jsonl, without hidden files.
+      An object store, gs://BUCKET/…, is possible too; its directories are not searched recursively.
 
   Raises:
-    InputError: if there is nothing to read, or a file of an unknown kind.
+    InputError: there is nothing to read, or a file has an unknown suffix.
   """
   object_store.require(source, "data.source")
   try:
@@ -97,7 +107,7 @@ def find_files(source: str) -> list[pathlib.Path]:
 
 
 def _named(source: str, path: Any) -> Iterable[Any]:
-  """The files, and perhaps directories, that a source names."""
+  """The files, and possibly directories, that a source names."""
   if path.is_dir() and isinstance(path, epath.Path):
     return [file for file in path.iterdir() if file.suffix in SUFFIXES]
   if path.is_dir():
@@ -114,7 +124,7 @@ def _named(source: str, path: Any) -> Iterable[Any]:
       fixed = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
       pattern = "/".join(path.parts[fixed:])
       return path.parents[len(path.parts) - fixed - 1].glob(pattern)
-    # Directories that are there are taken by their names, whatever characters those have.
+    # Parts of the pattern that exist as directories are literal, whatever characters they have.
     fixed = next(place for place in path.parents if place.exists())
     pattern = str(path.relative_to(fixed))
     return (fixed / name for name in glob.glob(pattern, root_dir=fixed, recursive=True))
@@ -129,15 +139,15 @@ def read_documents(files: Sequence[pathlib.Path], bad: BadRecords) -> Iterator[s
 
   A line of JSONL is a document: an object with a string under "text". A .txt or .md file is one
   document, unless it is the only file: then a form feed or two blank lines end a document, and
-  so does one blank line once a document is longer than 8,192 characters. Documents of nothing
-  but white space are left out.
+  so does one blank line once a document is longer than 8,192 characters. Documents of white space
+  alone are left out.
 
   Args:
-    files: what to read.
-    bad: counts records that are not UTF-8, not JSON, or have no text.
+    files: .txt, .md and .jsonl files.
+    bad: counts records that are not UTF-8, not JSON, too long, or without text.
 
   Raises:
-    InputError: by `bad`, when there are too many bad records.
+    InputError: there are more bad records than `bad` allows, or a file cannot be read.
   """
   for file in files:
     if file.suffix == ".jsonl":
@@ -150,7 +160,7 @@ def read_documents(files: Sequence[pathlib.Path], bad: BadRecords) -> Iterator[s
 
 
 def _decode(data: bytes) -> tuple[str, str]:
-  """Decodes UTF-8; returns the text, or what is wrong with it."""
+  """Decodes UTF-8; returns (text, "") or ("", why it is not UTF-8)."""
   try:
     return data.decode("utf-8"), ""
   except UnicodeDecodeError as error:
@@ -188,7 +198,7 @@ def _read_jsonl(file: pathlib.Path, bad: BadRecords) -> Iterator[str]:
 
 
 def _numbered_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-  """(number, line) from 1; of one that is too long only as much as shows that."""
+  """Yields (number from 1, line); too long a line is cut one byte above `_LONGEST_DOCUMENT`."""
   number = 0
   while line := file.readline(_LONGEST_DOCUMENT + 1):
     number += 1
@@ -205,7 +215,7 @@ def _parse_record(line: bytes) -> tuple[str, str]:
     record = json.loads(text)
   except json.JSONDecodeError as error:
     return "", f"not valid JSON ({error.msg}, column {error.colno})"
-  # The other ValueError is of an integer with thousands of digits.
+  # Python raises ValueError for an integer with thousands of digits.
   except (RecursionError, ValueError) as error:
     deep = isinstance(error, RecursionError)
     return "", f"JSON {'nested too deeply' if deep else 'with too long a number'}"
@@ -219,7 +229,7 @@ def _parse_record(line: bytes) -> tuple[str, str]:
 
 
 def _no_text(record: Any) -> str:
-  """What is wrong with a record that has no string under "text"."""
+  """Says what a record has instead of a string under "text"."""
   expected = 'no string under "text" (found'
   if not isinstance(record, dict):
     return f'{expected} {type(record).__name__}); a line must be an object like {{"text": "..."}}'
@@ -261,7 +271,7 @@ def _read_lone_text(file: pathlib.Path, bad: BadRecords) -> Iterator[str]:
 
 
 def _trim(text: str) -> str:
-  """Takes the separators off a document, but not the first line's indentation."""
+  """Strips the separators around a document, but not the first line's indentation."""
   return text.lstrip("\r\n").rstrip()
 
 

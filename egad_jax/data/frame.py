@@ -1,4 +1,4 @@
-"""What a tokenizer puts around a text: the beginning of sequence in front, an end behind."""
+"""The ids that a tokenizer adds around a text, such as beginning and end of sequence."""
 
 from __future__ import annotations
 
@@ -12,21 +12,26 @@ from egad_jax.errors import InputError
 
 
 class Frame(NamedTuple):
-  """Ids that the post-processor puts in front of a text and behind it."""
+  """Ids that the post-processor adds to a text.
+
+  Attributes:
+    prefix: ids in front of the text; () for none.
+    suffix: ids behind the text; () for none.
+  """
 
   prefix: tuple[int, ...] = ()
   suffix: tuple[int, ...] = ()
 
 
 def read_frame(backend: tokenizers.Tokenizer) -> Frame:
-  """Finds what a tokenizer's post-processor puts around one text, whatever its kind.
+  """Finds the ids that a tokenizer's post-processor, of any kind, adds around one text.
 
   Raises:
-    InputError: if it does anything else to the text, or has other ids than the vocabulary.
+    InputError: it does anything else to the text, or its ids are not the vocabulary's.
   """
   if backend.post_processor is None:
     return Frame()
-  # A vocabulary of one word stands for any text, so that nothing depends on what the real one has.
+  # The probe's vocabulary turns any text into one token, so the real vocabulary does not matter.
   probe = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
   with rust_errors("the tokenizer's post_processor cannot be used", "Copy tokenizer.json again."):
     probe.post_processor = backend.post_processor
@@ -47,7 +52,7 @@ def read_frame(backend: tokenizers.Tokenizer) -> Frame:
 
 
 def set_frame(backend: tokenizers.Tokenizer, frame: Frame) -> None:
-  """Makes a tokenizer put these ids around every text, and nothing else."""
+  """Replaces a tokenizer's post-processor, so that it adds exactly these ids around every text."""
   prefix, suffix = ([(backend.id_to_token(i), i) for i in side] for side in frame)
 
   def around(*sequences: dict[str, Any]) -> list[dict[str, Any]]:
@@ -71,10 +76,10 @@ def set_frame(backend: tokenizers.Tokenizer, frame: Frame) -> None:
   }
   before = backend.post_processor
   if isinstance(before, tokenizers.processors.ByteLevel):
-    # It only trims the places in the text that transformers reports.
+    # ByteLevel only trims the offsets that transformers reports, so it is kept.
     kept = json.loads(before.__getstate__())
     template = {"type": "Sequence", "processors": [kept, template]}
-  # The templates of the library's own constructor are text, in which a token may not be spelled.
+  # The library's constructor takes templates as text, which cannot express every token.
   model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
   made = tokenizers.Tokenizer.from_str(json.dumps({"model": model, "post_processor": template}))
   backend.post_processor = made.post_processor

@@ -1,8 +1,8 @@
-"""How byte-level BPE of each `tokenizer.ggml.pre` splits a text before it merges.
+"""The pre-tokenizer of each `tokenizer.ggml.pre`: how byte-level BPE splits a text before merges.
 
 Names, expressions, `ignore_merges` and `add_bos` are those of llama.cpp, src/llama-vocab.cpp
 (`llm_tokenizer_bpe` and `llama_vocab::impl::load`). Where llama.cpp rewrites an expression for its
-own engine, the original of the models' tokenizer.json stands here, as llama.cpp quotes it.
+own engine, this table has the original from the models' tokenizer.json, which llama.cpp quotes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from tokenizers import pre_tokenizers
 
 
 class PreTokenizer(NamedTuple):
-  """One kind of splitting.
+  """One way of splitting a text.
 
   Attributes:
-    expressions: applied one after the other; what matches and what lies between are pieces.
-    ignore_merges: whether a piece that is a token is that token, whatever its merges make of it.
-    adds_bos: whether a beginning of sequence is put in front if the file does not say.
+    expressions: regular expressions, applied one after the other to all pieces so far; matches and
+      the text between them become pieces.
+    ignore_merges: whether a piece that is in the vocabulary becomes that token without merges.
+    adds_bos: whether beginning of sequence is put in front of a text if the file does not say.
   """
 
   expressions: tuple[str, ...]
@@ -128,7 +129,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
 
 
 def digits_and_bytes() -> pre_tokenizers.PreTokenizer:
-  """SmolLM's pre-tokenizer: every digit alone, then GPT-2's pattern on bytes."""
+  """SmolLM's pre-tokenizer: every digit is a piece, then GPT-2's pattern on bytes."""
   return pre_tokenizers.Sequence(
     [
       pre_tokenizers.Digits(individual_digits=True),
@@ -138,7 +139,7 @@ def digits_and_bytes() -> pre_tokenizers.PreTokenizer:
 
 
 def make_pre_tokenizer(kind: PreTokenizer) -> pre_tokenizers.PreTokenizer:
-  """The tokenizers library's step for a kind, spelled as most tokenizer.json files spell it."""
+  """The tokenizers library's step for a kind, in the form that most tokenizer.json files have."""
   if kind is _WORDS:
     return pre_tokenizers.ByteLevel(add_prefix_space=False)
   if kind is _DIGITS_ALONE:

@@ -1,4 +1,4 @@
-"""Rebuilding a byte-level BPE tokenizer from the metadata of a GGUF file."""
+"""Rebuilds a byte-level BPE tokenizer from the metadata of a GGUF file."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from egad_jax.data.rust_errors import rust_errors
 from egad_jax.errors import InputError
 from egad_jax.files.gguf_file import as_list, open_gguf
 
-# Twice the largest vocabulary there is. A token takes about a kilobyte while a tokenizer is built.
+# Twice the largest known vocabulary; a token takes about a kilobyte while a tokenizer is built.
 _MAX_TOKENS = 2**19
 
 
 class TokenType(enum.IntEnum):
-  """What `tokenizer.ggml.token_type` says of each token (llama.cpp's numbering)."""
+  """Values of `tokenizer.ggml.token_type`, in llama.cpp's numbering."""
 
   NORMAL = 1
   UNKNOWN = 2
@@ -29,10 +29,18 @@ class TokenType(enum.IntEnum):
 
 
 class GgufTokenizer(NamedTuple):
-  """What a GGUF file says about its tokenizer; absent fields are None.
+  """A GGUF file's tokenizer.
 
-  `chat_templates` are by name; the one without is "default". `prefix_ids` and `suffix_ids` are put
-  around a text.
+  Attributes:
+    tokenizer: the tokenizer, without a post-processor.
+    bos_id: beginning of sequence; None if the file has none.
+    eos_id: end of sequence; None if the file has none.
+    pad_id: padding; None if the file has none.
+    unk_id: unknown token; None if the file has none.
+    chat_templates: Jinja sources by name; the unnamed one is "default".
+    max_length: context length of the model, in tokens; None if the file does not say.
+    prefix_ids: ids put in front of every text; () for none.
+    suffix_ids: ids put behind every text; () for none.
   """
 
   tokenizer: tokenizers.Tokenizer
@@ -47,7 +55,7 @@ class GgufTokenizer(NamedTuple):
 
 
 _PREFIX = "tokenizer.ggml."
-# Keys of tokenizer.ggml.* that are read here or (the ends of a generation) by others.
+# Keys of tokenizer.ggml.* that are read here or, for the ends of a generation, by `gguf_import`.
 _READ = {
   "model",
   "pre",
@@ -63,7 +71,7 @@ _READ = {
   "eot_token_id",
   "eom_token_id",
 }
-# What changes no id of a text: roles that nothing here has, and scores, which BPE does not use.
+# Keys that change no id of a text: roles that are not used here, and scores, which BPE ignores.
 _HARMLESS = {
   "scores",
   "token_type_count",
@@ -76,7 +84,7 @@ _HARMLESS = {
   "suffix_token_id",
   "middle_token_id",
 }
-# What would change ids, if it were on.
+# Keys that would change ids if they were set.
 _MUST_BE_OFF = {
   "add_space_prefix",
   "remove_extra_whitespaces",
@@ -86,7 +94,7 @@ _MUST_BE_OFF = {
   "normalizer.strip_accents",
 }
 _TEMPLATE = "tokenizer.chat_template"
-# A whole tokenizer.json, which llama.cpp does not read either, and the names of templates.
+# A whole tokenizer.json, which llama.cpp ignores too, and the list of the templates' names.
 _OTHER_HARMLESS = {"tokenizer.huggingface.json", f"{_TEMPLATE}s"}
 _DIRECTORY_INSTEAD = (
   "Give the model's Hugging Face directory with tokenizer.json instead, by config.data.tokenizer "
@@ -97,17 +105,17 @@ _DIRECTORY_INSTEAD = (
 def read_gguf_tokenizer(path: str | os.PathLike[str]) -> GgufTokenizer:
   """Reads the tokenizer of a GGUF file.
 
-  Trailing tokens of type "unused" are rows that pad the embedding, not tokens: they are left out.
+  Trailing tokens of type "unused" are left out: they are rows that pad the embedding.
 
   Args:
     path: the GGUF file.
 
   Returns:
-    The tokenizer with its special ids, chat template and context length.
+    The tokenizer with its special ids, chat templates and context length.
 
   Raises:
-    InputError: if the file cannot be read, has no tokenizer, or one of another kind than
-      byte-level BPE with a known pre-tokenizer.
+    InputError: the file cannot be read, or its tokenizer is absent, damaged, or not byte-level BPE
+      with a known pre-tokenizer.
   """
   fields = open_gguf(path).metadata
   model = fields.get("tokenizer.ggml.model")
@@ -153,7 +161,7 @@ def read_gguf_tokenizer(path: str | os.PathLike[str]) -> GgufTokenizer:
 
 
 def _check_keys(fields: dict[str, Any], path: str | os.PathLike[str]) -> None:
-  """Refuses keys of the tokenizer that are not known, or ask for what cannot be done."""
+  """Refuses tokenizer keys that are unknown, or that are set but not supported."""
   for key, value in fields.items():
     name = key.removeprefix(_PREFIX)
     if not key.startswith("tokenizer.") or key == _TEMPLATE or key.startswith(f"{_TEMPLATE}."):
@@ -185,12 +193,12 @@ def _chat_templates(fields: dict[str, Any], path: str | os.PathLike[str]) -> dic
 def _around(
   fields: dict[str, Any], path: str | os.PathLike[str], role: str, token: int | None, default: bool
 ) -> tuple[int, ...]:
-  """The ids that `add_{role}_token` puts beside a text."""
+  """The ids that `add_{role}_token` adds to a text: one or none."""
   key = f"{_PREFIX}add_{role}_token"
   wanted = fields.get(key, default)
   if not isinstance(wanted, bool):
     raise InputError(f"{path}: {key} must be true or false; got {wanted!r}. Convert it again.")
-  # llama.cpp warns of a flag without its token and goes on without.
+  # llama.cpp only warns about a flag without its token.
   if wanted and key in fields and token is None:
     raise InputError(
       f"{path}: {key} is true, but there is no {_PREFIX}{role}_token_id. Convert the file again."

@@ -1,4 +1,4 @@
-"""Tokenizing a corpus and packing it, once, into rows of fixed length on disk."""
+"""Tokenizes a corpus and packs it, once, into rows of fixed length on disk."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from egad_jax.data.corpus import HELD_OUT, SPLITS, TRAIN, Corpus
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
 
-# Part of the fingerprint: raise it with any change of what the rows hold, alignment included.
+# Part of the fingerprint: raise it with any change to the content of rows, alignment included.
 _VERSION = 3
 _DOCUMENTS_AT_ONCE = 64
-# Rows filled side by side. More fill better and cost time for each piece.
+# Rows that are filled side by side. More of them leave less padding but cost time for each piece.
 _OPEN_ROWS = 64
-# One record: int32, little-endian, [tokens, segment_ids, positions, targets] x (seq_len + 1) of
-# each side: the student's, then the teacher's where that has a tokenizer of its own.
+# A record is little-endian int32 [sides, 4, seq_len + 1]: tokens, segment ids, positions and
+# targets of the student's side, then of the teacher's if it has a tokenizer of its own.
 _FIELDS = 4
 RECORD_DTYPE = np.dtype("<i4")
 SIDES = ("student", "teacher")
 BYTES = "student_bytes"
 
-# {side: tokens, f"{side}_targets": nonzero where a token is a target}, and of held-out text
-# {BYTES: bytes of the text of each of the student's tokens}.
+# {side: int32 tokens, f"{side}_targets": nonzero where a token is a target}, and for held-out text
+# {BYTES: number of bytes of text that each of the student's tokens stands for}.
 Piece = dict[str, np.ndarray]
 PiecesOf = Callable[[list[Mapping[str, bytes]]], list[Piece]]
 
@@ -42,17 +42,17 @@ class Rows:
   """Packed rows on disk.
 
   Attributes:
-    directory: where they lie.
-    fingerprint: SHA-256 of tokenizers, corpus, length and way of packing.
+    directory: the rows' directory in the cache.
+    fingerprint: SHA-256 of tokenizers, corpus, length and way of packing, in hexadecimal.
     sides: 1, or 2 when each row holds the same text for student and teacher (`paired_packing`).
-    seq_len: targets a row can hold; a row has one more token.
-    num_rows: rows of each split, keyed "train" and "held_out".
-    num_targets: tokens to predict of each split, the student's.
-    lost_bytes: bytes of text that no token stands for (see `Tokenizer.encode`), or no pair of
-      chunks, of each split.
-    held_out_bytes: of each held-out row, the bytes of text that its targets stand for (see
-      `Tokenizer.encode_batch_with_bytes`), the student's.
-    files: paths of each split's shards.
+    seq_len: the most targets of a row; a row has one more token.
+    num_rows: number of rows of each split, keyed "train" and "held_out".
+    num_targets: number of the student's target tokens of each split, keyed alike.
+    lost_bytes: bytes of each split's text for which there is no token (see `Tokenizer.encode`), or,
+      with two sides, no common chunk.
+    held_out_bytes: bytes of text that the student's targets of each held-out row stand for (see
+      `Tokenizer.encode_batch_with_bytes`).
+    files: paths of each split's shards, in order.
   """
 
   directory: epath.Path
@@ -67,41 +67,42 @@ class Rows:
 
   @property
   def train_size(self) -> int:
-    """Rows in one epoch."""
+    """Number of train rows, which make one epoch."""
     return self.num_rows[TRAIN]
 
   @property
   def held_out_size(self) -> int:
-    """Rows held out."""
+    """Number of held-out rows."""
     return self.num_rows[HELD_OUT]
 
   @property
   def utilization(self) -> float:
-    """Share of the train rows' places that hold a target."""
+    """Targets over the most that the train rows could hold, from 0 to 1."""
     return self.num_targets[TRAIN] / (self.num_rows[TRAIN] * self.seq_len)
 
 
 def prepare_rows(
   corpus: Corpus, tokenizer: Tokenizer, *, seq_len: int, directory: epath.PathLike
 ) -> Rows:
-  """Packs a corpus into rows, or finds them packed.
+  """Packs a corpus into rows, unless the cache holds them already.
 
   A document becomes `tokenizer.prefix_ids`, its tokens and `tokenizer.end_ids`, cut into pieces of
-  seq_len + 1 tokens that overlap by one: so each token is a target exactly once, but for the
-  prefix and, without one, the document's first. A document without a token has no piece.
-  Nothing here is random; the order of rows in training is `pipeline`'s.
+  seq_len + 1 tokens that overlap by one: so each token is a target exactly once, except the prefix
+  and, if there is none, the document's first token. A document without tokens has no piece.
+  Nothing here is random; `pipeline` shuffles the rows for training.
 
   Args:
-    corpus: what to pack.
-    tokenizer: whose ids the rows hold.
-    seq_len: targets a row can hold, at least 1.
-    directory: the cache; the rows get a directory of their own there, named by the fingerprint.
+    corpus: the documents to pack.
+    tokenizer: the tokenizer whose ids the rows hold.
+    seq_len: the most targets of a row, at least 1.
+    directory: the cache directory; the rows get a directory of their own there, named after their
+      fingerprint.
 
   Returns:
-    The rows, their files checked.
+    The rows, whose files have been checked.
 
   Raises:
-    InputError: if `seq_len` is not positive, files are damaged, or the cache cannot be written.
+    InputError: `seq_len` is not positive, files are damaged, or the cache cannot be written.
   """
   return build_rows_once(
     corpus,
@@ -120,10 +121,18 @@ def build_rows_once(
   seq_len: int,
   directory: epath.PathLike,
 ) -> Rows:
-  """Publishes what `pack(split, directory)` writes (see `write_rows`), named by its fingerprint.
+  """Builds the rows' directory in the cache, unless it is there, and opens it.
+
+  Args:
+    corpus: the documents to pack.
+    tokenizers: the student's tokenizer, and the teacher's if it has its own.
+    pack: `(split, directory) -> totals` writes the rows of a split and returns what `write_rows`
+      does, and "lost_bytes".
+    seq_len: the most targets of a row, at least 1.
+    directory: the cache directory.
 
   Raises:
-    InputError: see `prepare_rows`.
+    InputError: `seq_len` is not positive, files are damaged, or the cache cannot be written.
   """
   if seq_len < 1:
     raise InputError(f"seq_len ({seq_len}) must be at least 1.")
@@ -150,7 +159,7 @@ def open_rows(directory: epath.PathLike) -> Rows:
   """Opens packed rows and checks that every shard is there and whole.
 
   Raises:
-    InputError: naming the file that is not.
+    InputError: a file is missing or damaged; the message names it.
   """
   directory = epath.Path(directory)
   manifest = cached_directory.read_manifest(directory)
@@ -173,7 +182,7 @@ def open_rows(directory: epath.PathLike) -> Rows:
 def cut(ids: Sequence[int] | np.ndarray, seq_len: int) -> list[np.ndarray]:
   """Cuts a document into pieces of at most seq_len + 1 tokens that overlap by one.
 
-  A piece of a single token would hold no target, so there is none.
+  A document of one token has no piece, because that would hold no target.
 
   >>> [piece.tolist() for piece in cut([1, 2, 3, 4, 5, 6], 2)]
   [[1, 2, 3], [3, 4, 5], [5, 6]]
@@ -188,14 +197,14 @@ def decode_record(record: bytes, *, sides: int, seq_len: int) -> np.ndarray:
   """Reads a record: int32 [sides, 4, seq_len + 1], tokens, segment ids, positions and targets.
 
   Raises:
-    ValueError: if it has another size.
+    ValueError: the record has another size.
   """
   fields = np.frombuffer(record, RECORD_DTYPE).reshape(sides, _FIELDS, seq_len + 1)
   return fields.astype(np.int32)
 
 
 class _LostBytes:
-  """Adds up the text that went into tokens against the text those tokens stand for."""
+  """Adds up the bytes of text for which the tokenizer has no token."""
 
   def __init__(self, tokenizer: Tokenizer) -> None:
     self._token_bytes = tokenizer.token_bytes()
@@ -208,9 +217,14 @@ class _LostBytes:
 def encode(
   tokenizer: Tokenizer, texts: Sequence[bytes], split: str
 ) -> list[tuple[list[int], np.ndarray | None]]:
-  """The ids of documents, and of held-out ones the bytes of each token and of the first end."""
+  """Encodes documents, UTF-8.
+
+  Returns:
+    The ids of each document. For held-out documents also int32 [ids + 1], the bytes of text of each
+    token and, last, those behind the last token; None for train documents.
+  """
   decoded = [text.decode() for text in texts]
-  # Only an evaluation counts bytes, and finding them takes time.
+  # Only evaluations need bytes, and finding them takes time.
   if split != HELD_OUT:
     return [(ids, None) for ids in tokenizer.encode_batch(decoded)]
   return [
@@ -220,14 +234,17 @@ def encode(
 
 
 def around(tokenizer: Tokenizer, text_bytes: np.ndarray) -> np.ndarray:
-  """The bytes of each token of a document, from what `encode` says of its text."""
+  """Pads `encode`'s bytes of a text to a document's tokens, with 0 for the ids around the text.
+
+  The bytes behind the last token count for the first of the `end_ids`.
+  """
   return np.pad(text_bytes, (len(tokenizer.prefix_ids), len(tokenizer.end_ids) - 1))
 
 
 def _pieces(
   tokenizer: Tokenizer, ids: Sequence[int], text_bytes: np.ndarray | None, seq_len: int
 ) -> list[Piece]:
-  """The pieces of one document; what is in front of every document is no target."""
+  """The pieces of one document, in which the prefix is no target."""
   if not ids:
     return []
   tokens = np.asarray([*tokenizer.prefix_ids, *ids, *tokenizer.end_ids], np.int32)
@@ -242,7 +259,7 @@ def _pieces(
 
 
 class _Flatten(grain.experimental.FlatMapTransform):
-  """Lists of pieces to pieces."""
+  """Flattens lists of pieces."""
 
   max_fan_out = 2**31
 
@@ -278,16 +295,18 @@ def write_rows(
 ) -> dict[str, Any]:
   """Packs the pieces of a split's documents and writes the rows.
 
-  Returns {shards, rows, targets}, and of the held-out split row_bytes, see `Rows.held_out_bytes`.
-
   Args:
-    corpus: whose documents.
-    split: of the corpus.
-    pieces_of: documents -> pieces, each of at most seq_len + 1 tokens on every side. Called in one
-      thread, in order.
-    target: the directory.
-    sides: how many of `SIDES` the pieces have. A row takes a piece if all sides have room for it.
-    seq_len: targets a row can hold.
+    corpus: the corpus that holds the documents.
+    split: "train" or "held_out".
+    pieces_of: documents -> pieces, each of at most seq_len + 1 tokens on every side. It is called
+      in one thread, in order.
+    target: the directory that gets the shards.
+    sides: number of sides of the pieces, 1 or 2. A row takes a piece if all sides have room for it.
+    seq_len: the most targets of a row.
+
+  Returns:
+    {"shards", "rows", "targets"}: the files with their numbers of records, and the totals; for the
+    held-out split also "row_bytes", see `Rows.held_out_bytes`.
   """
   totals: dict[str, Any] = {"rows": 0, "targets": 0}
   if split == HELD_OUT:

@@ -1,4 +1,4 @@
-"""Packing the same text for two tokenizers: a row holds it in the student's and the teacher's."""
+"""Packs text for two tokenizers: a row holds the same text in both vocabularies."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from egad_jax.data.packing import (
 )
 from egad_jax.data.tokenizer import Tokenizer
 
-# What the ends of a document are aligned as; no byte of UTF-8.
+# Stands for the end of a document on both sides, so that the ends align; UTF-8 has no such byte.
 _DOCUMENT_END = b"\xff"
 
 
@@ -36,25 +36,26 @@ def prepare_paired_rows(
   seq_len: int,
   directory: epath.PathLike,
 ) -> Rows:
-  """Packs a corpus into rows for two tokenizers, or finds them packed.
+  """Packs a corpus into rows for two tokenizers, unless the cache holds them already.
 
   A document becomes the `prefix_ids`, tokens and `end_ids` of each tokenizer, aligned into chunks
   (see `align`) and cut between chunks into pieces of at most seq_len + 1 tokens on either side:
-  so each chunk is a target exactly once, but for the first of a document that has nothing in front
-  of it on one side. Tokens outside any chunk are context, not targets.
+  so each chunk is a target exactly once, except a document's first chunk if one side has no token
+  in front of it. Tokens outside any chunk are context, not targets.
 
   Args:
-    corpus: what to pack.
-    student_tokenizer: of the student's side.
-    teacher_tokenizer: of the teacher's.
-    seq_len: targets a row can hold on either side, at least 1.
-    directory: the cache; the rows get a directory of their own there, named by the fingerprint.
+    corpus: the documents to pack.
+    student_tokenizer: the tokenizer of the student's side.
+    teacher_tokenizer: the tokenizer of the teacher's side.
+    seq_len: the most targets of a row on either side, at least 1.
+    directory: the cache directory; the rows get a directory of their own there, named after their
+      fingerprint.
 
   Returns:
-    The rows, their files checked.
+    The rows, whose files have been checked.
 
   Raises:
-    InputError: if `seq_len` is not positive, files are damaged, or the cache cannot be written.
+    InputError: `seq_len` is not positive, files are damaged, or the cache cannot be written.
   """
   tokenizers = (student_tokenizer, teacher_tokenizer)
   return build_rows_once(
@@ -72,15 +73,15 @@ def cut_pair(
   """Cuts an aligned document into pieces that hold whole chunks.
 
   Args:
-    student_chunks: int [student tokens], ids from 1, ascending, 0 outside any chunk.
-    teacher_chunks: int [teacher tokens], the same chunks.
-    seq_len: targets a piece can hold on either side.
+    student_chunks: integers [student tokens], chunk ids ascending from 1, 0 outside any chunk.
+    teacher_chunks: integers [teacher tokens], ids of the same chunks.
+    seq_len: the most targets of a piece on either side.
 
   Returns:
-    (pieces, dropped). A piece is the student's tokens, the teacher's tokens, at most seq_len + 1
-    each, and the first chunk that is a target in it: all that follow are too, and what is in front
-    is context (the last token of the piece before, or the document's first chunk). `dropped` are
-    chunks longer than seq_len tokens on one side.
+    (pieces, dropped). A piece is a slice of the student's tokens, a slice of the teacher's, at most
+    seq_len + 1 tokens each, and the id of the first chunk that is a target in it. All later chunks
+    are targets too; the tokens in front are context (the last token of the piece before, or the
+    document's first chunk). `dropped` are the ids of chunks longer than seq_len tokens on one side.
 
   >>> pieces, dropped = cut_pair(np.array([1, 2, 2, 3]), np.array([1, 2, 3, 3]), 2)
   >>> [(student.stop, teacher.stop, first) for student, teacher, first in pieces]
@@ -88,7 +89,7 @@ def cut_pair(
   """
   cuts = _cuts(student_chunks, teacher_chunks)
   pieces, dropped = [], list[int]()
-  # Without a token in front of it on both sides nothing can be predicted.
+  # A chunk can be predicted only if both sides have a token in front of it.
   at = int(np.argmax(cuts.min(axis=1) >= 1))
   context = np.zeros(2, int)
   while at < len(cuts) - 1:
@@ -109,7 +110,7 @@ def cut_pair(
 
 
 def _cuts(*sides: np.ndarray) -> np.ndarray:
-  """Where a document may be cut, [n, 2] tokens in front on either side: around each chunk."""
+  """The possible cuts, before and after each chunk: [n, 2] tokens in front on each side."""
   columns = []
   for chunks in sides:
     places = np.flatnonzero(chunks)
@@ -120,7 +121,7 @@ def _cuts(*sides: np.ndarray) -> np.ndarray:
 
 
 class _Documents:
-  """Turns documents into pieces and adds up the bytes that are targets on neither side."""
+  """Turns documents into pieces, and counts bytes and chunks that become no targets."""
 
   def __init__(self, tokenizers: Sequence[Tokenizer], seq_len: int, split: str) -> None:
     self._tokenizers = tokenizers
@@ -148,13 +149,13 @@ class _Documents:
         return []
       front, ends = tokenizer.prefix_ids, tokenizer.end_ids
       strings.append([b""] * len(front) + [table[i] for i in own] + [b""] * len(ends))
-      # What a tokenizer puts around a text stands for none of it; the last ends it on both sides.
+      # Ids around a text stand for no bytes; the last one ends the document on both sides.
       strings[-1][-1] = _DOCUMENT_END
       tokens.append(np.asarray([*front, *own, *ends], np.int32))
     chunks = align(*strings)
     pieces, dropped = cut_pair(chunks[0], chunks[1], self._seq_len)
     used = (chunks[0] > 0) & ~np.isin(chunks[0], dropped)
-    # Without the document's end, which is no text.
+    # The last token, the document's end, is no text.
     kept = sum(len(s) for s, use in zip(strings[0][:-1], used[:-1], strict=True) if use)
     self.lost_bytes += max(0, len(text) - kept)
     self.dropped_chunks += len(dropped)

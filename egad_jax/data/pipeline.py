@@ -17,7 +17,7 @@ from egad_jax.data.corpus import HELD_OUT, TRAIN
 from egad_jax.data.packing import Rows, decode_record
 from egad_jax.errors import InputError
 
-# Fixed: every run, whatever its seed, is evaluated on the same rows.
+# Constant, so that every run, whatever its seed, is evaluated on the same rows.
 _HELD_OUT_SEED = 0
 _THREADS = 2
 _BATCHES_AHEAD = 4
@@ -40,10 +40,10 @@ class RowSource:
     return f"RowSource({self._name}, {len(self)} rows)"
 
   def __getitem__(self, index: int) -> AnyBatch:
-    """Reads a row; one that cannot be read is empty, so that no other row moves."""
+    """Reads a row; a damaged one is logged and read as padding, so that no other row moves."""
     try:
       return batches.make_row(decode_record(self._records[index], **self._shape), index)
-    # RuntimeError is ArrayRecord's for a damaged chunk, ValueError a record of the wrong size.
+    # ArrayRecord raises RuntimeError for damage; ValueError comes from a record of another size.
     except (RuntimeError, ValueError) as error:
       logging.error(
         "%s: row %d cannot be read, its place stays empty: %s", self._name, index, error
@@ -54,9 +54,9 @@ class RowSource:
 class TrainData:
   """The endless sequence of train batches, by number.
 
-  Global batch i holds rows i·batch_size to (i+1)·batch_size of the endless sequence of epochs,
-  each a new permutation of all rows. A process reads the rows of that which its devices hold, so
-  the data of a step depends on neither the number of processes nor where the run started.
+  Global batch i holds rows i·batch_size up to (i+1)·batch_size of the endless sequence of epochs,
+  each a new permutation of all rows. A process reads only the rows that its devices hold, so the
+  data of a step depend neither on the number of processes nor on the step at which a run resumes.
   """
 
   def __init__(
@@ -66,12 +66,12 @@ class TrainData:
 
     Args:
       rows: the packed rows.
-      batch_size: rows of a global batch.
-      seed: of the permutations.
-      part: which rows of each global batch to read; None for all.
+      batch_size: number of rows of a global batch, at least 1.
+      seed: seed of the permutations.
+      part: indices of the rows of each global batch that are read; None reads all.
 
     Raises:
-      InputError: if the batch has no rows.
+      InputError: `batch_size` is not positive.
     """
     self._batch_size = batch_size
     self._part = _checked_part(batch_size, part)
@@ -79,7 +79,7 @@ class TrainData:
     self._rows = source.shuffle(seed=seed).repeat(None, reseed_each_epoch=True)
 
   def batch(self, index: int) -> AnyBatch:
-    """The part of global batch `index`: fields of [rows of the part, seq]."""
+    """The part of global batch `index` that is read: fields of [rows of the part, seq]."""
     start = index * self._batch_size
     return batches.stack([self._rows[start + row] for row in self._part])
 
@@ -98,10 +98,10 @@ def train_batches(
   start_step: int = 0,
   part: Sequence[int] | None = None,
 ) -> Iterator[AnyBatch]:
-  """Yields train batches `start_step`, …, or a part of each; see `TrainData`.
+  """Yields train batches `start_step`, …, or a part of each; the arguments are `TrainData`'s.
 
   Raises:
-    InputError: if the batch has no rows.
+    InputError: `batch_size` is not positive.
   """
   return TrainData(rows, batch_size=batch_size, seed=seed, part=part).iterate(start_step)
 
@@ -114,10 +114,10 @@ def train_batch(
   seed: int,
   part: Sequence[int] | None = None,
 ) -> AnyBatch:
-  """One train batch by its number; equal to what `train_batches` yields at that step.
+  """One train batch by its number, as `train_batches` yields it; the arguments are `TrainData`'s.
 
   Raises:
-    InputError: if the batch has no rows.
+    InputError: `batch_size` is not positive.
   """
   return TrainData(rows, batch_size=batch_size, seed=seed, part=part).batch(index)
 
@@ -129,19 +129,19 @@ def held_out_batches(
   max_tokens: int | None = None,
   part: Sequence[int] | None = None,
 ) -> list[AnyBatch]:
-  """The held-out rows, the same for every run and seed; the last batch is filled with empty rows.
+  """The held-out rows, the same for every run and seed; empty rows fill the last batch.
 
   Args:
     rows: the packed rows.
-    batch_size: rows of a global batch.
-    max_tokens: at most as many rows as this many places make (but one); None takes all.
-    part: which rows of each global batch to read; None for all.
+    batch_size: number of rows of a global batch, at least 1.
+    max_tokens: limits the rows to `max_tokens // seq_len`, but at least one; None takes all.
+    part: indices of the rows of each global batch that are read; None reads all.
 
   Returns:
     Batches with fields of [rows of the part, seq].
 
   Raises:
-    InputError: if the batch has no rows.
+    InputError: `batch_size` is not positive.
   """
   part = _checked_part(batch_size, part)
   source = grain.MapDataset.source(RowSource(rows, HELD_OUT)).shuffle(seed=_HELD_OUT_SEED)
@@ -154,7 +154,7 @@ def held_out_batches(
 
 
 def held_out_bytes(rows: Rows, *, max_tokens: int | None = None) -> int:
-  """How many bytes of text the targets of `held_out_batches` stand for, in all their parts."""
+  """The bytes of text that all targets of `held_out_batches` stand for, in all parts together."""
   source = grain.MapDataset.source(rows.held_out_bytes).shuffle(seed=_HELD_OUT_SEED)
   return sum(source[i] for i in range(_held_out_size(rows, max_tokens)))
 

@@ -1,15 +1,15 @@
-"""The sparse matrix that carries distributions from a student's vocabulary to a teacher's.
+"""The sparse matrix that projects distributions from a student's vocabulary to a teacher's.
 
-After X-Token (arXiv 2605.21699): each student token is spelled in teacher tokens and the other way
-round, the first piece getting most of the weight. Tokens are compared as the bytes they stand for,
-so it does not matter how a vocabulary writes them. Ours, where the paper says nothing or else:
+It follows X-Token (arXiv 2605.21699): each student token is spelled in teacher tokens and vice
+versa, and the first piece gets most of the weight. Tokens are compared as the bytes that they stand
+for, whatever way a vocabulary writes them. Where the paper is silent or this differs:
 
-- Of entries with equal weight in one row the student token's own spelling is kept first, then the
+- Among entries of equal weight in a row, the student token's own spelling is kept first, then the
   lowest id; there is no "scale trick" on the last entry.
 - A token that the other tokenizer's `encode` does not spell (half a character, a space put in
   front) is spelled greedily, longest piece first.
-- A row without an entry stays zero: its probability is lost on the way ("leak"), and the loss
-  normalizes what arrives. `audit` counts such rows.
+- A row without an entry stays zero: its probability is lost ("leak"), and the loss normalizes the
+  rest. `audit` counts such rows.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from egad_jax.data import cached_directory
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
 
-# Part of the fingerprint: raise it with any change of what is built.
+# Part of the fingerprint: raise it with any change to the projection.
 _VERSION = 1
 _FILE, _AUDIT_FILE = "projection.npz", "audit.json"
 _MAX_PIECES = 4
-# The paper's 0.3 pairs <reponame> with <|endoftext|>.
+# The paper's threshold, 0.3, pairs <reponame> with <|endoftext|>.
 _LEAST_SIMILARITY = 0.5
 _EXAMPLES = 20
 _ROLES = ("document_end_id", "eos_id", "bos_id", "pad_id", "unk_id")
@@ -43,8 +43,8 @@ class Projection(NamedTuple):
   """A sparse matrix, row by row.
 
   Attributes:
-    ids: int32 [student_vocab, k], teacher ids, heaviest first; 0 in empty places.
-    weights: float32 [student_vocab, k], 0 in empty places; a row sums to 1, or to 0 when the token
+    ids: int32 [student_vocab, k], teacher ids, heaviest first; 0 in unused entries.
+    weights: float32 [student_vocab, k], 0 in unused entries; a row sums to 1, or to 0 if the token
       has no counterpart.
   """
 
@@ -60,19 +60,19 @@ def prepare_projection(
   directory: epath.PathLike,
   counts: np.ndarray | None = None,
 ) -> Projection:
-  """Builds the projection of two tokenizers, or finds it built, and logs its coverage.
+  """Builds the projection of two tokenizers, unless the cache holds it, and logs its coverage.
 
   Args:
-    student: whose vocabulary the rows are.
-    teacher: whose ids they hold.
-    top_k: entries of a row, at least 1.
-    directory: the cache; the projection gets a directory of its own there, named by the
-      fingerprint of both tokenizers, with its `audit` in audit.json.
-    counts: optional, how often each student token occurs in a corpus, [student_vocab]. The audit
-      with the corpus' shares goes into corpus-*/audit.json there.
+    student: the tokenizer whose ids number the rows.
+    teacher: the tokenizer whose ids the entries hold.
+    top_k: number of entries of a row, at least 1.
+    directory: the cache directory; the projection gets a directory of its own there, named after
+      the fingerprint of both tokenizers, with its `audit` in audit.json.
+    counts: [student_vocab], the number of times that each student token occurs in a corpus. The
+      audit with shares of the corpus is written to corpus-*/audit.json there. None leaves it out.
 
   Raises:
-    InputError: if an argument is out of range, the file is damaged, or the cache cannot be written.
+    InputError: an argument is out of range, the file is damaged, or the cache cannot be written.
   """
   fingerprint = cached_directory.digest([_VERSION, student.fingerprint, teacher.fingerprint, top_k])
 
@@ -97,15 +97,15 @@ def prepare_projection(
 
 
 def build_projection(student: Tokenizer, teacher: Tokenizer, *, top_k: int = 4) -> Projection:
-  """Builds the projection: see the module.
+  """Builds the projection that the module describes.
 
   Args:
-    student: whose vocabulary the rows are.
-    teacher: whose ids they hold.
-    top_k: entries of a row, at least 1.
+    student: the tokenizer whose ids number the rows.
+    teacher: the tokenizer whose ids the entries hold.
+    top_k: number of entries of a row, at least 1.
 
   Raises:
-    InputError: if `top_k` is not positive.
+    InputError: `top_k` is not positive.
 
   >>> student = Tokenizer.train(["ab ab ab"], vocab_size=259)
   >>> teacher = Tokenizer.train(["cd cd cd"], vocab_size=259)
@@ -123,13 +123,13 @@ def build_projection(student: Tokenizer, teacher: Tokenizer, *, top_k: int = 4) 
   backward = _spellings(teacher_pieces, student, student_pieces)[:, [1, 0, 2]]
   entries = np.concatenate([forward, backward])
   own = np.concatenate([np.ones(len(forward)), np.zeros(len(backward))])
-  # Both directions add up in one entry, which is the student's own as soon as one of them is.
+  # Equal entries of both directions add up; the sum counts as the student's own spelling if one is.
   keys = (entries[:, 0] * teacher.vocab_size + entries[:, 1]).astype(np.int64)
   keys, places = np.unique(keys, return_inverse=True)
   weights = np.bincount(places, entries[:, 2], len(keys))
   own = np.bincount(places, own, len(keys)) > 0
   rows, ids = np.divmod(keys, teacher.vocab_size)
-  # Rounded, so that sums that mean the same weight tie.
+  # Rounded, so that weights that differ only in rounding tie.
   order = np.lexsort((ids, ~own, -weights.round(9), rows))
   rows, ids, weights = rows[order], ids[order], weights[order]
   rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
@@ -155,23 +155,25 @@ def audit(
   teacher: Tokenizer,
   counts: np.ndarray | None = None,
 ) -> dict[str, Any]:
-  """What the projection covers.
+  """Reports the coverage of a projection.
 
   Args:
-    projection: of the two tokenizers.
-    student: whose vocabulary the rows are.
-    teacher: whose ids they hold.
-    counts: optional, how often each student token occurs in a corpus, [student_vocab].
+    projection: the projection of the two tokenizers.
+    student: the tokenizer whose ids number the rows.
+    teacher: the tokenizer whose ids the entries hold.
+    counts: [student_vocab], the number of times that each student token occurs in a corpus; None
+      leaves out the shares of a corpus.
 
   Returns:
-    A JSON-like report: `rows`, how many rows are "exact" (a teacher token of the same bytes),
-    "single" (one other teacher token), "multi" or "unmapped"; `teacher_reachable`, how many teacher
-    ids some row leads to; `unmapped`, the spellings of up to 20 of the unmapped, the most frequent
-    first. With `counts` also `corpus`, the share of its tokens in each kind of row, and
-    `covered`, the share that is not unmapped.
+    A report that JSON can hold: `student_vocab` and `teacher_vocab`, the numbers of ids; `rows`,
+    the numbers of rows that are "exact" (one teacher token of the same bytes), "single" (one other
+    teacher token), "multi" or "unmapped"; `teacher_reachable`, the number of teacher ids in some
+    row; `unmapped`, the spellings of up to 20 unmapped tokens, the most frequent first. With
+    `counts` also `corpus`, the share of its tokens in each kind of row, and `covered`, the share
+    that is not unmapped.
 
   Raises:
-    InputError: if `counts` has another length.
+    InputError: `counts` has another shape.
   """
   student_pieces, teacher_pieces = student.token_pieces(), teacher.token_pieces()
   entries = np.count_nonzero(projection.weights, axis=1)
@@ -214,7 +216,7 @@ def _read(path: epath.Path) -> Projection:
   try:
     with path.open("rb") as file, np.load(file) as arrays:
       return Projection(arrays["ids"], arrays["weights"])
-  # A short or foreign file surfaces as whatever zipfile and numpy raise.
+  # zipfile and numpy raise any of these for a truncated or foreign file.
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     raise cached_directory.damaged(path, f"cannot be read ({error})") from error
 
@@ -239,9 +241,9 @@ def _log(report: Mapping[str, Any]) -> None:
 
 
 def _spellings(pieces: Sequence[bytes], other: Tokenizer, others: Sequence[bytes]) -> np.ndarray:
-  """Spells tokens in the other vocabulary: [n, 3] of (id, other id, weight)."""
+  """Spells tokens in the other vocabulary; returns float64 [n, 3] of (id, other id, weight)."""
   ids = [index for index, piece in enumerate(pieces) if piece]
-  # Half a character becomes U+FFFD here; its spelling then has other bytes and is not taken.
+  # Half a character becomes U+FFFD here; that spelling has other bytes and is discarded below.
   encoded = other.encode_batch([pieces[index].decode(errors="replace") for index in ids])
   index_of = _by_bytes(others)
   longest = max(map(len, index_of), default=0)
@@ -256,7 +258,7 @@ def _spellings(pieces: Sequence[bytes], other: Tokenizer, others: Sequence[bytes
 
 
 def _greedy(text: bytes, index_of: Mapping[bytes, int], longest: int) -> list[int]:
-  """Spells text in the longest pieces there are, from the left; [] where none fits."""
+  """Spells text from the left, always in the longest piece; [] if no piece fits somewhere."""
   spelling, start = [], 0
   while start < len(text):
     ends = range(min(len(text), start + longest), start, -1)
@@ -269,7 +271,7 @@ def _greedy(text: bytes, index_of: Mapping[bytes, int], longest: int) -> list[in
 
 
 def _by_bytes(pieces: Sequence[bytes]) -> dict[bytes, int]:
-  """Token bytes -> id. Of two that stand for the same, such as "A" and <0x41>, the later one."""
+  """Token bytes -> id; the larger id if two tokens have the same bytes, such as "A" and <0x41>."""
   return {piece: index for index, piece in enumerate(pieces) if piece}
 
 
@@ -281,7 +283,7 @@ def _equal_tokens(
 
 
 def _special_pairs(student: Tokenizer, teacher: Tokenizer) -> dict[int, int]:
-  """Student id -> teacher id of special tokens: by role, by spelling, by likeness of spelling."""
+  """Student id -> teacher id of special tokens: by role, else by similarity of spelling."""
   ours, theirs = student.special_tokens, teacher.special_tokens
   pairs = {}
   for index, token in ours.items():
@@ -297,7 +299,7 @@ def _special_pairs(student: Tokenizer, teacher: Tokenizer) -> dict[int, int]:
 
 
 def _similarity(token: str, other: str) -> float:
-  """How alike two special tokens are spelled, in [0, 1], their brackets and bars left out."""
+  """Similarity of two special tokens' spellings, in [0, 1], without brackets and bars."""
   token, other = ("".join(filter(str.isalnum, t.lower())) or t for t in (token, other))
   shared = len(set(token) & set(other)) / max(1, len(set(token) | set(other)))
   return 0.6 * difflib.SequenceMatcher(None, token, other, autojunk=False).ratio() + 0.4 * shared

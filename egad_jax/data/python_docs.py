@@ -1,7 +1,7 @@
 """The built-in corpus: CPython's language reference topics and standard-library docstrings.
 
-Both come with every Python (PSF licence). They are read as source text by `ast`; no module is
-ever imported or run.
+Both come with every Python (PSF licence). `ast` parses them as source text; no module is ever
+imported or run.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def source_files(library: pathlib.Path | None = None) -> list[pathlib.Path]:
-  """The files the corpus is made from, sorted; topics first.
+  """The files from which the corpus is made, sorted, the topics first.
 
   Args:
-    library: the standard library's directory; by default the running Python's.
+    library: the standard library's directory; None takes the running Python's.
   """
   library = library or pathlib.Path(sysconfig.get_paths()["stdlib"])
   modules = sorted(
@@ -41,18 +41,18 @@ def source_files(library: pathlib.Path | None = None) -> list[pathlib.Path]:
 
 
 def _is_wanted(directory: str) -> bool:
-  # A name with a hyphen or dot cannot be a package: config-3.11-x86_64-linux-gnu and the like.
+  # A name with a hyphen or dot, such as config-3.11-x86_64-linux-gnu, is no package.
   return directory.isidentifier() and directory not in _LEFT_OUT
 
 
 def read_python_docs(library: pathlib.Path | None = None) -> Iterator[str]:
-  """Yields one document a topic and one a module (all its docstrings), without duplicates.
+  """Yields one document per topic and one per module (all its docstrings), without duplicates.
 
-  A paragraph that occurred before, up to white space, is left out, so the split into train and
-  held-out cannot put the same paragraph into both.
+  A paragraph that occurred before, up to white space, is left out unless it is short, so that the
+  split into train and held-out does not put the same paragraph into both.
 
   Args:
-    library: the standard library's directory; by default the running Python's.
+    library: the standard library's directory; None takes the running Python's.
   """
   library = library or pathlib.Path(sysconfig.get_paths()["stdlib"])
   seen: set[str] = set()
@@ -70,7 +70,7 @@ def read_python_docs(library: pathlib.Path | None = None) -> Iterator[str]:
 
 def _parse(path: pathlib.Path) -> ast.Module | None:
   with warnings.catch_warnings():
-    # Old escapes in somebody else's string literals are not our user's business.
+    # Warnings about escapes in the library's string literals do not concern the user.
     warnings.simplefilter("ignore")
     try:
       return ast.parse(path.read_bytes())
@@ -89,7 +89,7 @@ def _topics(module: ast.Module) -> Iterator[str]:
 
 
 def _docstrings(node: _Documented, name: str) -> Iterator[str]:
-  """Yields "heading, blank line, docstring" for a module and all that is defined in it."""
+  """Yields heading, blank line and docstring of a module and of each class and function in it."""
   text = ast.get_docstring(node)
   if text and text.strip():
     yield f"{_heading(node, name)}\n\n{text.strip()}"
@@ -107,11 +107,11 @@ def _heading(node: _Documented, name: str) -> str:
 
 
 def _unique(sections: list[str], seen: set[str]) -> Iterator[str]:
-  """Yields the sections as one document without the paragraphs in `seen`, which grows."""
+  """Yields the sections as one document without paragraphs in `seen`; adds the new ones to it."""
   kept = []
   for section in sections:
     paragraphs = [part for part in section.split("\n\n") if _is_new(part, seen)]
-    # A heading whose whole text was a repetition says nothing any more.
+    # A heading is left out if its whole text was a repetition.
     if len(paragraphs) > 1 or (paragraphs and "\n\n" not in section):
       kept.append("\n\n".join(paragraphs).strip("\n"))
   document = "\n\n".join(kept)

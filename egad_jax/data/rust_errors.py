@@ -1,4 +1,4 @@
-"""Errors of the tokenizers package, which is written in Rust, as errors of the input."""
+"""Turns errors of the tokenizers package, which is written in Rust, into input errors."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from egad_jax.errors import InputError
 
 @contextlib.contextmanager
 def rust_errors(what: str, remedy: str) -> Iterator[None]:
-  """Turns what tokenizers raises inside into an `InputError`; wrap nothing else in it.
+  """Turns any error inside the block into an `InputError`; wrap only calls of tokenizers in it.
 
   Args:
-    what: what it works on and fails to do, such as "a/tokenizer.json: not a readable tokenizer".
-    remedy: what to do about it.
+    what: beginning of the message, such as "a/tokenizer.json: not a readable tokenizer".
+    remedy: sentence that says what to do about it.
+
+  Raises:
+    InputError: the block raised an error, or the Rust code panicked.
   """
   try:
     yield
   except BaseException as error:
-    # Errors are plain Exceptions there; a panic, of a regular expression without end say, is a
-    # BaseException of a class that cannot be imported.
+    # The package's errors are plain Exceptions. A panic, as from an endless regular expression, is
+    # a BaseException of a class that cannot be imported.
     if isinstance(error, Exception) or type(error).__name__ == "PanicException":
       raise InputError(f"{what}: {error}. {remedy}") from error
     raise

@@ -1,4 +1,4 @@
-"""Small files of text and JSON that come with a tokenizer, read within bounds."""
+"""Reads the text and JSON files that come with a tokenizer, up to a limit of size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def read_text(path: epath.Path) -> str:
   """Reads a text file.
 
   Raises:
-    InputError: if it is too large, unreadable or not UTF-8.
+    InputError: the file is missing, too large, unreadable or not UTF-8.
   """
   try:
     return read_regular(path).decode()
@@ -24,9 +24,9 @@ def read_text(path: epath.Path) -> str:
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:
-  """Reads a JSON object; an absent file is an empty one.
+  """Reads a JSON object; a missing file gives an empty one.
 
   Raises:
-    InputError: if the file holds anything else.
+    InputError: the file holds something else.
   """
   return json_file.read_json(path) if path.exists() else {}

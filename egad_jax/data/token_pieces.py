@@ -1,4 +1,4 @@
-"""The bytes of text that each id stands for, whatever way the vocabulary spells them."""
+"""The bytes of text that each id stands for, however the vocabulary spells them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 
 def token_pieces(token_of: Mapping[int, str], specification: Mapping[str, Any]) -> list[bytes]:
-  """The bytes of each id, [largest id + 1]; empty for special tokens and ids of no token.
+  """The bytes of each id, [largest id + 1]; empty for special tokens and ids without a token.
 
   Args:
-    token_of: the vocabulary's spelling of each id.
-    specification: what tokenizer.json says, as the tokenizers library writes it.
+    token_of: the vocabulary's spelling of each id, not empty.
+    specification: content of tokenizer.json, as the tokenizers library writes it.
   """
   pieces = [b""] * (max(token_of) + 1)
   byte_level = is_byte_level(specification)
@@ -27,12 +27,12 @@ def token_pieces(token_of: Mapping[int, str], specification: Mapping[str, Any]) 
 
 
 def is_byte_level(specification: Mapping[str, Any]) -> bool:
-  """Whether tokens are spelled in GPT-2's alphabet of bytes."""
+  """Whether tokens are spelled in GPT-2's byte alphabet, by the decoder in `specification`."""
   return "ByteLevel" in json.dumps(specification.get("decoder"))
 
 
 def _byte_alphabet() -> dict[str, int]:
-  """GPT-2's spelling of bytes: the printable ones are themselves, the others follow from 256."""
+  """GPT-2's byte alphabet: printable bytes are themselves, the others are code points from 256."""
   printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
   others = [byte for byte in range(256) if byte not in printable]
   spelled = {chr(byte): byte for byte in printable}
@@ -43,7 +43,7 @@ _BYTE_OF = _byte_alphabet()
 
 
 def _byte_level_piece(token: str) -> bytes:
-  # A token with a character of no byte can only be an added one that lost its mark.
+  # Only an added token that is not marked as such has characters outside the byte alphabet.
   return b"".join(bytes([_BYTE_OF[c]]) if c in _BYTE_OF else c.encode() for c in token)
 
 

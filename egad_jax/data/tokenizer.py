@@ -1,4 +1,4 @@
-"""One tokenizer for text, chats and export, whatever file it came from."""
+"""The tokenizer for text, chats and export, from a GGUF file or a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -25,12 +25,19 @@ _END_OF_TEXT = "<|endoftext|>"
 _BYTE_ALPHABET = frozenset(tokenizers.pre_tokenizers.ByteLevel.alphabet())
 
 
-# How many times longer a normalizer may make a text.
+# Limit on the factor by which replacements of a normalizer and a decoder may lengthen a text.
 _MAX_GROWTH = 256
 
 
 class SpecialIds(NamedTuple):
-  """Ids of the tokens that have a role; None where the vocabulary has no such token."""
+  """Ids of the tokens that have a role.
+
+  Attributes:
+    bos: beginning of sequence; None if there is none.
+    eos: end of sequence, which ends a generation.
+    pad: padding; None if there is none.
+    unk: unknown token; None if there is none.
+  """
 
   bos: int | None
   eos: int
@@ -39,26 +46,26 @@ class SpecialIds(NamedTuple):
 
 
 class Tokenizer:
-  """Text to ids and back, with the special ids, chat template and files that belong to them.
+  """Turns text into ids and back, with its special ids, chat templates and files.
 
   Attributes:
-    vocab_size: number of ids, rows that only pad an embedding not counted.
-    bos_id: beginning of sequence, or None.
-    eos_id: what the model emits to stop.
-    pad_id: padding, or None.
-    unk_id: unknown token, or None.
-    document_end_id: what ends a document of plain text: `<|endoftext|>` when the vocabulary has
-      it (in a chat model `eos_id` ends a turn, which is something else), else `eos_id`.
-    prefix_ids: what the tokenizer puts in front of every text, such as `bos_id`; often nothing.
-    end_ids: what ends a document: what the tokenizer puts behind a text, and `document_end_id`
-      unless that ends with an end token already.
+    vocab_size: the largest id plus 1; rows that only pad an embedding are not counted.
+    bos_id: beginning of sequence; None if there is none.
+    eos_id: the id that the model emits to stop.
+    pad_id: padding; None if there is none.
+    unk_id: unknown token; None if there is none.
+    document_end_id: the id that ends a document of plain text: `<|endoftext|>` if the vocabulary
+      has it (in a chat model `eos_id` ends a turn, not a document), else `eos_id`.
+    prefix_ids: ids that the tokenizer puts in front of every text, such as `bos_id`; often ().
+    end_ids: ids behind every document: those that the tokenizer puts behind a text, and
+      `document_end_id` unless they end with an end token already.
     chat_templates: Jinja sources by name.
-    chat_template: the one named "default", or None.
-    max_length: positions the model was made for, or None if unknown.
-    parts: SHA-256 of each part that decides which ids a document gets, by its name.
-    fingerprint: SHA-256 of all parts. Equal ones give every document the same ids.
-    vocabulary_fingerprint: SHA-256 of what each id means. Two tokenizers with the same may split a
-      text into other ids, but student and teacher can share them.
+    chat_template: the chat template named "default"; None if there is none.
+    max_length: number of positions that the model was made for; None if unknown.
+    parts: SHA-256, by name, of each part that decides which ids a document gets.
+    fingerprint: SHA-256 of `parts`. Tokenizers with equal ones give every document the same ids.
+    vocabulary_fingerprint: SHA-256 of the tokens of all ids. Tokenizers with equal ones may split
+      a text differently, but a student and a teacher can share their ids.
   """
 
   def __init__(
@@ -70,17 +77,18 @@ class Tokenizer:
     names: Mapping[str, str] | None = None,
     max_length: int | None = None,
   ) -> None:
-    """Takes a tokenizer whose post-processor puts what it should around a text.
+    """Wraps a tokenizer of the tokenizers library.
 
     Args:
-      backend: the tokenizer.
+      backend: the tokenizer, whose post-processor adds the right ids around a text.
       special: the ids with a role.
-      chat_templates: Jinja sources by name; "default" is used where no other is asked for.
-      names: further special tokens that templates know by a name, such as `image_token`.
-      max_length: positions the model was made for, or None if unknown.
+      chat_templates: Jinja sources by name; "default" is the one that is used. None means none.
+      names: text of further special tokens by the names that templates use, such as `image_token`.
+      max_length: number of positions that the model was made for; None if unknown.
 
     Raises:
-      InputError: if its ids, its steps or its post-processor are not as they must be.
+      InputError: special ids are not in the vocabulary, ids are shared or too large, or a step or
+        the post-processor is not supported.
     """
     vocabulary = backend.get_vocab(with_added_tokens=True)
     tokenizer_json.check_ids(vocabulary)
@@ -91,9 +99,9 @@ class Tokenizer:
         f"the special ids {unknown} are not in the vocabulary. Copy its files again."
       )
     with rust_errors("the tokenizer cannot be copied", "Copy its files again."):
-      # Only now: this takes memory for each id below the largest.
+      # After `check_ids`, because this takes memory for each id below the largest.
       specification = backend.to_str()
-      # Two copies, because the switch is state of the object and encoding runs in many threads.
+      # Two copies: `encode_special_tokens` is state of the object, and many threads encode.
       self._with_special = backend
       self._plain = tokenizers.Tokenizer.from_str(specification)
     self._plain.encode_special_tokens = True
@@ -125,7 +133,7 @@ class Tokenizer:
     """Loads from a GGUF file, a Hugging Face directory, or `python:PACKAGE/FILE`.
 
     Raises:
-      InputError: if the source is missing or is none of these.
+      InputError: the source is missing, is none of these, or holds no usable tokenizer.
     """
     path = sources.resolve(source)
     if path.is_dir():
@@ -142,7 +150,8 @@ class Tokenizer:
     """Builds the tokenizer described by a GGUF file's metadata.
 
     Raises:
-      InputError: if the file is unreadable or describes a tokenizer of an unknown kind.
+      InputError: the file is unreadable, or its tokenizer is of an unknown kind or has no end of
+        sequence.
     """
     read = gguf.read_gguf_tokenizer(path)
     if read.eos_id is None:
@@ -166,7 +175,7 @@ class Tokenizer:
     """Loads `tokenizer.json` and `tokenizer_config.json` from a Hugging Face directory.
 
     Raises:
-      InputError: if one of the files is missing or broken, or names no end-of-sequence token.
+      InputError: a file is missing or broken, or none names an end-of-sequence token.
     """
     read = tokenizer_files.read_directory(epath.Path(directory))
     ids = read.ids
@@ -191,12 +200,12 @@ class Tokenizer:
     """Trains byte-level BPE with one special token, `<|endoftext|>`.
 
     Args:
-      texts: documents to learn merges from.
-      vocab_size: ids wanted, at least 257 (the bytes and the special token). Little text yields
+      texts: documents from which merges are learnt.
+      vocab_size: the most ids, at least 257 (the bytes and the special token). Little text yields
         fewer.
 
     Raises:
-      InputError: if `vocab_size` is too small.
+      InputError: `vocab_size` is too small.
 
     >>> tokenizer = Tokenizer.train(["some text, some more text"], vocab_size=270)
     >>> tokenizer.decode(tokenizer.encode("naïve 🙂"))
@@ -223,13 +232,13 @@ class Tokenizer:
     return cls(backend, special=SpecialIds(bos=end, eos=end, pad=end, unk=end))
 
   def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-    """Turns text into ids; none are added in front or behind.
+    """Turns text into ids, without adding any in front or behind.
 
     Args:
       text: any string. Characters made of bytes that the vocabulary lacks are dropped, as Hugging
         Face's tokenizer does (SmolLM2 lacks six of the control characters and a few bytes).
-      allow_special: whether the text of a special token, such as `<|im_end|>`, stands for that
-        token. Leave it off for documents, where it is only text; turn it on for a rendered chat.
+      allow_special: whether the text of a special token, such as `<|im_end|>`, becomes that token.
+        Leave it off for documents, where it is plain text; turn it on for a rendered chat.
     """
     backend = self._with_special if allow_special else self._plain
     with rust_errors(*_CANNOT_ENCODE):
@@ -238,12 +247,12 @@ class Tokenizer:
   def encode_prompt(self, text: str) -> list[int]:
     """Turns the beginning of a text into ids: `prefix_ids` in front, nothing behind.
 
-    A rendered chat is no such text: its template writes all special tokens. See `encode`.
+    Use `encode` for a rendered chat, whose template writes all special tokens.
     """
     return [*self.prefix_ids, *self.encode(text)]
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-    """Encodes documents on all cores; like `encode` without specials for each of them."""
+    """Encodes documents on all cores, each as `encode` does without `allow_special`."""
     with rust_errors(*_CANNOT_ENCODE):
       encodings = self._plain.encode_batch_fast(texts, add_special_tokens=False)
     return [encoding.ids for encoding in encodings]
@@ -251,11 +260,12 @@ class Tokenizer:
   def encode_batch_with_bytes(
     self, texts: Sequence[str]
   ) -> list[tuple[list[int], np.ndarray, int]]:
-    """As `encode_batch`, and which bytes of the text each token stands for; slower.
+    """Encodes like `encode_batch`, but slower, and counts the bytes of text of each token.
 
     Returns:
-      For each text (ids, bytes of each id, bytes behind the last). They add up to the text's: what
-      a normalizer drops or shortens counts for the token that follows it.
+      For each text its ids, the integers [ids] of bytes that each id stands for, and the bytes
+      behind the last. They add up to the text's UTF-8 bytes: text that a normalizer drops or
+      shortens counts for the token that follows it.
     """
     with rust_errors(*_CANNOT_ENCODE):
       encodings = self._plain.encode_batch(texts, add_special_tokens=False)
@@ -271,28 +281,28 @@ class Tokenizer:
     return found
 
   def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
-    """Turns ids into text; special tokens are written out unless `skip_special`."""
+    """Turns ids into text; special tokens are written out unless `skip_special` is set."""
     with rust_errors("the tokenizer cannot turn these ids into text", "Copy its files again."):
       return self._with_special.decode(list(ids), skip_special_tokens=skip_special)
 
   def decode_continuation(self, context: Sequence[int], new: Sequence[int]) -> str:
-    """The text of `new` behind `context`; see `decoding.continuation`."""
+    """The text that `new` adds to that of `context`; see `decoding.continuation`."""
     return decoding.continuation(self.decode, context, new)
 
   def token_texts(self, ids: Sequence[int]) -> list[str]:
-    """The text of each id behind the ids before it; see `decoding.token_texts`."""
+    """The text that each id adds to that of the ids before it; see `decoding.token_texts`."""
     return decoding.token_texts(self.decode, ids)
 
   def id_to_token(self, index: int) -> str | None:
-    """The vocabulary's own spelling of an id, or None for an id that stands for nothing."""
+    """The vocabulary's spelling of an id; None for an id without a token."""
     return self._token_of.get(index)
 
   def token_bytes(self) -> np.ndarray:
-    """How many bytes of text each id stands for: int32 [vocab_size]; special tokens 0."""
+    """Number of bytes of text of each id, int32 [vocab_size]; 0 for special tokens."""
     return np.array([len(piece) for piece in self.token_pieces()], np.int32)
 
   def token_pieces(self) -> list[bytes]:
-    """The bytes of text that each id stands for, [vocab_size]; empty for special tokens.
+    """The bytes of text of each id, [vocab_size]; empty for special tokens.
 
     >>> tokenizer = Tokenizer.train(["naïve"], vocab_size=270)
     >>> pieces = tokenizer.token_pieces()
@@ -303,17 +313,21 @@ class Tokenizer:
 
   @property
   def special_tokens(self) -> dict[int, str]:
-    """The special tokens, id -> spelling."""
+    """Id -> spelling of every special token."""
     added = self._specification["added_tokens"]
     return {entry["id"]: entry["content"] for entry in added if entry["special"]}
 
   def apply_chat(
     self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
   ) -> str:
-    """Renders a conversation with the chat template; encode it with `allow_special=True`.
+    """Renders a conversation with the chat template; encode the text with `allow_special=True`.
+
+    Args:
+      messages: `{"role": ..., "content": ...}` of each message, in order.
+      add_generation_prompt: whether to end with the opening of the assistant's turn.
 
     Raises:
-      InputError: if there is no template, or it refuses the messages.
+      InputError: there is no template, or it cannot render the messages.
     """
     if self.chat_template is None:
       named = ", ".join(sorted(self.chat_templates))
@@ -340,7 +354,7 @@ class Tokenizer:
     config: dict[str, Any] = {
       "tokenizer_class": "PreTrainedTokenizerFast",
       "clean_up_tokenization_spaces": False,
-      # transformers' own way to say "unknown".
+      # transformers takes this number for "unknown".
       "model_max_length": self.max_length or int(1e30),
       **special,
     }
@@ -380,7 +394,7 @@ def _check_steps(specification: Mapping[str, Any]) -> None:
 
 
 def _growth(step: Any) -> int:
-  """How many times longer the replacements of a normalizer or decoder may make a text."""
+  """The most that a normalizer's or decoder's replacements may multiply a text's length by."""
   if not isinstance(step, dict):
     return 1
   inner = step.get("normalizers") or step.get("decoders") or []

@@ -1,8 +1,8 @@
-"""tokenizer_config.json, special_tokens_map.json and added_tokens.json: which keys do what.
+"""The keys of tokenizer_config.json, special_tokens_map.json and added_tokens.json.
 
-These formats are open: each class of transformers adds keys, so that one in no table is named in a
-warning. What tokenizer.json says of the splitting is what counts, and a key that contradicts it is
-refused, because versions of transformers differ on which of the two they follow.
+These formats are open: each class of transformers adds keys, so a key in no table is only named in
+a warning. tokenizer.json decides how text is split, and a key that contradicts it is refused,
+because versions of transformers differ on which of the two they follow.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from egad_jax.errors import InputError
 
 FILE, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 
-# Read here or by `tokenizer_files`; besides these, every key that ends with "_token" names one.
+# Keys read here or by `tokenizer_files`. Besides these, every key that ends with "_token" names a
+# special token.
 READ = {
   "added_tokens_decoder",
   "additional_special_tokens",
@@ -82,18 +83,21 @@ HARMLESS = {
   "bos_id",
   "eos_id",
 }
-# Would change ids, if they were on, in a way that is not followed here.
+# Flags that would change ids in a way that is not supported here.
 MUST_BE_OFF = ("split_special_tokens", "fix_mistral_regex")
-# What the splitting does is in tokenizer.json; each is compared with it.
+# Keys that repeat what tokenizer.json says about splitting; each is compared with it.
 COMPARED = ("add_prefix_space", "do_lower_case", "strip_accents", "tokenize_chinese_chars")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def merged(files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-  """Both files of special tokens as one; tokenizer_config.json wins, and differences are said.
+  """Merges tokenizer_config.json, which wins, and special_tokens_map.json; warns of differences.
+
+  Args:
+    files: content of the files by name.
 
   Raises:
-    InputError: if a flag is neither true nor false.
+    InputError: a flag is neither true nor false.
   """
   config, table = files[FILE], files[MAP]
   for key in sorted(config.keys() & table.keys()):
@@ -114,10 +118,14 @@ def merged(files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def check(config: Mapping[str, Any], backend: tokenizers.Tokenizer) -> None:
-  """Refuses keys that contradict tokenizer.json, and names those that are not known.
+  """Refuses keys that contradict tokenizer.json, and warns of unknown ones.
+
+  Args:
+    config: the merged files.
+    backend: the tokenizer of tokenizer.json.
 
   Raises:
-    InputError: naming the key.
+    InputError: a key contradicts tokenizer.json or is not supported; the message names it.
   """
   for key in MUST_BE_OFF:
     if config.get(key):
@@ -159,7 +167,7 @@ def _flat(steps: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
 
 
 def _adds_prefix_space(steps: Iterable[Mapping[str, Any]]) -> bool | None:
-  """Whether a space is put in front of a text; None if no step could."""
+  """Whether a space is put in front of a text; None if no step has such an option."""
   found = None
   for step in _flat(steps):
     match step.get("type"):
@@ -173,7 +181,7 @@ def _adds_prefix_space(steps: Iterable[Mapping[str, Any]]) -> bool | None:
 
 
 def _bert_option(steps: Iterable[Mapping[str, Any]], key: str) -> bool | None:
-  """What BERT's normalizer does of `key`; None if it does not say."""
+  """The value of BERT's normalizer for `key`; None if the tokenizer leaves it open."""
   name = {"do_lower_case": "lowercase", "tokenize_chinese_chars": "handle_chinese_chars"}
   steps = list(_flat(steps))
   for step in steps:
@@ -188,7 +196,7 @@ def named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
   """The texts of special tokens by their names, such as `bos_token` and `image_token`.
 
   Raises:
-    InputError: if one is named by something other than text.
+    InputError: a special token is not text.
   """
   named = {key: value for key, value in config.items() if key.endswith("_token")}
   for key in ("extra_special_tokens", "model_specific_special_tokens"):
@@ -206,7 +214,7 @@ def named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def is_text(value: Any) -> bool:
-  """Whether a JSON value is text that UTF-8 can hold: without halves of surrogate pairs."""
+  """Whether a JSON value is text that UTF-8 can hold, that is, without lone surrogates."""
   return isinstance(value, str) and value == value.encode("utf-8", "ignore").decode()
 
 
@@ -216,12 +224,12 @@ def add_tokens(
   """Adds the tokens that only tokenizer_config.json or added_tokens.json names.
 
   Args:
-    backend: gets the tokens, and the flags that tokenizer_config.json gives them.
-    config: tokenizer_config.json.
-    legacy: added_tokens.json, token to id.
+    backend: the tokenizer that gets the tokens, with the flags that tokenizer_config.json gives.
+    config: the merged files.
+    legacy: content of added_tokens.json, token -> id.
 
   Raises:
-    InputError: if a token has another id than it should, or is no token at all.
+    InputError: a token has another id than the file says, or an entry is no token.
   """
   special = set(named_tokens(config).values())
   for key in ("additional_special_tokens", "extra_special_tokens"):
@@ -242,7 +250,7 @@ def add_tokens(
         backend.add_tokens([token])
     elif token.special or text not in legacy:
       with rust_errors(f"the token {text!r} cannot be added", "Copy the files again."):
-        # It is there; its flags may be others.
+        # The token exists; this sets its flags.
         backend.add_tokens([token])
     if backend.token_to_id(text) != index:
       raise InputError(

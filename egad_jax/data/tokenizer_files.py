@@ -1,4 +1,4 @@
-"""The files beside tokenizer.json: data from others, of which only plain values are taken."""
+"""Reads tokenizer.json and the files beside it; only plain values are taken from them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _ROLES = ("bos", "eos", "pad", "unk")
 
 
 class TokenizerDirectory(NamedTuple):
-  """What a Hugging Face directory says of its tokenizer.
+  """The tokenizer of a Hugging Face directory.
 
   Attributes:
-    backend: with the tokens and the post-processor that all files together ask for.
-    ids: of the tokens with a role: "bos", "eos", "pad", "unk"; None where there is none.
-    names: the texts of special tokens by the names that chat templates know.
+    backend: the tokenizer, with the tokens and the post-processor that all files together define.
+    ids: the id of each role, "bos", "eos", "pad" and "unk"; None if there is no such token.
+    names: texts of special tokens by the names that chat templates use.
     chat_templates: Jinja sources by name.
-    max_length: positions the model was made for; None if no file says.
+    max_length: number of positions that the model was made for; None if no file says.
   """
 
   backend: tokenizers.Tokenizer
@@ -39,7 +39,7 @@ def read_directory(directory: epath.Path) -> TokenizerDirectory:
   """Reads tokenizer.json and the files beside it, as transformers does.
 
   Raises:
-    InputError: if a file is missing or broken, or says what is not followed here.
+    InputError: a file is missing or broken, or asks for something that is not supported.
   """
   path = directory / "tokenizer.json"
   if not path.exists():
@@ -84,11 +84,11 @@ def _set_frame(
   config: Mapping[str, Any],
   ids: Mapping[str, int | None],
 ) -> None:
-  """Lets `add_bos_token` and `add_eos_token` do what the post-processor does not.
+  """Follows `add_bos_token` and `add_eos_token` where the post-processor adds nothing.
 
-  Where both put something around a text, or the flag is false, the post-processor decides: so
-  does transformers 5. Where it puts nothing, transformers 5 takes no notice of the flag, but
-  transformers 4 and the converter to GGUF follow it, and so do we.
+  Where both add something to a text, or the flag is false, the post-processor decides, as in
+  transformers 5. Where the post-processor adds nothing, transformers 5 ignores the flag, but
+  transformers 4 and the converter to GGUF follow it, as is done here.
   """
   frame = read_frame(backend)
   wanted = dict[str, tuple[int, ...]]()
@@ -112,10 +112,10 @@ def _set_frame(
 
 
 def _chat_templates(directory: epath.Path, config: Mapping[str, Any]) -> dict[str, str]:
-  """Chat templates by name: those of files of their own, else those of the config.
+  """Chat templates by name: from files of their own, else from the config.
 
   Raises:
-    InputError: if one is not text.
+    InputError: a template is not text.
   """
   paths = {}
   if (directory / "chat_template.jinja").exists():
@@ -139,10 +139,10 @@ def _chat_templates(directory: epath.Path, config: Mapping[str, Any]) -> dict[st
 
 
 def _max_length(config: Mapping[str, Any]) -> int | None:
-  """The positions the model was made for; None if the config does not say.
+  """The number of positions that the model was made for; None if the config does not say.
 
   Raises:
-    InputError: if it is not a positive number.
+    InputError: it is not a positive number.
   """
   length = config.get("model_max_length", config.get("max_len"))
   if length is None:

@@ -1,7 +1,7 @@
-"""Two questions about two tokenizers: do the same ids mean the same, and does a text get the same?
+"""Fingerprints that tell whether two tokenizers have the same vocabulary, and give the same ids.
 
-The first decides whether student and teacher may share one vocabulary, the second whether packed
-rows may be used again.
+The same vocabulary lets student and teacher share their ids; the same ids for every text let packed
+rows be used again.
 """
 
 from __future__ import annotations
@@ -13,36 +13,36 @@ from typing import Any
 
 from egad_jax.data.token_pieces import is_byte_level
 
-# Where in the text a token lies changes no id; nor do the decoder's copies of the options.
+# An option that only affects offsets in the text, and so changes no id.
 _NO_PART_OF_IDS = ("trim_offsets",)
 _LISTS_OF_STEPS = ("normalizers", "pretokenizers", "decoders")
-# Both spellings mean that there is none.
+# Options for which an empty value and null mean the same.
 _EMPTY_MEANS_NONE = ("continuing_subword_prefix", "end_of_word_suffix", "dropout")
 
 
 def vocabulary_fingerprint(vocabulary: Mapping[str, int], specification: Mapping[str, Any]) -> str:
-  """SHA-256 of what each id means: its token, and whether tokens are spelled as bytes."""
+  """SHA-256 of the token of each id, and of whether tokens are spelled in GPT-2's byte alphabet."""
   return _digest([sorted((i, t) for t, i in vocabulary.items()), is_byte_level(specification)])
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
-  """SHA-256 of `parts`."""
+  """SHA-256 of the parts together, in hexadecimal."""
   return _digest(parts)
 
 
 def parts(
   vocabulary: Mapping[str, int], specification: Mapping[str, Any], frame: Mapping[str, Any]
 ) -> dict[str, str]:
-  """The SHA-256 of each part of a tokenizer that decides which ids a text gets, by its name.
+  """SHA-256, by name, of each part of a tokenizer that decides which ids a text gets.
 
-  Two spellings of the same part have the same: the tokenizers library has already written merges
-  as pairs and filled in defaults; here the order of keys, sequences of one step, and options that
-  change no id go.
+  Two spellings of the same part have the same digest: the tokenizers library has already written
+  merges as pairs and filled in defaults; this ignores the order of keys, sequences of one step, and
+  options that change no id.
 
   Args:
-    vocabulary: token to id, added tokens too.
-    specification: what tokenizer.json says, as the tokenizers library writes it.
-    frame: what is put around a text, by names of one's own.
+    vocabulary: token -> id, with added tokens.
+    specification: content of tokenizer.json, as the tokenizers library writes it.
+    frame: ids that are put around a text, under any names.
   """
   model = {
     key: value or None if key in _EMPTY_MEANS_NONE else value
@@ -57,7 +57,7 @@ def parts(
   return {
     "vocabulary": vocabulary_fingerprint(vocabulary, specification),
     "merges": _digest(merges),
-    # A dictionary repeats the vocabulary; a list has scores, which decide the splitting.
+    # A dictionary only repeats the vocabulary; a list has scores, which decide the splitting.
     "scores": _digest(scores if isinstance(scores, list) else None),
     "model options": _digest(model),
     "added tokens": _digest(sorted(specification["added_tokens"], key=lambda entry: entry["id"])),
@@ -70,7 +70,7 @@ def parts(
 
 
 def _canonical(step: Any) -> Any:
-  """A normalizer, pre-tokenizer or decoder in one spelling."""
+  """A normalizer, pre-tokenizer or decoder in its canonical form."""
   if isinstance(step, list):
     return [_canonical(entry) for entry in step]
   if not isinstance(step, dict):

@@ -1,4 +1,4 @@
-"""tokenizer.json: a closed format, of which every key is read or the file is refused."""
+"""Loads tokenizer.json, a closed format: a file with a key that is not read is refused."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from egad_jax.files.json_file import parse_json
 
 _STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _TOP = ("version", "truncation", "padding", "added_tokens", "model", *_STEPS)
-# An id is a row of a table and of lists here.
+# Limit on ids, because tables and lists have a row for each.
 _MAX_IDS = 2**24
-# Earlier spellings, which the library translates, and one that it has never read.
+# Keys of earlier versions, which the library translates, and one that it has never read.
 _LEGACY = {"add_prefix_space", "str_rep", "max_input_chars_per_word"}
-# Compared by `_check_added` and by the library itself.
+# Tables that `_check_added` or the library itself checks.
 _TABLES = ("vocab", "merges", "special_tokens")
 _REMEDY = (
   "It could change how text is split. Save the tokenizer again with transformers, or correct the "
@@ -31,11 +31,11 @@ _REMEDY = (
 def load(path: epath.Path) -> tokenizers.Tokenizer:
   """Loads tokenizer.json with truncation and padding off.
 
-  What is read is what the tokenizers library writes again: a key of the file that is gone then was
-  not read, and a step that is of another kind then was mistaken.
+  The tokenizers library writes again what it has read: a key of the file that is missing then was
+  not read, and a step whose type differs then was misread.
 
   Raises:
-    InputError: if the file is unreadable, or says something that the library does not read.
+    InputError: the file is unreadable, or holds something that the library does not read.
   """
   text = read_text(path)
   content = parse_json(path, text.encode())
@@ -55,7 +55,7 @@ def load(path: epath.Path) -> tokenizers.Tokenizer:
   except InputError as error:
     raise InputError(f"{path}: {error}") from error
   with rust_errors(f"{path}: cannot be copied", "Copy the file again."):
-    # Only now: this takes memory for each id below the largest.
+    # After `check_ids`, because this takes memory for each id below the largest.
     written = json.loads(backend.to_str())
   for key in (*_STEPS, "model"):
     _compare(f"{path}: {key}", content.get(key), written[key])
@@ -64,10 +64,13 @@ def load(path: epath.Path) -> tokenizers.Tokenizer:
 
 
 def check_ids(vocabulary: Mapping[str, int]) -> None:
-  """Checks that each token has an id of its own, and none is far above any vocabulary there is.
+  """Checks that each token has an id of its own, below 2**24, which no vocabulary comes near.
+
+  Args:
+    vocabulary: token -> id.
 
   Raises:
-    InputError: if not.
+    InputError: two tokens share an id, an id is too large, or there is no token.
   """
   if len(set(vocabulary.values())) < len(vocabulary):
     raise InputError(
@@ -83,7 +86,7 @@ def check_ids(vocabulary: Mapping[str, int]) -> None:
 
 
 def _compare(where: str, stored: Any, read: Any) -> None:
-  """Refuses what is stored but not read."""
+  """Refuses keys that are stored but not read, and steps whose type was misread."""
   if isinstance(stored, list) and isinstance(read, list):
     for index, entries in enumerate(zip(stored, read, strict=False)):
       _compare(f"{where}[{index}]", *entries)
@@ -113,7 +116,11 @@ def _check_added(path: epath.Path, stored: list[dict[str, Any]], read: list[Any]
 
 
 def _name_unknown_kind(path: epath.Path, content: dict[str, Any]) -> None:
-  """Names the step that the library does not know; its own message names a place in the file."""
+  """Names the step that the library does not know; its own message only gives a line of the file.
+
+  Raises:
+    InputError: a step has an unknown type.
+  """
   model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
   for key in _STEPS:
     for step in _steps(content.get(key)):
@@ -126,7 +133,7 @@ def _name_unknown_kind(path: epath.Path, content: dict[str, Any]) -> None:
 
 
 def _steps(step: Any) -> list[dict[str, Any]]:
-  """The steps of a sequence, one inside another; a single step is its own sequence."""
+  """The steps of a sequence, flattened; a single step is a sequence of one."""
   if not isinstance(step, dict):
     return []
   for key in ("normalizers", "pretokenizers", "processors", "decoders"):

@@ -1,1 +1,1 @@
-"""What lets a run survive: checkpoints, the workdir, signals, hangs."""
+"""Surviving kills, hangs and full disks: checkpoints, the workdir, signals, the watchdog."""

@@ -1,7 +1,7 @@
-"""Checkpoints of a run by Orbax: written beside the training, and believed only when verified.
+"""Orbax checkpoints of a run, written in the background and verified when they are restored.
 
-Beside the arrays a checkpoint holds its record: the caller's metadata, and the shape, dtype and
-digest of every leaf. A step is moved aside, and the one before it used, if any of it is damaged.
+Besides the arrays, a checkpoint holds a record: the caller's metadata, and the shape, dtype and
+digest of every leaf. A damaged checkpoint is moved to the quarantine and the one before it is used.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from egad_jax.files import paths
 from egad_jax.files.storage import delete, is_link, is_local, move
 
 _LOG = logging.getLogger(__name__)
-# What Orbax names a directory that is being written; all its tools pass over it.
+# Orbax puts this into the name of a directory that it is writing; all its tools skip such names.
 _UNFINISHED = ".orbax-checkpoint-tmp"
-# How often, and how far apart, the remains of a failed save are looked for.
+# Number of times, and seconds between them, that the remains of a failed save are looked for.
 _LOOKS, _LOOK_SECONDS = 20, 0.1
-# The first checkpoint is read back as a whole if it is not larger; reading takes as much memory.
+# The first checkpoint is read back whole only up to this size: reading takes as much memory.
 _READ_BACK_BYTES = 2**30
 
 
@@ -66,18 +66,18 @@ class Checkpoints:
     keep_best: bool = False,
     retry_seconds: float = 30.0,
   ):
-    """Opens or creates a directory of checkpoints; the remains of unfinished saves go.
+    """Opens or creates a directory of checkpoints and deletes the remains of unfinished saves.
 
     Args:
-      directory: where they are, `<workdir>/checkpoints`.
-      keep: how many of the latest stay.
-      keep_best: whether the one with the lowest held-out forward KL stays besides them.
-      retry_seconds: how long after a failed save another is due.
+      directory: the directory of checkpoints, `<workdir>/checkpoints`.
+      keep: number of the latest checkpoints that are kept.
+      keep_best: whether to keep also the checkpoint with the lowest held-out forward KL.
+      retry_seconds: seconds between a failed save and the next attempt.
     """
     self._directory, self._keep, self._keep_best = directory, keep, keep_best
     self._retry_seconds = retry_seconds
     self._writing: tuple[int, str] | None = None
-    # Shapes and places of the first state that is saved, until it has been read back.
+    # Shapes and shardings of the first state that is saved, until it has been read back.
     self._first: Any = None
     self._unproven = True
     self._failure: tuple[int, str] | None = None
@@ -89,21 +89,21 @@ class Checkpoints:
     self._writer = _new_writer()
 
   def latest(self) -> int | None:
-    """The latest step that is written, whole or damaged; None without one."""
+    """The latest step on the disk, whole or damaged; None if there is none."""
     return max(steps_of(self._directory), default=None)
 
   def restore_latest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-    """The latest checkpoint that is whole; damaged ones are moved to `quarantine/`.
+    """Restores the latest whole checkpoint; damaged ones are moved to `quarantine/`.
 
     Args:
       like: tree of `jax.ShapeDtypeStruct` with the shardings that the arrays shall have.
 
     Returns:
-      Its step, state and metadata; None if nothing was ever saved here.
+      Step, state and metadata; None if nothing was ever saved here.
 
     Raises:
-      InputError: it does not fit the config, there were checkpoints and none is whole, or one is
-        not ours.
+      InputError: the checkpoint does not fit the config, there were checkpoints but none is whole,
+        or one was not written by this run.
     """
     processes.on_all_processes(self.require_ours)
     quarantine = self._directory / QUARANTINE
@@ -118,10 +118,10 @@ class Checkpoints:
     return found
 
   def require_ours(self) -> None:
-    """Checks that no checkpoint in the directory is somebody else's.
+    """Checks that this run wrote every checkpoint in the directory.
 
     Raises:
-      InputError: one is.
+      InputError: a checkpoint is somebody else's.
     """
     ledger.require_ours(self._directory)
 
@@ -134,13 +134,13 @@ class Checkpoints:
   ) -> None:
     """Copies the state off the devices and writes it in the background.
 
-    A save that fails, now or later, is logged and never raised: see `check` and `wait`.
+    A save that fails, now or later, is logged and does not raise: see `check` and `wait`.
 
     Args:
-      step: which; one that is written already stays as it is.
+      step: the state's step; a checkpoint of this step that exists already is left as it is.
       state: tree of arrays on the devices.
-      meta: plain values, given back by `restore_latest`.
-      metrics: held-out metrics of this very state with "forward_kl", if it was evaluated.
+      meta: values that JSON can hold; `restore_latest` returns them.
+      metrics: held-out metrics of this state, with "forward_kl"; None if it was not evaluated.
     """
     self._settle()
     if step in agreed(steps_of(self._directory)):
@@ -168,10 +168,10 @@ class Checkpoints:
       self._settle()
 
   def check(self) -> bool:
-    """Looks after the save in the background; takes microseconds unless one has just ended.
+    """Polls the save in the background; takes microseconds unless one has just ended.
 
-    With several processes, or in an object store, nothing is known before the next `save` or
-    `wait`, at which they agree.
+    With several processes, or in an object store, this does nothing: the processes learn how a save
+    ended at the next `save` or `wait`, where they agree on it.
 
     Returns:
       Whether to call `save` now, because the last one failed and `retry_seconds` have passed.
@@ -194,7 +194,7 @@ class Checkpoints:
     """Waits until the last save is on the disk.
 
     Raises:
-      CheckpointError: it could not be written.
+      CheckpointError: the checkpoint could not be written.
     """
     self._settle(final=True)
     if self._failure is not None:
@@ -204,7 +204,7 @@ class Checkpoints:
       )
 
   def close(self) -> None:
-    """Waits for what is being written and ends the background threads; raises nothing."""
+    """Waits for the save in the background and ends its threads; an error is only logged."""
     self._settle(final=True)
     if self._failure is not None and jax.process_index() == 0:
       _LOG.error("%s", self._failed())
@@ -230,7 +230,7 @@ class Checkpoints:
         self._clean()
         self._delete_old()
       return
-    # A writer that has failed raises what else went wrong then during its next save.
+    # A writer that has failed would raise its further errors during the next save.
     with contextlib.suppress(Exception):
       self._writer.close()
     self._writer = _new_writer()
@@ -252,7 +252,7 @@ class Checkpoints:
     return f"checkpoint of step {step} could not be written: {reason}; {last}"
 
   def _unreadable(self, step: int) -> str:
-    """Why a checkpoint that was written cannot be read, or ""; the first is read as a whole."""
+    """Why a checkpoint just written cannot be read, or ""; the first one is read whole."""
     whole = None
     if (
       self._unproven
@@ -263,7 +263,7 @@ class Checkpoints:
     reason = ""
     try:
       require_readable(self._directory, step, whole)
-    except NOT_DAMAGE as error:  # There may be no room beside the state.
+    except NOT_DAMAGE as error:  # Memory may not hold a second copy of the state.
       _LOG.warning("the checkpoint of step %d was not read back: %s", step, one_line(error))
     except Exception as error:
       reason = f"it cannot be read back ({one_line(error)})"
@@ -273,7 +273,7 @@ class Checkpoints:
     return reason
 
   def _prepare(self, step: int, state: Any) -> str:
-    """Notes the step as ours; returns what is wrong if it cannot be written."""
+    """Notes the step as ours; returns why it cannot be written, or ""."""
     if (self._directory / str(step)).exists():
       return f"{self._directory / str(step)} is in the way"
     if lack := self._lack_of_space(state):
@@ -285,7 +285,7 @@ class Checkpoints:
     return ""
 
   def _lack_of_space(self, state: Any) -> str:
-    """What is wrong if the state does not fit the disk; a writer that finds out fills it first."""
+    """Says how much space lacks, or ""; a writer would find out only by filling the disk."""
     if not is_local(self._directory):
       return ""
     needed = _num_bytes(state)
@@ -295,7 +295,7 @@ class Checkpoints:
     return f"{os.strerror(errno.ENOSPC)} ({free / 2**20:.1f} of {needed / 2**20:.1f} MiB)"
 
   def _remains(self) -> list[epath.Path]:
-    """What unfinished saves and deletions of ours left."""
+    """The directories that unfinished saves and deletions of this run left behind."""
     return [
       path
       for path in self._directory.iterdir()
@@ -303,12 +303,12 @@ class Checkpoints:
     ]
 
   def _clean(self) -> None:
-    """Deletes what unfinished saves and deletions of ours left; it takes up the disk."""
+    """Deletes the remains, which take up disk space."""
     for path in self._remains():
       delete(path)
 
   def _clean_after_failure(self) -> None:
-    """Deletes the remains of a failed save, whose threads may still make files, until none come."""
+    """Deletes the remains of a failed save until its threads make no more files."""
     for _ in range(_LOOKS):
       self._clean()
       time.sleep(_LOOK_SECONDS)
@@ -316,28 +316,28 @@ class Checkpoints:
         return
 
   def _delete_old(self) -> None:
-    """Deletes all but the latest and the best."""
+    """Deletes all checkpoints of this run but the latest `keep` and the best."""
     steps = [s for s in steps_of(self._directory) if ledger.is_ours(self._directory / str(s))]
     keep = set(steps[: self._keep])
     if self._keep_best:
       kls = {step: kl for step in steps if (kl := forward_kl_of(self._directory, step)) is not None}
       keep |= {min(kls, key=lambda step: (kls[step], -step))} if kls else set()
     for step in set(steps) - keep:
-      # What a link leads to was put there by somebody, and so was the link.
+      # Somebody put the link there, and what it leads to.
       if not is_link(self._directory / str(step)):
         self._remove(step)
 
   def _remove(self, step: int) -> None:
     doomed = self._directory / f"{step}-deleted{_UNFINISHED}"
     try:
-      # A deletion that is killed half-way must not leave a step.
+      # A deletion that is killed half-way must not leave the name of a step.
       move(self._directory / str(step), doomed)
       delete(doomed)
     except OSError as error:
       _LOG.warning("the old checkpoint of step %d stays: %s", step, one_line(error))
 
   def _set_aside(self, step: int) -> str:
-    """Moves a damaged step to the quarantine; returns what was done."""
+    """Moves a damaged step to the quarantine; returns a phrase for the log that says where."""
     target = self._directory / QUARANTINE / str(step)
     reason = ""
     if jax.process_index() == 0:
@@ -363,7 +363,7 @@ def _num_bytes(tree: Any) -> int:
 
 
 def _new_writer() -> ocp.AsyncCheckpointer:
-  # Compression takes several times as long, on the host's cores, for 8 % of the bytes.
+  # Compression saves 8 % of the bytes, and writing takes several times as long on the host's cores.
   arrays = ocp.PyTreeCheckpointHandler(use_compression=False)
   handlers = {STATE: arrays, META: ocp.JsonCheckpointHandler()}
   return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))

@@ -1,7 +1,7 @@
-"""What a run is made of, as fingerprints: its inputs, its code, and how they changed on the way.
+"""Fingerprints of a run's inputs and code, and a record of how they changed between its starts.
 
-They are noted in `identity.json` beside config.json. A run goes on with the same inputs only, or
-with `--force`, and what was forced stays on record.
+They are stored in `identity.json` beside config.json. A run resumes only with the same inputs, or
+with `--force`; forced changes stay on record.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _LOG = logging.getLogger(__name__)
 
 IDENTITY = files.IDENTITY
 _FORMAT = 1
-# Fingerprints are compared by their first so many hexadecimal digits: 64 bits.
+# Hexadecimal digits of a fingerprint: 64 bits.
 NUM_DIGITS = 16
-# Bytes that are hashed at once: large arrays are spread over the cores.
+# Bytes that one task hashes: large arrays are split over the cores.
 _BLOCK = 2**26
 _PACKAGES = ("jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "grain")
 
-# What a resumed run must not have others of, for people.
+# Inputs that must be the same when a run resumes, and their names in messages.
 INPUTS = {
   "teacher_weights": "the teacher's weights (config.teacher.source)",
   "student_weights": "the weights that the student starts from (config.student.*)",
@@ -47,22 +47,23 @@ INPUTS = {
   "data": "the documents (config.data.source)",
   "rows": "the packed rows",
 }
-# Without these a student's ids mean something else.
+# With others of these a student's ids would mean something else.
 TOKENIZERS = ("tokenizer", "teacher_tokenizer", "chat_template")
-# Other code may round differently; it is noted and does not stop a run.
+# Other code may round differently; a change of it is recorded and does not stop a run.
 CODE = {"code": "the code of egad_jax", "versions": "the versions of libraries"}
 _NAMES = INPUTS | CODE
 
 
 class Change(NamedTuple):
-  """Something that is not as it was when the run began, from a step on.
+  """A change of an input, of the code or of the config while a run was stopped.
 
   Attributes:
-    step: the last step made before.
-    what: a key of `INPUTS` or `CODE`, or "config." and a key of the config.
-    before: the fingerprint or the value until then.
-    after: from then on.
-    forced: whether it took `--force`.
+    step: the last step made before the change.
+    what: a key of `INPUTS` or `CODE`, "config." and a key of the config, or "identity.json" if that
+      file was absent.
+    before: the fingerprint or value until that step.
+    after: the fingerprint or value from then on.
+    forced: whether the change required `--force`.
   """
 
   step: int
@@ -83,9 +84,15 @@ def describe(change: Change) -> str:
 
 
 def weights_fingerprint(params: Any) -> str:
-  """A digest of every byte of every array of a tree on the host, their names, shapes and dtypes.
+  """A digest of a tree of host arrays: their names, dtypes, shapes and every byte.
 
-  SHA-256, on all cores: faster than the disk that the arrays come from.
+  It is SHA-256 computed on all cores, which is faster than the disk that the arrays come from.
+
+  Args:
+    params: tree of arrays of any shape and dtype.
+
+  Returns:
+    `NUM_DIGITS` hexadecimal digits.
   """
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     whole = hashlib.sha256()
@@ -98,7 +105,7 @@ def weights_fingerprint(params: Any) -> str:
 
 
 def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
-  """Views of about `_BLOCK` bytes; where they are cut depends on the shape alone."""
+  """Views of at most about `_BLOCK` bytes; the cuts depend on the shape and dtype alone."""
   if array.nbytes <= _BLOCK or not array.ndim:
     yield array
     return
@@ -114,7 +121,7 @@ def _digest(block: np.ndarray) -> bytes:
 
 @functools.cache
 def code_fingerprints() -> dict[str, str]:
-  """The values of `CODE` for what is running here."""
+  """Fingerprints of the running code, by the keys of `CODE`."""
   root = pathlib.Path(egad_jax.__file__).parent
   content = hashlib.sha256()
   for path in sorted(root.rglob("*")):
@@ -125,14 +132,14 @@ def code_fingerprints() -> dict[str, str]:
 
 
 def different(stored: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-  """The names of what both have and differs, in the order of `INPUTS` and `CODE`."""
+  """Names of the fingerprints that both have and that differ, in the order of `INPUTS`, `CODE`."""
   return [
     name for name in _NAMES if name in stored and stored[name] != found.get(name, stored[name])
   ]
 
 
 def read_fingerprints(workdir: epath.Path) -> dict[str, str]:
-  """The fingerprints that a run stored; none if there is no such file.
+  """The fingerprints that a run stored, by name; empty if the workdir has no identity.json.
 
   Raises:
     InputError: the file is damaged.
@@ -141,7 +148,11 @@ def read_fingerprints(workdir: epath.Path) -> dict[str, str]:
 
 
 def read_changes(workdir: epath.Path) -> list[Change]:
-  """What changed while a run went on, in order; raises as `read_fingerprints`."""
+  """The changes that a run recorded, oldest first.
+
+  Raises:
+    InputError: the file is damaged.
+  """
   return [Change(**change) for change in _read(workdir)["changes"]]
 
 
@@ -166,19 +177,19 @@ def _read(workdir: epath.Path) -> dict[str, Any]:
 def check(
   workdir: Workdir, config: Mapping[str, Any], found: Mapping[str, str], *, force: bool = False
 ) -> dict[str, Any]:
-  """Checks that a workdir's run goes on with what it began with.
+  """Checks that a run resumes with the inputs that it began with.
 
   Args:
-    workdir: of the run, whose config.json is still that of the last start.
+    workdir: the run's workdir, whose config.json is still that of the last start.
     config: the resolved config as plain values, accepted by `Workdir.check_config`.
-    found: the `fingerprints` of this start.
-    force: go on with other inputs.
+    found: the fingerprints of this start, by name.
+    force: whether to accept other inputs.
 
   Returns:
-    What `store` writes.
+    The new content of identity.json, for `store`.
 
   Raises:
-    InputError: the inputs are others, or cannot be compared, and there is no `force`.
+    InputError: without `force`, the inputs differ or cannot be compared.
   """
   steps = steps_of(workdir / files.CHECKPOINTS)
   record = _read(workdir.path)
@@ -227,22 +238,26 @@ def _config_changes(workdir: Workdir, config: Mapping[str, Any], step: int) -> l
 
 
 def store(workdir: Workdir, record: Mapping[str, Any]) -> None:
-  """Writes what `check` returned; before config.json, so that no forced change goes unrecorded."""
+  """Writes the record that `check` returned.
+
+  Call it before config.json is written, or a kill between the two would lose a forced change.
+  """
   workdir.write_json(IDENTITY, dict(record))
 
 
 def require(
   workdir: epath.Path, found: Mapping[str, str], names: Collection[str]
 ) -> list[str] | None:
-  """Compares a checkpoint's inputs with those at hand, for commands that only read it.
+  """Compares a checkpoint's inputs with the present ones, for commands that only read it.
 
   Args:
-    workdir: the run's directory that holds the checkpoint.
-    found: `fingerprints` of the run as built now.
-    names: the part of `INPUTS` that must be the same.
+    workdir: the workdir of the run that wrote the checkpoint.
+    found: the present fingerprints, by name.
+    names: the keys of `INPUTS` that must be the same.
 
   Returns:
-    Names of the other inputs that differ, which a warning names too; None if nothing is known.
+    Names of the other inputs that differ, after a warning; None, also after a warning, if the run
+    stored no fingerprints.
 
   Raises:
     InputError: one of `names` differs.

@@ -1,4 +1,4 @@
-"""A .jsonl file of a run: one record a line, ascending in step, on a disk or in an object store."""
+"""A run's .jsonl file: one record per line, ascending in step, on a disk or in an object store."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from egad_jax.files.regular_file import open_regular
 from egad_jax.files.storage import finite_or_none, is_local, write_text
 
 _LOG = logging.getLogger(__name__)
-# Object stores write whole objects, so that lines are collected for so long.
+# Seconds for which lines are collected before an upload: object stores only write whole objects.
 _UPLOAD_SECONDS = 30.0
-# Bytes; a record has about one thousandth of it.
+# Bytes of a line that are read at most; a record has about a thousandth of that.
 _LONGEST_LINE = 2**20
 
 
 def read_jsonl(path: epath.Path) -> list[dict[str, Any]]:
-  """The records of a .jsonl file, up to a line that is none: a killed process left it unfinished.
+  """The records of a .jsonl file, up to the first line that is no record.
+
+  A killed process may have left such a line unfinished. A missing file has no records.
 
   Raises:
-    InputError: it is no file, or cannot be read.
+    InputError: the path is not a file, or cannot be read.
   """
   records: list[dict[str, Any]] = []
   if not path.exists():
@@ -44,7 +46,7 @@ def read_jsonl(path: epath.Path) -> list[dict[str, Any]]:
 
 
 class JsonlLog:
-  """Appends records. A full disk delays them, no more: they are written once there is room.
+  """Appends records to a .jsonl file. On a full disk they wait until there is room.
 
   Attributes:
     last: the record of the highest step; None if there is none.
@@ -54,9 +56,9 @@ class JsonlLog:
     """Cuts the file back to the records of steps up to `last_step`.
 
     Args:
-      path: of the file.
-      last_step: of the state that the run goes on from.
-      writes: whether this process does; else the file is only read.
+      path: path of the .jsonl file; it is created if absent.
+      last_step: step of the state from which the run resumes; 0 for a new run.
+      writes: whether this process writes the file; otherwise it only reads it.
     """
     self._path, self._writes, self._local = path, writes, is_local(path)
     records = [r for r in read_jsonl(path) if r["step"] <= last_step]
@@ -67,10 +69,10 @@ class JsonlLog:
     if writes:
       write_text(path, self._text)
     if self._local:
-      self._text = ""  # Only what is new is written from here on.
+      self._text = ""  # A disk can append, so that the earlier lines are not needed any more.
 
   def append(self, record: Mapping[str, Any]) -> None:
-    """Adds one record."""
+    """Adds one record with an integer "step"; numbers that are not finite become null."""
     self.last = finite_or_none(record)
     if not self._writes:
       return
@@ -79,7 +81,7 @@ class JsonlLog:
       self.sync()
 
   def sync(self) -> None:
-    """Writes what is not on the disk yet, as far as the disk has room."""
+    """Writes the records that wait; if that fails, logs the error once and keeps them."""
     if not self._waiting:
       return
     try:
@@ -98,7 +100,7 @@ class JsonlLog:
 
   def _extend(self, data: bytes) -> None:
     with pathlib.Path(self._path).open("r+b") as file:
-      # What a failed attempt left of a line is overwritten.
+      # A failed attempt may have left part of a line, which is overwritten.
       file.seek(self._written)
       file.truncate()
       file.write(data)

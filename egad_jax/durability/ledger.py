@@ -1,7 +1,7 @@
-"""Which checkpoints in a directory are ours: their steps are noted before they are written.
+"""Knows which checkpoints a run wrote: each step is noted before it is written.
 
-A damaged checkpoint may have lost everything that it could be known by. The mark of the workdir
-keeps the steps, so that somebody's directory is not taken for a damaged one of ours.
+A damaged checkpoint may have lost everything that identifies it. The workdir's mark lists the
+steps, so that somebody else's directory is not mistaken for a damaged checkpoint of the run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ _STEP = re.compile(r"(0|[1-9][0-9]*)(-deleted)?(\.orbax-checkpoint-tmp.*)?")
 
 
 def note_step(directory: epath.Path, step: int) -> None:
-  """Notes that a step is about to be written into the directory of checkpoints of a workdir."""
+  """Notes in the workdir's mark that a step is about to be written.
+
+  Args:
+    directory: the directory of checkpoints, `<workdir>/checkpoints`. Outside of a workdir nothing
+      is noted.
+    step: the step of the checkpoint.
+
+  Raises:
+    OSError: the mark cannot be written.
+  """
   steps = _noted(directory)
   if steps is None or step in steps:
     return
@@ -28,7 +37,7 @@ def note_step(directory: epath.Path, step: int) -> None:
 
 
 def is_ours(path: epath.Path) -> bool:
-  """Whether a checkpoint, whole or not, is one that we wrote; True outside of a workdir."""
+  """Whether a run wrote this checkpoint, whole or not; always True outside of a workdir."""
   steps, name = _noted(path.parent), _STEP.fullmatch(path.name)
   if steps is None or name is None:
     return steps is None
@@ -36,10 +45,10 @@ def is_ours(path: epath.Path) -> bool:
 
 
 def require_ours(directory: epath.Path) -> None:
-  """Checks that no checkpoint in the directory of a workdir is somebody else's.
+  """Checks that a run wrote every checkpoint in a workdir's directory of checkpoints.
 
   Raises:
-    InputError: one is.
+    InputError: a checkpoint is somebody else's; nothing has been touched.
   """
   if found := _strangers(directory):
     raise InputError(
@@ -49,7 +58,7 @@ def require_ours(directory: epath.Path) -> None:
 
 
 def _strangers(directory: epath.Path) -> list[str]:
-  """Names of checkpoints, or of their remains, that are not ours."""
+  """Sorted names of checkpoints, or of their remains, that no run wrote."""
   if not directory.exists():
     return []
   found = [p.name for p in directory.iterdir() if _STEP.fullmatch(p.name) and not is_ours(p)]
@@ -68,7 +77,7 @@ def _noted(directory: epath.Path) -> set[int] | None:
 
 
 def _has_record(path: epath.Path) -> bool:
-  """Whether a checkpoint holds a record like ours, such as one copied from another run."""
+  """Whether a checkpoint holds a record in our format, as one copied from another run does."""
   try:
     record = json.loads((path / META / "metadata").read_text())
     return {"record", "sha256"} <= record.keys()

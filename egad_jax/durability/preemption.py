@@ -1,8 +1,8 @@
-"""Ending a run when it is asked to: SIGTERM, SIGINT, SIGHUP, and the same asked of another process.
+"""Ends a run on SIGTERM, SIGINT or SIGHUP, sent to this process or to another one of the run.
 
 Python runs a signal's handler only between bytecodes of the main thread, which may be inside a
-compilation for minutes. The byte that the interpreter writes to the wake-up file descriptor comes
-at once, and a thread of its own reads it.
+compilation for minutes. The interpreter writes a byte to the wake-up file descriptor at once, and a
+dedicated thread reads it.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ PREEMPTED = 75  # EX_TEMPFAIL: run again to resume.
 _AT_ONCE = 1
 _SAME_SECONDS = 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# Those that nohup and shells without job control turn off stay so.
+# Signals that stay ignored if they are: nohup and shells without job control turn them off.
 _LEFT_IGNORED = (signal.SIGHUP, signal.SIGTSTP)
 _LOG = logging.getLogger(__name__)
 
 
 class Preempted(Exception):
-  """The run was asked to end, and all that is worth keeping of it is saved."""
+  """The run was asked to end, and its state is saved."""
 
 
 class Interrupted(Exception):
-  """What was going on was given up because the run was asked to end; its state is whole."""
+  """Work other than a step was abandoned because the run was asked to end; its state is whole."""
 
 
 class Preemption:
-  """Whether a run shall end early; signals say so once `watch` is called.
+  """Tells a run whether it shall end early, once `watch` has been called.
 
-  Outside `between_steps` a signal ends the process at once with code 75: nothing since the last
-  checkpoint is worth keeping. Inside it is up to the loop, which asks `requested`. A second signal
-  ends the process at once with code 1 and leaves the last whole checkpoint; launchers that send
-  the same one twice within a second mean one.
+  Outside `between_steps` a signal ends the process at once with exit code 75: there is nothing to
+  save since the last checkpoint. Inside, the training loop ends the run; it polls `requested`. A
+  second signal ends the process at once with exit code 1 and leaves the last whole checkpoint.
+  Further signals within a second of the first count as the same one: some launchers send it twice.
 
   Attributes:
-    while_stopped: a context that is open while SIGTSTP (Ctrl-Z) stops the process.
+    while_stopped: makes a context that is open while SIGTSTP (Ctrl-Z) stops the process.
   """
 
   def __init__(self) -> None:
-    """Takes over no signal yet."""
+    """Installs no signal handler yet; see `watch`."""
     self.while_stopped: Callable[[], contextlib.AbstractContextManager[Any]] = (
       contextlib.nullcontext
     )
@@ -62,9 +62,10 @@ class Preemption:
     self._jax_handler: Callable[[int], None] | None = None
 
   def watch(self) -> None:
-    """Takes over the signals; call it as early as can be, from the main thread.
+    """Takes over the signals; call it from the main thread, as early as possible.
 
-    SIGUSR1 asks for a profile, and would end a process that is not ready for it.
+    SIGUSR1, which asks for a profile, is included because it would end a process that does not
+    handle it yet.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -74,8 +75,8 @@ class Preemption:
     thread.start()
 
   def share(self) -> None:
-    """Lets the other processes know of a signal; call it when they have been joined."""
-    # JAX has taken SIGTERM over, and its handler tells them.
+    """Passes signals on to the other processes; call it after `jax.distributed` has joined them."""
+    # JAX has taken SIGTERM over, and its handler tells the other processes.
     self._jax_handler = _c_handler(signal.SIGTERM)
     _take_over(signal.SIGTERM)
     self._shared = True
@@ -87,7 +88,7 @@ class Preemption:
           self._notice(signal.Signals(number))
         elif number == signal.SIGTSTP:
           with self.while_stopped():
-            # A signal to the whole process may stop it only after this thread has gone on.
+            # A signal sent to the whole process might stop it only after this context is closed.
             signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
   def _notice(self, number: signal.Signals) -> None:
@@ -107,7 +108,11 @@ class Preemption:
 
   @contextlib.contextmanager
   def between_steps(self) -> Iterator[None]:
-    """While this is open the loop ends the run, between two steps."""
+    """While this context is open, a signal leaves it to the loop to end the run between steps.
+
+    Raises:
+      Preempted: a signal came after the loop asked for the last time; its state is saved.
+    """
     with self._lock:
       self._by_loop = True
     try:
@@ -119,10 +124,10 @@ class Preemption:
     from egad_jax import processes
 
     if processes.any_process(late):
-      raise Preempted  # It came after the last question; the loop has ended with all saved.
+      raise Preempted
 
   def requested(self) -> bool:
-    """Whether to end here. All processes must ask equally often, and get the same answer."""
+    """Whether to end the run here; all processes must ask equally often and get the same answer."""
     self._asked += 1
     if self._shared:
       from jax.experimental import multihost_utils
@@ -131,7 +136,11 @@ class Preemption:
     return self._noticed.is_set()
 
   def check(self) -> None:
-    """Raises `Interrupted` if the run should end, for work that can be given up."""
+    """Asks `requested`, for work that can be abandoned.
+
+    Raises:
+      Interrupted: the run shall end.
+    """
     if self.requested():
       raise Interrupted
 
@@ -139,12 +148,12 @@ class Preemption:
 def _take_over(*numbers: signal.Signals) -> None:
   for number in numbers:
     if number not in _LEFT_IGNORED or signal.getsignal(number) != signal.SIG_IGN:
-      # Python's own part of it does nothing: the byte in the wake-up file descriptor does.
+      # The handler does nothing: the byte in the wake-up file descriptor says it all.
       signal.signal(number, lambda *_: None)
 
 
 def _c_handler(number: int) -> Callable[[int], None] | None:
-  """The C function that handles a signal now, None if there is none."""
+  """The C function that handles a signal now, which is removed; None if there is none."""
   libc = ctypes.CDLL(None)
   libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
   address = libc.signal(number, None)
@@ -153,5 +162,5 @@ def _c_handler(number: int) -> Callable[[int], None] | None:
 
 def _exit(code: int, message: str) -> None:
   streams.write_stderr(f"{message}\n")
-  # Not sys.exit: the main thread may be where no exception reaches it.
+  # Not sys.exit, which would end this thread only.
   os._exit(code)

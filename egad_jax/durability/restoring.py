@@ -1,4 +1,4 @@
-"""Reading checkpoints, which are believed only when verified."""
+"""Reads checkpoints and verifies them against their records."""
 
 from __future__ import annotations
 
@@ -33,20 +33,25 @@ _LOG = logging.getLogger(__name__)
 STATE = "state"
 CHECKPOINTS = "checkpoints"
 _FORMAT = 1
-# Smaller arrays lie compressed among the names.
+# Bytes; Orbax stores smaller arrays, compressed, among the names.
 _OWN_BYTES = 4096
-# These say something of the devices and nothing of the files.
+# Errors of the devices or of memory, which say nothing about the files.
 NOT_DAMAGE = (MemoryError, jax.errors.JaxRuntimeError)
 
 _Value = TypeVar("_Value")
 
 
 class _DamageError(Exception):
-  """A checkpoint is not what was saved; the message is a short reason."""
+  """A checkpoint differs from what was saved; the message is a short reason."""
 
 
 def abstract(tree: Any, shardings: Any) -> Any:
-  """Shapes, dtypes and shardings of a tree, for `Checkpoints.restore_latest`."""
+  """A tree of `jax.ShapeDtypeStruct` for `Checkpoints.restore_latest`.
+
+  Args:
+    tree: arrays, or anything with a shape and a dtype.
+    shardings: a tree of the same structure with the sharding of each leaf.
+  """
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
   )
@@ -56,13 +61,16 @@ def locate(checkpoint: str) -> tuple[epath.Path, int | None]:
   """Splits a `--checkpoint` flag into the workdir and the step.
 
   Args:
-    checkpoint: a workdir, meaning its latest whole checkpoint (None), or its `checkpoints/<step>`.
+    checkpoint: a workdir, or its `checkpoints/<step>`.
+
+  Returns:
+    The workdir and the step; None as step means the latest whole checkpoint.
 
   Raises:
-    InputError: neither is there.
+    InputError: there is no such workdir, or no such step.
   """
   given = paths.parse(checkpoint, "--checkpoint")
-  # A link to a step, or a name with "..", is looked at by where it leads.
+  # A link to a step, or a name with "..", may show its step only when it is resolved.
   places = [given, paths.LocalPath(paths.real(given))] if paths.is_local(given) else [given]
   for path in places:
     workdir, step = path, None
@@ -89,10 +97,18 @@ def _not_a_checkpoint(checkpoint: str, path: epath.Path) -> str:
 
 
 def restore_state(workdir: epath.Path, step: int | None, like: Any) -> tuple[int, Any]:
-  """The step and state of a checkpoint found by `locate`; touches nothing there.
+  """Reads a checkpoint found by `locate`; changes nothing in the workdir.
+
+  Args:
+    workdir: the run's workdir.
+    step: the step to read; None reads the latest whole checkpoint.
+    like: tree of `jax.ShapeDtypeStruct` with the shardings that the arrays shall have.
+
+  Returns:
+    Step and state.
 
   Raises:
-    InputError: there is no whole checkpoint, the one asked for is damaged, or it does not fit the
+    InputError: there is no whole checkpoint, the given one is damaged, or it does not fit the
       config.
   """
   directory, argument = workdir / CHECKPOINTS, f"--checkpoint {workdir}"
@@ -113,7 +129,20 @@ def restore_state(workdir: epath.Path, step: int | None, like: Any) -> tuple[int
 def restore_whole(
   directory: epath.Path, like: Any, *, argument: str, on_damage: Callable[[int], str]
 ) -> tuple[int, Any, dict[str, Any]] | None:
-  """Step, state and metadata of the latest whole checkpoint, with a warning for each damaged."""
+  """Reads the latest whole checkpoint and logs a warning for each damaged one.
+
+  Args:
+    directory: the directory of checkpoints.
+    like: tree of `jax.ShapeDtypeStruct` with the shardings that the arrays shall have.
+    argument: the flag and its value, for messages.
+    on_damage: called with each damaged step; returns what it did, for the warning.
+
+  Returns:
+    Step, state and metadata; None if no checkpoint is whole.
+
+  Raises:
+    InputError: a checkpoint does not fit the config.
+  """
   quieten()
   steps = agreed(steps_of(directory))
   for i, step in enumerate(steps):
@@ -134,8 +163,8 @@ def _read(directory: epath.Path, step: int, like: Any, argument: str) -> tuple[A
   """State and metadata of one step, verified.
 
   Raises:
-    InputError: it does not fit the config.
-    _DamageError: it is damaged; raised by all processes if any of them finds it so.
+    InputError: the checkpoint does not fit the config.
+    _DamageError: it is damaged; all processes raise if one finds damage.
   """
   record = _attempt(lambda: _read_record(directory, step))
   _require_fit(record, like, f"{argument}: the checkpoint of step {step}")
@@ -147,23 +176,24 @@ def _read(directory: epath.Path, step: int, like: Any, argument: str) -> tuple[A
 
 
 def _read_state(directory: epath.Path, step: int, like: Any) -> Any:
-  # Not through a checkpointer: its barrier after the reading would wait for ever for a process
-  # whose reading failed.
+  # A checkpointer's barrier after reading would wait for ever for a process whose reading failed,
+  # so the handler is used directly.
   handler = ocp.StandardCheckpointHandler()
   path = paths.speakable(directory) / str(step) / STATE
   return _attempt(lambda: handler.restore(path, args=ocp.args.StandardRestore(like)))
 
 
 def require_readable(directory: epath.Path, step: int, like: Any = None) -> None:
-  """Checks that a checkpoint can be found again: its record, and each array that the record names.
+  """Checks that a checkpoint's record, and each array that the record names, is on the disk.
 
   Args:
-    directory: holds the checkpoints, one directory a step.
-    step: which.
-    like: as for `restore_whole`, to read the arrays too and compare their digests; None does not.
+    directory: the directory of checkpoints.
+    step: the step to check.
+    like: as for `restore_whole`, to read the arrays too and compare their digests; None only counts
+      their bytes.
 
   Raises:
-    Exception: of any kind, if not; every process raises then.
+    Exception: of any kind, if the checkpoint cannot be read; then every process raises.
   """
   record = _attempt(lambda: _read_record(directory, step))
   _attempt(lambda: _require_arrays(directory / str(step) / STATE, record["leaves"]))
@@ -187,7 +217,11 @@ def _require_arrays(state: epath.Path, leaves: Mapping[str, Any]) -> None:
 
 
 def _attempt(action: Callable[[], _Value]) -> _Value:
-  """The value of an action that reads files; all processes agree on whether it could be done."""
+  """The value of an action that reads files; if it fails on one process, it fails on all.
+
+  Raises:
+    _DamageError: the action failed on some process.
+  """
   try:
     value, reason = action(), ""
   except NOT_DAMAGE:
@@ -202,7 +236,17 @@ def _attempt(action: Callable[[], _Value]) -> _Value:
 def make_record(
   step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float] | None
 ) -> dict[str, str]:
-  """The record of a checkpoint as text, and the text's checksum."""
+  """The record of a checkpoint, for its JSON item.
+
+  Args:
+    step: the state's step.
+    state: tree of arrays on the devices.
+    meta: the caller's metadata.
+    metrics: held-out metrics of this state; None if it was not evaluated.
+
+  Returns:
+    "record", the record as JSON text, and "sha256", the text's checksum.
+  """
   digest_of = digests(state)
   leaves = {
     path: {"shape": list(x.shape), "dtype": str(x.dtype), "digest": digest_of[path]}
@@ -223,7 +267,7 @@ def _read_record(directory: epath.Path, step: int) -> dict[str, Any]:
   """The record of a step.
 
   Raises:
-    OSError: it cannot be read.
+    OSError: the record cannot be read.
     ValueError: it is damaged.
   """
   try:
@@ -241,7 +285,7 @@ def _read_record(directory: epath.Path, step: int) -> dict[str, Any]:
 
 
 def forward_kl_of(directory: epath.Path, step: int) -> float | None:
-  """The held-out forward KL of a step, if it was evaluated and can be read."""
+  """The held-out forward KL of a step, nats per token; None if unknown or not finite."""
   try:
     value = float(_read_record(directory, step)["metrics"]["forward_kl"])
   except (OSError, ValueError, KeyError, TypeError):
@@ -250,10 +294,10 @@ def forward_kl_of(directory: epath.Path, step: int) -> float | None:
 
 
 def _require_fit(record: Mapping[str, Any], like: Any, what: str) -> None:
-  """Compares the record with the state of the config.
+  """Compares a record with the state that the config describes.
 
   Raises:
-    InputError: they differ.
+    InputError: they differ in format, shapes or dtypes.
   """
   if record["format"] != _FORMAT:
     raise InputError(
@@ -273,13 +317,13 @@ def _require_fit(record: Mapping[str, Any], like: Any, what: str) -> None:
 
 
 def steps_of(directory: epath.Path) -> list[int]:
-  """The steps of a directory, the latest first; unfinished saves have other names."""
+  """The steps in a directory of checkpoints, latest first; unfinished saves are not among them."""
   names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
   return sorted((int(n) for n in names if re.fullmatch(r"0|[1-9][0-9]*", n)), reverse=True)
 
 
 def agreed(steps: list[int]) -> list[int]:
-  """The steps that process 0 sees."""
+  """The steps that process 0 sees, on every process."""
   if jax.process_count() == 1:
     return steps
   count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
@@ -288,7 +332,7 @@ def agreed(steps: list[int]) -> list[int]:
 
 
 def one_line(error: BaseException) -> str:
-  """The cause of an error in a few words; TensorStore's own text fills a page."""
+  """The cause of an error in at most 160 characters; TensorStore's own text fills a page."""
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
   text = " ".join(str(error).split())
@@ -300,9 +344,9 @@ def one_line(error: BaseException) -> str:
 
 @functools.cache
 def quieten() -> None:
-  """Drops what the libraries print of an error, pages of text; one line of it is logged here."""
+  """Silences the pages that Orbax and asyncio print about an error; one line is logged here."""
   logging.getLogger("absl").addFilter(lambda entry: "orbax" not in entry.pathname)
-  # After the first error Orbax abandons its other readers and writers, and closes their loop.
+  # After the first error Orbax abandons its other readers and writers and closes their event loop.
   warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
   logging.getLogger("asyncio").addFilter(lambda entry: "never retrieved" not in entry.getMessage())
   report = sys.unraisablehook

@@ -1,11 +1,11 @@
-"""Ends a process that hangs, with the stacks of all its threads, so that it can be started again.
+"""Ends a process that hangs and prints the stacks of its threads, so that it can be restarted.
 
-A rank that waits for ever in a collective or a file system would hold all the others and be billed.
-Two timers watch: a thread, which can say what is overdue, and one of `faulthandler` in C a second
-later, which needs no GIL and so works when the stuck code holds it.
+A process that waits for ever in a collective or a file system would block all the others, at full
+cost. Two timers watch: a thread, which can say what is overdue, and, a second later, a timer of
+`faulthandler` in C, which works even if the stuck code holds the GIL.
 
-Preparing data may rightly take hours: there, a process that computes does not hang. One that waits
-for the others to do so is not watched, because theirs is.
+Preparing data may take hours: there, a process that uses the CPU does not count as hanging. A
+process that waits for another's preparation is not watched, because the other one is.
 """
 
 from __future__ import annotations
@@ -22,52 +22,52 @@ from typing import TypeVar
 from egad_jax import streams
 
 _T = TypeVar("_T")
-_STDERR = 2  # The descriptor itself: `sys.stderr` may be replaced, or locked by the stuck thread.
+_STDERR = 2  # The file descriptor: `sys.stderr` may be replaced, or locked by the stuck thread.
 _OF_STEPS = ("data", "step")
 _PREPARATION, _WAITING = "preparation", "waiting for the other processes"
-# The least share of its time for which a process computes that does not hang while it prepares.
+# A preparing process that uses a smaller share of one core than this hangs.
 _COMPUTES = 0.01
-# Starting the timer in C starts a thread. It is not moved more often than this, seconds.
+# Least seconds between two restarts of the timer in C, each of which starts a thread.
 _SLACK = 0.5
-# A thread that wakes up so much later than it meant to, in seconds, was stopped.
+# A thread that wakes up later than planned by more than this, in seconds, was stopped.
 _STOPPED = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """Seconds without progress after which a process is taken to hang; 0: never.
+  """Seconds without progress after which a process counts as hanging; 0 means never.
 
   Attributes:
-    step_seconds: of a step or the wait for its batch.
-    other_seconds: of anything else: compilation, an evaluation, a save, the beginning, the end.
+    step_seconds: limit for a step, or for the wait for its batch.
+    other_seconds: limit for anything else: start-up, compilation, an evaluation, a save, the end.
   """
 
   step_seconds: float
   other_seconds: float
 
   def of(self, section: str) -> float:
-    """The limit of a section: one of `goodput.SECTIONS`, or one of those before the loop."""
+    """The limit in seconds of a section: one of `goodput.SECTIONS`, or one before the loop."""
     if section == _WAITING:
       return 0.0
     return self.step_seconds if section in _OF_STEPS else self.other_seconds
 
 
 class Watchdog:
-  """Ends the process with code 1 when the next section is entered later than the limit allows.
+  """Ends the process with exit code 1 if a section lasts longer than its limit.
 
-  Stacks go to stderr, which every launcher collects; a workdir may be no place for a file
-  descriptor. `faulthandler` has one such timer per process, so there may be one watchdog.
+  Stacks go to stderr, which every launcher collects; a workdir in an object store has no file
+  descriptor. `faulthandler` has one timer per process, so a process can have one watchdog only.
 
   Attributes:
-    process: number of this process, for the message.
+    process: index of this process, for the message.
   """
 
   def __init__(self, limits: Limits, *, process: int = 0):
     """Begins to watch, in the section "init".
 
     Args:
-      limits: for each section.
-      process: number of this one, for the message.
+      limits: seconds without progress that are allowed; if both are 0, nothing is watched.
+      process: index of this process, for the message.
     """
     self._limits, self.process = limits, process
     self._timer = threading.Lock()
@@ -81,9 +81,9 @@ class Watchdog:
       self._thread.start()
 
   def enter(self, section: str) -> None:
-    """Says that there is progress, and what comes next."""
+    """Reports progress: the last section has ended and `section` begins."""
     limit, now = self._limits.of(section), time.monotonic()
-    # One tuple: the thread reads it at any moment.
+    # One tuple, assigned at once, because the thread may read it at any moment.
     self._present = (section, now, limit, time.process_time())
     if limit != self._armed_limit or now - self._armed_at > _SLACK:
       self._arm(limit)
@@ -97,11 +97,12 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
   def prepare(self, work: Callable[[], _T], *, alone: bool) -> Callable[[], _T]:
-    """`work`, watched as a preparation.
+    """Wraps `work` so that it is watched as a preparation.
 
     Args:
-      work: what is done once, before the loop.
-      alone: whether there are no other processes, which may take their time before or after it.
+      work: a preparation that is done once, before the training loop.
+      alone: whether this is the only process; otherwise it may wait for others afterwards, and is
+        not watched then.
     """
 
     def watched() -> _T:
@@ -115,7 +116,7 @@ class Watchdog:
 
   @contextlib.contextmanager
   def suspended(self) -> Iterator[None]:
-    """While this is open the process is stopped, which is no lack of progress.
+    """While this context is open the process is stopped, and the time does not count.
 
     Other threads run until the stop reaches them and may enter a section in the meantime.
     """
@@ -131,7 +132,7 @@ class Watchdog:
 
   def _excuse(self, seconds: float) -> None:
     section, since, limit, computed = self._present
-    # Both threads may find out about the same stop.
+    # Both threads may notice the same stop, so `since` must not move into the future.
     self._present = (section, min(since + seconds, time.monotonic()), limit, computed)
     self._arm(limit)
 
@@ -141,7 +142,7 @@ class Watchdog:
     while not self._closed.wait(wait):
       now = time.monotonic()
       if now - before > wait + _STOPPED:
-        # Nothing of this process ran in the meantime.
+        # The whole process was stopped in the meantime.
         self._excuse(now - before - wait)
       before = now
       suspended = self._suspended
@@ -153,7 +154,7 @@ class Watchdog:
           self._end(section, limit)
         self.enter(section)
         left = limit
-      # A shorter limit may come into force meanwhile, but is not over in half its time.
+      # A shorter limit may come into force during the wait; half of the shortest is soon enough.
       wait = min(left, shortest / 2)
 
   def _end(self, section: str, limit: float) -> None:
@@ -163,7 +164,7 @@ class Watchdog:
     )
     streams.write_stderr(message)
     faulthandler.dump_traceback(file=_STDERR, all_threads=True)
-    # At once: whatever hangs may hang every orderly way out, too.
+    # An orderly exit may hang as well.
     os._exit(1)
 
   def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The directory of a run: one running run, whole files only."""
+"""The directory of a run: locked by one run at a time, with files that are replaced whole."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ REPORT = "report.html"
 TENSORBOARD = "tensorboard"
 DATA = "data"
 
-# What a run writes; in a directory that no run has marked as its workdir they are somebody's.
+# Names that a run writes; in a directory that no run has marked they are somebody else's.
 _FILES = (CONFIG, IDENTITY, METRICS, EVALUATIONS, SUMMARY, SAMPLES, PASSAGE, GOODPUT, REPORT)
 _DIRECTORIES = (CHECKPOINTS, EXPORT, PROFILE, TENSORBOARD, DATA)
-# Known by what they hold, or written too often for a digest of each version.
+# Files without a digest in the mark: recognized by their content, or written too often.
 _WITHOUT_DIGEST = (CONFIG, IDENTITY, METRICS, EVALUATIONS, GOODPUT)
 _LOCK, _PROBE = ".lock", f"{owned.PREFIX}probe"
 
-# Changing these changes nothing of what is trained, or (where things are) its rounding alone, so a
-# run may go on with new values.
+# A run may resume with new values of these keys: they do not change what is trained, or (mesh and
+# teacher.placement) change its rounding only.
 HARMLESS_KEYS = frozenset(
   {
     "log_every",
@@ -74,7 +74,7 @@ HARMLESS_KEYS = frozenset(
 
 
 def _holds_records(path: epath.Path) -> bool:
-  """Whether a .jsonl file is absent or holds records of steps; a kill may have cut the last."""
+  """Whether a .jsonl file is absent or holds records of steps; its last line may be cut off."""
   try:
     lines = path.read_text().splitlines() if path.exists() and path.is_file() else []
   except ValueError:
@@ -90,7 +90,7 @@ def _holds_records(path: epath.Path) -> bool:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """{"a": {"b": 1}} -> {"a.b": 1}."""
+  """Flattens nested mappings to dotted keys, {"a": {"b": 1}} to {"a.b": 1}; tuples become lists."""
   entries: dict[str, Any] = {}
   for key, value in config.items():
     if isinstance(value, Mapping):
@@ -118,7 +118,7 @@ def read_config(path: epath.Path) -> dict[str, Any] | None:
   try:
     stored = read_json(path)
     if stored is None or isinstance(stored, dict):
-      # What nests too deeply to be flattened is no config either.
+      # A value that nests too deeply to be flattened is no config: this raises RecursionError.
       flat(stored or {})
       return stored
     problem = f"it holds a {type(stored).__name__}"
@@ -131,20 +131,25 @@ def read_config(path: epath.Path) -> dict[str, Any] | None:
 
 
 class Workdir:
-  """An open workdir. Holds a lock that the operating system frees when the process ends, however.
+  """An open workdir, locked until it is closed or the process ends in any way.
 
-  Object stores have no locks: there, that no two runs share a workdir is up to who starts them.
+  Object stores have no locks: there, whoever starts runs must give each a workdir of its own.
 
   Attributes:
-    path: the directory.
-    writes: whether this process writes the files that a run writes once.
+    path: absolute path of the directory, or its address in an object store.
+    writes: whether this process writes the files that only one process of a run writes.
   """
 
   def __init__(self, path: str, *, writes: bool = True):
-    """Creates the directory if needed and takes its lock; if not `writes`, only looks for it.
+    """Creates the directory if needed and takes its lock.
+
+    Args:
+      path: the directory, on a disk or in an object store.
+      writes: whether this process writes; otherwise it only checks that the directory exists.
 
     Raises:
-      InputError: it cannot be created or written, or another run uses it.
+      InputError: the directory cannot be created or written, holds somebody else's files, or is in
+        use by another run.
     """
     self.path = paths.parse(path, "--workdir")
     self.writes = writes
@@ -164,7 +169,7 @@ class Workdir:
         self._lock = filelock.FileLock(os.fspath(self.path / _LOCK))
         self._lock.acquire(timeout=0)
         self._require_free_or_ours()
-      # An empty file can be created on a full disk; one with a byte in it can not.
+      # A full disk still takes an empty file, so the probe has content.
       write_text(self.path / _PROBE, "x" * 4096)
       (self.path / _PROBE).unlink()
       if owned.read_mark(self.path) is None:
@@ -186,10 +191,10 @@ class Workdir:
       raise
 
   def _require_free_or_ours(self) -> None:
-    """Checks that a run has marked the directory, or that nothing is there that a run writes.
+    """Checks that a run has marked the directory, or that it holds no name that a run writes.
 
     Raises:
-      InputError: somebody else's files are there; nothing has been touched.
+      InputError: it holds somebody else's files; nothing has been touched.
     """
     if is_link(self.path) and not self.path.exists():
       raise InputError(
@@ -215,13 +220,13 @@ class Workdir:
     if path.name == _LOCK:
       return not pathlib.Path(path).is_file()
     if path.name == DATA:
-      return not path.is_dir()  # What is prepared there has names and marks of its own.
+      return not path.is_dir()  # Prepared data in it have names and marks of their own.
     if path.name in _DIRECTORIES:
       return not path.is_dir() or any(path.iterdir())
     return path.name in (*_FILES, owned.MARK)
 
   def _sweep(self) -> None:
-    """Removes what killed processes of runs here were writing."""
+    """Removes files and directories that killed processes of earlier runs left unfinished."""
     if not is_local(self.path):
       return
     for path in self.path.iterdir():
@@ -231,10 +236,10 @@ class Workdir:
     replacing.sweep(pathlib.Path(self.path))
 
   def require_ours(self) -> None:
-    """Checks that what the run would replace or go on with is as a run here left it.
+    """Checks that everything that the run would replace or continue is as a run left it.
 
     Raises:
-      InputError: something else is there, or was changed since; nothing has been touched.
+      InputError: a file is somebody else's, or was changed; nothing has been touched.
     """
     if not self.writes:
       return
@@ -262,7 +267,7 @@ class Workdir:
     ledger.require_ours(self.path / CHECKPOINTS)
 
   def free_name(self, name: str) -> str:
-    """The name of a file to write: `name`, or one like it if somebody else's file has that."""
+    """The name to write a file under: `name`, or a numbered one if that is somebody else's file."""
     mark = owned.read_mark(self.path) or {"files": {}}
     changed = owned.changed(self.path, mark)
     stem, dot, suffix = name.rpartition(".")
@@ -274,12 +279,13 @@ class Workdir:
 
   @contextlib.contextmanager
   def writing(self, name: str) -> Iterator[None]:
-    """Notes a file as the run's own while it is written; a kill at any moment leaves it so."""
+    """Notes `name` in the mark while the context is open; after a kill the file is still ours."""
     if name in _WITHOUT_DIGEST:
       yield
       return
     local, mark = is_local(self.path), owned.read_mark(self.path)
-    # Object stores take one version of an object a second: there the name is noted, once.
+    # Object stores accept about one version of an object per second, so there the name is noted
+    # once, without a digest.
     if local or mark is None or name not in mark["files"]:
       owned.amend_mark(self.path, {name: None})
     yield
@@ -287,7 +293,7 @@ class Workdir:
       owned.amend_mark(self.path, {name: owned.entry(self.path / name)})
 
   def close(self) -> None:
-    """Frees the lock."""
+    """Releases the lock."""
     if hasattr(self, "_lock"):
       self._lock.release()
 
@@ -301,24 +307,29 @@ class Workdir:
     return self.path / name
 
   def write_json(self, name: str, value: Any) -> None:
-    """Writes one of the run's files, on the process that does."""
+    """Writes one of the run's JSON files; does nothing on a process that does not write."""
     if self.writes:
       with self.writing(name):
         write_json(self.path / name, value)
 
   def read_json(self, name: str) -> Any:
-    """The value of one of the run's files, None if there is no such file."""
+    """The value of one of the run's JSON files; None if there is no such file.
+
+    Raises:
+      InputError: it is not a file, or cannot be read.
+      ValueError: it is not JSON.
+    """
     return read_json(self.path / name)
 
   def require_space(self, num_bytes: int) -> None:
-    """Checks the disk before any work is spent.
+    """Checks the free disk space before any work is done; object stores are not checked.
 
     Args:
-      num_bytes: of checkpoints and export in all; what the workdir holds of them counts as free,
-        or a resumed run would be refused the space that it takes up itself.
+      num_bytes: bytes of all checkpoints and the export. Those already in the workdir count as free
+        space, or a resumed run would be refused the space that it takes up itself.
 
     Raises:
-      InputError: there is not that much.
+      InputError: there is less space.
     """
     if not is_local(self.path):
       return
@@ -341,14 +352,15 @@ class Workdir:
 
     Args:
       config: the resolved config as plain values.
-      force: accept changes that alter what is trained.
+      force: whether to accept changes that alter what is trained.
 
     Returns:
-      The changed keys that alter what is trained.
+      The changed keys that alter what is trained, dotted and sorted.
 
     Raises:
-      InputError: the workdir holds a run of another config, or a damaged one; checkpoints of an
-        unknown one; or more steps than the config has, which no `force` undoes.
+      InputError: the stored config is damaged or, without `force`, differs in what is trained;
+        there are checkpoints without a config; or the run has made more steps than the config has,
+        even with `force`.
     """
     stored = read_config(self.path / CONFIG)
     self._check_steps(stored, config)
@@ -366,7 +378,7 @@ class Workdir:
     return harmful
 
   def _check_steps(self, stored: Mapping[str, Any] | None, config: Mapping[str, Any]) -> None:
-    """Refuses checkpoints that nobody knows the config of, or of more steps than there shall be."""
+    """Refuses checkpoints whose config is unknown, or with more steps than the config has."""
     directory = self.path / CHECKPOINTS
     made = steps_of(directory)
     if stored is None and (made or steps_of(directory / ledger.QUARANTINE)):
@@ -382,5 +394,5 @@ class Workdir:
       )
 
   def store_config(self, config: Mapping[str, Any]) -> None:
-    """Writes config.json."""
+    """Writes config.json, the resolved config as plain values."""
     self.write_json(CONFIG, config)

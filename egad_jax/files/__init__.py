@@ -1,1 +1,1 @@
-"""Files and directories: what is read, what is ours, what may be replaced."""
+"""Reading files, marking directories as ours, and replacing them."""

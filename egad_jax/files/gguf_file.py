@@ -1,4 +1,4 @@
-"""The header of a GGUF file, every length in it checked against the file before it is believed.
+"""Reads the header of a GGUF file and checks every length in it against the file's size.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
@@ -22,21 +22,21 @@ from egad_jax.files.regular_file import require_regular
 _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
 _MAX_DIMENSIONS = 4
-# Far above any model. Each takes up to a kilobyte of memory, whatever it takes in the file.
+# Far above any model's number of tensors or keys; each takes up to a kilobyte of memory.
 _MAX_ENTRIES = 2**14
-# Layouts of GGUF's scalar types by their numbers; 8 is a string, 9 an array.
+# `struct` formats of GGUF's scalar types by their numbers; 8 is a string, 9 an array.
 _SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 
 
 class StoredTensor(NamedTuple):
-  """One tensor of a file.
+  """One tensor of a GGUF file.
 
   Attributes:
-    name: in the file.
-    kind: how its values are stored.
-    shape: of the values, the slowest axis first.
-    data: the stored bytes, uint8 `[..., bytes of a row]`, mapped from the file.
+    name: the tensor's name in the file.
+    kind: the GGML type in which its values are stored, such as Q4_K.
+    shape: the logical shape, slowest axis first.
+    data: the stored bytes, uint8 `[*shape[:-1], bytes of a row]`, mapped from the file.
   """
 
   name: str
@@ -46,7 +46,7 @@ class StoredTensor(NamedTuple):
 
 
 class Array(Sequence[Any]):
-  """An array of the metadata, left in the file; equal to a list of the same entries."""
+  """An array of the metadata, mapped from the file; it equals a list of the same entries."""
 
   def __eq__(self, other: object) -> bool:
     same_length = isinstance(other, (list, Array)) and len(self) == len(other)
@@ -60,10 +60,10 @@ class Array(Sequence[Any]):
 
 
 class Numbers(Array):
-  """An array of numbers."""
+  """An array of numbers of one GGUF scalar type; access returns Python numbers."""
 
   def __init__(self, values: np.ndarray) -> None:
-    """Takes a view of the file."""
+    """Wraps `values`, a one-dimensional view of the file."""
     self._values = values
 
   def __len__(self) -> int:
@@ -74,10 +74,10 @@ class Numbers(Array):
 
 
 class Texts(Array):
-  """An array of texts; each access decodes one."""
+  """An array of strings; each access decodes one."""
 
   def __init__(self, data: memoryview, offsets: array.array[int]) -> None:
-    """Takes the bytes of the file and where each text begins with its length."""
+    """Takes the bytes of the file, and the offset in them of each string's length prefix."""
     self._data, self._offsets = data, offsets
 
   def __len__(self) -> int:
@@ -98,9 +98,11 @@ class Texts(Array):
 
 
 class GGUFFile(NamedTuple):
-  """Metadata by key and tensors by name.
+  """The header of a GGUF file.
 
-  Arrays stay in the file: those of numbers are `Numbers`, those of text are `Texts`.
+  Attributes:
+    metadata: key -> Python number, bool or string, or an array as `Numbers` or `Texts`.
+    tensors: name -> tensor, whose data is mapped from the file.
   """
 
   metadata: dict[str, Any]
@@ -108,17 +110,17 @@ class GGUFFile(NamedTuple):
 
 
 def as_list(value: Any) -> list[Any] | None:
-  """The entries of an array of the metadata, as Python has them; None of what is no array."""
+  """The entries of an array of the metadata as a list; None if `value` is not an array."""
   return list(value[:]) if isinstance(value, Array) else None
 
 
 def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
   """Reads the header of a GGUF file and maps its tensors.
 
-  Memory is below twice the size of the file, whatever its header claims, and 16 MiB for its names.
+  Memory stays below twice the size of the file plus 16 MiB for names, whatever the header claims.
 
   Raises:
-    InputError: if the file is missing, truncated, damaged or not GGUF.
+    InputError: the file is missing, truncated, damaged or not GGUF.
   """
   path = pathlib.Path(path)
   size = require_regular(path)
@@ -134,7 +136,7 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
 
 
 class _Cursor:
-  """Reads forward through bytes; raises ValueError rather than read beyond their end."""
+  """Reads forward through bytes; raises ValueError before it would read beyond their end."""
 
   def __init__(self, data: np.ndarray) -> None:
     self._data = data.data
@@ -174,7 +176,7 @@ class _Cursor:
 
   def _texts(self, count: int) -> Texts:
     offsets = array.array("Q")
-    # Each text reads 8 bytes at least, so that the end of the file ends this.
+    # Each string takes at least 8 bytes, so a false count ends at the end of the file.
     for _ in range(count):
       offsets.append(self.offset)
       self.string()

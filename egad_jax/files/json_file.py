@@ -1,4 +1,4 @@
-"""JSON from other people's files, read so that nothing in it can mean two things."""
+"""Reads JSON from other people's files and refuses what programs read differently."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _BYTE_ORDER_MARKS = {
 def read_json(path: os.PathLike[str]) -> dict[str, Any]:
   """Reads a JSON object in UTF-8.
 
-  A key that is there twice is refused, as programs differ in which of the two they take, and so are
-  NaN and Infinity, which JSON does not have.
+  Duplicate keys are refused, as programs differ in which of the values they take, and so are NaN
+  and Infinity, which JSON does not have.
 
   Raises:
-    InputError: if the file is missing or holds something else.
+    InputError: the file is missing or holds something else.
   """
   if not is_there(path):
     raise InputError(f"{path}: no such file; expected one that holds a JSON object.")
@@ -36,11 +36,11 @@ def parse_json(source: os.PathLike[str] | str, content: bytes) -> dict[str, Any]
   """Reads a JSON object from the bytes of a file; see `read_json`.
 
   Args:
-    source: what to call the file in messages.
-    content: its bytes.
+    source: name of the file, for messages.
+    content: bytes of the whole file.
 
   Raises:
-    InputError: if they are no JSON object in UTF-8.
+    InputError: they are not a JSON object in UTF-8, or begin with a byte-order mark.
   """
   for name, marks in _BYTE_ORDER_MARKS.items():
     if content.startswith(marks):

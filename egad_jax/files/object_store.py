@@ -1,4 +1,4 @@
-"""Paths in object stores: asked for before any work, so that what is missing has one message."""
+"""Checks access to paths in object stores before any work is done, with one clear message."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from etils import epath
 
 from egad_jax.errors import InputError
 
-# Each scheme's package that reads it, and how a user is known to it.
+# Scheme -> the Python package that reads it, and the command that logs a user in.
 _STORES = {
   "gs": ("gcsfs", "gcloud auth application-default login"),
   "s3": ("s3fs", "aws configure"),
   "az": ("adlfs", "az login"),
   "hf": ("huggingface_hub", "hf auth login"),
 }
-# Words of errors after which another attempt would not help.
+# Words in errors that another attempt would not cure.
 _REFUSED = re.compile(
   r"credential|forbidden|unauthorized|permission|access denied|anonymous caller|not found"
   r"|does not exist|invalid bucket|bad request|\b40[0134]\b",
@@ -25,14 +25,14 @@ _REFUSED = re.compile(
 
 
 def require(path: str | os.PathLike[str], what: str) -> None:
-  """Looks whether a path exists, if it is one of an object store.
+  """Checks that the store of a path can be asked; whether the path exists does not matter.
 
   Args:
-    path: of any kind; nothing is done for one on a disk.
-    what: the flag or key, for messages.
+    path: a path in an object store; nothing is done for one on a disk.
+    what: the flag or config key that names it, for messages.
 
   Raises:
-    InputError: the store's package is missing, or it lets this user do nothing.
+    InputError: the store's Python package is not installed, or the store refuses this user.
   """
   name = os.fspath(path)
   scheme = name.split("://")[0] if "://" in name else ""
@@ -46,7 +46,7 @@ def require(path: str | os.PathLike[str], what: str) -> None:
       f"{what} {name}: {scheme}:// needs the Python package {package}, which is not installed. "
       f"pip install {package}, or give a path on a disk."
     ) from error
-  # Every store's client has errors of its own; those of a network that is down are passed on.
+  # Every store's client has error classes of its own; those of a broken network are passed on.
   except Exception as error:
     if not _REFUSED.search(f"{type(error).__name__} {error}"):
       raise

@@ -1,8 +1,8 @@
-"""Which directories are ours. What others made is never replaced or removed.
+"""Marks directories as ours, so that nothing that others made is ever replaced or removed.
 
 A directory of ours holds a mark, `egad_jax.json`, which says what kind of directory it is and lists
-the files in it that we wrote. Anything that the mark does not list, or that has changed since, is
-somebody's.
+the files in it that we wrote. A file that the mark does not list, or that has changed since, is
+somebody else's.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from egad_jax.files import paths
 
 MARK = "egad_jax.json"
 EXPORT, WORKDIR, DATA, SCRATCH = "export", "workdir", "data", "scratch"
-# How the names of what is being written begin, in directories that hold other things.
+# Begin and end of the names of unfinished files in directories that hold other files too.
 PREFIX, PARTIAL = ".egad_jax-", ".partial"
-_SMALL = 2**24  # Bytes of a file that is read whenever it is looked at.
-_NAMED = 4  # Files that a message names at most.
+_SMALL = 2**24  # Bytes; a file up to this size is digested at every check.
+_NAMED = 4  # Most files that a message names.
 
 
 def read_mark(directory: epath.PathLike) -> dict[str, Any] | None:
-  """The mark of a directory; None if it has none, so that it is not ours."""
+  """The mark of a directory; None if it has no valid one, which means that it is not ours."""
   path = epath.Path(directory) / MARK
   try:
     mark = json.loads(path.read_text())
@@ -47,17 +47,17 @@ def write_mark(directory: epath.PathLike, kind: str, files: Mapping[str, Any], *
   """Marks a directory as ours.
 
   Args:
-    directory: which, on a disk or in an object store.
-    kind: of directory, such as EXPORT.
+    directory: an existing directory on a disk, or one in an object store.
+    kind: EXPORT, WORKDIR, DATA or SCRATCH.
     files: name -> `entry` of each file in it that is ours; None for one that is being written.
-    more: what else the mark shall say.
+    more: further entries of the mark, which JSON can hold.
   """
   mark = {"made_by": "egad_jax", "kind": kind, **more, "files": dict(files)}
   write_text(epath.Path(directory) / MARK, json.dumps(mark, indent=1, sort_keys=True) + "\n")
 
 
 def amend_mark(directory: epath.PathLike, files: Mapping[str, Any], **more: Any) -> None:
-  """Adds to what the mark of a directory of ours says."""
+  """Adds files and further entries to a directory's mark; the arguments are `write_mark`'s."""
   mark = read_mark(directory) or {}
   kind, before = mark.pop("kind", WORKDIR), mark.pop("files", {})
   mark.pop("made_by", None)
@@ -65,18 +65,18 @@ def amend_mark(directory: epath.PathLike, files: Mapping[str, Any], **more: Any)
 
 
 def write_text(path: epath.Path, text: str) -> None:
-  """Writes a file so that readers see the old one or the whole new one."""
+  """Writes a file atomically: readers see the old one or the whole new one."""
   if not paths.is_local(path):
     path.write_text(text)  # An object appears when all of it is there.
     return
   partial = path.with_name(f"{PREFIX}{path.name}{PARTIAL}")
-  partial.unlink(missing_ok=True)  # Or what it may be a link to would be written.
+  partial.unlink(missing_ok=True)  # If it were a link, its target would be overwritten.
   partial.write_text(text)
   partial.replace(path)
 
 
 def entry(path: epath.PathLike) -> dict[str, Any]:
-  """Size and digest of a file, for the mark of its directory."""
+  """Size in bytes and SHA-256 of a file, for the mark of its directory."""
   with epath.Path(path).open("rb") as file:
     digest, size = hashlib.sha256(), 0
     while block := file.read(2**22):
@@ -86,13 +86,13 @@ def entry(path: epath.PathLike) -> dict[str, Any]:
 
 
 def strangers(directory: epath.Path, mark: Mapping[str, Any]) -> list[str]:
-  """What is in a directory and not in its mark, by name."""
+  """Sorted names of files in a directory that its mark does not list."""
   present = sorted(path.name for path in directory.iterdir())
   return [name for name in present if name not in mark["files"] and name != MARK]
 
 
 def changed(directory: epath.Path, mark: Mapping[str, Any]) -> list[str]:
-  """The files of a directory that are there and no longer as its mark says, by name."""
+  """Sorted names of files in a directory that differ from what its mark says of them."""
   return sorted(
     name
     for name, written in mark["files"].items()
@@ -103,24 +103,28 @@ def changed(directory: epath.Path, mark: Mapping[str, Any]) -> list[str]:
 def _differs(directory: epath.Path, name: str, written: Mapping[str, Any]) -> bool:
   path = directory / name
   if not paths.is_local(path):
-    # To read what lies in an object store would take as long as to write it again.
+    # Reading a file from an object store would take as long as writing it again.
     return path.exists() and path.stat().length != written.get("size")
   if not os.path.lexists(path):
     return False
   status = os.lstat(path)
   if not stat.S_ISREG(status.st_mode) or status.st_size != written.get("size"):
     return True
-  # Weights are read only if they were touched after the mark was written. Nobody can set this time
-  # back, and a copy of the directory is read once more.
+  # Large files are read only if they were touched after the mark was written. Nobody can set ctime
+  # back; a copy of a directory has new times and is read.
   later = status.st_ctime_ns > os.stat(directory / MARK).st_ctime_ns
   return (later or status.st_size <= _SMALL) and entry(path) != dict(written)
 
 
 def require_outside(path: epath.Path, what: str) -> None:
-  """Checks that a path on a disk is not inside a directory that is wholly ours.
+  """Checks that a path on a disk is not inside a directory that egad_jax keeps for itself.
+
+  Args:
+    path: a path on a disk, which need not exist.
+    what: the flag that names it, for the message.
 
   Raises:
-    InputError: it is.
+    InputError: it is inside one.
   """
   place = paths.real(path)
   for above in place.parents:
@@ -137,15 +141,15 @@ def require_outside(path: epath.Path, what: str) -> None:
 
 
 def require_apart(target: epath.Path, what: str, inputs: Mapping[str, pathlib.Path]) -> None:
-  """Checks that a directory to be written neither is, nor contains, nor lies in what is read.
+  """Checks that a directory to be written neither is, nor contains, nor lies in an input.
 
   Args:
-    target: from `paths.parse`.
+    target: the directory, as `paths.parse` returns it; object stores are not checked.
     what: the flag that names it, for the message.
-    inputs: flag or key -> an existing file or directory.
+    inputs: flag or config key -> an existing file or directory that is read.
 
   Raises:
-    InputError: naming both.
+    InputError: they overlap; the message names both.
   """
   if not paths.is_local(target):
     return
@@ -166,6 +170,6 @@ def _within(inner: pathlib.Path, outer: pathlib.Path) -> bool:
 
 
 def name_some(names: list[str]) -> str:
-  """The first few of some names, and how many there are besides."""
+  """The first `_NAMED` names, and the number of the others."""
   more = len(names) - _NAMED
   return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

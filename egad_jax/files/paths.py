@@ -1,4 +1,4 @@
-"""Paths as a person writes them: `~` is the home directory, and every other character is itself."""
+"""Parses paths that users write: `~` is the home directory, every other character is literal."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ _SCHEMES = ("gs", "s3", "az", "hf")
 
 @epath.register_path_cls
 class LocalPath(PosixGPath):
-  """A path on a disk, which `epath.Path` alone does not always take it for.
+  """A path on a disk, whatever its name.
 
-  It leaves out names that end in `~`, and takes /gs/DIRECTORY for a bucket.
+  `epath.Path` alone would take /gs/DIRECTORY for a bucket, and its `iterdir` leaves out names that
+  end in `~`.
   """
 
   @property
@@ -31,20 +32,21 @@ class LocalPath(PosixGPath):
     return None
 
   def iterdir(self) -> Iterator[LocalPath]:
-    """Everything in the directory."""
+    """Yields every entry of the directory."""
     for name in os.listdir(self):
       yield self / name
 
 
 def parse(name: str | os.PathLike[str], what: str) -> epath.Path:
-  """The path that a flag or a config key names: absolute, or in an object store.
+  """The path that a flag or a config key names: absolute on a disk, or in an object store.
 
   Args:
-    name: on a disk, with `~` for the home directory, or gs://BUCKET/… and the like.
-    what: the flag or key, for messages.
+    name: a path on a disk, with `~` for the home directory, or an address such as gs://BUCKET/….
+    what: the flag or config key, for messages.
 
   Raises:
-    InputError: it is empty, of an unknown kind, or below the home of nobody.
+    InputError: the name is empty, has an unknown scheme, holds a null byte, or begins with `~` and
+      an unknown user; or the current directory no longer exists.
   """
   text = os.fspath(name)
   scheme = re.match(r"([a-z][a-z0-9+.-]*)://", text)
@@ -62,16 +64,18 @@ def local(name: str | os.PathLike[str], what: str) -> LocalPath:
   """The absolute path on a disk that a flag or a config key names; links are not followed.
 
   Raises:
-    InputError: it is empty, a URL, no name of a file, or below the home of nobody.
+    InputError: the name is empty, a URL, holds a null byte, or begins with `~` and an unknown user;
+      or the current directory no longer exists.
   """
   return LocalPath(expand(name, what)).absolute()
 
 
 def expand(name: str | os.PathLike[str], what: str) -> str:
-  """A path on a disk with `~` and `~USER` at its beginning replaced by the home directory.
+  """A path on a disk with `~` or `~USER` at its beginning replaced by the home directory.
 
   Raises:
-    InputError: it is empty, a URL, no name of a file, or below the home of nobody.
+    InputError: the name is empty, a URL, holds a null byte, or begins with `~` and an unknown user;
+      or the current directory no longer exists.
   """
   text = os.fspath(name)
   if not text or "\0" in text:
@@ -80,7 +84,7 @@ def expand(name: str | os.PathLike[str], what: str) -> str:
     raise InputError(f"{what} {text!r} must be a path on a disk, without {text.split('//')[0]}//.")
   try:
     pathlib.Path.cwd()
-    # pathlib would expand ./~ too.
+    # pathlib alone would drop the ./ of ./~ and expand it too.
     return os.fspath(pathlib.Path(text).expanduser()) if text.startswith("~") else text
   except FileNotFoundError:
     raise InputError(
@@ -95,22 +99,22 @@ def expand(name: str | os.PathLike[str], what: str) -> str:
 
 
 def is_local(path: str | os.PathLike[str]) -> bool:
-  """Whether a path is on a disk; gs://BUCKET/… and the like are not."""
+  """Whether a path is on a disk; addresses such as gs://BUCKET/… are not."""
   return "://" not in os.fspath(path)
 
 
 def real(path: str | os.PathLike[str]) -> pathlib.Path:
-  """The path with all links followed, by which directories are compared."""
+  """The absolute path with all links resolved, for comparing directories."""
   return pathlib.Path(os.path.realpath(path))
 
 
 def speakable(directory: epath.Path) -> epath.Path:
-  """The same directory under a name that the libraries that read and write it take as it is.
+  """The same directory under a name that Orbax, TensorStore and tensorflow-datasets take literally.
 
   Orbax and tensorflow-datasets look for files by patterns that begin with the directory's own name,
-  Orbax takes `gs:` anywhere for a bucket, and TensorStore reads a backslash as a slash, and no text
-  that is not UTF-8. A directory of such a name gets a link in the temporary directory, for as long
-  as the process lives.
+  Orbax takes `gs:` anywhere for a bucket, and TensorStore reads a backslash as a slash and refuses
+  names that are not UTF-8. A directory with such a name gets a link in the temporary directory,
+  which is removed when the process ends.
   """
   if not is_local(directory):
     return directory

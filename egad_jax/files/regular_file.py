@@ -1,4 +1,4 @@
-"""Opening files that others named: a pipe or a device is refused, and never waited for."""
+"""Opens files that users name; pipes and devices are refused without waiting for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KINDS = {
   stat.S_IFCHR: "a device",
   stat.S_IFBLK: "a device",
 }
-# No file that is read whole here comes near it: the largest tokenizer.json has 35 MB.
+# Limit in bytes for files that are read whole: the largest known tokenizer.json has 35 MB.
 MOST_BYTES = 2**28
 _REMEDIES = {
   errno.EACCES: "Make it readable for this user",
@@ -30,21 +30,21 @@ _REMEDIES = {
 
 
 def open_regular(path: os.PathLike[str] | str) -> BinaryIO:
-  """Opens a file on a disk, or an object of a store, for reading.
+  """Opens a regular file on a disk, or an object of a store, for reading.
 
-  Links are followed; what is found at their end must be a file. One whose size is 0 gives nothing,
-  though a file of /proc may have no end.
+  Links are followed and must lead to a regular file. A file of size 0 reads as empty, even one in
+  /proc, which might have no end.
 
   Raises:
-    InputError: it is missing, of another kind, or cannot be opened.
+    InputError: the path is missing, is not a regular file, or cannot be opened.
   """
   if "://" in os.fspath(path):
     return _open_object(path)
   try:
-    # Without O_NONBLOCK a pipe would wait here for somebody who writes.
+    # Without O_NONBLOCK, opening a pipe would wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
   except OSError as error:
-    # A socket, or a device without its hardware.
+    # ENXIO comes from a socket, or a device without its hardware.
     kind = _kind_of(path) if error.errno == errno.ENXIO else None
     raise InputError(_message(path, error, kind)) from error
   except ValueError as error:  # A null byte.
@@ -60,14 +60,14 @@ def open_regular(path: os.PathLike[str] | str) -> BinaryIO:
 
 
 def read_regular(path: os.PathLike[str] | str, *, most: int = MOST_BYTES) -> bytes:
-  """The content of a file that `open_regular` opens.
+  """Reads a whole file that `open_regular` opens.
 
   Args:
-    path: names the file; links are followed.
-    most: bytes that it may have.
+    path: path of the file; links are followed.
+    most: the most bytes that it may have.
 
   Raises:
-    InputError: as `open_regular`, or it is larger or cannot be read.
+    InputError: `open_regular` refuses it, it is larger than `most`, or it cannot be read.
   """
   with open_regular(path) as file:
     try:
@@ -80,7 +80,7 @@ def read_regular(path: os.PathLike[str] | str, *, most: int = MOST_BYTES) -> byt
 
 
 def is_there(path: os.PathLike[str] | str) -> bool:
-  """Whether something has that name, or may have it; opening it says what."""
+  """Whether the path exists, or may exist where it cannot be looked up; opening it tells."""
   try:
     os.lstat(path)
   except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -94,7 +94,7 @@ def require_regular(path: os.PathLike[str] | str) -> int:
   """Checks a file that a library is going to open; returns its size in bytes.
 
   Raises:
-    InputError: as `open_regular`.
+    InputError: the path is missing, is not a regular file, or cannot be opened.
   """
   with open_regular(path) as file:
     return os.fstat(file.fileno()).st_size

@@ -1,4 +1,4 @@
-"""Replacing directories of ours: whole or not at all, whenever the process is killed."""
+"""Replaces directories of ours whole or not at all, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from egad_jax.files import owned, paths
 
 
 def require_replaceable(target: epath.Path, what: str, kind: str) -> None:
-  """Checks that a directory may be made, or replaced because it is an earlier one of ours.
+  """Checks that a directory can be created, or be replaced because it is an earlier one of ours.
 
   Args:
-    target: from `paths.parse`.
+    target: the directory, as `paths.parse` returns it.
     what: the flag that names it, for the message.
-    kind: of directory.
+    kind: kind of directory that its mark must state, such as `owned.EXPORT`.
 
   Raises:
-    InputError: something is in the way, or it cannot be written; nothing has been touched.
+    InputError: it holds somebody else's files, or cannot be written; nothing has been touched.
   """
   if paths.is_local(target):
     _require_place(target, what)
@@ -47,7 +47,7 @@ def require_replaceable(target: epath.Path, what: str, kind: str) -> None:
 
 
 def _require_place(target: epath.Path, what: str) -> None:
-  """Checks where a directory on a disk lies."""
+  """Checks the location of a directory on a disk: its links, its parents and their permissions."""
   place, remedy = paths.real(target), "Give another directory."
   if os.path.islink(target) and not place.exists():
     raise InputError(f"{what} {target} is a link to {place}, which does not exist. {remedy}")
@@ -78,13 +78,18 @@ def _may_write(directory: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def replacing(target: epath.Path, what: str, kind: str) -> Iterator[pathlib.Path]:
-  """A directory on a disk that takes the target's place when the block ends without an error.
+  """Yields a new directory on a disk that replaces the target when the block ends without an error.
 
   On a disk the target is whole or absent at any moment. In an object store the files are copied,
   config.json last.
 
+  Args:
+    target: the directory to replace, as `paths.parse` returns it; it need not exist.
+    what: the flag that names it, for messages.
+    kind: kind of directory, for its mark, such as `owned.EXPORT`.
+
   Raises:
-    InputError: what is there is not ours; see `require_replaceable`.
+    InputError: the target is not ours to replace; see `require_replaceable`.
   """
   require_replaceable(target, what, kind)
   if not paths.is_local(target):
@@ -99,7 +104,7 @@ def replacing(target: epath.Path, what: str, kind: str) -> Iterator[pathlib.Path
     owned.write_mark(work, kind, _entries(work))
     require_replaceable(target, what, kind)
     if place.exists():
-      # A directory that holds files cannot be renamed over; the old one goes with the scratch.
+      # Renaming cannot replace a directory that holds files; the old one goes with the scratch.
       place.rename(work.parent / "old")
     try:
       work.rename(place)
@@ -114,7 +119,7 @@ def _entries(directory: pathlib.Path) -> dict[str, Any]:
 def _upload(work: pathlib.Path, target: epath.Path, kind: str) -> None:
   mark, files = owned.read_mark(target), _entries(work)
   before = mark["files"] if mark else {}
-  # Whoever is killed from here on leaves files that match neither list.
+  # A process killed from here on leaves files of either version, so both are marked as ours.
   owned.write_mark(target, kind, dict.fromkeys([*before, *files]))
   for name in sorted(files, key=lambda name: name == "config.json"):
     epath.Path(work / name).copy(target / name, overwrite=True)
@@ -125,11 +130,12 @@ def _upload(work: pathlib.Path, target: epath.Path, kind: str) -> None:
 
 @contextlib.contextmanager
 def scratch(parent: pathlib.Path, *, replaces: str = "") -> Iterator[pathlib.Path]:
-  """A new directory, removed with its surroundings when the block ends; `sweep` comes first.
+  """Yields a new scratch directory, removed when the block ends; sweeps `parent` first.
 
   Args:
-    parent: where, on the disk on which the result shall be.
-    replaces: name of the directory there that goes to `old` beside the new one.
+    parent: directory for it, on the same disk as the result.
+    replaces: name of the directory in `parent` that the caller moves to `old` beside the new one,
+      and that `sweep` puts back after a kill; "" if none.
   """
   sweep(parent)
   with tempfile.TemporaryDirectory(
@@ -137,7 +143,7 @@ def scratch(parent: pathlib.Path, *, replaces: str = "") -> Iterator[pathlib.Pat
   ) as name:
     work = pathlib.Path(name)
     with filelock.FileLock(os.fspath(work / ".lock")):
-      # Marked when locked, so that a sweep of another process finds it in use.
+      # Marked only once locked, so that another process's sweep finds it in use.
       owned.write_mark(work, owned.SCRATCH, {}, replaces=replaces)
       (work / "new").mkdir()
       yield work / "new"
@@ -151,13 +157,13 @@ def sweep(parent: pathlib.Path) -> None:
     mark, work = owned.read_mark(item.path), pathlib.Path(item.path)
     if mark is None or mark["kind"] != owned.SCRATCH:
       continue
-    # The lock is in use as long as its process lives.
+    # The lock is held as long as its process lives.
     with contextlib.suppress(OSError), filelock.FileLock(os.fspath(work / ".lock"), timeout=0):
       _put_back(work / "old", parent / str(mark.get("replaces") or ""))
       shutil.rmtree(work, ignore_errors=True)
 
 
 def _put_back(old: pathlib.Path, place: pathlib.Path) -> None:
-  """Undoes the first half of a replacement whose second half was not made."""
+  """Renames the old directory back if a replacement stopped half-way."""
   if old.exists() and not os.path.lexists(place):
     old.rename(place)

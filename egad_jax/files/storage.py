@@ -1,4 +1,4 @@
-"""Whole files on a local disk or in an object store, which can neither append nor rename."""
+"""Whole files on a local disk or in an object store; a store can neither append nor rename."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from egad_jax.files.regular_file import read_regular
 
 
 def finite_or_none(value: Any) -> Any:
-  """JSON has no NaN or infinity: they become null, at any depth."""
+  """Replaces NaN and infinity, which JSON lacks, by None, at any depth."""
   if isinstance(value, Mapping):
     return {k: finite_or_none(v) for k, v in value.items()}
   if isinstance(value, list | tuple):
@@ -26,12 +26,12 @@ def finite_or_none(value: Any) -> Any:
 
 
 def write_json(path: epath.Path, value: Any) -> None:
-  """`write_text` of a JSON value, NaN as null."""
+  """Writes a value as JSON, atomically on a disk; NaN and infinity become null."""
   write_text(path, json.dumps(finite_or_none(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def move(directory: epath.Path, target: epath.Path) -> None:
-  """Renames a directory; in an object store copies its objects and deletes them."""
+  """Renames a directory; in an object store, copies its objects and deletes the originals."""
   if is_local(directory):
     directory.rename(target)
     return
@@ -54,7 +54,7 @@ def is_link(path: epath.Path) -> bool:
 
 
 def delete(directory: epath.Path) -> None:
-  """Deletes a directory as far as it can be; links in it go, what they lead to stays."""
+  """Deletes a directory as far as possible on a disk; targets of links in it stay."""
   if is_local(directory):
     shutil.rmtree(directory, ignore_errors=True)
   elif directory.exists():
@@ -62,10 +62,10 @@ def delete(directory: epath.Path) -> None:
 
 
 def read_json(path: epath.Path) -> Any:
-  """The value of a JSON file, None if there is no such file.
+  """The value of a JSON file; None if there is no such file.
 
   Raises:
-    InputError: it is no file, cannot be read, or is too large to be one of a run.
-    ValueError: it is no JSON.
+    InputError: the path is not a regular file, cannot be read, or has over `MOST_BYTES` bytes.
+    ValueError: the content is not JSON.
   """
   return json.loads(read_regular(path)) if path.exists() else None

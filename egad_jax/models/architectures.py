@@ -89,7 +89,7 @@ ARCHITECTURES: dict[str, DecoderConfig] = {
     head_dim=8,
     mlp_dim=64,
     max_seq_len=512,
-    # So large that a random teacher's entropies spread over several nats, as a trained one's do.
+    # Large, so that a random teacher's entropies spread over several nats, as a trained one's do.
     embedding_std=0.4,
   ),
   "smollm2-135m": _smollm2(dim=576, num_layers=30, num_heads=9, num_kv_heads=3, mlp_dim=1536),
@@ -145,7 +145,7 @@ def architecture(name: str) -> DecoderConfig:
   """Looks an architecture up by name.
 
   Raises:
-    InputError: if there is none of that name; the message lists those there are.
+    InputError: the name is unknown; the message lists the known ones.
 
   >>> architecture("smollm2-135m").num_layers
   30

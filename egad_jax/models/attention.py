@@ -1,4 +1,4 @@
-"""Grouped-query attention: of packed rows by an exchangeable implementation, or of a cache."""
+"""Grouped-query attention, of packed rows by an exchangeable implementation or with a cache."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from egad_jax.models.dense import project
 from egad_jax.models.norm import RMSNorm
 
 KeysValues = tuple[jax.Array, jax.Array]
-# Pins an activation whose axes have these logical names (None: any) to the device mesh.
+# Constrains an activation's sharding on the device mesh by its axes' logical names; None leaves an
+# axis open.
 Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
 
 
 def packed_mask(
   positions: jax.Array, segment_ids: jax.Array, *, window: int | None = None
 ) -> jax.Array:
-  """Which keys a query may see in packed rows: earlier tokens of its own segment.
+  """Which keys a query may see in packed rows: itself and earlier tokens of its own segment.
 
   Args:
     positions: int32 `[batch, seq]`, counted within each segment.
     segment_ids: int32 `[batch, seq]`; padding is a segment of its own (0).
-    window: see `LayerKind`.
+    window: number of tokens that a token sees, itself included; None for no limit.
 
   Returns:
-    bool `[batch, 1, seq, seq]` (query, key). Each token sees itself, so no row is empty.
+    bool `[batch, 1, seq, seq]` (query, key). Each token sees itself, so every query has a key.
   """
   order = jnp.arange(segment_ids.shape[1])
   causal = (order[:, None] >= order[None, :])[None]
@@ -46,12 +47,12 @@ def cached_mask(
   """Which cached keys a query may see: those with a position from 0 up to its own.
 
   Args:
-    positions: int32 `[batch, seq]` of the queries.
+    positions: int32 `[batch, seq]`, positions of the queries.
     key_positions: int32 `[batch, max_len]`, negative where the cache holds nothing.
-    window: see `LayerKind`.
+    window: number of tokens that a token sees, itself included; None for no limit.
 
   Returns:
-    bool `[batch, 1, seq, max_len]`.
+    bool `[batch, 1, seq, max_len]` (query, key).
   """
   keys = key_positions[:, None, :]
   seen = (keys >= 0) & (keys <= positions[:, :, None])
@@ -66,14 +67,14 @@ def _in_window(queries: jax.Array, keys: jax.Array, window: int | None) -> jax.A
 
 @dataclasses.dataclass(frozen=True)
 class PackedAttention:
-  """One way of computing the attention of packed rows; all give the same values.
+  """An implementation of attention in packed rows; all give the same values, up to rounding.
 
   Attributes:
-    name: of the implementation.
-    prepare: `(positions, segment_ids, window) -> seen`, from int32 `[batch, seq]` what all layers
-      of that window read: who sees whom.
-    attend: `(query, key, value, seen, window) -> out` in the dtype of the query, all
-      `[batch, seq, heads, head_dim]`, of keys and values fewer heads if they are shared. Logits are
+    name: name of the implementation, such as "xla".
+    prepare: `(positions, segment_ids, window) -> seen`: from int32 `[batch, seq]` arrays, the mask
+      or segment ids that `attend` reads in all layers with that window.
+    attend: `(query, key, value, seen, window) -> out`, all `[batch, seq, heads, head_dim]`, where
+      keys and values may have fewer, shared heads; `out` has the dtype of the query. Logits are
       scaled by head_dim ** -0.5; the softmax is float32 whatever the dtype.
   """
 
@@ -85,19 +86,22 @@ class PackedAttention:
 def masked_attention(
   query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array
 ) -> jax.Array:
-  """Attention that XLA compiles; logits of all pairs exist, float32 `[batch, heads, seq, keys]`.
+  """Attention that XLA compiles; it keeps all logits, float32 `[batch, num_heads, seq, keys]`.
 
   Args:
-    query: `[batch, seq, num_heads, head_dim]`.
+    query: `[batch, seq, num_heads, head_dim]`, in the compute dtype.
     key: `[batch, keys, num_kv_heads, head_dim]`.
-    value: as `key`.
-    mask: bool `[batch, 1, seq, keys]`.
+    value: `[batch, keys, num_kv_heads, head_dim]`.
+    mask: bool `[batch, 1, seq, keys]`, True where the query sees the key.
+
+  Returns:
+    `[batch, seq, num_heads, head_dim]` in the dtype of the query.
   """
   # This form takes the softmax in float32 whatever the compute dtype.
   return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
 
 
-# Works everywhere, and XLA itself splits it over a mesh.
+# Works on every device, and XLA itself partitions it over a mesh.
 XLA = PackedAttention(
   "xla",
   lambda positions, segment_ids, window: packed_mask(positions, segment_ids, window=window),
@@ -106,7 +110,16 @@ XLA = PackedAttention(
 
 
 class Attention(nn.Module):
-  """Attention of one layer, without its norm and residual."""
+  """Attention of one layer, without its norm and residual.
+
+  Attributes:
+    config: the architecture.
+    kind: the window and the rotation of this layer.
+    dtype: the compute dtype.
+    params_dtype: dtype of the parameters.
+    constrain: constrains the sharding of activations.
+    packed: implementation for packed rows.
+  """
 
   config: DecoderConfig
   kind: LayerKind
@@ -124,17 +137,17 @@ class Attention(nn.Module):
     cache: KeysValues | None = None,
     cache_length: jax.Array | None = None,
   ) -> tuple[jax.Array, KeysValues | None]:
-    """Attends.
+    """Attends within packed rows, or to a cache and the new tokens.
 
     Args:
       x: `[batch, seq, dim]` in the compute dtype.
-      cos_sin: from `rotary.rotations`.
-      seen: from `cached_mask` when there is a cache, else from `packed.prepare`.
-      cache: keys and values `[batch, max_len, num_kv_heads, head_dim]`, or None.
-      cache_length: scalar int32, the first free place of the cache.
+      cos_sin: cosines and sines from `rotary.rotations`.
+      seen: `cached_mask` if there is a cache, else the result of `packed.prepare`.
+      cache: keys and values `[batch, max_len, num_kv_heads, head_dim]`; None for packed rows.
+      cache_length: scalar int32, the first free index of the cache; None for packed rows.
 
     Returns:
-      The output `[batch, seq, dim]` and the cache with this call's keys and values in it.
+      The output `[batch, seq, dim]`, and the cache extended by this call's keys and values or None.
     """
     c = self.config
     query = self._project("query", x, c.num_heads, "heads")
@@ -169,7 +182,7 @@ class Attention(nn.Module):
   def _combine(self, x: jax.Array) -> jax.Array:
     c = self.config
     init = nn.initializers.variance_scaling(
-      # Shrunk so that the residual stream does not grow with depth.
+      # Small, so that the residual stream does not grow with depth.
       1.0 / (2 * c.num_layers),
       "fan_in",
       "truncated_normal",

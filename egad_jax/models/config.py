@@ -1,4 +1,4 @@
-"""The shape of a decoder: everything its program and its parameters depend on."""
+"""The architecture of a decoder: all that its program and its parameters depend on."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from egad_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class LayerKind:
-  """What may differ from one layer to the next.
+  """The properties that may differ between layers.
 
   Attributes:
-    window: a token sees itself and the `window - 1` tokens before it; None sees all before it.
-    rope: whether queries and keys are rotated by position.
+    window: number of tokens that a token sees, itself included; None lets it see all before it.
+    rope: whether queries and keys are rotated by their positions.
   """
 
   window: int | None = None
@@ -25,10 +25,11 @@ class Llama3RopeScaling:
   """Frequency scaling of Llama 3.1 and later (`rope_type: llama3` of Hugging Face).
 
   Attributes:
-    factor: wavelengths longer than `original_max_seq_len / low_freq_factor` are multiplied by it.
-    low_freq_factor: see `factor`; in between, frequencies are interpolated.
-    high_freq_factor: wavelengths shorter than `original_max_seq_len / high_freq_factor` stay.
-    original_max_seq_len: positions the model was first trained on.
+    factor: multiplier of wavelengths longer than `original_max_seq_len / low_freq_factor`.
+    low_freq_factor: turns over the original context below which `factor` applies in full; between
+      it and `high_freq_factor`, frequencies are interpolated.
+    high_freq_factor: wavelengths shorter than `original_max_seq_len / high_freq_factor` are kept.
+    original_max_seq_len: number of positions that the model was first trained on.
   """
 
   factor: float
@@ -44,23 +45,23 @@ class DecoderConfig:
   Attributes:
     vocab_size: rows of the embedding table, padding rows included.
     dim: width of the residual stream.
-    num_layers: a multiple of `len(pattern)`.
-    num_heads: query heads, a multiple of `num_kv_heads`.
-    num_kv_heads: key and value heads.
-    head_dim: width of one head, even.
+    num_layers: number of layers, a multiple of `len(pattern)`.
+    num_heads: number of query heads, a multiple of `num_kv_heads`.
+    num_kv_heads: number of key and value heads.
+    head_dim: width of one attention head, even.
     mlp_dim: inner width of the MLP.
     rope_theta: base of the rotary wavelengths.
-    rope_scaling: None or the scaling of the rotary frequencies.
-    norm_eps: added to the mean square in RMSNorm.
+    rope_scaling: scaling of the rotary frequencies; None leaves them as they are.
+    norm_eps: epsilon added to the mean square in RMSNorm.
     qk_norm: whether each head's queries and keys are normalised before their rotation (Qwen3).
     tie_embeddings: whether the unembedding is the embedding table.
-    max_seq_len: positions the model was made for.
-    logit_soft_cap: cap c of c·tanh(logits / c), applied by the head; None is no cap.
-    embedding_std: standard deviation of the values that a random embedding table starts with.
-    pattern: the kinds of layers, repeated `num_layers / len(pattern)` times.
+    max_seq_len: number of positions that the model was made for.
+    logit_soft_cap: c of c·tanh(logits / c), which the head applies; None applies no cap.
+    embedding_std: standard deviation of the values of a random embedding table.
+    pattern: kinds of consecutive layers, repeated `num_layers / len(pattern)` times.
 
   Raises:
-    InputError: if the numbers do not fit together.
+    InputError: a number is out of range, or numbers do not fit together.
   """
 
   vocab_size: int
@@ -99,7 +100,7 @@ class DecoderConfig:
 
   @property
   def repeats(self) -> int:
-    """How often the pattern is repeated: the length of the layer scan."""
+    """Number of repetitions of the pattern, which is the length of the layer scan."""
     return self.num_layers // len(self.pattern)
 
   def kind(self, layer: int) -> LayerKind:

@@ -1,13 +1,13 @@
-"""Attention of packed rows by cuDNN's flash attention, through `jax.nn.dot_product_attention`.
+"""Attention in packed rows by cuDNN's flash attention, through `jax.nn.dot_product_attention`.
 
-cuDNN knows no segment ids. Two of its inputs can express packed rows. jax's packed layout (offsets
-and lengths of segments) is not public, needs a Hopper GPU and a fixed bound on the segments of a
-row, and leaves places outside every segment undefined. The boolean mask is public; jax adds it to
-the logits as 0 or about -2e12 in bfloat16. Every token sees itself, so that the largest logit of a
-row is an ordinary one, and in cuDNN's float32 softmax each masked pair gets a weight of exactly 0.
-So the mask is what is used, together with cuDNN's own causal mask, which skips blocks above the
-diagonal. It costs `[batch, 1, seq, seq]` in bfloat16, and its unused gradient as much in the
-backward pass, where XLA's form costs as many float32 for every head.
+cuDNN has no segment ids, but two of its inputs can express packed rows. JAX's packed layout
+(offsets and lengths of segments) is not public, needs a Hopper GPU and a fixed bound on the
+segments of a row, and leaves tokens outside every segment undefined. The boolean mask is public;
+JAX adds it to the logits as 0 or about -2e12 in bfloat16. Every token sees itself, so the largest
+logit of a row is an ordinary one, and in cuDNN's float32 softmax each masked pair gets a weight of
+exactly 0. So the mask is used, together with cuDNN's own causal mask, which skips blocks above the
+diagonal. It takes `[batch, 1, seq, seq]` in bfloat16, and its unused gradient as much in the
+backward pass; XLA's form takes as many float32 values for every attention head.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def unserved(
   """Why cuDNN cannot take such arrays; None if it can.
 
   Args:
-    seq_len: tokens of a row.
-    head_dim: size of a head.
-    dtype: that the model computes in.
-    capability: the GPU's compute capability; None: not one of NVIDIA's.
+    seq_len: number of tokens of a row.
+    head_dim: width of an attention head.
+    dtype: the compute dtype.
+    capability: the GPU's compute capability, such as (9, 0); None for other devices.
   """
   if capability is None or capability < _AMPERE:
     return "it needs an NVIDIA GPU of compute capability 8.0 or above"
@@ -45,20 +45,19 @@ def unserved(
 
 
 def cudnn_attention(mesh: jax.sharding.Mesh | None = None) -> PackedAttention:
-  """Makes the attention; `attend` reads the bool mask `[batch, 1, seq, seq]` of `packed_mask`.
+  """Makes the attention; its `attend` reads the bool `[batch, 1, seq, seq]` of `packed_mask`.
+
+  Where there is no cuDNN, or it cannot take the arrays, `attend` raises JAX's RuntimeError or
+  NotImplementedError.
 
   Args:
-    mesh: the mesh that the caller's arrays live on; None: one device.
-
-  Raises:
-    RuntimeError, NotImplementedError: jax's own, by `attend`, where there is no cuDNN or it cannot
-      take the arrays.
+    mesh: the mesh over which the caller's arrays are sharded; None for one device.
   """
 
   def attend(
     query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, window: int | None
   ) -> jax.Array:
-    del window  # The mask has it.
+    del window  # The mask includes it.
     return per_device(mesh, _attend, ("batch", None, "seq", None))(query, key, value, mask)
 
   return PackedAttention(

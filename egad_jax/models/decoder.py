@@ -1,7 +1,7 @@
 """The decoder as one Linen module, scanned over its layers.
 
-Hugging Face numbering of taps: 0 is the embeddings, i the output of layer i (counted from 1), and
-`num_layers` the output of the final norm.
+Taps are hidden states by Hugging Face's numbering: 0 is the embeddings, i the output of layer i
+(counted from 1), and `num_layers` the output of the final norm.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Cache(NamedTuple):
   """Keys and values of the tokens read so far.
 
   Attributes:
-    layers: one (keys, values) pair for each kind of the pattern, each
+    layers: one (keys, values) pair for each layer of the pattern, each
       `[repeats, batch, max_len, num_kv_heads, head_dim]` in the compute dtype.
-    positions: int32 `[batch, max_len]`, negative where nothing valid is held.
-    length: scalar int32, the first free place.
+    positions: int32 `[batch, max_len]`, position of each token; negative for padding or no token.
+    length: scalar int32, entries in use in each row, padding included: the first free index.
   """
 
   layers: tuple[KeysValues, ...]
@@ -51,7 +51,13 @@ class Cache(NamedTuple):
 
 
 class Shared(NamedTuple):
-  """What all layers read: the same arrays in every turn of the scan."""
+  """The arrays that all layers read, the same in every iteration of the scan.
+
+  Attributes:
+    cos_sin: cosines and sines, from `rotary.rotations`.
+    seen: mask or segment ids for each layer of the pattern, as `Attention` reads them.
+    cache_length: scalar int32, the first free index of the cache; None without a cache.
+  """
 
   cos_sin: tuple[jax.Array, jax.Array]
   seen: tuple[Any, ...]
@@ -63,7 +69,7 @@ def _on_device(params: Any) -> Any:
 
 
 class MLP(nn.Module):
-  """down(silu(gate(x)) · up(x))."""
+  """The gated MLP of a layer: down(silu(gate(x)) · up(x))."""
 
   config: DecoderConfig
   dtype: jnp.dtype
@@ -77,7 +83,7 @@ class MLP(nn.Module):
     gate = project(x, self._kernel("gate", (c.dim, c.mlp_dim), ("embed", "mlp"), 1.0))
     up = project(x, self._kernel("up", (c.dim, c.mlp_dim), ("embed", "mlp"), 1.0))
     inner = self.constrain(nn.silu(gate) * up, ("batch", "seq", "mlp"))
-    # Shrunk so that the residual stream does not grow with depth.
+    # Small, so that the residual stream does not grow with depth.
     scale = 1.0 / (2 * c.num_layers)
     return project(inner, self._kernel("down", (c.mlp_dim, c.dim), ("mlp", "embed"), scale))
 
@@ -108,7 +114,7 @@ class Block(nn.Module):
     cache: KeysValues | None,
     cache_length: jax.Array | None,
   ) -> tuple[jax.Array, KeysValues | None]:
-    """Maps `x` `[batch, seq, dim]` to the same shape; see `Attention` for the rest."""
+    """Maps `x` `[batch, seq, dim]` to the same shape; the other arguments are `Attention`'s."""
     c = self.config
     common = (self.dtype, self.params_dtype, self.constrain)
     attended, cache = Attention(c, self.kind, *common, self.packed, name="attention")(
@@ -125,7 +131,7 @@ class Block(nn.Module):
 
 
 class Repeat(nn.Module):
-  """One turn of the layer scan: each kind of the pattern once."""
+  """One iteration of the layer scan: the layers of one repetition of the pattern."""
 
   config: DecoderConfig
   dtype: jnp.dtype
@@ -145,15 +151,19 @@ class Repeat(nn.Module):
     """Runs the layers of one repetition.
 
     Args:
-      carry: the residual stream `[batch, seq, dim]` and the tap buffer, or None.
-      slots: int32 `[len(pattern)]`, where in the buffer each layer's output goes, or None.
-      caches: this repetition's part of `Cache.layers`, or None.
-      shared: see `Shared`.
+      carry: the residual stream `[batch, seq, dim]` and the tap buffer
+        `[inner taps + 1, batch, seq, dim]`, or None without inner taps.
+      slots: int32 `[len(pattern)]`, index in the buffer for each layer's output; None without one.
+      caches: this repetition's part of `Cache.layers`; None without a cache.
+      shared: the arrays that all layers read.
+
+    Returns:
+      The new carry, and the extended caches or None.
     """
     x, buffer = carry
     block = Block
     if self.remat != "none":
-      # Inside a scan nothing can be merged across the checkpoint, so the barrier is only a cost.
+      # Inside a scan CSE cannot undo the rematerialisation, so its barrier would only cost time.
       block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
     common = (self.dtype, self.params_dtype, self.constrain, self.packed)
     written = []
@@ -168,7 +178,17 @@ class Repeat(nn.Module):
 
 
 class Decoder(nn.Module):
-  """Tokens to hidden states; the unembedding is applied by the head."""
+  """Maps tokens to hidden states; the distillation head applies the unembedding.
+
+  Attributes:
+    config: the architecture.
+    dtype: the compute dtype.
+    params_dtype: dtype of the parameters.
+    constrain: constrains the sharding of activations by logical axis names.
+    remat: key of `REMAT_POLICIES`, what the backward pass keeps of each layer.
+    packed: implementation of attention in packed rows.
+    layers_on_host: whether layers' parameters may be in host memory, to be copied when needed.
+  """
 
   config: DecoderConfig
   dtype: jnp.dtype = jnp.float32
@@ -190,25 +210,29 @@ class Decoder(nn.Module):
     """Runs the model on packed rows, or on the continuation of a cache.
 
     Args:
-      tokens: int32 `[batch, seq]`.
-      positions: int32 `[batch, seq]`; negative marks padding when there is a cache.
-      segment_ids: int32 `[batch, seq]`; not read when there is a cache.
-      cache: what was read before, or None.
-      taps: which hidden states to return too; not with a cache.
+      tokens: int32 `[batch, seq]`, ids below `vocab_size`.
+      positions: int32 `[batch, seq]`; negative for padding, if there is a cache.
+      segment_ids: int32 `[batch, seq]`; unused, and may be None, if there is a cache.
+      cache: keys and values of the tokens before; None for packed rows.
+      taps: numbers of further hidden states to return, without a cache.
 
     Returns:
       Hidden states after the final norm `[batch, seq, dim]`, taps `[len(taps), batch, seq, dim]`,
-      both in the compute dtype, and the extended cache.
+      both in the compute dtype, and the extended cache or None.
+
+    Raises:
+      ValueError: taps are repeated or out of range.
     """
     c = self.config
     embedding = self._table("embedding")
-    # Devices that hold parts of the table's columns look up each other's rows, and then exchange
-    # them. Told only the end of that, compilers gather the whole batch on every device.
+    # Devices that hold parts of the table's columns look up the tokens of each other's rows, and
+    # then exchange the results. Given only the final sharding, XLA would gather the whole batch on
+    # every device.
     ids = self.constrain(tokens, ("batch_copies", "seq"))
     if cache is None:
-      # Columns of all ids are fewer bytes than those of all tokens of a batch.
+      # A device's columns for all ids take fewer bytes than those for all tokens of a batch.
       embedding = self.constrain(embedding, ("vocab_whole", "embed"))
-    # "fill" answers NaN for an id outside the table; the default would clamp it silently.
+    # "fill" gives NaN for an id outside the table; "clip" would hide such an id.
     x = jnp.take(embedding, ids, axis=0, mode="fill").astype(self.dtype)
     x = self.constrain(x, ("batch_copies", "seq", "embed"))
     x = self.constrain(x, ("batch", "seq", None))
@@ -219,11 +243,11 @@ class Decoder(nn.Module):
     shared = self._shared(positions, segment_ids, cache)
     inner = _inner_taps(c, taps)
     slots, buffer = None, None
-    # The embeddings and the last state are at hand outside the scan. A buffer in its carry costs
-    # TPUs vector memory in all layers (docs/performance.md), so it is there for inner taps only.
+    # The embeddings and the last state are available outside the scan. A buffer in its carry costs
+    # TPUs vector memory in all layers (docs/performance.md), so only inner taps have one.
     if inner:
       slots = _tap_slots(c, inner)
-      # One place more than there are taps: layers that nobody asked for are written there.
+      # The last entry takes the outputs of all layers that are no taps.
       buffer = jnp.zeros((len(inner) + 1, *x.shape), x.dtype)
     embedded = x
     (x, buffer), layers = self._scan()(
@@ -265,7 +289,8 @@ class Decoder(nn.Module):
     )
 
   def _scan(self) -> nn.Module:
-    # Inside the scan parameters are those of one turn, so that no more than those are copied ahead.
+    # Mapped inside the scan, where the parameters are those of one iteration, so that only as many
+    # are copied at a time.
     repeat = nn.map_variables(Repeat, "params", _on_device) if self.layers_on_host else Repeat
     scanned = nn.scan(
       repeat,
@@ -280,14 +305,18 @@ class Decoder(nn.Module):
 
 
 def _inner_taps(config: DecoderConfig, taps: Sequence[int]) -> list[int]:
-  """Those of the taps that are layers inside the scan."""
+  """The taps that are outputs of layers inside the scan.
+
+  Raises:
+    ValueError: taps are repeated or out of range.
+  """
   if len(set(taps)) != len(taps) or not all(0 <= tap <= config.num_layers for tap in taps):
     raise ValueError(f"taps must be distinct, from 0 to {config.num_layers}; got {tuple(taps)}.")
   return [tap for tap in taps if 0 < tap < config.num_layers]
 
 
 def _tap_slots(config: DecoderConfig, inner: Sequence[int]) -> np.ndarray:
-  """Where each layer's output goes in the tap buffer, int32 `[repeats, len(pattern)]`."""
+  """Index in the tap buffer for each layer's output, int32 `[repeats, len(pattern)]`."""
   slots = np.full(config.num_layers, len(inner), np.int32)
   slots[np.array(inner) - 1] = np.arange(len(inner))
   return slots.reshape(config.repeats, len(config.pattern))

@@ -1,4 +1,4 @@
-"""Which files of a Hugging Face directory hold the model, and what else may lie beside them."""
+"""Finds the files of a Hugging Face directory that hold the model, and refuses other layouts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from egad_jax.models.foreign_keys import listed
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-# Weights of other programs, or of other times.
+# Weights, also those in other programs' formats.
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.h5", "*.msgpack", "*.gguf", "*.npz")
-# Names of files that end like weights and are none.
+# Files that have such names but hold no weights of a model.
 _NO_WEIGHTS = ("training_args.bin", "optimizer.*", "scheduler.*", "rng_state*.pth", "scaler.pt")
 _SAVE = (
   "Load it with transformers and save it as safetensors: "
@@ -28,7 +28,7 @@ def check_layout(directory: pathlib.Path) -> None:
   """Checks that a directory holds one model, with its weights as safetensors.
 
   Raises:
-    InputError: if it holds none, another kind of file, an adapter, or two sets of weights.
+    InputError: it holds no model, weights in another format, an adapter, or two sets of weights.
   """
   adapters = _present(directory, ("adapter_config.json", "adapter_model.*"))
   if adapters:
@@ -58,7 +58,7 @@ def check_layout(directory: pathlib.Path) -> None:
 
 
 def other_weights(directory: pathlib.Path, read: Collection[str]) -> list[str]:
-  """Names of the files in a directory that may hold weights, without those that are read."""
+  """Sorted names of files in a directory that may hold weights, without the names in `read`."""
   found = _present(directory, _WEIGHTS)
   return [
     name

@@ -1,4 +1,4 @@
-"""Export in Hugging Face layout."""
+"""Exports a student as a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from egad_jax.models.generation_settings import NO_SETTINGS, GenerationSettings
 from egad_jax.models.model import Params
 from egad_jax.models.safetensors_io import write_safetensors
 
-# Parameters with a row for each id.
+# Names of the parameters that have a row for each id.
 _TABLES = ("embedding", "unembedding")
 
 
 class TokenizerFiles(Protocol):
-  """What the export needs of a tokenizer."""
+  """The part of a `Tokenizer` that the export needs."""
 
   vocab_size: int
   bos_id: int | None
@@ -33,7 +33,7 @@ class TokenizerFiles(Protocol):
   pad_id: int | None
 
   def save(self, directory: Any) -> None:
-    """Writes the tokenizer's files."""
+    """Writes the tokenizer's files into a directory on a disk."""
 
 
 def export_student(
@@ -49,30 +49,30 @@ def export_student(
 ) -> epath.Path:
   """Writes a model that `transformers.AutoModelForCausalLM.from_pretrained` loads.
 
-  It has a row for each id of the tokenizer and no more: training and evaluation leave further rows
-  out of the softmax, and so must whoever loads it.
+  The saved embedding has a row for each id of the tokenizer and no more: training and evaluation
+  leave padding rows out of the softmax, and programs that load the export would not.
 
-  On a disk the directory is written beside its place and renamed, so it is whole or absent. An
-  earlier export of ours is replaced, and nothing else: `egad_jax.json` in it lists the files that
-  we wrote. To an object store its files are copied, config.json last.
+  On a disk the directory is written under another name and renamed, so it is whole or absent. Only
+  an earlier export is replaced: `egad_jax.json` in it lists the files that we wrote. In an object
+  store the files are copied, config.json last.
 
   Args:
-    directory: where.
-    config: the architecture.
-    params: the parameters.
-    tokenizer: whose files and special ids go with them.
-    model_card: contents of README.md.
-    generation: how texts of the model that it learnt from end and are sampled; what ends a document
-      of plain text is added, because the student learnt to end so.
-    dtype: "float32" or "bfloat16", dtype of the saved weights.
+    directory: the export's directory, on a disk or in an object store.
+    config: the student's architecture.
+    params: the student's parameters, in the layout of `Model.init`.
+    tokenizer: the student's tokenizer, whose files and special ids are exported too.
+    model_card: content of README.md.
+    generation: end tokens and sampling settings of the model from which the student learnt. The id
+      that ends a document of plain text is added, because the student learnt to emit it.
+    dtype: dtype of the saved weights, "float32" or "bfloat16".
     what: the flag that named the directory, for messages.
 
   Returns:
-    The directory.
+    The directory, as `paths.parse` returns it.
 
   Raises:
-    InputError: if Llama cannot express the architecture, `dtype` is another, or the directory
-      holds something that we did not write.
+    InputError: Llama cannot express the architecture, `dtype` is another, or the directory holds
+      something that we did not write.
   """
   target = paths.parse(directory, what)
   config, params = _without_padding(config, params, tokenizer.vocab_size)
@@ -94,10 +94,10 @@ def export_student(
 def _without_padding(
   config: DecoderConfig, params: Params, rows: int
 ) -> tuple[DecoderConfig, Params]:
-  """The model with `rows` rows of its embedding and unembedding.
+  """The model with only the first `rows` rows of its embedding and unembedding.
 
   Raises:
-    ValueError: if it has fewer.
+    ValueError: it has fewer rows.
   """
   if rows > config.vocab_size:
     raise ValueError(f"a tokenizer of {rows} ids cannot go with {config.vocab_size} rows.")

@@ -1,9 +1,9 @@
-"""What is done with each key of a foreign file that describes a model (tables in `key_tables`).
+"""Rules for the keys of foreign files that describe a model (tables in `key_tables`).
 
-A key is read, or harmless whatever its value (it does not touch what the model computes), or
-neutral at some values and refused at all others, because these would make it another model. A key
-in no table is refused where the format is closed. Elsewhere it is returned, to be named: a format
-that grows with each release of a library cannot be closed.
+A key is read; or harmless whatever its value, because it does not affect what the model computes;
+or neutral at some values and refused at all others, because they would make it another model. A key
+in no table is refused where the format is closed. Elsewhere it is returned, to be named in a
+warning: a format that grows with each release of a library cannot be closed.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class Table(NamedTuple):
 
   Attributes:
     read: keys whose values are used.
-    harmless: keys that do not touch what the model computes.
-    neutral: key -> the values at which it is as if it were absent, the usual one first.
-    remedy: what to do about a value that is refused.
-    hints: key -> what to do about it, where that is something else.
+    harmless: keys that do not affect what the model computes.
+    neutral: key -> the values that mean the same as its absence, the usual one first; () if none.
+    remedy: sentence that says what to do about a refused value.
+    hints: key -> sentence that replaces `remedy` for this key.
   """
 
   read: frozenset[str]
@@ -36,7 +36,7 @@ class Table(NamedTuple):
   hints: Mapping[str, str] = types.MappingProxyType({})
 
   def under(self, prefix: str) -> Table:
-    """The same table with `prefix` in front of every key."""
+    """The same table with `prefix` in front of every key but those of `hints`."""
     return self._replace(
       read=frozenset(prefix + key for key in self.read),
       harmless=frozenset(prefix + key for key in self.harmless),
@@ -44,7 +44,7 @@ class Table(NamedTuple):
     )
 
   def departures(self, data: Mapping[str, Any]) -> list[str]:
-    """The keys of `neutral` that `data` has at another value, in the order of the file."""
+    """The keys of `neutral` that have another value in `data`, in its order."""
     return [
       key
       for key, value in data.items()
@@ -57,7 +57,11 @@ class Table(NamedTuple):
     return [key for key, value in data.items() if key not in known and value is not None]
 
   def check(self, source: str, data: Mapping[str, Any]) -> None:
-    """Refuses what would be another model than the one that is computed.
+    """Refuses values that would make it another model than the one that is computed.
+
+    Args:
+      source: name of the file, for messages.
+      data: content of the file, by key.
 
     Raises:
       InputError: a key of `neutral` has another value.
@@ -73,30 +77,35 @@ class Table(NamedTuple):
 def check_closed(source: str, unknown: list[str], remedy: str) -> None:
   """Refuses keys that are in no table of a closed format.
 
+  Args:
+    source: name of the file, for messages.
+    unknown: the keys that are in no table.
+    remedy: sentence that says what to do.
+
   Raises:
-    InputError: there are any.
+    InputError: there are unknown keys.
   """
   if unknown:
     raise InputError(f"{source} has keys that are not known: {listed(unknown)}. {remedy}")
 
 
 def listed(names: list[str]) -> str:
-  """The first few of many names, for a message."""
+  """The first five names and the number of the others, for a message."""
   more = f" and {len(names) - 5} more" if len(names) > 5 else ""
   return ", ".join(names[:5]) + more
 
 
 def shown(value: Any) -> str:
-  """A value of a file, short enough for a message."""
+  """The repr of a file's value, cut to a length that fits a message."""
   text = repr(value)
   return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]} [...]"
 
 
 def positive_integer(source: str, key: str, value: Any) -> int:
-  """Checks one number of a model's description.
+  """Checks and returns one number of a model's description.
 
   Raises:
-    InputError: if it is not a positive integer.
+    InputError: it is not an integer from 1 to 2**31 - 1.
   """
   if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
     raise InputError(
@@ -107,10 +116,10 @@ def positive_integer(source: str, key: str, value: Any) -> int:
 
 
 def positive_number(source: str, key: str, value: Any) -> float:
-  """Checks one number of a model's description.
+  """Checks one number of a model's description and returns it as a float.
 
   Raises:
-    InputError: if it is not a positive number that float32 holds.
+    InputError: it is not a positive number that float32 can hold.
   """
   if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-38 < value < 1e38:
     raise InputError(
@@ -120,7 +129,7 @@ def positive_number(source: str, key: str, value: Any) -> float:
 
 
 def is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
-  """Whether a value of a file is one of these, or as good as absent."""
+  """Whether a file's value is one of the allowed ones, or an empty list or object."""
   if value is None or isinstance(value, (bool, int, float, str)):
-    return value in allowed  # 0 equals False, as is meant here.
-  return not len(value)  # An empty list or object is as absent as null.
+    return value in allowed  # 0 equals False, which is intended.
+  return not len(value)  # An empty list or object counts as absent.

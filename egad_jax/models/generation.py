@@ -1,4 +1,4 @@
-"""Text generation: prefill and a compiled loop over a key/value cache."""
+"""Text generation: prefill, then a compiled loop with a key/value cache."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from egad_jax.errors import InputError
 from egad_jax.models.decoder import Cache
 from egad_jax.models.model import Model, Params
 
-# Prompts are padded to a multiple of this, so that few lengths are compiled.
+# Prompts are padded to a multiple of this many tokens, so that few lengths are compiled.
 _PROMPT_BUCKET = 64
 
 
 class Sampling(NamedTuple):
-  """How the next token is chosen, apart from the numbers that need no recompilation.
+  """The static settings of sampling; `temperature` and `top_p` change without recompilation.
 
   Attributes:
-    greedy: take the most probable.
-    top_k: keep the k most probable; None keeps all.
+    greedy: whether to take the most probable token.
+    top_k: number of most probable tokens that are kept; None keeps all.
     nucleus: whether `top_p` applies.
-    vocab_size: ids from here on are padding and never chosen; None allows all.
+    vocab_size: number of ids of the tokenizer; larger ids are padding and never chosen. None allows
+      all ids.
   """
 
   greedy: bool
@@ -51,26 +52,27 @@ def generate(
 ) -> list[list[int]]:
   """Continues prompts, all in one batch.
 
-  The program is compiled once for a model, a number of prompts, a bucket of prompt lengths (64)
-  and `max_new_tokens`.
+  The program is compiled once for each model, number of prompts, longest prompt rounded up to a
+  multiple of 64, `max_new_tokens` and `Sampling`.
 
   Args:
-    model: the functions.
-    params: its parameters; pass device arrays when calling more than once.
-    prompts: token ids, at least one each.
-    max_new_tokens: at most so many are added to each prompt.
-    temperature: logits are divided by it; 0 takes the most probable token.
-    top_k: sample among the k most probable tokens.
-    top_p: sample among the fewest most probable tokens whose probabilities sum to at least this.
-    seed: of the random choices.
-    eos_id: the id or ids that end a continuation and are not part of it.
-    vocab_size: number of ids of the tokenizer, where the model has more rows.
+    model: the model's functions.
+    params: the model's parameters; pass device arrays when calling more than once.
+    prompts: ids of each prompt, at least one.
+    max_new_tokens: the most tokens that are added to each prompt, at least 1.
+    temperature: divisor of the logits; 0 takes the most probable token.
+    top_k: sample among this many most probable tokens; None among all.
+    top_p: sample among the fewest most probable tokens whose probabilities sum to at least this,
+      above 0 and at most 1; None among all.
+    seed: seed of the random choices.
+    eos_id: the id or ids that end a continuation and are not part of it; None for no end.
+    vocab_size: number of ids of the tokenizer, if the model has more rows; None allows all ids.
 
   Returns:
-    The continuations, without their prompts.
+    The ids of each continuation, without its prompt.
 
   Raises:
-    InputError: if a prompt is empty or too long, or a hyper-parameter is out of range.
+    InputError: a prompt is empty or too long, or a setting is out of range.
   """
   sampling = _sampling(temperature, top_k, top_p, vocab_size)
   lengths = [len(prompt) for prompt in prompts]
@@ -104,14 +106,14 @@ def sample(
   """Chooses one token for each row of `logits`.
 
   Args:
-    key: random key.
+    key: JAX random key, a scalar.
     logits: float32 `[batch, vocab]`.
-    temperature: scalar.
-    top_p: scalar, read when `sampling.nucleus`.
-    sampling: the rest.
+    temperature: positive float32 scalar; unused if `sampling.greedy`.
+    top_p: float32 scalar; used only if `sampling.nucleus`.
+    sampling: the static settings.
 
   Returns:
-    int32 `[batch]`.
+    int32 `[batch]`, the chosen ids.
   """
   if sampling.vocab_size is not None:
     real = jnp.arange(logits.shape[-1]) < sampling.vocab_size
@@ -125,7 +127,7 @@ def sample(
   if sampling.nucleus:
     ranked = jnp.sort(logits, axis=-1, descending=True)
     probs = jax.nn.softmax(ranked, axis=-1)
-    # A token is kept while those before it sum to less than top_p, hence the first one always.
+    # A token is kept while those before it sum to less than top_p, so the first one always is.
     kept = jnp.cumsum(probs, axis=-1) - probs < top_p
     least = jnp.min(jnp.where(kept, ranked, jnp.inf), axis=-1, keepdims=True)
     logits = jnp.where(logits >= least, logits, -jnp.inf)
@@ -133,8 +135,8 @@ def sample(
 
 
 class _Request(NamedTuple):
-  tokens: jax.Array  # int32 [batch, padded], prompts from the left.
-  lengths: jax.Array  # int32 [batch]
+  tokens: jax.Array  # int32 [batch, padded], prompts, padded on the right.
+  lengths: jax.Array  # int32 [batch], lengths of the prompts.
   temperature: jax.Array
   top_p: jax.Array
   key: jax.Array
@@ -142,11 +144,11 @@ class _Request(NamedTuple):
 
 
 class _Loop(NamedTuple):
-  step: jax.Array  # Tokens sampled so far for each row that goes on.
+  step: jax.Array  # Scalar int32, number of tokens sampled so far for each row.
   last: jax.Array  # int32 [batch], the newest token.
-  new: jax.Array  # int32 [batch, max_new_tokens]
+  new: jax.Array  # int32 [batch, max_new_tokens], all sampled tokens.
   counts: jax.Array  # int32 [batch], continuation lengths without the end token.
-  done: jax.Array  # bool [batch]
+  done: jax.Array  # bool [batch], whether an end token was sampled.
   cache: Cache
 
 

@@ -1,4 +1,4 @@
-"""How a model's texts end and how its makers sample from it, as its files say."""
+"""End tokens and sampling settings that a model's files state."""
 
 from __future__ import annotations
 
@@ -16,52 +16,53 @@ FILE = "generation_config.json"
 
 
 class EndTokens(Protocol):
-  """What must be known of a tokenizer."""
+  """The part of a `Tokenizer` that says how texts end."""
 
   eos_id: int
   document_end_id: int
 
 
 class GenerationSettings(NamedTuple):
-  """What a model's files say about generation.
+  """Settings of generation from a model's files.
 
   Attributes:
-    end_ids: the ids that end a text or a turn, in the order of the files; empty if they name none.
-    sampling: settings of sampling by their names in generation_config.json. Nothing here samples
-      by them: an export passes them on.
+    end_ids: ids that end a text or a turn, in the order of the files; () if they name none.
+    sampling: sampling settings by their names in generation_config.json. They are only passed on
+      to an export; generation here does not use them.
   """
 
   end_ids: tuple[int, ...] = ()
   sampling: Mapping[str, Any] = types.MappingProxyType({})
 
   def ends(self, tokenizer: EndTokens) -> tuple[int, ...]:
-    """The ids that end a text of the model: those of its files, or else its tokenizer's."""
+    """The ids that end the model's texts: from its files, else from its tokenizer."""
     return self.end_ids or _once(tokenizer.eos_id, tokenizer.document_end_id)
 
   def learnt_ends(self, tokenizer: EndTokens) -> tuple[int, ...]:
-    """The ids that end a text of a student of the model: also what ended its training documents."""
+    """The ids that end a student's texts: the model's, and the end of training documents."""
     return _once(*self.ends(tokenizer), tokenizer.document_end_id)
 
 
-# Files say nothing.
+# For a model whose files state no settings.
 NO_SETTINGS = GenerationSettings()
 
 
 def read_settings(
   directory: pathlib.Path, config: Mapping[str, Any], vocab_size: int
 ) -> tuple[GenerationSettings, list[str]]:
-  """Reads generation_config.json, or in its place the same keys of config.json.
+  """Reads generation_config.json or, without that file, the same keys of config.json.
 
   Args:
-    directory: the model's, with generation_config.json or config.json in it.
-    config: contents of its config.json.
-    vocab_size: rows of the embedding.
+    directory: the model's directory, with config.json and perhaps generation_config.json.
+    config: content of config.json.
+    vocab_size: number of rows of the embedding.
 
   Returns:
-    The settings, and the keys, of either file, that ask for another text than sampling gives.
+    The settings, and "FILE: KEY" of each key that asks for other texts than sampling gives, or is
+    unknown.
 
   Raises:
-    InputError: if the file is no JSON object, or a key that is read has a value of another kind.
+    InputError: the file is not a JSON object, or a key that is read has a value of another kind.
   """
   path = directory / FILE
   legacy = {key: config[key] for key in config if key in LEGACY_GENERATION}
@@ -79,15 +80,15 @@ def read_settings(
 
 
 def check_end_ids(what: str, value: Any, vocab_size: int) -> tuple[int, ...]:
-  """The ids that end a text, each once.
+  """Checks the ids that end a text, and returns each once, in order.
 
   Args:
-    what: to call them in messages.
-    value: None, an id or a list of ids.
-    vocab_size: rows of the embedding.
+    what: name of the file and key, for messages.
+    value: an id, a list of ids, or None for none.
+    vocab_size: number of rows of the embedding.
 
   Raises:
-    InputError: if it is anything else.
+    InputError: the value is something else, or an id is out of range.
   """
   ids = [] if value is None else value if isinstance(value, list) else [value]
   for index in ids:

@@ -1,4 +1,4 @@
-"""Llama models from GGUF files, dequantized to float32.
+"""Reads Llama models from GGUF files and dequantizes them to float32.
 
 Tensor names, metadata keys and block formats are those of the `gguf` package
 (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
@@ -34,9 +34,11 @@ from egad_jax.models.rope_config import rope_from_factors
 _ROPE_FACTORS = "rope_freqs.weight"
 _ROPE_REMEDY = "Use a model with plain or llama3 rotary positions."
 _PREFIX = "llama."
-# What describes the file, how it was quantized, and the tokenizer, which has a reader of its own.
+# Prefixes of the model's own keys, and of keys that describe the file, its quantization or the
+# tokenizer, which has a reader of its own.
 _KNOWN_PREFIXES = (_PREFIX, "general.", "tokenizer.", "split.", "quantize.")
-# Files made before there were keys for them rely on these texts; llama.cpp ends at them always.
+# Texts of end tokens. Files older than the keys of `_END_KEYS` rely on them, and llama.cpp always
+# ends at them.
 _END_TEXTS = frozenset(
   {
     "<|endoftext|>",
@@ -52,13 +54,13 @@ _END_KEYS = tuple(f"tokenizer.ggml.{role}_token_id" for role in ("eos", "eot", "
 
 
 class GGUFModel(NamedTuple):
-  """What a GGUF file says about a model, apart from its tokenizer.
+  """A model read from a GGUF file, without its tokenizer.
 
   Attributes:
-    config: its architecture.
-    params: numpy float32 in the layout of `Model.init`.
-    license: what the file says about its licence, or None.
-    end_ids: the ids that end a text or a turn.
+    config: the model's architecture.
+    params: numpy float32 parameters in the layout of `Model.init`.
+    license: the licence that the file states; None if it states none.
+    end_ids: ids that end a text or a turn; () if the file names none.
     unread: metadata keys that are neither read nor known to be harmless.
   """
 
@@ -73,11 +75,11 @@ def read_gguf(path: pathlib.Path) -> GGUFModel:
   """Reads a Llama model.
 
   Args:
-    path: the file.
+    path: the GGUF file.
 
   Raises:
-    InputError: if the file is missing, truncated or not GGUF, if its architecture cannot be
-      represented exactly, or if a tensor is missing, unexpected or of the wrong shape.
+    InputError: the file is missing, truncated or not GGUF; its architecture cannot be represented
+      exactly; or a tensor is missing, unexpected, of the wrong shape or not finite.
   """
   metadata, found = open_gguf(path)
   source = str(path)
@@ -102,7 +104,7 @@ def read_gguf(path: pathlib.Path) -> GGUFModel:
 
 
 def _end_ids(source: str, metadata: dict[str, Any], vocab_size: int) -> tuple[int, ...]:
-  """The ids that end a text, as llama.cpp takes them: by keys, and by the texts of tokens."""
+  """The ids that end a text, as llama.cpp finds them: by keys and by the texts of tokens."""
   ends: tuple[int, ...] = ()
   for key in _END_KEYS:
     ends += check_end_ids(f"{source}: {key}", metadata.get(key), vocab_size)
@@ -114,13 +116,16 @@ def _end_ids(source: str, metadata: dict[str, Any], vocab_size: int) -> tuple[in
 
 
 def unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
-  """Undoes the order that llama.cpp gives the rows of query and key projections.
+  """Undoes llama.cpp's permutation of the rows of query and key projections.
 
-  Its rotary embedding turns neighbouring pairs of a head, Hugging Face's turns (i, i + half).
+  Its rotary embedding rotates neighbouring values of a head; Hugging Face's rotates (i, i + half).
 
   Args:
     weight: `[heads * head_dim, dim]`.
-    heads: number of heads.
+    heads: number of attention heads.
+
+  Returns:
+    `[heads * head_dim, dim]` in Hugging Face's order.
   """
   rows, dim = weight.shape
   paired = weight.reshape(heads, rows // heads // 2, 2, dim)
@@ -129,7 +134,7 @@ def unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
 
 def _dequantize(source: str, stored: StoredTensor) -> np.ndarray:
   try:
-    # Damaged scales may overflow; what is not finite is refused where the values are used.
+    # Damaged scales may overflow; the caller refuses values that are not finite.
     with np.errstate(all="ignore"):
       return gguf.dequantize(stored.data, stored.kind)
   except NotImplementedError as error:
@@ -140,7 +145,7 @@ def _dequantize(source: str, stored: StoredTensor) -> np.ndarray:
 
 
 def _check_kind(source: str, metadata: dict[str, Any]) -> None:
-  """Refuses files that hold no whole Llama, and keys that would make it another model."""
+  """Refuses files that do not hold a whole Llama, and values that would make it another model."""
   kind = metadata.get("general.type", "model")
   if not is_one_of(kind, ("model",)):
     raise InputError(
@@ -178,7 +183,7 @@ def _config(source: str, metadata: dict[str, Any], found: dict[str, StoredTensor
     return positive_integer(source, key, value)
 
   def number(key: str, value: Any) -> float:
-    # Stored as float32: its shortest decimal is what the model was configured with.
+    # Stored as float32, whose shortest decimal is the number that the model was configured with.
     return float(str(np.float32(positive_number(source, key, value))))
 
   heads, dim = integer("llama.attention.head_count"), integer("llama.embedding_length")
@@ -224,7 +229,7 @@ def _rope_scaling(
   if not is_one_of(kind, ("none", "linear")):
     raise InputError(f"{source}: {scaling}.type must be 'none'; got {shown(kind)}. {_ROPE_REMEDY}")
   for key in (f"{scaling}.factor", "llama.rope.scale_linear"):
-    # Without a type, or with "none", llama.cpp leaves a factor aside or takes it for a linear one.
+    # llama.cpp ignores the factor with type "none", and takes it as linear without a type.
     if kind != "none" and not is_one_of(metadata.get(key), (0, 1, None)):
       raise InputError(f"{source}: {key} must be 1; got {shown(metadata[key])}. {_ROPE_REMEDY}")
   original = f"{scaling}.original_context_length"

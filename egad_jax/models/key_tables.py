@@ -1,93 +1,37 @@
-"""The keys of each kind of file that describes a model; `foreign_keys` says what they mean."""
+"""Tables of the keys of each kind of file that describes a model; see `foreign_keys.Table`."""
 
 from __future__ import annotations
 
 from egad_jax.models.foreign_keys import Table
 
-# PretrainedConfig of transformers 4 and 5, and what other tools leave behind.
+# Keys of PretrainedConfig in transformers 4 and 5, and keys that other tools add.
 _ANY_MODEL = frozenset(
   {
-    "_name_or_path",
-    "_commit_hash",
-    "_attn_implementation",
-    "_attn_implementation_autoset",
-    "_attn_implementation_internal",
-    "_experts_implementation",
-    "attn_implementation",
-    "_rope_scaling_validation",
-    "transformers_version",
-    "torch_dtype",
-    "dtype",
-    "use_cache",
-    "return_dict",
-    "output_hidden_states",
-    "output_attentions",
-    "output_scores",
-    "torchscript",
-    "return_dict_in_generate",
-    "use_bfloat16",
-    "tf_legacy_loss",
-    "finetuning_task",
-    "id2label",
-    "label2id",
-    "num_labels",
-    "problem_type",
-    "task_specific_params",
-    "tokenizer_class",
-    "prefix",
-    "bos_token_id",
-    "pad_token_id",
-    "sep_token_id",
-    "decoder_start_token_id",
-    "is_decoder",
-    "chunk_size_feed_forward",
-    "use_return_dict",
-    "keys_to_ignore_at_inference",
-    "gradient_checkpointing",
-    "tie_last_hidden_states",
-    "unsloth_version",
-    "unsloth_fixed",
-    "unsloth_free",
-    "transformers.js_config",
-    "is_llama_config",
-    "license",
-    "max_sequence_length",
-    "neftune_noise_alpha",
+    *("_name_or_path", "_commit_hash", "_attn_implementation", "_attn_implementation_autoset"),
+    *("_attn_implementation_internal", "_experts_implementation", "attn_implementation"),
+    *("_rope_scaling_validation", "transformers_version", "torch_dtype", "dtype", "use_cache"),
+    *("return_dict", "output_hidden_states", "output_attentions", "output_scores", "torchscript"),
+    *("return_dict_in_generate", "use_bfloat16", "tf_legacy_loss", "finetuning_task"),
+    *("id2label", "label2id", "num_labels", "problem_type", "task_specific_params"),
+    *("tokenizer_class", "prefix", "bos_token_id", "pad_token_id", "sep_token_id"),
+    *("decoder_start_token_id", "is_decoder", "chunk_size_feed_forward", "use_return_dict"),
+    *("keys_to_ignore_at_inference", "gradient_checkpointing", "tie_last_hidden_states"),
+    *("unsloth_version", "unsloth_fixed", "unsloth_free", "transformers.js_config"),
+    *("is_llama_config", "license", "max_sequence_length", "neftune_noise_alpha"),
     # Dropouts act in training only.
-    "attention_dropout",
-    "hidden_dropout",
-    "resid_pdrop",
-    "embd_pdrop",
-    "attn_pdrop",
-    "dropout",
+    *("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout"),
   }
 )
 
 LLAMA_CONFIG = Table(
   read=frozenset(
     {
-      "model_type",
-      "architectures",
-      "auto_map",
-      "vocab_size",
-      "hidden_size",
-      "intermediate_size",
-      "num_hidden_layers",
-      "num_attention_heads",
-      "num_key_value_heads",
-      "head_dim",
-      "max_position_embeddings",
-      "rms_norm_eps",
-      "initializer_range",
-      "tie_word_embeddings",
-      "rope_theta",
-      "rope_scaling",
-      "rope_parameters",
-      "original_max_position_embeddings",
-      "eos_token_id",
-      "layer_types",
-      "sliding_window",
-      "use_sliding_window",
+      *("model_type", "architectures", "auto_map", "vocab_size", "hidden_size"),
+      *("intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+      *("head_dim", "max_position_embeddings", "rms_norm_eps", "initializer_range"),
+      *("tie_word_embeddings", "rope_theta", "rope_scaling", "rope_parameters"),
+      *("original_max_position_embeddings", "eos_token_id", "layer_types", "sliding_window"),
+      *("use_sliding_window",),
     }
   ),
   harmless=_ANY_MODEL,
@@ -168,7 +112,7 @@ LLAMA_CONFIG = Table(
   },
 )
 
-# Settings of sampling, which the export passes on. They do not touch the model's distribution.
+# Sampling settings, which the export passes on. They do not affect the model's distribution.
 SAMPLING = (
   "do_sample",
   "temperature",
@@ -182,48 +126,20 @@ GENERATION_CONFIG = Table(
   read=frozenset({"eos_token_id", *SAMPLING}),
   harmless=frozenset(
     {
-      "_from_model_config",
-      "_commit_hash",
-      "transformers_version",
-      "bos_token_id",
-      "pad_token_id",
-      "decoder_start_token_id",
-      "use_cache",
-      "cache_implementation",
-      "cache_config",
-      "max_cache_len",
-      "return_dict_in_generate",
-      "output_scores",
-      "output_logits",
-      "output_attentions",
-      "output_hidden_states",
-      "renormalize_logits",
-      "max_length",
-      "max_new_tokens",
-      "max_time",
-      "num_return_sequences",
-      "low_memory",
-      "compile_config",
-      "disable_compile",
-      "prefill_chunk_size",
-      "continuous_batching_config",
-      # Ways to go faster that give the same text.
-      "is_assistant",
-      "num_assistant_tokens",
-      "num_assistant_tokens_schedule",
-      "use_mtp",
-      "assistant_confidence_threshold",
-      "prompt_lookup_num_tokens",
-      "max_matching_ngram_size",
-      "assistant_early_exit",
-      "assistant_lookbehind",
-      "target_lookbehind",
-      "assistant_ensemble_weight",
-      "speculation_type",
-      "trust_remote_code",
+      *("_from_model_config", "_commit_hash", "transformers_version", "bos_token_id"),
+      *("pad_token_id", "decoder_start_token_id", "use_cache", "cache_implementation"),
+      *("cache_config", "max_cache_len", "return_dict_in_generate", "output_scores"),
+      *("output_logits", "output_attentions", "output_hidden_states", "renormalize_logits"),
+      *("max_length", "max_new_tokens", "max_time", "num_return_sequences", "low_memory"),
+      *("compile_config", "disable_compile", "prefill_chunk_size", "continuous_batching_config"),
+      # Settings of speculative decoding, which gives the same text.
+      *("is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule", "use_mtp"),
+      *("assistant_confidence_threshold", "prompt_lookup_num_tokens", "max_matching_ngram_size"),
+      *("assistant_early_exit", "assistant_lookbehind", "target_lookbehind"),
+      *("assistant_ensemble_weight", "speculation_type", "trust_remote_code"),
     }
   ),
-  # What leads to another text than sampling does; it is named and not passed on.
+  # Settings that lead to other texts than sampling does; they are named and not passed on.
   neutral={
     "min_length": (0,),
     "min_new_tokens": (0,),
@@ -256,14 +172,14 @@ GENERATION_CONFIG = Table(
     "watermarking_config": (),
   },
 )
-# In transformers 4 they were keys of config.json too.
+# Keys of generation that transformers 4 also had in config.json.
 LEGACY_GENERATION = frozenset(
   (GENERATION_CONFIG.harmless | GENERATION_CONFIG.neutral.keys() | set(SAMPLING)) - _ANY_MODEL
 )
 
 SAFETENSORS_INDEX = Table(read=frozenset({"weight_map"}), harmless=frozenset({"metadata"}))
 
-# Its metadata is for people; programs that made the file leave notes there.
+# Metadata of the index, where programs that made it leave notes for people.
 INDEX_METADATA = Table(
   read=frozenset(),
   harmless=frozenset({"total_size", "total_parameters", "format", "mergekit_version"}),
@@ -272,30 +188,17 @@ INDEX_METADATA = Table(
 LLAMA_GGUF = Table(
   read=frozenset(
     {
-      "vocab_size",
-      "context_length",
-      "embedding_length",
-      "block_count",
-      "feed_forward_length",
-      "attention.head_count",
-      "attention.head_count_kv",
-      "attention.key_length",
-      "attention.value_length",
-      "attention.layer_norm_rms_epsilon",
-      "rope.dimension_count",
-      "rope.freq_base",
-      "rope.scaling.type",
-      "rope.scaling.factor",
-      "rope.scale_linear",
-      "rope.scaling.original_context_length",
+      *("vocab_size", "context_length", "embedding_length", "block_count", "feed_forward_length"),
+      *("attention.head_count", "attention.head_count_kv", "attention.key_length"),
+      *("attention.value_length", "attention.layer_norm_rms_epsilon", "rope.dimension_count"),
+      *("rope.freq_base", "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"),
+      *("rope.scaling.original_context_length",),
     }
   ),
   harmless=frozenset(
     {
-      # How the file was made; the tensors of all these layouts have one order of rows.
-      "tensor_data_layout",
-      "source_hf_repo",
-      "rope.scaling.finetuned",
+      # These keys say how the file was made; its tensors have the same order of rows in any case.
+      *("tensor_data_layout", "source_hf_repo", "rope.scaling.finetuned"),
     }
   ),
   neutral={

@@ -11,7 +11,7 @@ import yaml
 
 from egad_jax.files.gguf_file import as_list
 
-# Bytes of a model card, or of a licence, that are looked at.
+# Bytes that are read at the beginning of a model card or a licence.
 _MAX_BYTES = 2**16
 _MAX_TEXT = 200
 _GGUF_KEYS = ("general.license", "general.license.name", "general.license.link")
@@ -19,12 +19,12 @@ _FILES = re.compile(r"(licen[cs]e|copying)([.-].*)?", re.IGNORECASE)
 
 
 class License(NamedTuple):
-  """A licence as somebody states it.
+  """A licence that a model's files state.
 
   Attributes:
-    identifier: such as "apache-2.0", or "other"; several are listed with commas.
-    name: what "other" is called, or None.
-    link: where its text is: an address, or a file of the model's directory; None if unknown.
+    identifier: identifier such as "apache-2.0", or "other"; several are joined by commas.
+    name: name of a licence without an identifier; None if it is not named.
+    link: address of its text, or name of a file in the model's directory; None if unknown.
   """
 
   identifier: str
@@ -35,7 +35,10 @@ class License(NamedTuple):
 def license_of_directory(directory: pathlib.Path) -> License | None:
   """The licence in the front matter of README.md, else the title of a LICENSE file.
 
-  A front matter that cannot be read says nothing: a licence is shown to people, never acted on.
+  Front matter that cannot be parsed counts as absent: the licence is only shown to people.
+
+  Returns:
+    The licence; None if no file states one.
   """
   stated = _of_front_matter(directory / "README.md")
   if stated is not None:
@@ -49,7 +52,7 @@ def license_of_directory(directory: pathlib.Path) -> License | None:
 
 
 def license_of_gguf(metadata: Mapping[str, Any]) -> License | None:
-  """The licence that the metadata of a GGUF file states."""
+  """The licence that the metadata of a GGUF file states; None if it states none."""
   return _stated(
     *(as_list(value) or [value] for value in (metadata.get(key) for key in _GGUF_KEYS))
   )
@@ -62,7 +65,7 @@ def _of_front_matter(path: pathlib.Path) -> License | None:
   if not front:
     return None
   try:
-    # Nodes and no values: a date or a number stays as it is written, and nothing is expanded.
+    # Nodes instead of values: dates and numbers keep their text, and no alias is expanded.
     node = yaml.compose(front[1], Loader=yaml.SafeLoader)
   except (yaml.YAMLError, RecursionError):
     return None
@@ -102,7 +105,7 @@ def _stated(identifiers: list[Any], names: list[Any], links: list[Any]) -> Licen
 
 
 def _text(value: Any) -> str | None:
-  """A value as one line; None if it is no text or says nothing."""
+  """A value as one line of text; None if it is not text, or is empty or "unknown"."""
   if not isinstance(value, str) or value.strip().lower() in ("", "null", "none", "~", "unknown"):
     return None
   return " ".join(value.split())[:_MAX_TEXT]

@@ -1,4 +1,4 @@
-"""The Llama family in other people's files: tensor names, shapes and config.json."""
+"""The Llama family in foreign files: tensor names, shapes and config.json."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from egad_jax.models.llama_family import check_family, check_layers
 from egad_jax.models.model import Params
 from egad_jax.models.rope_config import rope_from_hf
 
-# Endings of the tensors that quantized checkpoints have beside, or in place of, the weights.
+# Suffixes of tensors that quantized checkpoints have besides, or instead of, the weights.
 _QUANTIZED = (
   ".qweight",
   ".qzeros",
@@ -37,16 +37,16 @@ _DERIVED = re.compile(
 
 
 class Tensor(NamedTuple):
-  """One tensor of a checkpoint and its place among our parameters.
+  """One tensor of a checkpoint, and the parameter that it corresponds to.
 
   Attributes:
-    hf: its name in Hugging Face safetensors.
-    gguf: its name in GGUF.
-    path: where it is in the nested dict of parameters.
-    repeat: its index on the stacked layer axis, None for what is not in a layer.
-    shape: its shape in the files, `[out, in]` for a matrix.
-    ours: its shape among our parameters, without the layer axis.
-    transposed: whether ours is `[in, out]`.
+    hf: name in Hugging Face safetensors.
+    gguf: name in GGUF.
+    path: keys of the parameter in the nested dict.
+    repeat: index on the parameter's stacked layer axis; None if it is not in a layer.
+    shape: shape in the files, `[out, in]` for a matrix.
+    ours: shape of the parameter, without the layer axis.
+    transposed: whether the parameter is `[in, out]`.
   """
 
   hf: str
@@ -58,18 +58,18 @@ class Tensor(NamedTuple):
   transposed: bool
 
   def to_ours(self, array: np.ndarray) -> np.ndarray:
-    """Rearranges an array of a file into our layout."""
+    """Rearranges an array of `shape` from a file into the parameter's layout, `ours`."""
     return (array.T if self.transposed else array).reshape(self.ours)
 
   def from_ours(self, array: np.ndarray) -> np.ndarray:
-    """The inverse of `to_ours`, contiguous."""
+    """Rearranges a parameter of shape `ours` into the files' layout; the result is contiguous."""
     if self.transposed:
       array = array.reshape(self.shape[::-1]).T
     return np.ascontiguousarray(array.reshape(self.shape))
 
 
 def tensors(config: DecoderConfig) -> list[Tensor]:
-  """Every tensor of a checkpoint of this architecture."""
+  """All tensors of a checkpoint of this architecture."""
   c = config
   table = (c.vocab_size, c.dim)
   found = [_whole("model.embed_tokens", "token_embd", ("embedding",), table)]
@@ -118,8 +118,13 @@ def _layer_tensors(c: DecoderConfig, layer: int) -> list[Tensor]:
 def check_names(source: str, *, expected: Collection[str], got: Collection[str]) -> None:
   """Checks that a checkpoint has exactly the expected tensors.
 
+  Args:
+    source: name of the checkpoint, for messages.
+    expected: names of the tensors that it must have.
+    got: names of the tensors that it has.
+
   Raises:
-    InputError: naming the tensors that are missing or unexpected.
+    InputError: tensors are missing or unexpected; the message names some.
   """
   for problem, names in (
     ("lacks", sorted(set(expected) - set(got))),
@@ -133,7 +138,7 @@ def check_names(source: str, *, expected: Collection[str], got: Collection[str])
 
 
 def _names_hint(expected: set[str], got: set[str]) -> str:
-  """What a person may do about tensors that are missing or unexpected."""
+  """A sentence that says what to do about missing or unexpected tensors."""
   extra, table = got - expected, "embed_tokens.weight"
   if expected - got == {"lm_head.weight"} and not extra:
     return (
@@ -158,7 +163,7 @@ def check_shape(source: str, name: str, *, expected: tuple[int, ...], got: tuple
   """Checks the shape of one tensor of a checkpoint.
 
   Raises:
-    InputError: naming the tensor and both shapes.
+    InputError: the shapes differ; the message has the tensor's name and both shapes.
   """
   if tuple(expected) != tuple(got):
     raise InputError(
@@ -173,18 +178,18 @@ def check_tensors(
   name_of: Callable[[Tensor], str],
   shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
-  """Checks names and shapes of all tensors of a checkpoint, before memory is taken for any.
+  """Checks names and shapes of all tensors of a checkpoint, before memory is allocated for any.
 
   Args:
-    source: what to call the checkpoint in messages.
+    source: name of the checkpoint, for messages.
     config: the architecture that it must have.
-    name_of: a tensor's name in this kind of file.
-    shapes: what the checkpoint has, by name.
+    name_of: returns a tensor's name in this kind of file.
+    shapes: shape of each tensor in the checkpoint, by name.
 
   Raises:
-    InputError: naming the tensors that are missing, unexpected or of another shape.
+    InputError: tensors are missing, unexpected or of another shape; the message names them.
   """
-  # A number of layers is only a claim until there are tensors for them.
+  # A false number of layers must not make `tensors` build a huge list.
   if config.num_layers > len(shapes):
     raise InputError(
       f"{source} lacks tensors: it has {len(shapes)}, too few for the {config.num_layers} layers "
@@ -197,12 +202,12 @@ def check_tensors(
 
 
 def check_finite(source: str, name: str, array: np.ndarray) -> None:
-  """Checks the values of one tensor of a checkpoint.
+  """Checks that all values of one tensor of a checkpoint are finite in float32.
 
   Raises:
-    InputError: if one is NaN or too large for float32.
+    InputError: a value is NaN, infinite or too large for float32.
   """
-  # NaN survives min and max; neither needs memory.
+  # min and max propagate NaN, and need no temporary arrays.
   largest = np.maximum(-array.min(), array.max())
   if not largest <= np.finfo(np.float32).max:
     raise InputError(
@@ -212,7 +217,15 @@ def check_finite(source: str, name: str, array: np.ndarray) -> None:
 
 
 def assemble(config: DecoderConfig, read: Callable[[Tensor], np.ndarray]) -> Params:
-  """Builds our parameters, numpy float32, from a reader of single tensors in the files' layout."""
+  """Builds the parameters of a model from a checkpoint.
+
+  Args:
+    config: the architecture.
+    read: returns the values of one tensor, in the files' layout.
+
+  Returns:
+    numpy float32 parameters in the layout of `Model.init`.
+  """
   params: Params = {}
   for tensor in tensors(config):
     array = tensor.to_ours(read(tensor))
@@ -230,7 +243,7 @@ def assemble(config: DecoderConfig, read: Callable[[Tensor], np.ndarray]) -> Par
 
 
 def take_apart(config: DecoderConfig, params: Params) -> dict[str, np.ndarray]:
-  """The inverse of `assemble`: Hugging Face names to arrays in Hugging Face layout."""
+  """Hugging Face name -> array in Hugging Face layout, from parameters; undoes `assemble`."""
   found = {}
   for tensor in tensors(config):
     node: Any = params
@@ -242,14 +255,14 @@ def take_apart(config: DecoderConfig, params: Params) -> dict[str, np.ndarray]:
 
 
 def config_from_hf(source: str, data: Mapping[str, Any]) -> DecoderConfig:
-  """Reads the contents of a Hugging Face config.json; `unread_keys` tells what it leaves.
+  """Reads the content of a Hugging Face config.json; `unread_keys` names the keys not used.
 
   Args:
-    source: what to call the file in messages.
-    data: its contents.
+    source: name of the file, for messages.
+    data: content of the file.
 
   Raises:
-    InputError: if it is not a Llama model, or one that the decoder cannot represent exactly.
+    InputError: it is not a Llama model, or one that the decoder cannot represent exactly.
   """
   check_family(source, data)
   LLAMA_CONFIG.check(source, data)
@@ -306,17 +319,17 @@ def config_to_hf(
   pad_id: int | None,
   dtype: str,
 ) -> dict[str, Any]:
-  """The contents of a config.json that transformers loads as `LlamaForCausalLM`.
+  """The content of a config.json that transformers loads as `LlamaForCausalLM`.
 
   Args:
     config: the architecture.
-    bos_id: id of the beginning-of-sequence token.
-    eos_id: id of the end-of-sequence token, or a list of them.
-    pad_id: id of the padding token.
+    bos_id: id of the beginning-of-sequence token; None if there is none.
+    eos_id: id of the end-of-sequence token, or a list of ids; None if there is none.
+    pad_id: id of the padding token; None if there is none.
     dtype: dtype of the weights, such as "float32".
 
   Raises:
-    InputError: if Llama cannot express the architecture.
+    InputError: Llama cannot express the architecture.
   """
   unlike = any(k.window or not k.rope for k in config.pattern) or config.qk_norm
   if config.logit_soft_cap is not None or unlike:
@@ -364,5 +377,5 @@ def config_to_hf(
 
 
 def is_derived(name: str) -> bool:
-  """Whether a tensor is a buffer that follows from the config, as other programs save them."""
+  """Whether a tensor is a buffer that follows from the config, such as rotary frequencies."""
   return _DERIVED.fullmatch(name) is not None

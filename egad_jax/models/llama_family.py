@@ -1,4 +1,4 @@
-"""Whether a config.json is of a plain Llama: one kind of layer, the usual head, no own program."""
+"""Checks that a config.json describes a plain Llama: one kind of layer, a language model's head."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from egad_jax.errors import InputError
 from egad_jax.models.foreign_keys import shown
 from egad_jax.models.key_tables import LLAMA_CONFIG
 
-# The second is how the first conversions of Llama spelt it.
+# The first conversions of Llama used the second spelling.
 _ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM")
 _FULL = "full_attention"
 _CONVERT = "Save the model with transformers' LlamaForCausalLM, or use another."
 
 
 def check_family(source: str, data: Mapping[str, Any]) -> None:
-  """Checks what the model calls itself.
+  """Checks the model's type, its architectures, and that it has no code of its own.
+
+  Args:
+    source: name of the file, for messages.
+    data: content of the file.
 
   Raises:
-    InputError: if that is no Llama with the head of a language model.
+    InputError: it is not a Llama with the head of a language model.
   """
   if data.get("model_type") != "llama":
     raise InputError(
@@ -41,10 +45,14 @@ def check_family(source: str, data: Mapping[str, Any]) -> None:
 
 
 def check_layers(source: str, data: Mapping[str, Any]) -> None:
-  """Checks that every layer sees all tokens before its own.
+  """Checks that in every layer a token sees all tokens before it.
+
+  Args:
+    source: name of the file, for messages.
+    data: content of the file.
 
   Raises:
-    InputError: if one does not.
+    InputError: a layer has a window or attention of another kind.
   """
   kinds = data.get("layer_types")
   if kinds is not None and (not isinstance(kinds, list) or set(map(str, kinds)) - {_FULL}):

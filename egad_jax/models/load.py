@@ -1,4 +1,4 @@
-"""Pretrained models by source: a GGUF file, a Hugging Face directory, or a file in a package."""
+"""Loads pretrained models from a GGUF file, a Hugging Face directory, or a file in a package."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Pretrained(NamedTuple):
   """A model read from files.
 
   Attributes:
-    config: its architecture.
-    params: numpy float32 in the layout of `Model.init`; None for a model of random values.
-    license: as the files state it; None if they do not.
-    name: of the file or directory.
-    generation: how its texts end and are sampled, as the files say.
-    unread: what the files hold that is neither read nor known to be harmless, such as
+    config: the model's architecture.
+    params: numpy float32 parameters in the layout of `Model.init`; None for random values.
+    license: the licence that the files state; None if they state none.
+    name: name of the file, without its suffix, or of the directory.
+    generation: end tokens and sampling settings that the files state.
+    unread: keys, files and tensors that are neither read nor known to be harmless, such as
       "config.json: some_key".
   """
 
@@ -42,7 +42,7 @@ class Pretrained(NamedTuple):
 
 
 def load_pretrained(source: str, *, tokenizer_size: int | None = None) -> Pretrained:
-  """Reads a model of the Llama family; what is left unread is named in one warning.
+  """Reads a model of the Llama family; one warning names all that is not read.
 
   Args:
     source: a `*.gguf` file, a Hugging Face directory (config.json and safetensors), or
@@ -51,8 +51,8 @@ def load_pretrained(source: str, *, tokenizer_size: int | None = None) -> Pretra
       beyond it are padding and are set to zero. None keeps all rows.
 
   Raises:
-    InputError: if the source cannot be found, read or represented exactly, or has fewer rows
-      than the tokenizer has ids.
+    InputError: the source cannot be found, read or represented exactly, has fewer rows than the
+      tokenizer has ids, or names an end token that the tokenizer lacks.
   """
   path = sources.resolve(source)
   try:

@@ -1,4 +1,4 @@
-"""The seam between a model and everything else: a tuple of pure functions."""
+"""The interface of a model to everything else: a tuple of pure functions."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ class Model(NamedTuple):
   Attributes:
     config: the architecture.
     init: `(key) -> params`, a plain nested dict; works under `jax.eval_shape` and `jax.jit`.
-    logical_axes: `() -> tree` of params' structure whose leaves are tuples of axis names or None.
-    apply: `(params, tokens, positions, segment_ids, *, taps=()) -> (hidden, taps)`: hidden states
-      `[batch, seq, dim]` after the final norm and taps `[len(taps), batch, seq, dim]`, both in
-      the compute dtype.
-    decode: `(params, tokens, positions, cache) -> (hidden, cache)` for `[batch, seq]` new tokens;
-      a negative position marks padding.
-    init_cache: `(batch, max_len) -> cache`, empty.
-    unembedding: `(params) -> [vocab, dim]`, the parameter itself, whatever the compute dtype.
+    logical_axes: `() -> tree` with the structure of params, whose leaves are tuples of a logical
+      name or None for each axis.
+    apply: `(params, tokens, positions, segment_ids, *, taps=()) -> (hidden, taps)`, from int32
+      `[batch, seq]` packed rows to hidden states `[batch, seq, dim]` after the final norm and taps
+      `[len(taps), batch, seq, dim]`, both in the compute dtype.
+    decode: `(params, tokens, positions, cache) -> (hidden, cache)` for int32 `[batch, seq]` new
+      tokens; a negative position marks padding.
+    init_cache: `(batch, max_len) -> cache`, an empty cache of `max_len` tokens for each row.
+    unembedding: `(params) -> [vocab, dim]`, the parameter itself, not in the compute dtype.
   """
 
   config: DecoderConfig
@@ -41,7 +42,7 @@ class Model(NamedTuple):
   unembedding: Callable[[Params], jax.Array]
 
   def num_parameters(self) -> int:
-    """The number of values in all parameters; computes nothing."""
+    """The number of values in all parameters, from their shapes alone."""
     shapes = jax.eval_shape(self.init, jax.random.key(0))
     return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
 
@@ -60,17 +61,19 @@ def make_model(
 
   Args:
     config: the architecture.
-    dtype: what the layers compute in; norms and softmax are float32 always.
-    remat: what the backward pass keeps of each layer: "none" (all of it kept), "dots" (only the
-      results of matrix products with parameters) or "full" (only the layer's input).
+    dtype: the compute dtype of the layers; norms and softmax are always float32.
+    remat: what is stored of each layer for the backward pass: "none" (no rematerialisation, all is
+      stored), "dots" (only results of matrix products with parameters) or "full" (only the layer's
+      input).
     params_dtype: dtype of the parameters that `init` makes.
-    constrain: pins an activation to the device mesh by the logical names of its axes; Flax's own
-      does nothing unless its rules are set.
-    attention: how `apply` attends within its rows; `decode` always does as `attention.XLA`.
-    layers_on_host: parameters of layers may come in host memory; each is copied when it is due.
+    constrain: constrains an activation's sharding by the logical names of its axes; the default,
+      Flax's own, does nothing unless its rules are set.
+    attention: implementation of attention in `apply`; `decode` always uses `masked_attention`.
+    layers_on_host: whether parameters of layers may be in host memory; each layer's are copied to
+      the devices when it runs.
 
   Raises:
-    ValueError: if `remat` is unknown.
+    ValueError: `remat` is unknown.
   """
   if remat not in REMAT_POLICIES:
     raise ValueError(f'remat must be one of {", ".join(REMAT_POLICIES)}; got "{remat}".')
@@ -79,7 +82,7 @@ def make_model(
 
   def boxed_init(key: jax.Array) -> Params:
     ids = jnp.zeros((1, 1), jnp.int32)
-    # Parameters do not depend on the attention, and kernels do not take rows of one token.
+    # Parameters do not depend on the attention, whose kernels cannot take rows of one token.
     plain = decoder.clone(packed=XLA, layers_on_host=False)
     return plain.init(key, ids, ids, ids)["params"]
 

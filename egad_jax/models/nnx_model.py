@@ -1,4 +1,4 @@
-"""A Flax NNX module as a `Model`, so that it can be teacher or student."""
+"""Wraps a Flax NNX module as a `Model`, so that it can be teacher or student."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ def nnx_model(
   hidden: Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array],
   unembedding: Callable[[Params], jax.Array],
 ) -> tuple[Model, Params]:
-  """The functions of a module, and its parameters as a nested dict.
+  """Makes the functions of a module, and its parameters as a nested dict.
 
-  It has no taps and does not generate; every device holds all of its parameters.
+  The model has no taps and does not generate; every device holds all of its parameters.
 
   Args:
     module: a decoder with all its parameters.
-    config: its sizes: dim, vocab_size and max_seq_len are read.
-    hidden: (module, tokens, positions, segment_ids, each [batch, seq]) -> [batch, seq, dim] after
-      the final norm, in the compute dtype.
-    unembedding: (parameters) -> [vocab, dim].
+    config: the architecture, of which dim, vocab_size and max_seq_len are used.
+    hidden: `(module, tokens, positions, segment_ids) -> hidden states`, from int32 `[batch, seq]`
+      to `[batch, seq, dim]` after the final norm, in the compute dtype.
+    unembedding: `(params) -> [vocab, dim]`.
+
+  Returns:
+    The model and its parameters.
   """
   graph, state = nnx.split(module)
   params = nnx.to_pure_dict(state)
@@ -37,7 +40,7 @@ def nnx_model(
   def apply(params: Params, *rows: jax.Array, taps: tuple[int, ...] = ()) -> Any:
     if taps:
       raise ValueError("taps: an NNX module has none; set branch.weight to 0.")
-    filled = jax.tree.map(lambda x: x, state)  # A copy: what is traced must not outlive the trace.
+    filled = jax.tree.map(lambda x: x, state)  # A copy: `state` must not keep tracers.
     nnx.replace_by_pure_dict(filled, params)
     result = hidden(nnx.merge(graph, filled), *rows)
     return result, jnp.zeros((0, *result.shape), result.dtype)

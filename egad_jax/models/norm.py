@@ -12,9 +12,9 @@ class RMSNorm(nn.Module):
   """x / sqrt(mean(x²) + eps) · scale, computed in float32, returned in the dtype of x.
 
   Attributes:
-    eps: added to the mean square.
-    params_dtype: of the scale.
-    axis: logical name of the axis that is normalised, the last one.
+    eps: epsilon added to the mean square.
+    params_dtype: dtype of the scale parameter, which has shape `[dim]`.
+    axis: logical name of the last axis, along which x is normalised.
   """
 
   eps: float

@@ -1,4 +1,4 @@
-"""Attention kernels on a device mesh: each device attends for its own rows and heads."""
+"""Runs attention kernels on a device mesh, each device for its own rows and attention heads."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 def per_device(
   mesh: jax.sharding.Mesh | None, kernel: Kernel, seen_axes: sharding.LogicalAxes
 ) -> Kernel:
-  """Runs `kernel` on each device's rows and heads; no communication inside.
+  """Wraps `kernel` to run on each device's rows and attention heads, without communication.
 
-  Where the devices divide the query heads but not the key heads, each key head is repeated as
-  often as needed, the least that gives every device whole groups. Where they do not divide the
-  query heads either, those along the axis of the heads repeat each other's work.
+  If the number of devices along the axis of the heads divides the query heads but not the key
+  heads, each key head is repeated, as few times as give every device whole groups. If it does not
+  divide the query heads either, these devices repeat each other's work.
 
   Args:
-    mesh: the mesh that the caller's arrays live on; None: one device.
+    mesh: the mesh over which the caller's arrays are sharded; None for one device.
     kernel: `(query, key, value, seen) -> out` of `[batch, seq, heads, head_dim]` arrays.
     seen_axes: logical axes of `seen`.
   """

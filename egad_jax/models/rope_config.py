@@ -1,4 +1,4 @@
-"""Rotary frequencies as other people's files describe them."""
+"""Reads the rotary frequencies that foreign files describe."""
 
 from __future__ import annotations
 
@@ -17,18 +17,25 @@ _DEFAULT_THETA = 10_000.0
 _LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 _KNOWN_KEYS = frozenset({"rope_type", "type", "rope_theta", *_LLAMA3_KEYS})
 _REMEDY = "Correct the file, or use a model with plain or llama3 rotary positions."
-# Largest relative difference between stored factors and those of the scaling they are taken for.
+# Largest relative difference allowed between stored factors and those of the fitted scaling.
 _MAX_ERROR = 1e-4
 
 
 def rope_from_hf(source: str, data: Mapping[str, Any]) -> tuple[float, Llama3RopeScaling | None]:
   """The base and the scaling of a config.json.
 
-  transformers 5 writes `rope_parameters`, older versions `rope_theta` beside `rope_scaling`. Where
-  a file says both, they must agree: versions of transformers differ in which of them they take.
+  transformers 5 writes `rope_parameters`, older versions `rope_theta` and `rope_scaling`. If a file
+  has both, they must agree: versions of transformers differ on which they take.
+
+  Args:
+    source: name of the file, for messages.
+    data: content of the file.
+
+  Returns:
+    The base of the wavelengths, and the scaling or None.
 
   Raises:
-    InputError: if they do not, or are not what the decoder computes.
+    InputError: the keys do not agree, or the decoder does not support them.
   """
   rope = _agreed(source, data, "rope_parameters", "rope_scaling", default={})
   if not isinstance(rope, dict):
@@ -76,7 +83,11 @@ def _llama3(source: str, data: Mapping[str, Any], rope: Mapping[str, Any]) -> Ll
 
 
 def _agreed(source: str, data: Mapping[str, Any], *keys: str, default: Any = None) -> Any:
-  """The value of the keys that are there; refused if they are there with different values."""
+  """The common value of those keys that are present, or the default.
+
+  Raises:
+    InputError: their values differ.
+  """
   values = {key: data[key] for key in keys if data.get(key) is not None}
   first = next(iter(values.values()), default)
   if any(value != first for value in values.values()):
@@ -93,17 +104,21 @@ def rope_from_factors(
   theta: float,
   original_max_seq_len: int | None,
 ) -> Llama3RopeScaling | None:
-  """The scaling of Llama 3 that gives the factors which llama.cpp stores in its place.
+  """Finds Llama 3's scaling from its factors, which llama.cpp stores instead.
 
   Args:
-    source: what to call them in messages.
-    factors: `[head_dim // 2]`, what each frequency is divided by.
-    head_dim: width of one head.
+    source: name of the factors, for messages.
+    factors: `[head_dim // 2]`, the divisor of each frequency.
+    head_dim: width of one attention head.
     theta: base of the wavelengths.
-    original_max_seq_len: as the file says, or None; it does not change the frequencies.
+    original_max_seq_len: number of positions by the file, None if it does not say; it does not
+      change the frequencies.
+
+  Returns:
+    The scaling; None if all factors are 1.
 
   Raises:
-    InputError: if they are the factors of another scaling.
+    InputError: no scaling of Llama 3 has these factors.
   """
   factors = factors.astype(np.float64)
   plain = rotary.frequencies(head_dim, theta=theta).astype(np.float64)
@@ -126,10 +141,11 @@ def rope_from_factors(
 
 
 def _fitted(factors: np.ndarray, plain: np.ndarray, original: int) -> Llama3RopeScaling:
-  """The scaling through the factors that lie between 1 and the largest.
+  """Fits a scaling to the factors between 1 and the largest.
 
-  There, 1 / factor is linear in the frequency, so that two of them tell where it begins and ends.
-  With fewer it may begin anywhere between its neighbours, and all such scalings are the same.
+  There, 1 / factor is linear in the frequency, so two of them determine where the interpolation
+  begins and ends. With fewer, its ends may lie anywhere between the neighbouring frequencies, and
+  all such scalings give the same factors.
   """
   largest = factors.max()
   smooth = (1 / factors - 1 / largest) / (1 - 1 / largest)
@@ -148,6 +164,6 @@ def _fitted(factors: np.ndarray, plain: np.ndarray, original: int) -> Llama3Rope
     unscaled = turns[smooth >= 0.5]
     low = turns[smooth < 0.5].max()
     width = unscaled.min() - low if len(unscaled) else low
-  # What is no such scaling at all gives bounds out of order, and is refused by its factors.
+  # Factors of no such scaling may give invalid bounds here; the caller then finds a large error.
   low, width = max(float(low), 1e-6), max(float(width), 1e-6)
   return Llama3RopeScaling(float(largest), low, low + width, original)

@@ -17,9 +17,9 @@ def frequencies(
   """Angular frequencies in radians per position, float32 `[head_dim // 2]`.
 
   Args:
-    head_dim: width of one head.
+    head_dim: width of one attention head, even.
     theta: base of the geometric series of wavelengths.
-    scaling: see `Llama3RopeScaling`.
+    scaling: scaling of the frequencies; None for none.
   """
   plain = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
   if scaling is not None:
@@ -28,10 +28,14 @@ def frequencies(
 
 
 def scaling_factors(plain: np.ndarray, scaling: Llama3RopeScaling) -> np.ndarray:
-  """What each unscaled frequency is divided by, `[head_dim // 2]`, from 1 to `scaling.factor`.
+  """The divisor of each unscaled frequency, `[head_dim // 2]`, from 1 to `scaling.factor`.
 
-  The rule of Meta's Llama 3.1 reference code: interpolate 1/factor linearly in the number of
+  As in Meta's reference code of Llama 3.1, 1 / factor is interpolated linearly in the number of
   turns that a frequency makes over the original context.
+
+  Args:
+    plain: float64 `[head_dim // 2]`, unscaled frequencies in radians per position.
+    scaling: the scaling.
   """
   turns = scaling.original_max_seq_len * plain / (2 * math.pi)
   low, high = scaling.low_freq_factor, scaling.high_freq_factor

@@ -1,4 +1,4 @@
-"""Hugging Face directories: config.json with safetensors, whole or in shards."""
+"""Reads Hugging Face directories, with one or several safetensors files, and writes safetensors."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from egad_jax.models.generation_settings import GenerationSettings, read_setting
 from egad_jax.models.key_tables import INDEX_METADATA, SAFETENSORS_INDEX
 from egad_jax.models.model import Params
 
-# A file of the directory itself. The file may be a link, as in Hugging Face's cache.
+# Name of a file directly in the directory; it may be a link, as in Hugging Face's cache.
 _SHARD_NAME = re.compile(r"[\w +,.=@-]{1,200}\.safetensors", re.ASCII)
-# Safetensors' names of the kinds of values that are read.
+# Safetensors' names of the dtypes that are read.
 _FLOATING = ("F64", "F32", "F16", "BF16")
 _DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
 class DirectoryModel(NamedTuple):
-  """What a Hugging Face directory says about a model, apart from its tokenizer and its licence.
+  """A model read from a Hugging Face directory, without its tokenizer and its licence.
 
   Attributes:
-    config: its architecture.
-    params: numpy float32 in the layout of `Model.init`.
-    generation: how its texts end and are sampled.
+    config: the model's architecture.
+    params: numpy float32 parameters in the layout of `Model.init`.
+    generation: end tokens and sampling settings that the files state.
     unread: keys, files and tensors that are neither read nor known to be harmless.
   """
 
@@ -48,7 +48,7 @@ class DirectoryModel(NamedTuple):
 
 
 class _Stored(NamedTuple):
-  """Where a tensor is: an open file, and its name there."""
+  """A tensor in an open safetensors file, and its name there."""
 
   shard: Any
   name: str
@@ -58,12 +58,12 @@ def read_directory(directory: pathlib.Path) -> DirectoryModel:
   """Reads a Llama model from `config.json`, `generation_config.json` and safetensors.
 
   Args:
-    directory: holds config.json and model.safetensors, or the index of its shards.
+    directory: directory with config.json and model.safetensors, or the index of its shards.
 
   Raises:
-    InputError: if a file is missing, truncated or not what it should be, if the model cannot be
-      represented exactly, if a tensor is missing, unexpected or of the wrong shape, or if there are
-      two sets of weights.
+    InputError: a file is missing, truncated or malformed; the model cannot be represented exactly;
+      a tensor is missing, unexpected, of the wrong shape or not finite; or there are two sets of
+      weights.
   """
   check_layout(directory)
   config_path = directory / CONFIG
@@ -92,24 +92,24 @@ def write_safetensors(
   """Writes one safetensors file that transformers reads.
 
   Args:
-    path: where.
-    tensors: names to arrays.
-    dtype: "float32" or "bfloat16", what the arrays are cast to.
+    path: path of the file.
+    tensors: name -> array.
+    dtype: dtype to which the arrays are cast, "float32" or "bfloat16".
 
   Raises:
-    InputError: if `dtype` is another.
+    InputError: `dtype` is another.
   """
   if dtype not in _DTYPES:
     raise InputError(f'dtype must be one of {", ".join(_DTYPES)}; got "{dtype}".')
   cast = {name: np.ascontiguousarray(t.astype(_DTYPES[dtype])) for name, t in tensors.items()}
-  # transformers refuses files that do not say which framework's layout they have.
+  # transformers refuses files whose metadata do not name a framework.
   safetensors.numpy.save_file(cast, path, metadata={"format": "pt"})
 
 
 def _open_tensors(
   directory: pathlib.Path, stack: contextlib.ExitStack
 ) -> tuple[dict[str, _Stored], list[str]]:
-  """Maps each tensor's name to where it is; also what is beside them and not read."""
+  """Opens the safetensors files; returns the tensors by name, and what beside them is not read."""
   index = directory / INDEX
   if not is_there(index):
     shard = _open_shard(directory / SINGLE, stack)
@@ -140,7 +140,7 @@ def _open_tensors(
 
 
 def _read_index(index: pathlib.Path) -> tuple[dict[str, str], list[str]]:
-  """The file of each tensor by an index, and the keys of its metadata that are not known."""
+  """Reads an index: tensor name -> file name, and the unknown keys of its metadata."""
   data = read_json(index)
   check_closed(
     str(index), SAFETENSORS_INDEX.unknown(data), "Copy the index again, or save the model again."
@@ -174,7 +174,11 @@ def _open_shard(path: pathlib.Path, stack: contextlib.ExitStack) -> Any:
 
 
 def _one_table(directory: pathlib.Path, found: dict[str, _Stored]) -> None:
-  """Leaves one of the two names that tied embeddings may have, if both mean the same."""
+  """Reduces the two names that a tied embedding may have to one.
+
+  Raises:
+    InputError: both are there with different values.
+  """
   table, head = "model.embed_tokens.weight", "lm_head.weight"
   copy = found.pop(head, None)
   if copy is None:

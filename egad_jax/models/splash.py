@@ -1,9 +1,9 @@
-"""Attention of packed rows by the TPU kernel that ships with jax, splash attention.
+"""Attention in packed rows by splash attention, the TPU kernel that ships with JAX.
 
-Logits exist one block at a time, and blocks above the diagonal or outside a window are skipped, so
-that memory is linear in the length of the rows. Masks come from places in the row and segment ids:
-a segment is contiguous, so that a window counted in places is one counted in positions (but for
-padding, whose positions may be all the same).
+Logits exist one block at a time, so memory is linear in the length of the rows; blocks above the
+diagonal or outside a window are skipped. Masks use indices in the row and segment ids: a segment is
+contiguous, so a window counted in indices is one counted in positions (except in padding, whose
+positions may all be the same).
 """
 
 from __future__ import annotations
@@ -18,17 +18,22 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from egad_jax.models.attention import PackedAttention
 from egad_jax.models.per_device import per_device
 
-# Blocks are whole vectors of the TPU.
+# Lanes of a TPU vector; the sizes of blocks are multiples of it.
 LANES = 128
-# Not the fastest on every chip, but its float32 logits and their gradients stay far below the
-# memory that a kernel may use by default.
+# Not the fastest size on every chip, but a block's float32 logits and their gradients stay far
+# below the memory that a kernel may use by default.
 _LARGEST_BLOCK = 512
-# The widest that was compiled with blocks of that size, for v5e and v6e.
+# The largest width of an attention head that was compiled with such blocks, for v5e and v6e.
 _LARGEST_HEAD_DIM = 512
 
 
 def unserved(*, seq_len: int, head_dim: int) -> str | None:
-  """Why the kernel cannot take rows of this length or heads of this size; None if it can."""
+  """Why the kernel cannot take such arrays; None if it can.
+
+  Args:
+    seq_len: number of tokens of a row.
+    head_dim: width of an attention head.
+  """
   if seq_len % LANES:
     return f"rows must be a multiple of {LANES} tokens long, and they have {seq_len}"
   if head_dim % 8 or head_dim > _LARGEST_HEAD_DIM:
@@ -39,14 +44,13 @@ def unserved(*, seq_len: int, head_dim: int) -> str | None:
 def splash_attention(
   mesh: jax.sharding.Mesh | None = None, *, interpret: bool = False
 ) -> PackedAttention:
-  """Makes the attention; `attend` reads int32 `[batch, seq]` segment ids.
+  """Makes the attention; its `attend` reads int32 `[batch, seq]` segment ids.
+
+  `attend` raises ValueError if the kernel cannot take the arrays; see `unserved`.
 
   Args:
-    mesh: the mesh that the caller's arrays live on; None: one device.
-    interpret: run the kernel's program step by step on any device, slowly, for tests.
-
-  Raises:
-    ValueError: by `attend`, if the kernel cannot take the arrays, see `unserved`.
+    mesh: the mesh over which the caller's arrays are sharded; None for one device.
+    interpret: whether to interpret the kernel, slowly and on any device, for tests.
   """
 
   def attend(
@@ -84,11 +88,11 @@ def _attend(
   mask = (
     masks.CausalMask(square)
     if window is None
-    # A token sees itself and window - 1 before it; the kernel counts only those before.
+    # A token sees itself and window - 1 tokens before it; the kernel counts only the latter.
     else masks.LocalMask(square, (window - 1, 0), offset=0)
   )
   size = _block(seq_len)
-  # Made anew in every trace: it holds arrays of the trace.
+  # The kernel is made in every trace because it holds arrays of the trace.
   kernel = kernels.make_splash_mha(
     masks.MultiHeadMask([mask] * num_heads),
     block_sizes=kernels.BlockSizes(
@@ -103,8 +107,8 @@ def _attend(
     q_seq_shards=1,
     interpret=interpret,
   )
-  # The kernel does not scale. Exact where the scale is a power of two (heads of 64 or 256), else
-  # one rounding more than XLA's form, which scales the logits.
+  # The kernel does not scale the logits, so the query is scaled. This is exact if the scale is a
+  # power of two (head_dim 64 or 256), else one rounding more than in XLA's form.
   query = (query.astype(jnp.float32) * head_dim**-0.5).astype(query.dtype)
 
   def of_row(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Students cut out of a teacher: some of its layers, everything else shared."""
+"""Makes students from some of a teacher's layers and copies of all its other parameters."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from egad_jax.models.model import Params
 
 
 def evenly_spaced(num_teacher_layers: int, num_layers: int) -> tuple[int, ...]:
-  """Indices of `num_layers` layers spread over the teacher's, first and last among them.
+  """Indices of `num_layers` layers spread over the teacher's, from the first to the last.
+
+  A single layer is the first.
 
   Raises:
-    InputError: unless 1 ≤ `num_layers` ≤ `num_teacher_layers`.
+    InputError: `num_layers` is not from 1 to `num_teacher_layers`.
 
   >>> evenly_spaced(30, 4)
   (0, 10, 19, 29)
@@ -32,10 +34,14 @@ def evenly_spaced(num_teacher_layers: int, num_layers: int) -> tuple[int, ...]:
 
 
 def shape_from_layers(config: DecoderConfig, layer_indices: Sequence[int]) -> DecoderConfig:
-  """The architecture of some of a model's layers, in the order given.
+  """The architecture of a model made of some of another's layers.
+
+  Args:
+    config: the other model's architecture.
+    layer_indices: the layers in order, counted from 0.
 
   Raises:
-    InputError: if there are no indices or one is out of range.
+    InputError: there are no indices, or one is out of range.
   """
   if not layer_indices or not all(0 <= i < config.num_layers for i in layer_indices):
     raise InputError(
@@ -49,19 +55,19 @@ def shape_from_layers(config: DecoderConfig, layer_indices: Sequence[int]) -> De
 def student_from_layers(
   config: DecoderConfig, params: Params, layer_indices: Sequence[int]
 ) -> tuple[DecoderConfig, Params]:
-  """Keeps the chosen layers of a model, in the order given, and all that is not in a layer.
+  """Makes a student of some of a teacher's layers and all its parameters outside layers.
 
   Args:
     config: the teacher's architecture.
     params: the teacher's parameters.
-    layer_indices: which layers, counted from 0.
+    layer_indices: the layers in order, counted from 0.
 
   Returns:
     The student's architecture and parameters, numpy arrays that share no memory with the
     teacher's.
 
   Raises:
-    InputError: if there are no indices or one is out of range.
+    InputError: there are no indices, or one is out of range.
   """
   student = shape_from_layers(config, layer_indices)
   pattern = student.pattern

@@ -1,1 +1,1 @@
-"""What people see of a run: logs, the report, the model card."""
+"""Logs, the report and the model card of a run."""

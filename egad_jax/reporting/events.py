@@ -1,4 +1,4 @@
-"""TensorBoard's events of a run; a disk that is full delays them, and never the run."""
+"""TensorBoard event files of a run; a full disk delays them, and never the run."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ from egad_jax.files.storage import is_local
 
 _LOG = logging.getLogger(__name__)
 _FLUSH_SECONDS, _UPLOAD_SECONDS = 10.0, 30.0
-# Bytes that wait for room at most; one number of one step has 60.
+# Most bytes that wait for room on the disk; a record of one number has about 60.
 _MOST_WAITING = 2**24
 
 
 class EventFile:
-  """One file of events, appended to by this process alone.
+  """One event file, appended to by this process alone.
 
-  tensorboardX has a thread write it, which a full disk ends; the run would wait for it for ever.
+  tensorboardX's own writer is a thread that ends on a full disk, and the run would wait for it for
+  ever.
   """
 
   def __init__(self, directory: epath.Path, *, purge_step: int) -> None:
-    """Begins a file.
+    """Begins a file, which is created at the first `sync`.
 
     Args:
-      directory: of the run's events; made when there is something to write.
-      purge_step: the first step; TensorBoard hides what earlier files say of it and of later ones.
+      directory: directory of the run's event files; created at the first `sync`.
+      purge_step: first step of this file; TensorBoard hides what earlier files hold of this and
+        later steps.
     """
     name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
     self._path, self._local = directory / name, is_local(directory)
@@ -44,7 +46,7 @@ class EventFile:
     self._add(Event(wall_time=time.time(), step=purge_step, session_log=start))
 
   def add_scalar(self, name: str, value: float, step: int) -> None:
-    """Adds one number of one step."""
+    """Adds one number of one step, and writes the waiting records when they are due."""
     self._add(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
     if time.monotonic() - self._tried >= (_FLUSH_SECONDS if self._local else _UPLOAD_SECONDS):
       self.sync()
@@ -60,7 +62,7 @@ class EventFile:
       self._waiting += record
 
   def sync(self) -> None:
-    """Writes what waits, as far as there is room."""
+    """Writes the waiting records; if that fails, logs the error once and keeps them."""
     self._tried = time.monotonic()
     try:
       self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,14 +82,14 @@ class EventFile:
     path = pathlib.Path(self._path)
     path.touch()
     with path.open("r+b") as file:
-      # What a failed attempt left of a record is overwritten.
+      # A failed attempt may have left part of a record, which is overwritten.
       file.seek(self._written)
       file.truncate()
       file.write(self._waiting)
     self._written += len(self._waiting)
 
   def close(self) -> None:
-    """Writes what waits, and says what is lost."""
+    """Writes the waiting records, and logs an error if any are lost."""
     self.sync()
     if self._failing or self._lost:
       _LOG.error("the last events of TensorBoard are lost; metrics.jsonl has their numbers")

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard, and the terminal."""
+"""Logs a run's metrics to metrics.jsonl, TensorBoard and the terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from egad_jax.reporting.events import EventFile
 
 _LOG = logging.getLogger(__name__)
 
-# Keys of every line of metrics.jsonl that come from the train step; null where not applicable.
+# Keys from the train step that every line of metrics.jsonl has; null where they do not apply.
 # A method's own metrics and the count of skipped steps follow them.
 STEP_KEYS = (
   "loss",
@@ -40,12 +40,12 @@ _NOT_LOGGED = ("tokens", "finite", "skipped_in_a_row", "loss_limit", "grad_norm_
 
 
 def averages(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
-  """Divides the (total, count) pairs of a step, on the host."""
+  """The means of a step's (total, count) pairs of scalars, on the host; 0 counts as 1."""
   return {name: float(total) / max(float(count), 1.0) for name, (total, count) in metrics.items()}
 
 
 def shown(value: float | None, form: str) -> str:
-  """A number for people; "n/a" for what is not finite or was not measured.
+  """Formats a number; "n/a" if it is not finite, or None since it was not measured.
 
   >>> shown(2.5, ".2f"), shown(None, ".2f"), shown(float("inf"), ".2f")
   ('2.50', 'n/a', 'n/a')
@@ -54,7 +54,7 @@ def shown(value: float | None, form: str) -> str:
 
 
 class MetricLog:
-  """Writes each logged step once, ascending, to metrics.jsonl, TensorBoard and the terminal."""
+  """Writes each logged step once, in order, to metrics.jsonl, TensorBoard and the terminal."""
 
   def __init__(
     self,
@@ -66,21 +66,22 @@ class MetricLog:
     tensorboard: bool,
     measure: Callable[[float], Mapping[str, Any]],
   ):
-    """Opens the logs of steps after `start`; later ones of an earlier attempt are cut off.
+    """Opens the logs; lines of steps after `start`, from an earlier attempt, are cut off.
 
     Args:
-      workdir: of the run.
-      steps: of the whole run.
-      start: step that it goes on from.
-      log_every: steps between lines.
-      tensorboard: whether to write its events.
-      measure: seconds of a step -> more of a line, as of `Utilization.measure`.
+      workdir: the open workdir whose metrics.jsonl and tensorboard/ are written.
+      steps: number of steps of the whole run.
+      start: step from which the run resumes; 0 for a new run.
+      log_every: steps between logged lines; the last step is always logged.
+      tensorboard: whether to write TensorBoard events.
+      measure: takes the mean seconds of a step and returns further entries of the line, as
+        `Utilization.measure` does.
     """
     self._lines = JsonlLog(workdir / files.METRICS, last_step=start, writes=workdir.writes)
     self._steps, self._log_every, self._measure = steps, log_every, measure
     self._events = None
     if tensorboard and workdir.writes:
-      # purge_step hides what an earlier attempt logged beyond the step that it is resumed from.
+      # purge_step hides what an earlier attempt logged after the step from which the run resumes.
       self._events = EventFile(workdir / "tensorboard", purge_step=start + 1)
     self._phase = progress.Phase()
     self._step = self._since = start
@@ -88,7 +89,7 @@ class MetricLog:
 
   @contextlib.contextmanager
   def shown(self) -> Iterator[None]:
-    """Shows the steps that are made in this context."""
+    """Shows the progress of the steps made in this context."""
     phase = progress.phase("training", self._steps, completed=self._step, is_told=False)
     with phase as self._phase:
       yield
@@ -97,17 +98,17 @@ class MetricLog:
   def write(
     self, step: int, values: Mapping[str, float], *, epoch: float, tokens: int, seconds: float
   ) -> bool:
-    """Takes the numbers of one step.
+    """Takes the metrics of one step, and logs a line if one is due.
 
     Args:
-      step: updates made with it.
-      values: averages of the step.
+      step: number of this step, from 1; skipped ones count.
+      values: metrics of the step, as `averages` returns them.
       epoch: passes over the train rows so far.
-      tokens: target tokens so far.
-      seconds: that the step took.
+      tokens: target tokens trained on since the start of the run.
+      seconds: seconds that the step took, with the wait for its batch.
 
     Returns:
-      Whether the step is logged.
+      Whether the step was logged.
     """
     self._seconds += seconds
     self._tokens += 0.0 if values.get("skipped") else values["tokens"]
@@ -143,17 +144,17 @@ class MetricLog:
     return True
 
   def write_evaluation(self, step: int, result: Mapping[str, Any]) -> None:
-    """Adds the student's held-out numbers to TensorBoard."""
+    """Adds the student's held-out metrics to TensorBoard, under "held_out/"."""
     for key, value in result["student"].items():
       if self._events and value is not None:
         self._events.add_scalar(f"held_out/{key}", value, step)
 
   def sync(self) -> None:
-    """Writes the lines that are waiting."""
+    """Writes the waiting lines of metrics.jsonl."""
     self._lines.sync()
 
   def close(self) -> None:
-    """Flushes everything."""
+    """Writes all that waits and closes the event file."""
     self.sync()
     if self._events:
       self._events.close()

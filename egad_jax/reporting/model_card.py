@@ -1,4 +1,4 @@
-"""The exported student's README.md: what it is, what was measured, how to load it, its licence."""
+"""The model card of an exported student: its origin, measurements, use and licence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from egad_jax.models.license import License
 from egad_jax.reporting.report import changes, digits, duration, flatten, magnitude
 
 MAX_SAMPLES = 3
-# What shaped the student; the rest of a config says where and how fast it ran.
+# Config keys that shape the student; the others say where and how fast the run was made.
 _SHAPING = (
   "method",
   "seed",
@@ -53,14 +53,15 @@ def write_model_card(
   """Returns the text of the model card, Markdown with YAML front matter.
 
   Args:
-    summary: content of summary.json. Measurements that are absent are shown as "not measured",
-      those that are null, since they were not finite, as "n/a".
+    summary: content of summary.json. Absent measurements are shown as "not measured"; null ones,
+      which were not finite, as "n/a".
     config: content of config.json. Absolute paths are shown by their last part only, since a card
       is made to be published.
-    teacher_name: the teacher as a reader would look it up. It becomes `base_model` only if it has
-      the form owner/name, which is what that field means.
-    teacher_license: as the teacher's files state it, None if they do not.
-    samples: content of samples.json, of which the first few are shown, or None.
+    teacher_name: the name under which a reader can find the teacher. It becomes `base_model` only
+      in the form owner/name, which that field requires.
+    teacher_license: the licence that the teacher's files state; None if they state none.
+    samples: content of samples.json, of which the first `MAX_SAMPLES` are shown; None if the run
+      made none.
   """
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader("egad_jax.reporting", "."),
@@ -100,7 +101,7 @@ def _front_matter(teacher_name: str, teacher_license: License | None) -> str:
       fields["license_name"] = teacher_license.name
   else:
     fields |= {"license": "other", "license_name": teacher_license.name or teacher_license[0]}
-  # A link into the teacher's directory would lead nowhere from here.
+  # A relative link into the teacher's directory would lead nowhere from the card.
   if teacher_license is not None and _ADDRESS.fullmatch(teacher_license.link or ""):
     fields["license_link"] = teacher_license.link
   if _HUB_ID.fullmatch(teacher_name):

@@ -1,4 +1,4 @@
-"""The report's passage: the same text coloured by entropy, the student's KL, and mechanisms."""
+"""The report's passage: one text coloured by entropy, KL, temperature and branch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHADES = 24
 _MAPS = {"e": "viridis_r", "k": "YlOrRd", "t": "cividis"}
 _BRANCH = [("#cfe3f3", "#000000"), ("#f0a35e", "#000000")]
 _WHITESPACE = re.compile(r"\n|\t| {2,}|^ +$")
-# Controls are invisible, and the bidirectional ones would reorder the text around them.
+# Control characters are invisible, and bidirectional ones would reorder the text around them.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -27,11 +27,11 @@ class PassageView(NamedTuple):
   """One colouring of the passage.
 
   Attributes:
-    title: heading.
-    classes: per token the CSS class of its colour, "" where the value is null.
+    title: heading of the colouring.
+    classes: the CSS class of each token's colour, "" where its value is null; empty if `absent`.
     legend: (CSS background, label) of each swatch of a two-colour legend, or of one gradient.
-    ticks: labels spread under a gradient, low to high.
-    absent: why there is nothing to colour, "" when there is.
+    ticks: labels spread under a gradient, low to high; empty for a two-colour legend.
+    absent: why there is nothing to colour; "" if there is something.
   """
 
   title: str
@@ -42,7 +42,11 @@ class PassageView(NamedTuple):
 
 
 def passage_views(tokens: Sequence[Record]) -> list[PassageView]:
-  """Returns the colourings by teacher entropy, the student's KL, temperature and branch."""
+  """Returns the colourings by teacher entropy, the student's KL, temperature and branch.
+
+  Args:
+    tokens: the entries of passage.json's `tokens`.
+  """
   entropy = finite([token.get("entropy") for token in tokens])
   temperature = finite([token.get("temperature") for token in tokens])
   hard = finite([token.get("hard") for token in tokens])
@@ -59,7 +63,7 @@ def _nats_view(title: str, what: str, nats: np.ndarray, prefix: str) -> PassageV
   if not np.isfinite(nats).any():
     return PassageView(title, [], [], [], f"No {what} were recorded for this passage.")
   top = max(float(np.nanmax(nats)), 1e-6)
-  # Most tokens are near zero nats: the square root keeps them apart.
+  # Most tokens are near zero nats; the square root spreads them out.
   shade = np.sqrt(np.maximum(nats, 0.0) / top)
   ticks = [f"{top * share**2:.2g}" for share in (0.0, 0.5, 1.0)]
   label = "nats, square-root scale"
@@ -114,7 +118,7 @@ def palettes() -> dict[str, list[tuple[str, str]]]:
 
 
 def _palette(name: str) -> list[tuple[str, str]]:
-  """Returns (background, text) of each shade, the text black or white, whichever reads better."""
+  """Returns (background, text) colours of each shade; text is black or white, as contrasts more."""
   return [(shade, text_color(shade)) for shade in _shades(name)]
 
 
@@ -159,7 +163,7 @@ def plain(text: object) -> Markup:
 
 
 def visible(text: object) -> Markup:
-  """As `plain`, with newlines, tabs, runs of spaces and lone spaces marked."""
+  """Does what `plain` does, and marks newlines, tabs, runs of spaces and lone spaces."""
 
   def mark(match: re.Match[str]) -> str:
     found = match[0]

@@ -1,7 +1,7 @@
-"""Figures of the report: run records in, panels of inline SVG out.
+"""Draws the figures of the report: takes a run's records and returns panels of inline SVG.
 
-A figure with nothing to draw is a `Panel` whose `svg` is None and whose caption says why, so that a
-mechanism that is off reads as off and not as an empty plot.
+A figure without data is a `Panel` whose `svg` is None and whose caption says why, so that a
+mechanism that is off does not look like an empty plot.
 """
 
 from __future__ import annotations
@@ -43,13 +43,18 @@ from egad_jax.reporting.svg import (
   thin,
 )
 
-# So many lines are told apart by name; more, by a scale of colours.
+# Up to this many lines a legend names each; for more there is a colour bar.
 _NAMED_LINES = 4
 _TICKS = (0.0, 0.1, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0)
 
 
 def training_panels(metrics: Sequence[Record], evaluations: Sequence[Record]) -> list[Panel]:
-  """Returns the curves over steps: losses, held-out KL and cross-entropy, optimizer."""
+  """Returns the curves over steps: losses, held-out KL and cross-entropy, optimizer.
+
+  Args:
+    metrics: the lines of metrics.jsonl.
+    evaluations: the lines of evaluations.jsonl.
+  """
   with matplotlib.rc_context(STYLE):
     return [
       _loss(metrics),
@@ -60,7 +65,12 @@ def training_panels(metrics: Sequence[Record], evaluations: Sequence[Record]) ->
 
 
 def entropy_panels(metrics: Sequence[Record], evaluations: Sequence[Record]) -> list[Panel]:
-  """Returns the figures of the mechanisms: histogram, forward KL, weight and temperature."""
+  """Returns the figures of the mechanisms: by entropy, and curriculum and temperature over steps.
+
+  Args:
+    metrics: the lines of metrics.jsonl.
+    evaluations: the lines of evaluations.jsonl.
+  """
   binned = [line for line in evaluations if line.get("entropy_bins")]
   with matplotlib.rc_context(STYLE):
     return [
@@ -106,7 +116,7 @@ def _loss(metrics: Sequence[Record]) -> Panel:
 
 
 def _skipped_note(metrics: Sequence[Record]) -> str:
-  """Says how many steps were skipped, if any."""
+  """Says how many steps were skipped; "" if none."""
   skipped = np.nan_to_num(column(metrics, "skipped_total")).max()
   steps = "1 step was" if skipped == 1 else f"{int(skipped):,} steps were"
   return f" {steps} skipped: not finite, or a spike." if skipped else ""
@@ -159,7 +169,7 @@ def _optimizer(metrics: Sequence[Record]) -> Panel:
   plot_known(upper, steps, rate, color=BLUE, marker=None if len(steps) > 1 else "o")
   plot_known(lower, steps, norm, color=ORANGE, marker=None if len(steps) > 1 else "o")
   upper.set_ylabel("learning rate")
-  # A multiplier above the axis would collide with the panel; 5e-4 reads as well.
+  # Matplotlib's common multiplier above the axis would collide with the panel.
   upper.yaxis.set_major_formatter(ticker.FuncFormatter(short_number))
   upper.yaxis.set_major_locator(ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
   lower.set_ylabel("gradient norm")
@@ -171,13 +181,13 @@ def _optimizer(metrics: Sequence[Record]) -> Panel:
 
 
 def _centres(bins: Record) -> np.ndarray:
-  """Returns float64 [bins], the middle of each entropy bin as drawn, in nats."""
+  """Returns float64 [bins]: the middle of each entropy bin on the square-root axis, in nats."""
   root = np.sqrt(finite(bins["edges"]))
   return ((root[:-1] + root[1:]) / 2.0) ** 2
 
 
 def _entropy_axis(axes: Axes, evaluations: Sequence[Record]) -> None:
-  """Scales x by the square root, which keeps the many tokens below one nat apart."""
+  """Scales x by the square root, which spreads out the many tokens below one nat."""
   bins = evaluations[-1]["entropy_bins"]
   used = np.flatnonzero(np.nan_to_num(finite(bins["count"])))
   edges = finite(bins["edges"])
@@ -203,7 +213,7 @@ def _histogram(evaluations: Sequence[Record]) -> Panel:
   axes.bar(edges[:-1], share * (1.0 - hard), np.diff(edges), color=BLUE, label="easy", **style)
   total = float((count * hard).sum() / count.sum())
   if total:
-    # The hatch tells the two apart without colour.
+    # The hatch distinguishes the two without colour.
     axes.bar(
       edges[:-1],
       share * hard,
@@ -242,7 +252,11 @@ def _along(evaluations: Sequence[Record], key: str) -> list[np.ndarray]:
 def _lines_by_progress(
   evaluations: Sequence[Record], values: Sequence[np.ndarray], ylabel: str
 ) -> tuple[Figure, Axes, str]:
-  """Draws a line per evaluation along entropy, coloured by step, and notes what is left out."""
+  """Draws one line per evaluation along entropy, coloured by step.
+
+  Returns:
+    The figure, its axes, and a note for the caption on evaluations that are not drawn.
+  """
   keep = np.unique(np.linspace(0, len(values) - 1, MAX_LINES).round().astype(int))
   steps = column(evaluations, "step")
   figure, axes = new_axes()

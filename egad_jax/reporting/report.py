@@ -1,7 +1,6 @@
 """The run's report: a self-contained report.html made from the files of a workdir.
 
-Nothing here knows a model or a loss: whatever the run wrote down is all the report can say, so a
-report can be made again at any time from the same files.
+It needs no model and no loss, only the files of the run, so it can be made again at any time.
 """
 
 from __future__ import annotations
@@ -28,7 +27,16 @@ _REMEDY = "Run launch/run.py with this --workdir to the end, which writes it aga
 
 
 class Records(NamedTuple):
-  """What a run wrote down; `samples` and `passage` are None when their file is absent."""
+  """The content of a workdir's JSON files.
+
+  Attributes:
+    config: content of config.json.
+    metrics: lines of metrics.jsonl.
+    evaluations: lines of evaluations.jsonl.
+    summary: content of summary.json.
+    samples: content of samples.json; None if there is no such file.
+    passage: content of passage.json; None if there is no such file.
+  """
 
   config: dict[str, Any]
   metrics: list[Record]
@@ -39,7 +47,7 @@ class Records(NamedTuple):
 
 
 def write_report(workdir: epath.PathLike) -> epath.Path:
-  """Writes `workdir`/report.html, whole, from the other files of the workdir.
+  """Writes report.html into a workdir, from the other files there; the file is replaced whole.
 
   Args:
     workdir: directory of a run, with config.json, metrics.jsonl, evaluations.jsonl, summary.json
@@ -49,7 +57,7 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
     The path of the report.
 
   Raises:
-    InputError: if a required file is missing or any of the files cannot be read as JSON.
+    InputError: a required file is missing, or a file is not JSON of the expected type.
   """
   directory = epath.Path(workdir)
   page = render(read_records(directory))
@@ -60,7 +68,11 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
 
 
 def read_records(directory: epath.Path) -> Records:
-  """Reads the records of a run; raises InputError as `write_report` says."""
+  """Reads the records of a run from its workdir.
+
+  Raises:
+    InputError: a required file is missing, or a file is not JSON of the expected type.
+  """
   return Records(
     config=_read_json(directory / "config.json", dict),
     metrics=_read_lines(directory / "metrics.jsonl"),
@@ -72,7 +84,7 @@ def read_records(directory: epath.Path) -> Records:
 
 
 def render(records: Records) -> str:
-  """Returns the report as one HTML document that loads nothing from anywhere."""
+  """Returns the report as one HTML document that loads no other resource."""
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader("egad_jax.reporting", "."),
     autoescape=True,
@@ -110,7 +122,7 @@ def render(records: Records) -> str:
 
 
 def changes(summary: Mapping[str, Any]) -> list[str]:
-  """Returns a line for each thing that was not the same from the run's beginning to its end."""
+  """Returns a line for each input, config key or library that changed during the run."""
   return [identity.describe(identity.Change(**change)) for change in summary.get("changes") or ()]
 
 
@@ -132,10 +144,16 @@ def title(records: Records) -> str:
 
 
 def headline(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """Returns the cards on top: name, before, after, teacher and the share of the gap that closed.
+  """Returns the cards at the top of the report: one per measure.
 
-  The share is 1 when the student reached the teacher, negative when it moved away; perplexity's is
-  taken in logarithms, which is the share in cross-entropy. None where it is not defined.
+  Args:
+    summary: content of summary.json.
+
+  Returns:
+    Dictionaries of "key", "name", "before", "after", "teacher" and "closed". "closed" is the share
+    of the gap between student and teacher that training closed: 1 if the student reached the
+    teacher, negative if it moved away, None where undefined. Perplexity's is computed from its
+    logarithm, the cross-entropy.
   """
   before, after, teacher = (summary.get(key) or {} for key in MODELS)
   cards = []
@@ -168,7 +186,7 @@ def number(value: Any) -> Markup:
 
 
 def digits(value: float) -> str:
-  """Returns four significant digits, thousands grouped; integers whole."""
+  """Formats a float to four significant digits, and an integer in full; thousands are grouped."""
   size = abs(value)
   if isinstance(value, int) or not math.isfinite(value):
     return f"{value:,}"
@@ -180,7 +198,7 @@ def digits(value: float) -> str:
 
 
 def magnitude(value: float | None) -> str:
-  """Returns a count in words of three digits: "74.4 million"."""
+  """Returns a count in words with three significant digits, such as "74.4 million"."""
   if value is None:
     return "an unknown number of"
   for size, name in ((1e9, " billion"), (1e6, " million")):

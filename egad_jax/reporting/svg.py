@@ -1,6 +1,6 @@
-"""Drawing kit of the report: a house style, columns of run records, and figures as inline SVG.
+"""Drawing helpers of the report: a common style, columns of run records, figures as inline SVG.
 
-Uses matplotlib's object interface only: no pyplot, no global figure, no display.
+They use matplotlib's object interface only: no pyplot, no global figure, no display.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from matplotlib import colors, ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-Record = Mapping[str, Any]  # One JSON object of a workdir file.
+Record = Mapping[str, Any]  # A JSON object from a file of the workdir.
 
 MAX_POINTS = 600
 MAX_LINES = 12
-SIZE = (4.7, 3.0)  # Inches. Small, so that the text stays readable when scaled down to a phone.
-# Okabe-Ito: told apart with any colour vision.
+SIZE = (4.7, 3.0)  # Inches; small, so that the text stays readable when scaled down to a phone.
+# After Okabe and Ito: distinguishable with any colour vision.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#008563", "#a8508a", "#5b6470"
-# The ends of plasma are too pale for a line on a light card, or too dark for a dark one.
+# The ends of plasma are too pale for a line on a light card and too dark for a dark one.
 PROGRESS = colors.ListedColormap(matplotlib.colormaps["plasma"](np.linspace(0.3, 0.75, 32)[::-1]))
 STYLE: dict[Any, Any] = {
   "axes.edgecolor": "#8a929c",
@@ -60,10 +60,10 @@ class Panel(NamedTuple):
   """One figure of the report.
 
   Attributes:
-    name: identifier, unique in the report.
-    title: heading.
-    caption: what is drawn, or why nothing is.
-    svg: `<svg>` element ready for inlining, None when there is nothing to draw.
+    name: identifier, unique in the report; it prefixes the ids in the SVG.
+    title: heading of the figure.
+    caption: text that says what is drawn, or why nothing is.
+    svg: `<svg>` element ready for inlining; None if there is nothing to draw.
   """
 
   name: str
@@ -87,13 +87,19 @@ def constant(values: np.ndarray) -> float | None:
 
 
 def new_axes() -> tuple[Figure, Axes]:
-  """Returns a figure of the house size with one pair of axes."""
+  """Returns a figure of `SIZE` with one pair of axes."""
   figure = Figure(figsize=SIZE, layout="constrained")
   return figure, figure.subplots()
 
 
 def inline_svg(figure: Figure, name: str, label: str) -> str:
-  """Serializes a figure for inlining: no prolog, no metadata, unique ids, no address anywhere."""
+  """Serializes a figure for inlining: no prolog, no metadata, unique ids, no URL.
+
+  Args:
+    figure: the figure to serialize.
+    name: prefix that makes the figure's ids unique in the document.
+    label: description for screen readers.
+  """
   buffer = io.StringIO()
   figure.savefig(buffer, format="svg", metadata={"Date": None})
   text = buffer.getvalue()
@@ -121,7 +127,14 @@ def column(records: Sequence[Record], *path: str) -> np.ndarray:
 
 
 def thin(*columns: np.ndarray) -> tuple[int, list[np.ndarray]]:
-  """Averages runs of equal length so that at most MAX_POINTS remain; returns the run length too."""
+  """Averages consecutive values so that at most `MAX_POINTS` remain.
+
+  Args:
+    columns: float64 [n] each; NaN values are left out of the means.
+
+  Returns:
+    The number of values averaged into each point, and the thinned columns.
+  """
   size = math.ceil(len(columns[0]) / MAX_POINTS)
   if size <= 1:
     return 1, list(columns)
@@ -135,9 +148,9 @@ def thin(*columns: np.ndarray) -> tuple[int, list[np.ndarray]]:
 
 
 def plot_known(axes: Axes, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
-  """Plots the points where both are finite, joined across the others, with markers if few."""
+  """Plots the points where x and y are finite, joined by lines; up to 40 points get markers."""
   known = np.isfinite(x) & np.isfinite(y)
-  # A lone point has no line to be seen by.
+  # A single point has no line and shows only by its marker.
   marker = "o" if known.sum() <= 40 else None
   axes.plot(x[known], y[known], **{"marker": marker} | style)
 
@@ -147,7 +160,7 @@ def step_axis(axes: Axes) -> None:
   axes.set_xlabel("step")
   low, high = axes.dataLim.intervalx
   if low == high:
-    # Around a single step matplotlib would count in fractions of a step.
+    # Around a single step matplotlib would put ticks at fractions of a step.
     axes.set_xlim(low - 1.0, high + 1.0)
   axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
 
@@ -158,7 +171,7 @@ def legend_above(axes: Axes, columns: int = 2) -> None:
 
 
 def averaged_note(size: int) -> str:
-  """Says how many logged steps `thin` averaged into one point, if any."""
+  """Says how many logged steps `thin` averaged into each point; "" if it did not."""
   return "" if size == 1 else f" Each point is the mean of {size} logged steps."
 
 
@@ -173,7 +186,7 @@ def last(values: np.ndarray) -> str:
 
 
 def short_number(value: float, _: int | None = None) -> str:
-  """Formats a tick: 5e-4, 0.01, 10."""
+  """Formats a tick label, such as 5e-4, 0.01 or 10; the second argument is matplotlib's index."""
   if 0.0 < abs(value) < 1e-3:
     mantissa, exponent = f"{value:.3e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
