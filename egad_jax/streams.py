@@ -144,6 +144,10 @@ def outlive_stdout() -> None:
   with contextlib.suppress(StdoutError):
     sys.stdout.flush()
   _stall_for_nobody(STDOUT)
+  _drop_what_fails()
+
+
+def _drop_what_fails() -> None:
   raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
   if isinstance(raw, Descriptor):
     raw.patient = False
@@ -158,6 +162,7 @@ def close_stdout() -> None:
   try:
     sys.stdout.flush()
   except StdoutError:
+    _drop_what_fails()  # The stream tries again when it is collected, which Python 3.13 reports.
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 # Until the process ends.
     raise
 

@@ -89,7 +89,8 @@ def test_weights_that_are_no_file_are_refused(other, tmp_path):
     ("x" * 300, "File name too long"),
     ("loop", "Too many levels of symbolic links"),
     ("file/below", "Not a directory"),
-    ("nul\0", "is no name of a file: embedded null byte"),
+    # Python 3.13 words it otherwise than 3.11.
+    ("nul\0", "is no name of a file: .*embedded null (byte|character)"),
   ],
 )
 def test_what_cannot_be_opened_is_named(tmp_path, name, words):
