@@ -62,14 +62,15 @@ def chunk_by_chunk(row, kind="p_kl", temperatures=(1.0, 1.0, 1.0)):
 
 
 def test_stats(row, context):
-  loss, stats = jax.tree.map(np.asarray, jax.jit(make(**EGAD).chunk_loss)(*row, context))
+  # Not compiled, so that the sum of the parts is rounded as it is below and can be compared exactly.
+  loss, stats = jax.tree.map(np.asarray, make(**EGAD).chunk_loss(*row, context))
   assert set(stats) == STATS
   for stat in (loss, *stats.values()):
     assert stat.shape == (6,)
     assert stat.dtype == jnp.float32
     np.testing.assert_array_equal(stat[~VALID], 0)
   expected = stats["distillation_loss"] + np.float32(0.1) * stats["cross_entropy"]
-  np.testing.assert_allclose(loss, expected, rtol=1e-6)
+  np.testing.assert_array_equal(loss, expected)
   np.testing.assert_array_equal(stats["student_tokens"], [2, 1, 0, 3, 0, 0])
   np.testing.assert_array_equal(stats["teacher_tokens"], [1, 2, 0, 2, 0, 0])
   np.testing.assert_array_equal(stats["hard"], 0)
