@@ -44,7 +44,7 @@ def egad(*arguments, cwd, path=ROOT):
   )
 
 
-# Of other names: `tests/launch/config_file_test.py`.
+# `tests/launch/config_file_test.py` tries names that are not those of presets.
 @pytest.mark.short_form(1)
 @pytest.mark.parametrize("name", ["tiny", "tiny.py", "configs/tiny.py"])
 def test_presets_are_found_by_name_from_any_directory(tmp_path, name):

@@ -23,7 +23,7 @@ from typing import Any
 from egad_jax.methods import METHODS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# Of the clock, and names that are not numbers.
+# Keys of a line that depend on the clock or on what else the machine holds.
 _TIMES = ("tokens_per_second", "step_seconds", "seconds", "memory_bytes", "memory_peak_bytes")
 _OWN = {
   "adakd": ["--config.temperature.kind=adaptive"],

@@ -243,7 +243,7 @@ class Experiment:
     return Context(method_state, progress, position_in_run(step, self.optimization.steps))
 
   def context_after(self, state: TrainState) -> Context:
-    """The method's context when `state` is evaluated: that of the step made last.
+    """What the method reads when `state` is evaluated: the same as in the last step made.
 
     An evaluation and the train metrics of the same step therefore have the same phi. Before
     training, the context is that of the first step.

@@ -102,7 +102,7 @@ def test_stats_are_complete_per_token_and_detached(name, rows, context):
   np.testing.assert_array_equal(gradient, 0)
 
 
-# Of EGAD's variants, the two with more than another formula per token.
+# These variants of EGAD differ from others of the list in the formula of one token alone.
 SLOW = ("egad_with_ce", "egad_reverse", "egad_mean")
 
 

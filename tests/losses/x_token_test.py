@@ -62,7 +62,7 @@ def chunk_by_chunk(row, kind="p_kl", temperatures=(1.0, 1.0, 1.0)):
 
 
 def test_stats(row, context):
-  # Not compiled, so that the sum of the parts is rounded as it is below and can be compared exactly.
+  # Not compiled: the sum of the parts is then rounded as it is below, and compared exactly.
   loss, stats = jax.tree.map(np.asarray, make(**EGAD).chunk_loss(*row, context))
   assert set(stats) == STATS
   for stat in (loss, *stats.values()):
