@@ -1,7 +1,8 @@
-"""A batch source of one's own: what the student has seen decides what it sees next.
+"""A batch source of one's own: the packed rows in order, and those of a skipped step once more.
 
-It reads the guard of the state, as a curriculum of rows or a source of rollouts would read more of
-it: after a skipped step the rows start again from the first.
+It reads the guard's count of skipped steps in the state; a curriculum of rows or a source of
+rollouts would read more of it. A batch that is bad by itself would come again for ever, which
+`guard.max_skipped` ends.
 
   python -m examples.extending.batch_source
 """
@@ -23,7 +24,7 @@ from examples.extending.short_run import short_run, show
 
 
 class InOrder(StateReader):
-  """The packed rows in the order of the corpus; a `BatchSource`."""
+  """The packed rows in the order of their numbers; a `BatchSource`."""
 
   def __init__(self, config: Any, rows: Rows):
     self._rows, self._batch_size = RowSource(rows, TRAIN), config.batch_size
