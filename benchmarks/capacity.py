@@ -15,14 +15,11 @@ from collections.abc import Callable
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from benchmarks.markdown import table
 from launch import command_line
 
-CONFIG = config_flags.DEFINE_config_file(
-  "config", "configs/qwen3_1_7b_to_0_6b_v5e.py", "Config file.", lock_config=True
-)
+CONFIG = command_line.define_config(default="configs/qwen3_1_7b_to_0_6b_v5e.py")
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "CHIP:SHAPE.")
 HEADS = flags.DEFINE_list("heads", ["dense", "chunked"], "Which heads.")
 FIRST = flags.DEFINE_list("first", ["16", "352"], "For each head, rows to try first.")

@@ -23,7 +23,16 @@ from egad_jax.training.state import Frozen
 
 # No round starts later, unless there are too few.
 _SECONDS, _LEAST_ROUNDS = 210, 3
-_HEADER = ("method", "median step, s", "fastest", "slowest", "over vanilla_kd", "quartiles")
+_HEADER = (
+  "method",
+  "median step, s",
+  "fastest",
+  "slowest",
+  "over vanilla_kd",
+  "quartiles",
+  "tokens/s",
+  "temporaries, GiB",
+)
 
 
 def small_config() -> Any:
@@ -62,10 +71,15 @@ class Timed:
   Attributes:
     state: of the training.
     seconds: of the steps that count.
+    temporaries: bytes that the program needs beside its arguments and results.
+    tokens: in a batch.
   """
 
   def __init__(self, experiment: Experiment, frozen: Frozen):
     self._program = lower_train_step(experiment).compile()
+    memory: Any = self._program.memory_analysis()
+    self.temporaries = memory.temp_size_in_bytes
+    self.tokens = experiment.optimization.batch_size * experiment.rows.seq_len
     self.state = experiment.first_state()
     self._frozen = frozen
     self._batch = sharding.place_batch(random_batch(experiment), experiment.mesh)
@@ -131,6 +145,8 @@ def measured(
         *(f"{f(variant.seconds):.3f}" for f in (statistics.median, min, max)),
         f"{statistics.median(ratios):.3f}",
         f"{low:.3f} to {high:.3f}",
+        f"{variant.tokens / statistics.median(variant.seconds):,.0f}",
+        f"{variant.temporaries / 2**30:.2f}",
       )
     )
   return f"{table(_HEADER, rows)}\n\nRounds: {len(baseline)}."

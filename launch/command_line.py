@@ -41,24 +41,28 @@ class _ConfigFlag:
 
   Attributes:
     name: the file as it was given, "" if none was.
+    default: the file that is taken if none is given, None if there is no such file.
   """
 
   def __init__(self) -> None:
     self.name: str = ""
+    self.default: str | None = None
 
 
 _config_flag = _ConfigFlag()
 
 
-def define_config(*, required: bool = True) -> _ConfigFlag:
+def define_config(*, required: bool = True, default: str | None = None) -> _ConfigFlag:
   """Defines `--config=FILE` with overrides `--config.a.b=value`.
 
   Args:
     required: whether the command needs one.
+    default: the file that is taken if none is given; None: there is none.
   """
+  _config_flag.default = default
   flags.DEFINE_string(
     _CONFIG,
-    None,
+    default,
     "A preset by name (tiny, quickstart, ...), a Python file with get_config(), or a config as a "
     ".yaml or .json file; --config.KEY=VALUE overrides a key, --print_config of run.py lists all."
     if required
@@ -149,6 +153,7 @@ def _load_config(argv: list[str]) -> list[str]:
     else:
       overrides |= flag.lstrip("-").removeprefix("no").startswith("config.")
       rest.append(word)
+  name = _config_flag.default if name is None else name
   if name is None and not overrides:
     return rest
   if name is None:

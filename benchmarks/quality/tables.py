@@ -1,0 +1,134 @@
+"""Tables of docs/results.md from the lines that `benchmarks.quality.run` wrote.
+
+Command: python -m benchmarks.quality.tables [--results=FILE]
+
+Every student is compared with the student of plain distillation, `kd`, of its batch and seed.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import pathlib
+import statistics
+from typing import Any
+
+from absl import flags
+
+from benchmarks.markdown import table
+from egad_jax.errors import InputError
+from launch import command_line
+
+RESULTS = flags.DEFINE_string(
+  "results", "benchmarks/quality/results/h200_smollm2.jsonl", "File of results, JSON lines."
+)
+BASELINE = "kd"
+_Line = dict[str, Any]
+_QUARTILES = tuple(f"forward_kl_q{i}" for i in range(1, 5))
+
+
+def read(path: pathlib.Path) -> list[_Line]:
+  """Reads the lines of a file of results.
+
+  Raises:
+    InputError: the file cannot be read as JSON lines.
+  """
+  try:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+  except (OSError, ValueError) as error:
+    raise InputError(f"--results: {path} cannot be read as JSON lines: {error}") from error
+
+
+def row_error(line: _Line, baseline: _Line, split: str) -> float:
+  """Returns the standard error of the difference in forward KL over the rows of `split`.
+
+  Both students see the same rows, so the differences of single rows are what varies.
+  """
+  pairs = zip(line[split]["rows"], baseline[split]["rows"], strict=True)
+  differences = [a - b for a, b in pairs]
+  return statistics.stdev(differences) / len(differences) ** 0.5
+
+
+def absolute(lines: list[_Line]) -> str:
+  """Returns a markdown table of absolute values, a row for each line."""
+  header = (
+    "student",
+    "learning rate",
+    "validation",
+    "held-out",
+    "other domain",
+    "cross-entropy",
+    "same top token, %",
+    "clipped steps, %",
+  )
+  rows = [
+    (
+      f"`{line['name']}`",
+      f"{1e3 * line['base_lr'] * line['variant'].get('lr', 1):.1f}e-3",
+      *(f"{line[split]['forward_kl']:.4f}" for split in ("validation", "held", "ood")),
+      f"{line['held']['cross_entropy']:.4f}",
+      f"{100 * line['held']['agreement']:.2f}",
+      f"{100 * line['clipped']:.0f}",
+    )
+    for line in lines
+  ]
+  return table(header, rows)
+
+
+def differences(lines: list[_Line]) -> str:
+  """Returns a markdown table of differences to the baseline, a row for each line but that one."""
+  baseline = next(line for line in lines if line["name"] == BASELINE)
+  header = (
+    "student",
+    "held-out",
+    "standard error",
+    "other domain",
+    "same top token, points",
+    *(f"quartile {i}" for i in range(1, 5)),
+  )
+
+  def row(line: _Line) -> tuple[str, ...]:
+    held, ood = line["held"], line["ood"]
+    of = baseline["held"]
+    return (
+      f"`{line['name']}`",
+      f"{held['forward_kl'] - of['forward_kl']:+.4f}",
+      f"{row_error(line, baseline, 'held'):.4f}",
+      f"{ood['forward_kl'] - baseline['ood']['forward_kl']:+.4f}",
+      f"{100 * (held['agreement'] - of['agreement']):+.2f}",
+      *(f"{held[name] - of[name]:+.3f}" for name in _QUARTILES),
+    )
+
+  rest = [line for line in lines if line is not baseline]
+  rows = [row(line) for line in sorted(rest, key=lambda line: line["held"]["forward_kl"])]
+  return table(header, rows)
+
+
+def tables(lines: list[_Line]) -> str:
+  """Returns the tables of all batches and seeds, under a line that says what they are."""
+  groups = collections.defaultdict(list)
+  for line in lines:
+    groups[line["batch"], line["seed"]].append(line)
+  parts = []
+  for (batch, seed), group in groups.items():
+    first = group[0]
+    parts.append(
+      f"Batch `{batch}`, seed {seed}: {first['steps']} steps, {first['tokens']:,} tokens, "
+      f"{first['device']}, {first['seconds_per_step']:.3f} s per step and student."
+    )
+    baseline = [line for line in group if line["name"] == BASELINE]
+    if baseline:
+      parts.append(absolute(baseline))
+      parts.append(differences(group))
+    else:
+      parts.append(absolute(group))
+  return "\n\n".join(parts)
+
+
+def main() -> None:
+  """Prints the tables."""
+  command_line.print_result(tables(read(pathlib.Path(RESULTS.value))))
+
+
+if __name__ == "__main__":
+  command_line.run(main)
