@@ -161,11 +161,15 @@ def get_config() -> ml_collections.ConfigDict:
   branch.softness = 0.0
   branch.tokens = "all"  # Which tokens learn from features: all, hard, or (a control) easy.
   branch.hard_logits = True  # Whether hard tokens learn from logits as well.
-  # Layers whose features are compared: last, uniform:N (N evenly spaced pairs), or STUDENT:TEACHER
-  # pairs like "6:12,13:30", counted from 1.
+  # Layers whose features are compared: last, all (each student layer with the teacher layer that it
+  # stands for: with init=layers the one before the next layer kept, else evenly spaced ones),
+  # uniform:N (N evenly spaced pairs), or STUDENT:TEACHER pairs like "6:12,13:30", counted from 1.
   branch.layers = "last"
-  # Feature loss: cosine, normalized_mse, or pair_distances (the only one without a projector).
+  # Feature loss: cosine, normalized_mse, or pair_distances, which has no projector.
   branch.loss = "cosine"
+  # Trained map of the student's features before they are compared: linear, or none for a student as
+  # wide as its teacher.
+  branch.projector = "linear"
 
   # Running distribution of teacher entropy, in which a token's entropy has its position.
   config.distribution = distribution = ml_collections.ConfigDict()

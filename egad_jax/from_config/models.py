@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from egad_jax import progress, sharding
@@ -20,21 +21,32 @@ from egad_jax.models.student import evenly_spaced, shape_from_layers, student_fr
 from egad_jax.training.experiment import StudentAndTeacher
 
 
-def layer_pairs(layers: str, num_student: int, num_teacher: int) -> tuple[tuple[int, int], ...]:
+def layer_pairs(
+  layers: str, num_student: int, num_teacher: int, kept: Sequence[int] = ()
+) -> tuple[tuple[int, int], ...]:
   """The (student, teacher) layers whose outputs are compared, counted from 1.
 
   Args:
-    layers: "last", "uniform:N" or "S:T,S:T".
+    layers: "last", "all", "uniform:N" or "S:T,S:T".
     num_student: number of the student's layers.
     num_teacher: number of the teacher's layers.
+    kept: the teacher's layers that the student is made of, counted from 0; () if it is not made of
+      them. With "all" a student layer then stands for the teacher's layers up to the next kept one,
+      so its output is paired with the input of that one; without them the pairs are evenly spaced.
 
   Raises:
     InputError: `layers` cannot be parsed, names a layer twice, or one that does not exist.
 
   >>> layer_pairs("uniform:2", 4, 30)
   ((2, 15), (4, 30))
+  >>> layer_pairs("all", 3, 30, kept=(0, 12, 29))
+  ((1, 12), (2, 29), (3, 30))
   """
-  expected = "config.branch.layers must be last, uniform:N or S:T,S:T"
+  expected = "config.branch.layers must be last, all, uniform:N or S:T,S:T"
+  if layers == "all":
+    if kept:
+      return tuple(enumerate((*kept[1:], num_teacher), start=1))
+    layers = f"uniform:{min(num_student, num_teacher)}"
   try:
     if layers == "last":
       pairs = ((num_student, num_teacher),)
@@ -152,8 +164,7 @@ def _student(
       f"config.student.init=layers takes layers of a trained teacher, but config.teacher.source="
       f"{config.teacher.source} has random values; use student.init=random."
     )
-  depth = teacher.config.num_layers
-  indices = tuple(options.layer_indices) or evenly_spaced(depth, options.layers or depth)
+  indices = _kept_layers(config, teacher.config.num_layers)
   if options.layers and len(indices) != options.layers:
     raise InputError(
       f"config.student.layers ({options.layers}) and config.student.layer_indices "
@@ -163,6 +174,33 @@ def _student(
     return _untrained(shape_from_layers(teacher.config, indices))
   cut, params = student_from_layers(teacher.config, teacher.params, indices)
   return _untrained(cut)._replace(params=params)
+
+
+def _kept_layers(config: Config, depth: int) -> tuple[int, ...]:
+  """The teacher's layers that the student is made of, counted from 0; () if it is not."""
+  options = config.student
+  if options.init != "layers":
+    return ()
+  return tuple(options.layer_indices) or evenly_spaced(depth, options.layers or depth)
+
+
+def _feature_layers(
+  config: Config, student: DecoderConfig, teacher: DecoderConfig
+) -> tuple[tuple[int, int], ...]:
+  """The pairs of `layer_pairs` for a method with a feature loss.
+
+  Raises:
+    InputError: there are no such layers, or features of other widths need a projector.
+  """
+  branch = config.branch
+  if branch.projector == "none" and student.dim != teacher.dim and branch.loss != "pair_distances":
+    raise InputError(
+      f"config.branch.projector=none compares features of one width, but the student's are "
+      f"{student.dim} wide and the teacher's {teacher.dim}. Use config.branch.projector=linear, or "
+      "config.branch.loss=pair_distances."
+    )
+  kept = _kept_layers(config, teacher.num_layers)
+  return layer_pairs(branch.layers, student.num_layers, teacher.num_layers, kept)
 
 
 def _untrained(shape: DecoderConfig) -> Pretrained:
@@ -211,8 +249,7 @@ def make_models(
       )
   pairs: tuple[tuple[int, int], ...] = ()
   if method.feature_loss is not None:
-    depths = (student.config.num_layers, teacher.config.num_layers)
-    pairs = layer_pairs(config.branch.layers, *depths)
+    pairs = _feature_layers(config, student.config, teacher.config)
   mesh, teacher_mesh = meshes
   return StudentAndTeacher(
     student=make_model(

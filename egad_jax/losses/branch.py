@@ -28,6 +28,7 @@ from egad_jax.types import Metrics, Params, Stats
 
 BRANCH_TOKENS = ("hard", "all", "easy")
 BRANCH_LOSSES = (*FEATURE_DISTANCES, "pair_distances")
+BRANCH_PROJECTORS = ("linear", "none")
 PAIR_TOKENS = 128
 """Largest number of tokens of a row that "pair_distances" takes, as its cost is quadratic in it."""
 _SMALLEST_SHARE = 1e-3
@@ -48,8 +49,10 @@ class Branch:
     weight: factor on the feature loss, lambda >= 0.
     hard_logits: whether hard tokens keep their logit loss; if not, the logit loss is multiplied by
       1 - gate.
-    loss: feature distance: "cosine" or "normalized_mse", which need a projector, or
-      "pair_distances", which needs none.
+    loss: feature distance: "cosine" or "normalized_mse", which compare features of one width, or
+      "pair_distances", which has no projector.
+    projector: the map of the student's features before they are compared: "linear", trained, from
+      the student's width to the teacher's, or "none", for models of the same width.
     tokens: which tokens get the feature loss: "hard" (times their gate), or the controls "all" and
       "easy" (times 1 - gate).
   """
@@ -60,6 +63,7 @@ class Branch:
   weight: float = 1.0
   hard_logits: bool = True
   loss: str = "cosine"
+  projector: str = "linear"
   tokens: str = "hard"
 
   def __post_init__(self) -> None:
@@ -71,7 +75,12 @@ class Branch:
       raise ValueError(f"softness must be >= 0 and finite, got {self.softness}.")
     if not self.weight >= 0:
       raise ValueError(f"weight must be >= 0, got {self.weight}.")
-    for name, allowed in {"loss": BRANCH_LOSSES, "tokens": BRANCH_TOKENS}.items():
+    choices = {
+      "loss": BRANCH_LOSSES,
+      "projector": BRANCH_PROJECTORS,
+      "tokens": BRANCH_TOKENS,
+    }
+    for name, allowed in choices.items():
       if getattr(self, name) not in allowed:
         raise ValueError(
           f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}."
@@ -93,8 +102,18 @@ class Branch:
   def init_params(
     self, key: jax.Array, *, student_dim: int, teacher_dim: int, num_taps: int
   ) -> Params:
-    """Returns the parameters of the projector; {} for "pair_distances", which needs none."""
+    """Returns the parameters of the projector, {} if there is none.
+
+    Raises:
+      ValueError: features of two widths are compared without a projector.
+    """
     if self.loss == "pair_distances":
+      return {}
+    if self.projector == "none":
+      if student_dim != teacher_dim:
+        raise ValueError(
+          f'projector "none" compares features of one width, got {student_dim} and {teacher_dim}.'
+        )
       return {}
     return init_projector(key, student_dim=student_dim, teacher_dim=teacher_dim, num_taps=num_taps)
 
@@ -202,7 +221,7 @@ def _distances(
   Both have shape [batch, min(capacity, seq)].
 
   Args:
-    params: parameters of the projector; None for features that are projected already.
+    params: parameters of the projector; None or {} for features that are compared as they are.
     student_taps: [taps, batch, seq, Ds]; values where the gate is 0 are ignored.
     teacher_taps: [taps, batch, seq, Dt], likewise.
     gate: factor on each token's distance in [0, 1], [batch, seq]; 0 excludes the token.
@@ -223,7 +242,7 @@ def _distances(
   if branch.loss == "pair_distances":
     distance = pair_distances(student_taps, teacher_taps, gate[None])
   else:
-    projected = student_taps if params is None else project(params, student_taps)
+    projected = project(params, student_taps) if params else student_taps
     distance = FEATURE_DISTANCES[branch.loss](projected, teacher_taps)
   return jnp.mean(distance, axis=0), gate
 

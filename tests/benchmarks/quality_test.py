@@ -1,4 +1,4 @@
-"""Tests of benchmarks.quality: the losses of its variants, its batches, and the tables of its page."""
+"""Tests of benchmarks.quality: its losses, its batches, and the tables of its page."""
 
 from __future__ import annotations
 

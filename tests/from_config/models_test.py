@@ -14,15 +14,25 @@ from egad_jax.errors import InputError
     ("last", ((4, 30),)),
     ("uniform:4", ((1, 8), (2, 15), (3, 22), (4, 30))),
     ("2:12,4:30", ((2, 12), (4, 30))),
+    ("all", ((1, 8), (2, 15), (3, 22), (4, 30))),
   ],
 )
 def test_layer_pairs(layers, pairs):
   assert from_config.layer_pairs(layers, 4, 30) == pairs
 
 
+def test_all_layers_of_a_student_made_of_the_teachers():
+  kept = (0, 12, 20, 29)
+  assert from_config.layer_pairs("all", 4, 30, kept) == ((1, 12), (2, 20), (3, 29), (4, 30))
+
+
+def test_all_layers_of_a_student_deeper_than_its_teacher():
+  assert from_config.layer_pairs("all", 4, 2) == ((2, 1), (4, 2))
+
+
 @pytest.mark.parametrize("layers", ["", "first", "uniform:", "uniform:0", "1", "1:2:3", "a:b"])
 def test_layer_pairs_that_cannot_be_read(layers):
-  with pytest.raises(InputError, match=f"last, uniform:N or S:T,S:T; got '{layers}'"):
+  with pytest.raises(InputError, match=f"last, all, uniform:N or S:T,S:T; got '{layers}'"):
     from_config.layer_pairs(layers, 4, 30)
 
 

@@ -203,6 +203,21 @@ def test_in_batch_mean_over_hard_tokens(taps, stats, mask):
   assert one == same
 
 
+def test_without_a_projector_features_are_compared_as_they_are(taps, stats, mask, context):
+  _, student, _ = taps
+  teacher = np.random.default_rng(1).normal(size=student.shape).astype(np.float32)
+  count, width = student.shape[0], student.shape[-1]
+  identity = {"kernel": jnp.tile(jnp.eye(width), (count, 1, 1))}
+  of = lambda branch, p: feature_loss(branch, (p, student, teacher), stats, mask, context)[0]
+  plain = of(Branch(projector="none"), {})
+  np.testing.assert_allclose(plain, of(Branch(), identity), rtol=1e-6)
+  sizes = {"student_dim": width, "num_taps": count}
+  key = jax.random.key(0)
+  assert Branch(projector="none").init_params(key, teacher_dim=width, **sizes) == {}
+  with pytest.raises(ValueError, match=f"features of one width, got {width} and {width + 1}"):
+    Branch(projector="none").init_params(key, teacher_dim=width + 1, **sizes)
+
+
 @pytest.mark.parametrize("threshold", [None, 1e9])
 def test_no_hard_token_is_no_gradient_to_the_projector(taps, stats, mask, context, threshold):
   easy = stats | {"hard": np.zeros((BATCH, SEQ), np.float32)}
