@@ -126,7 +126,7 @@ def get_config() -> ml_collections.ConfigDict:
   curriculum.strength = 2.0
 
   # Mechanism 2 of the abstract: a temperature for each token. Form and direction are ours. Off by
-  # default: it is a part of what `egad_abstract` loses, and only a form that fades out, which is not
+  # default: it is a part of what `egad_abstract` loses; only a form that fades out, which is not
   # among these keys yet, gained where it was measured (docs/results.md).
   config.temperature = temperature = ml_collections.ConfigDict()
   # fixed (off: base for all tokens), adaptive, or mean (a control: the mean of the adaptive
