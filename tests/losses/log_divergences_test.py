@@ -11,7 +11,6 @@ from egad_jax.losses import DIVERGENCES, log_divergences
 from egad_jax.losses.log_divergences import LOG_DIVERGENCES, make_divergence
 from egad_jax.losses.probabilities import log_probabilities
 
-
 PUBLIC = {
   "forward_kl": {},
   "reverse_kl": {},
