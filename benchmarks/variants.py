@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -39,7 +40,8 @@ def names() -> list[str]:
 def variants(config: Any, chosen: Sequence[str]) -> Iterator[tuple[str, Any]]:
   """(label, config) of each variant chosen, the baseline first whether chosen or not.
 
-  The config's own settings of the three mechanisms are replaced.
+  The config's own settings of the three mechanisms are replaced. Its options of a method are kept
+  for that method alone, and those of the divergence for the methods that read them.
 
   Raises:
     InputError: there is no such variant.
@@ -55,4 +57,17 @@ def variants(config: Any, chosen: Sequence[str]) -> Iterator[tuple[str, Any]]:
       for group in _GROUPS:
         changed[group].update(mechanisms[group].to_dict())
       changed.update_from_flattened_dict(_ALONE.get(name, {}))
+      _reset_unread_options(changed)
       yield LABELS.get(name, name), changed
+
+
+def _reset_unread_options(config: Any) -> None:
+  """Sets the options that the config's method does not read to their defaults."""
+  from egad_jax.methods import METHODS
+
+  defaults = default.get_config()
+  for name, group in config.method_options.items():
+    if name != config.method:
+      group.update(defaults.method_options[name].to_dict())
+  if "divergence" not in inspect.signature(METHODS[config.method]).parameters:
+    config.loss.divergence_options.update(defaults.loss.divergence_options.to_dict())

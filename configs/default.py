@@ -20,8 +20,6 @@ def get_config() -> ml_collections.ConfigDict:
   # Distillation method: egad, vanilla_kd, adakd, aekt, ea_kd, se_kd, taid, trg or x_token.
   # docs/methods.md describes each and lists which of the groups below it reads.
   config.method = "egad"
-  # Options that only this method has, "name=value,name=value"; "": their defaults.
-  config.method_options = ""
   config.seed = 0  # Seed of the random initial values and of the data order; 0 is an ordinary seed.
   config.steps = 1000  # Steps in the whole run, skipped ones included.
   config.batch_size = 32  # Packed rows per step, over all devices and micro-batches.
@@ -100,13 +98,33 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.loss = loss = ml_collections.ConfigDict()
   loss.divergence = "forward_kl"  # Divergence to the teacher; a name in losses.DIVERGENCES.
-  # Options that only this divergence has, "name=value,name=value"; "": their defaults.
-  loss.divergence_options = ""
   loss.ce_weight = 0.0  # Weight of the cross-entropy with the labels; 0: no such term.
   loss.chunk_size = 0  # Tokens whose logits exist at once; 0: chosen from a memory budget.
   # auto: on a TPU, hand-written kernels compute the forward KL of vanilla_kd, egad and trg where
   # they can (see docs/performance.md). xla: they never do.
   loss.kernels = "auto"
+  # Options that only one divergence has. Only those of loss.divergence are read; a change of the
+  # others is an error.
+  loss.divergence_options = divergence_options = ml_collections.ConfigDict()
+  divergence_options.jensen_shannon = ml_collections.ConfigDict()
+  # Teacher's share of the mixture that both models are compared with; in [0, 1]. Near 0 it trains
+  # like forward KL, near 1 like reverse KL, with a loss that shrinks to 0 at either end.
+  divergence_options.jensen_shannon.beta = 0.5
+  divergence_options.skew_forward_kl = ml_collections.ConfigDict()
+  # The teacher p is compared with alpha p + (1 - alpha) q, q the student; in [0, 1]. 0: forward KL.
+  divergence_options.skew_forward_kl.alpha = 0.1
+  divergence_options.skew_reverse_kl = ml_collections.ConfigDict()
+  # The student q is compared with (1 - alpha) p + alpha q, p the teacher; in [0, 1]. 0: reverse KL.
+  divergence_options.skew_reverse_kl.alpha = 0.1
+  divergence_options.alpha_beta = ml_collections.ConfigDict()
+  # Powers of the teacher's (alpha) and the student's (beta) probabilities; each 0 or at least 0.01,
+  # and not both 0. (1, 0): forward KL; (0, 1): reverse KL.
+  divergence_options.alpha_beta.alpha = 0.2
+  divergence_options.alpha_beta.beta = 0.7
+  divergence_options.adaptive_kl = ml_collections.ConfigDict()
+  # Probability of the teacher's head, its likeliest entries, whose differences weigh the forward KL
+  # as those of the other entries weigh the reverse KL; in (0, 1]. 1: forward KL.
+  divergence_options.adaptive_kl.head_mass = 0.5
 
   # Mechanism 1 of the abstract: focus moves from low- to high-entropy tokens. The abstract gives no
   # formula; this one is ours. Off by default: it cost 1.0 % of forward KL where it was measured
@@ -176,6 +194,51 @@ def get_config() -> ml_collections.ConfigDict:
   config.distribution = distribution = ml_collections.ConfigDict()
   distribution.half_life = 1_000_000  # Target tokens after which an observation counts half.
   distribution.fill_batches = 2  # Train batches observed before the first step; 0: none.
+
+  # Options that only one method has. Only those of config.method are read; a change of the others
+  # is an error. docs/methods.md lists the further options, which only the makers in Python take.
+  config.method_options = method_options = ml_collections.ConfigDict()
+  method_options.adakd = adakd = ml_collections.ConfigDict()
+  # Relative change of the share of distilled tokens when the loss changes; in [0, 1). 0: all tokens
+  # are distilled.
+  adakd.ratio_step = 0.05
+  # Relative change of the running loss up to which that share stays; in [0, 1). 0: every change
+  # moves it.
+  adakd.tolerance = 0.05
+  adakd.minimum_ratio = 0.1  # Least share of distilled tokens; in (0, 1].
+  # Share of the run during which all tokens are distilled; in [0, 1]. 0: none.
+  adakd.warmup = 0.05
+  method_options.aekt = aekt = ml_collections.ConfigDict()
+  aekt.weight = 1.0  # Weight of the explicit term, on the target token; 0: no such term.
+  # Power of the models' ratio of confidence in that weight; at least 0. 0: the weight is constant.
+  aekt.gamma = 1.0
+  # Whether the teacher acts on a trained linear map of the student's hidden states, and the labels
+  # on the hidden states themselves; needs loss.ce_weight > 0.
+  aekt.serial = False
+  method_options.ea_kd = ml_collections.ConfigDict()
+  # Temperature at which the entropies in a token's weight are taken; positive.
+  method_options.ea_kd.entropy_temperature = 3.0
+  method_options.se_kd = ml_collections.ConfigDict()
+  # Share of the tokens that is distilled, those of highest student entropy; in (0, 1].
+  method_options.se_kd.fraction = 0.2
+  method_options.taid = taid = ml_collections.ConfigDict()
+  # Teacher's share of the target at the first step, which rises to 1; in [0, 1]. 0: the target is
+  # then the student itself.
+  taid.start = 0.4
+  # Rise of that share per step while the loss falls, beyond the linear one; in [0, 1]. 0: linear.
+  taid.rate = 5e-4
+  method_options.trg = trg = ml_collections.ConfigDict()
+  trg.nodes = 64  # Hard tokens of a row in its graph, at most; at least 1.
+  trg.neighbours = 8  # Edges of a node, to those nearest in the teacher's features; at least 1.
+  trg.local_weight = 1.0  # Weight of the term on a node's edges; 0: no such term.
+  trg.contextual_weight = 1.0  # Weight of the contrastive term; 0: no such term and no projector.
+  trg.inner_weight = 1.0  # Weight of the term on similarities inside a row; 0: no such term.
+  method_options.x_token = x_token = ml_collections.ConfigDict()
+  # Divergence between two vocabularies: p_kl (the student is projected), h_kl (KL on common tokens,
+  # sorted distance on others) or uld (sorted distance).
+  x_token.kind = "p_kl"
+  # Teacher's likeliest entries per row that p_kl compares, and most others that h_kl sorts; 0: all.
+  x_token.teacher_top_k = 8192
 
   config.optimizer = optimizer = ml_collections.ConfigDict()  # AdamW.
   optimizer.learning_rate = 1e-4  # Peak learning rate.

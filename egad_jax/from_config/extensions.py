@@ -19,6 +19,9 @@ from egad_jax.training.experiment import StudentAndTeacher
 class Extensions:
   """Additions to what a config can name.
 
+  The config has no keys for their options, which are given in Python when an addition is made, for
+  example `{"jeffreys": functools.partial(jeffreys, reverse_weight=0.5)}`.
+
   Attributes:
     methods: name -> (config) -> method, methods that config.method may name besides `METHODS`.
     divergences: name -> function of log-probabilities, see

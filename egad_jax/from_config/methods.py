@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
 import inspect
@@ -18,76 +17,6 @@ from egad_jax.from_config.values import Config
 from egad_jax.losses.log_divergences import LOG_DIVERGENCES, make_divergence
 from egad_jax.losses.temperature import check_temperature
 from egad_jax.methods.method import Method
-
-
-def name_values(key: str, text: str) -> dict[str, str]:
-  """Parses "name=value,name=value" into {name: value}; "" gives {}.
-
-  Args:
-    key: key of the config that holds the text, for messages.
-    text: the text to parse.
-
-  Raises:
-    InputError: the text has another form, or gives a name twice.
-  """
-  values: dict[str, str] = {}
-  for entry in text.split(",") if text.strip() else ():
-    name, separator, value = (part.strip() for part in entry.partition("="))
-    if not (name and separator):
-      raise InputError(f"config.{key} must be name=value,name=value; got {entry!r}.")
-    if name in values:
-      raise InputError(f"config.{key}: {name} is given twice.")
-    values[name] = value
-  return values
-
-
-class Option(NamedTuple):
-  """One option of a method or divergence: its default, and whether None is allowed."""
-
-  default: Any
-  optional: bool
-
-
-def options(key: str, text: str, known: Mapping[str, Option]) -> dict[str, Any]:
-  """Parses "name=value,name=value" into values of the types of the defaults.
-
-  Args:
-    key: key of the config that holds the text, for messages.
-    text: the text to parse; "" gives {}.
-    known: all options by name; an option whose default is None takes a number.
-
-  Raises:
-    InputError: an option is unknown, or of another type.
-  """
-  values = {}
-  for name, word in name_values(key, text).items():
-    if name not in known:
-      raise InputError(
-        f"config.{key}: there is no option {name!r}; the options are {', '.join(known) or 'none'}."
-      )
-    default, optional = known[name]
-    kind = float if default is None else type(default)
-    try:
-      value = word if kind is str else ast.literal_eval(word.capitalize())
-    except (SyntaxError, ValueError):
-      value = word
-    if kind is float and type(value) is int:
-      value = float(value)
-    if type(value) is not kind and not (optional and value is None):
-      expected = "true or false" if kind is bool else f"a value like {default!r}"
-      expected = "a number" if default is None else expected
-      raise InputError(f"config.{key}: {name} must be {expected}; got {word!r}.")
-    values[name] = value
-  return values
-
-
-def _keywords(function: Callable[..., Any]) -> dict[str, Option]:
-  parameters = inspect.signature(function).parameters.values()
-  return {
-    p.name: Option(p.default, "None" in str(p.annotation))
-    for p in parameters
-    if p.kind is inspect.Parameter.KEYWORD_ONLY
-  }
 
 
 @contextlib.contextmanager
@@ -112,13 +41,14 @@ class _Recipe(NamedTuple):
   """How the arguments of a method's maker are read from a config.
 
   Attributes:
-    arguments: (config) -> keyword arguments from the groups that methods share.
-    options: what config.method_options fills: (keyword, dataclass of its value), or a tuple of
-      keywords; () if the method has no options.
+    arguments: (config) -> keyword arguments from the groups that methods share; they win over the
+      options.
+    made: (keyword of the maker, dataclass of its value) if the options of config.method_options are
+      fields of that dataclass; None if they are keywords of the maker itself.
   """
 
   arguments: Callable[[Config], dict[str, Any]]
-  options: tuple[str, type] | tuple[str, ...] = ()
+  made: tuple[str, type] | None = None
 
 
 def _temperature(config: Config) -> dict[str, Any]:
@@ -160,6 +90,7 @@ def _x_token(config: Config) -> dict[str, Any]:
   return {
     "curriculum": _curriculum(config),
     "temperature": _group(config, "temperature", losses.Temperature),
+    "teacher_top_k": config.method_options.x_token.teacher_top_k or None,
     # A stand-in, so that `validate` can check the options before there is a projection.
     "projection": (np.zeros((1, 1), np.int32), np.ones((1, 1), np.float32)),
   }
@@ -170,11 +101,11 @@ _RECIPES: dict[str, _Recipe] = {
   "vanilla_kd": _Recipe(_temperature),
   "adakd": _Recipe(_adakd, ("focus", losses.Focus)),
   "aekt": _Recipe(_temperature, ("explicit_knowledge", losses.ExplicitKnowledge)),
-  "ea_kd": _Recipe(_temperature, ("entropy_temperature", "entropy_bound")),
-  "se_kd": _Recipe(_temperature, ("fraction",)),
+  "ea_kd": _Recipe(_temperature),
+  "se_kd": _Recipe(_temperature),
   "taid": _Recipe(_temperature, ("interpolation", losses.Interpolation)),
   "trg": _Recipe(_trg, ("graph", losses.RelationGraph)),
-  "x_token": _Recipe(_x_token, ("kind", "chunk_average", "teacher_top_k", "minimum_weight")),
+  "x_token": _Recipe(_x_token),
 }
 
 
@@ -194,30 +125,78 @@ def make_method(config: Config, extensions: Extensions = NO_EXTENSIONS, **inputs
     with _named("method"):
       return extensions.methods[config.method](config)
   make, recipe = methods.METHODS[config.method], _RECIPES[config.method]
-  arguments = {"ce_weight": config.loss.ce_weight, **recipe.arguments(config)}
+  arguments: dict[str, Any] = {"ce_weight": config.loss.ce_weight}
   arguments["half_life"] = float(config.distribution.half_life)
-  keywords = _keywords(make)
-  if "divergence" in keywords:
+  if "divergence" in _defaults(make):
     arguments |= _divergence(config, extensions)
-  with _named("method_options"):
-    match recipe.options:
-      case (str(name), type() as kind):
-        fields = {
-          f.name: Option(f.default, "None" in str(f.type)) for f in dataclasses.fields(kind)
-        }
-        arguments[name] = kind(**options("method_options", config.method_options, fields))
-      case names:
-        known = {name: keywords[name] for name in names}
-        arguments |= options("method_options", config.method_options, known)
-    return make(**arguments | inputs)
+  group = config.method_options.get(config.method)
+  with _named(f"method_options.{config.method}" if group else "method"):
+    options = dict(group or {})
+    if recipe.made:
+      keyword, kind = recipe.made
+      options = {keyword: kind(**options)}
+    return make(**arguments | options | recipe.arguments(config) | inputs)
 
 
 def _divergence(config: Config, extensions: Extensions) -> dict[str, Any]:
-  name, key = config.loss.divergence, "loss.divergence_options"
-  own = extensions.divergences.get(name)
+  name = config.loss.divergence
+  if name in extensions.divergences:
+    divergence, options, key = extensions.divergences[name], {}, "loss.divergence"
+  else:
+    divergence, options = name, dict(config.loss.divergence_options.get(name, {}))
+    key = f"loss.divergence_options.{name}"
   with _named(key):
-    keywords = _keywords(LOG_DIVERGENCES[name] if own is None else own)
-    chosen = options(key, config.loss.divergence_options, keywords)
-    divergence = name if own is None else own
-    make_divergence(divergence, chosen)
-  return {"divergence": divergence, "divergence_options": chosen}
+    make_divergence(divergence, options)
+  return {"divergence": divergence, "divergence_options": options}
+
+
+def check_unread_options(config: Config, extensions: Extensions = NO_EXTENSIONS) -> None:
+  """Checks that the options of methods and divergences that are not in use have their defaults.
+
+  Raises:
+    InputError: an option that nothing reads was changed; the message names it.
+  """
+  method, divergence = config.method, config.loss.divergence
+  makers = {name: r.made[1] if r.made else methods.METHODS[name] for name, r in _RECIPES.items()}
+  _check_unread(
+    "method_options", config.method_options, makers, method, f"config.method is {method}"
+  )
+  reason = f"config.loss.divergence is {divergence}"
+  if method not in extensions.methods and "divergence" not in _defaults(methods.METHODS[method]):
+    divergence, reason = None, f"config.method={method} has a divergence of its own"
+  groups = config.loss.divergence_options
+  _check_unread("loss.divergence_options", groups, LOG_DIVERGENCES, divergence, reason)
+
+
+def _check_unread(
+  key: str,
+  groups: Config,
+  makers: Mapping[str, Callable[..., Any]],
+  chosen: str | None,
+  reason: str,
+) -> None:
+  """Checks all groups of options but the chosen one.
+
+  Args:
+    key: key of the config that holds the groups, for the message.
+    groups: name -> the options of the method or divergence of that name.
+    makers: name -> the function or dataclass whose defaults are those of the options.
+    chosen: name of the group that is read; None if none is.
+    reason: why the others are not read, for the message.
+
+  Raises:
+    InputError: a key has another value than its default.
+  """
+  for name, group in groups.items():
+    defaults = _defaults(makers[name])
+    for option, value in group.items():
+      if name != chosen and value != defaults[option]:
+        raise InputError(
+          f"config.{key}.{name}.{option} ({value}) is not read, because {reason}. Leave it at its "
+          f"default, {defaults[option]}."
+        )
+
+
+def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
+  """The parameters of a function, or the fields of a dataclass, with their defaults."""
+  return {p.name: p.default for p in inspect.signature(function).parameters.values()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from egad_jax.errors import InputError
-from egad_jax.from_config.methods import name_values
 from egad_jax.from_config.models import Vocabulary, planned_shape
 from egad_jax.from_config.values import TRAIN, Config
 from egad_jax.methods import TWO_TOKENIZERS
@@ -57,10 +56,10 @@ def planned_projection(
   Raises:
     InputError: the method's program depends on more than the size of the projection.
   """
-  if name_values("method_options", config.method_options).get("kind") == "h_kl":
+  if config.method_options.x_token.kind == "h_kl":
     raise InputError(
-      f"config.method={config.method} with kind=h_kl cannot be planned: its program depends on "
-      "which tokens two tokenizers share, and a plan reads no files; plan kind=p_kl or uld."
+      "config.method_options.x_token.kind=h_kl cannot be planned: its program depends on which "
+      "tokens two tokenizers share, and a plan reads no files; plan p_kl or uld."
     )
   rows = np.arange(student.vocab_size, dtype=np.int32)[:, None]
   ids = (rows + np.arange(_PIECES, dtype=np.int32)) % teacher.vocab_size

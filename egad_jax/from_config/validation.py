@@ -10,7 +10,7 @@ from egad_jax import losses, methods
 from egad_jax.errors import InputError
 from egad_jax.from_config.attention import ATTENTIONS
 from egad_jax.from_config.extensions import NO_EXTENSIONS, Extensions
-from egad_jax.from_config.methods import make_method, name_values
+from egad_jax.from_config.methods import check_unread_options, make_method
 from egad_jax.from_config.values import DTYPES, Config
 from egad_jax.losses.curriculum import CURRICULUM_KINDS
 
@@ -46,7 +46,7 @@ _NOT_NEGATIVE += ("eval.batch_size", "eval.sample_tokens", "student.dim", "stude
 _NOT_NEGATIVE += ("student.num_kv_heads", "student.mlp_dim")
 _NOT_NEGATIVE += ("guard.spike_sigmas",)
 _NOT_NEGATIVE += ("watchdog.step_seconds", "watchdog.other_seconds", "profile.start_step")
-_NOT_NEGATIVE += ("teacher.mesh.devices",)
+_NOT_NEGATIVE += ("teacher.mesh.devices", "method_options.x_token.teacher_top_k")
 _SHARES = ("curriculum.start", "curriculum.end", "optimizer.final_fraction")
 # Each predicate states what is valid, so that NaN never is, nor infinity for any of these keys.
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
@@ -106,6 +106,7 @@ def validate(config: Config, extensions: Extensions = NO_EXTENSIONS) -> None:
       f"config.accumulation ({config.accumulation}) must divide config.batch_size "
       f"({config.batch_size})."
     )
+  check_unread_options(config, extensions)
   make_method(config, extensions)
   compiler_options(config)
 
@@ -114,6 +115,15 @@ def compiler_options(config: Config) -> dict[str, str]:
   """The XLA options of `config.compiler_options` as {name: value}; {} for none.
 
   Raises:
-    InputError: the text is not name=value,name=value.
+    InputError: the text is not name=value,name=value, or gives a name twice.
   """
-  return name_values("compiler_options", config.compiler_options)
+  values: dict[str, str] = {}
+  text = config.compiler_options
+  for entry in text.split(",") if text.strip() else ():
+    name, separator, value = (part.strip() for part in entry.partition("="))
+    if not (name and separator):
+      raise InputError(f"config.compiler_options must be name=value,name=value; got {entry!r}.")
+    if name in values:
+      raise InputError(f"config.compiler_options: {name} is given twice.")
+    values[name] = value
+  return values

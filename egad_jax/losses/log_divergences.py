@@ -1,10 +1,15 @@
-"""The formula of each divergence, on log-probabilities.
+"""Divergences between student and teacher, on log-probabilities: formulas, options and their table.
 
-Every function takes `(log_q, log_p)`: the student's and the teacher's log-probabilities at one
-temperature, from `log_probabilities` (so they are finite), shape [..., vocab], the teacher's
-detached. It returns [...], in nats unless `divergences` says otherwise. `divergences` has the same
-functions on logits, with documentation; methods that also need the log-probabilities for other
-terms use the functions here and compute them once.
+Each divergence is written here once. Every function takes
+
+  log_q: the student's log-probabilities at a temperature, from `log_probabilities` (so they are
+    finite), float, shape [..., vocab].
+  log_p: the teacher's at the same temperature, same shape, detached.
+
+and returns one number per token, shape [...], in nats unless it says otherwise; its options are
+keyword-only. p is the teacher's and q the student's distribution, T the temperature. `divergences`
+derives from these functions those of the same names on logits. Methods, which need the
+log-probabilities for other terms too, compute them once and use the functions here.
 """
 
 from __future__ import annotations
@@ -30,42 +35,78 @@ LogDivergence = Callable[..., jax.Array]
 
 
 def forward_kl(log_q: jax.Array, log_p: jax.Array) -> jax.Array:
-  """KL(p || q) = sum p (log p - log q)."""
+  """KL(teacher || student) = sum p log(p/q); makes the student cover the teacher's modes.
+
+  Its gradient with respect to the student's logits is (q - p) / T. Hinton et al., arXiv 1503.02531.
+  """
   return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
 def reverse_kl(log_q: jax.Array, log_p: jax.Array) -> jax.Array:
-  """KL(q || p) = sum q (log q - log p)."""
+  """KL(student || teacher) = sum q log(q/p); makes the student seek the teacher's modes.
+
+  Its gradient with respect to the student's logits is q (log(q/p) - KL) / T. MiniLLM, arXiv
+  2306.08543.
+  """
   return jnp.sum(jnp.exp(log_q) * (log_q - log_p), axis=-1)
 
 
 def jensen_shannon(log_q: jax.Array, log_p: jax.Array, *, beta: float = 0.5) -> jax.Array:
-  """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q."""
+  """Generalized Jensen-Shannon: beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1-beta) q.
+
+  From GKD, arXiv 2306.13649, with its convention of beta. The value is continuous in beta, so it is
+  0 at beta 0 and 1 and small near them: value / beta -> forward KL as beta -> 0, value / (1 - beta)
+  -> reverse KL as beta -> 1. (TRL returns the two KLs themselves at the ends, a jump.) At beta 1/2
+  the value is at most log 2.
+
+  Args:
+    beta: the teacher's share of the mixture m, in [0, 1].
+  """
   check_share("beta", beta)
   log_m = _log_mixture(log_p, log_q, beta)
   return beta * forward_kl(log_m, log_p) + (1 - beta) * forward_kl(log_m, log_q)
 
 
 def skew_forward_kl(log_q: jax.Array, log_p: jax.Array, *, alpha: float = 0.1) -> jax.Array:
-  """KL(p || alpha p + (1 - alpha) q)."""
+  """KL(p || alpha p + (1 - alpha) q), at most -log alpha; forward KL at alpha 0.
+
+  DistiLLM, arXiv 2402.03898.
+
+  Args:
+    alpha: the teacher's share of the mixture, in [0, 1].
+  """
   check_share("alpha", alpha)
   return forward_kl(_log_mixture(log_p, log_q, alpha), log_p)
 
 
 def skew_reverse_kl(log_q: jax.Array, log_p: jax.Array, *, alpha: float = 0.1) -> jax.Array:
-  """KL(q || (1 - alpha) p + alpha q)."""
+  """KL(q || (1 - alpha) p + alpha q), at most -log alpha; reverse KL at alpha 0.
+
+  DistiLLM, arXiv 2402.03898; the gradient also flows through the mixture.
+
+  Args:
+    alpha: the student's share of the mixture, in [0, 1].
+  """
   check_share("alpha", alpha)
   return forward_kl(_log_mixture(log_q, log_p, alpha), log_q)
 
 
 def total_variation(log_q: jax.Array, log_p: jax.Array) -> jax.Array:
-  """1/2 sum |q - p|."""
+  """Total variation distance 1/2 sum |q - p|, in [0, 1] (not nats).
+
+  f-distill, arXiv 2307.15190.
+  """
   gap = jnp.abs(jnp.exp(log_q) - jnp.exp(log_p))
   return 0.5 * jnp.sum(jnp.where(_apart(log_q, log_p), gap, 0), axis=-1)
 
 
 def hellinger(log_q: jax.Array, log_p: jax.Array) -> jax.Array:
-  """sqrt(1/2 sum (sqrt q - sqrt p)^2)."""
+  """Hellinger distance sqrt(1/2 sum (sqrt q - sqrt p)^2), in [0, 1] (not nats).
+
+  AdaKD's measure of a token's difficulty (arXiv 2510.11615). Because it is a distance, its gradient
+  does not vanish as q approaches p; it suits measuring rather than training and is not in
+  `DIVERGENCES`. Its square is a quarter of `alpha_beta` at (1/2, 1/2). At q = p the gradient is 0.
+  """
   gap = jnp.exp(0.5 * log_q) - jnp.exp(0.5 * log_p)
   square = 0.5 * jnp.sum(jnp.where(_apart(log_q, log_p), gap**2, 0), axis=-1)
   # The slope of the root at 0 is infinite, and infinity times the square's slope of 0 is NaN.
@@ -77,7 +118,17 @@ def hellinger(log_q: jax.Array, log_p: jax.Array) -> jax.Array:
 def alpha_beta(
   log_q: jax.Array, log_p: jax.Array, *, alpha: float = 0.2, beta: float = 0.7
 ) -> jax.Array:
-  """-1/(ab) sum(p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b)), and its limits at a = 0 or b = 0."""
+  """Alpha-beta divergence, between forward KL at (1, 0) and reverse KL at (0, 1).
+
+  -1/(ab) sum(p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b)) with a = alpha, b = beta, and its limits
+  where one of them is 0. (1/2, 1/2) is 4 times the squared Hellinger distance, (1, 1) half the
+  squared Euclidean distance. ABKD, arXiv 2505.04560.
+
+  Args:
+    alpha: power a of p: 0 or, in float32, at least 0.01, because smaller values are lost to
+      rounding.
+    beta: power b of q, with the same limits; alpha and beta must not both be 0.
+  """
   smallest = SMALLEST_POWER if log_q.dtype == jnp.float32 else 0
   in_range = all(x == 0 or smallest <= x < math.inf for x in (alpha, beta))
   if not in_range or alpha == beta == 0:
@@ -99,7 +150,16 @@ def alpha_beta(
 
 
 def adaptive_kl(log_q: jax.Array, log_p: jax.Array, *, head_mass: float = 0.5) -> jax.Array:
-  """(g_head KL(p || q) + g_tail KL(q || p)) / (g_head + g_tail), gaps g = sum |p - q|."""
+  """Forward and reverse KL, mixed per token by where p and q differ (AKL, arXiv 2404.02657).
+
+  (g_head KL(p||q) + g_tail KL(q||p)) / (g_head + g_tail), g = sum |p - q| over the head, the
+  smallest set of likeliest teacher tokens with mass >= head_mass, and over the rest; both
+  detached. The entry that crosses head_mass is in the head (implementations differ there).
+  Sorts the vocabulary.
+
+  Args:
+    head_mass: the teacher's probability that the head has at least, in (0, 1].
+  """
   if not 0 < head_mass <= 1:
     raise ValueError(f"head_mass must be in (0, 1], got {head_mass}.")
   p = jnp.exp(log_p)
@@ -116,7 +176,11 @@ def adaptive_kl(log_q: jax.Array, log_p: jax.Array, *, head_mass: float = 0.5) -
 
 
 def token_wise_kl(log_q: jax.Array, log_p: jax.Array) -> jax.Array:
-  """sum w p log(p/q) + (1 - w) q log(q/p), w = p / (p + q) detached."""
+  """Forward and reverse KL, mixed per vocabulary entry (ToDi, arXiv 2505.16297).
+
+  sum w p log(p/q) + (1 - w) q log(q/p), w = p / (p + q), detached. Its value is that of
+  KL(p||q) + KL(q||p); the stop-gradient makes the method.
+  """
   log_ratio = log_p - log_q
   # Without the stop-gradient the value is the same, but the gradient is that of both KLs' sum.
   w = jax.lax.stop_gradient(jax.nn.sigmoid(log_ratio))
@@ -124,7 +188,13 @@ def token_wise_kl(log_q: jax.Array, log_p: jax.Array) -> jax.Array:
 
 
 def target_class_kl(log_q: jax.Array, log_p: jax.Array, labels: jax.Array) -> jax.Array:
-  """KL between the two-way distributions (label, everything else)."""
+  """KL between (p_y, 1 - p_y) and (q_y, 1 - q_y), y the label (DKD, arXiv 2203.08679).
+
+  forward_kl = target_class_kl + (1 - p_y) non_target_class_kl.
+
+  Args:
+    labels: int, shape [...], in [0, vocab).
+  """
   value = jnp.zeros(log_q.shape[:-1], log_q.dtype)
   if log_q.shape[-1] == 1:
     return value
@@ -136,7 +206,13 @@ def target_class_kl(log_q: jax.Array, log_p: jax.Array, labels: jax.Array) -> ja
 
 
 def non_target_class_kl(log_q: jax.Array, log_p: jax.Array, labels: jax.Array) -> jax.Array:
-  """KL(p || q) after removing the label from both and renormalizing."""
+  """KL(p || q) over all but the label, both renormalized there (DKD, arXiv 2203.08679).
+
+  Its gradient at the label is zero.
+
+  Args:
+    labels: int, shape [...], in [0, vocab).
+  """
   if log_q.shape[-1] == 1:
     return jnp.zeros(log_q.shape[:-1], log_q.dtype)
   at_label = is_label(log_q, labels)
@@ -160,7 +236,10 @@ LOG_DIVERGENCES: Mapping[str, LogDivergence] = {
   "adaptive_kl": adaptive_kl,
   "token_wise_kl": token_wise_kl,
 }
-"""The divergences that need no labels, by name; a method can use any of them."""
+"""The divergences that need no labels, by name; a method can use any of them.
+
+This is the only table: `divergences.DIVERGENCES` and the keys of the config follow it.
+"""
 
 
 def make_divergence(

@@ -5,6 +5,8 @@ python -m examples.extending.divergence
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -18,13 +20,13 @@ def jeffreys(log_q: jax.Array, log_p: jax.Array, *, reverse_weight: float = 1.0)
   Args:
     log_q: the student's log-probabilities, [..., vocab].
     log_p: the teacher's, the same shape.
-    reverse_weight: weight of the second term; settable by config.loss.divergence_options.
+    reverse_weight: weight of the second term; given below, where the divergence gets its name.
   """
   forward = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
   return forward + reverse_weight * jnp.sum(jnp.exp(log_q) * (log_q - log_p), axis=-1)
 
 
-EXTENSIONS = Extensions(divergences={"jeffreys": jeffreys})
+EXTENSIONS = Extensions(divergences={"jeffreys": functools.partial(jeffreys, reverse_weight=0.5)})
 
 if __name__ == "__main__":
   show(short_run(EXTENSIONS, loss__divergence="jeffreys"))

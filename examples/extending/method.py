@@ -5,6 +5,7 @@ python -m examples.extending.method
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,8 +19,14 @@ from egad_jax.types import Stats
 from examples.extending.short_run import short_run, show
 
 
-def make_sure_tokens(config: Any) -> Method:
-  """Forward KL on the tokens below the running median of teacher entropy, at twice the weight."""
+def make_sure_tokens(config: Any, *, fraction: float = 0.5) -> Method:
+  """Forward KL on the tokens of lowest teacher entropy, divided by their share.
+
+  Args:
+    config: the run's config.
+    fraction: share of the tokens that is distilled, in (0, 1]; given below, where the method gets
+      its name.
+  """
 
   def token_loss(
     student_logits: jax.Array,
@@ -31,14 +38,14 @@ def make_sure_tokens(config: Any) -> Method:
     del extras
     pair = log_pair(student_logits, teacher_logits)
     position = context.state.entropy.position(pair.teacher_entropy)
-    weight = 2.0 * (position < 0.5)
+    weight = (position < fraction) / fraction
     value = weight * forward_kl(pair.log_q, pair.log_p)
     return token_terms(pair, labels, value, ce_weight=config.loss.ce_weight, weight=weight)
 
   return Method(token_loss=token_loss, **entropy_only(float(config.distribution.half_life)))
 
 
-EXTENSIONS = Extensions(methods={"sure_tokens": make_sure_tokens})
+EXTENSIONS = Extensions(methods={"sure_tokens": functools.partial(make_sure_tokens, fraction=0.6)})
 
 if __name__ == "__main__":
   show(short_run(EXTENSIONS, method="sure_tokens"))

@@ -96,8 +96,8 @@ def test_the_paired_program_is_a_run_s_but_for_the_projection(small, tmp_path):
     ({"teacher__source": "a", "teacher__architecture": "b"}, r'unknown architecture "b"'),
     ({"student__init": "layers"}, r"random:tiny has random values; use student\.init=random"),
     (
-      {"method": "x_token", "method_options": "kind=h_kl"},
-      r"config\.method=x_token with kind=h_kl cannot be planned",
+      {"method": "x_token", "method_options__x_token__kind": "h_kl"},
+      r"config\.method_options\.x_token\.kind=h_kl cannot be planned",
     ),
     (
       {"method": "x_token", "student__tokenizer": "some/directory"},

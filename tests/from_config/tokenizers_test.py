@@ -128,12 +128,8 @@ def test_a_student_source_of_x_token_brings_its_tokenizer(build_one, saved, monk
       r"nowhere",
     ),
     (
-      {"method": "x_token", "method_options": "kind=kl"},
-      r"config\.method_options: kind must be one of p_kl, h_kl, uld, got 'kl'",
-    ),
-    (
-      {"method": "x_token", "method_options": "kid=uld"},
-      r"no option 'kid'; the options are kind, chunk_average, teacher_top_k, minimum_weight",
+      {"method": "x_token", "method_options__x_token__kind": "kl"},
+      r"config\.method_options\.x_token: kind must be one of p_kl, h_kl, uld, got 'kl'",
     ),
   ],
 )

@@ -31,7 +31,7 @@ def test_the_defaults_are_few_and_need_a_teacher():
     return sum(count(v) if hasattr(v, "items") else 1 for v in config.values())
 
   config = default.get_config()
-  assert count(config) <= 100
+  assert count(config) <= 130
   with pytest.raises(InputError, match=r"config\.teacher\.source is required: a \.gguf file"):
     from_config.validate(config)
 
@@ -97,6 +97,7 @@ def test_the_defaults_are_what_did_not_lose_and_the_abstract_is_a_preset():
     ({"accumulation": 3}, r"config\.accumulation \(3\) must divide config\.batch_size \(8\)"),
     ({"compiler_options": "a=1,b"}, r"compiler_options must be name=value,.*; got 'b'"),
     ({"compiler_options": "=1"}, r"compiler_options must be name=value,.*; got '=1'"),
+    ({"compiler_options": "a=1,a=2"}, r"compiler_options: a is given twice"),
     (
       {"curriculum__kind": "linaer"},
       r"config\.curriculum\.kind must be one of uniform, linear, .*'linaer'",

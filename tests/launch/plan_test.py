@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_exit_3_and_still_a_whole_report():
       (
         "--topology=v5e:2x2",
         "--config.method=x_token",
-        "--config.method_options=kind=h_kl",
+        "--config.method_options.x_token.kind=h_kl",
       ),
       "kind=h_kl cannot be planned",
     ),

@@ -132,6 +132,10 @@ BAD_VALUES = {
   "out of range": (["--config.batch_size=0"], ["config.batch_size must be positive", "0"]),
   "accumulation": (["--config.accumulation=3"], ["accumulation (3)", "batch_size (8)"]),
   "hyper-parameter": (["--config.branch.hard_fraction=2"], ["hard_fraction"]),
+  "option of another method": (
+    ["--config.method_options.adakd.ratio_step=0.1"],
+    ["config.method_options.adakd.ratio_step (0.1) is not read", "config.method is egad", "0.05"],
+  ),
   # Hundreds of terabytes, known before any of it is used.
   "too big for the disk": (["--config.student.layers=1000000000"], ["GiB free", "checkpoint.keep"]),
 }

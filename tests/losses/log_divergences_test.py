@@ -6,23 +6,56 @@ import jax
 import numpy as np
 import pytest
 
+from egad_jax import losses
 from egad_jax.losses import DIVERGENCES, log_divergences
 from egad_jax.losses.log_divergences import LOG_DIVERGENCES, make_divergence
 from egad_jax.losses.probabilities import log_probabilities
 
+PUBLIC = {
+  "forward_kl": {},
+  "reverse_kl": {},
+  "jensen_shannon": {"beta": 0.5},
+  "skew_forward_kl": {"alpha": 0.1},
+  "skew_reverse_kl": {"alpha": 0.1},
+  "total_variation": {},
+  "alpha_beta": {"alpha": 0.2, "beta": 0.7},
+  "adaptive_kl": {"head_mass": 0.5},
+  "token_wise_kl": {},
+}
 
-def test_both_tables_have_the_same_names_and_options():
-  assert list(LOG_DIVERGENCES) == list(DIVERGENCES)
-  for name, function in DIVERGENCES.items():
-    options = {
-      parameter.name: parameter.default
-      for parameter in inspect.signature(function).parameters.values()
-      if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
-    assert options.pop("temperature") == 1.0
-    assert options.pop("where") is None
-    of_logs = inspect.signature(LOG_DIVERGENCES[name]).parameters.values()
-    assert options == {p.name: p.default for p in of_logs if p.default is not p.empty}
+
+@pytest.mark.parametrize("name", [*PUBLIC, "hellinger", "target_class_kl", "non_target_class_kl"])
+def test_what_a_user_reads_of_a_divergence_on_logits(name):
+  function, formula = getattr(losses, name), getattr(log_divergences, name)
+  parameters = inspect.signature(function).parameters.values()
+  labels = ["labels"] if name.endswith("class_kl") else []
+  assert [p.name for p in parameters if p.default is p.empty] == [
+    "student_logits",
+    "teacher_logits",
+    *labels,
+  ]
+  keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+  assert {p.name: p.default for p in keywords} == {
+    **PUBLIC.get(name, {}),
+    "temperature": 1.0,
+    "where": None,
+  }
+  assert (function.__name__, function.__module__) == (name, "egad_jax.losses.divergences")
+  meaning, _, arguments = function.__doc__.partition("Args:\n")
+  assert meaning.strip() in inspect.cleandoc(formula.__doc__)
+  for parameter in parameters:
+    assert f"\n  {parameter.name}: " in f"\n{arguments}"
+  assert "Returns:\n  The divergence of each token, shape [...]" in arguments
+
+
+def test_the_tables_have_the_public_names():
+  assert list(DIVERGENCES) == list(LOG_DIVERGENCES) == list(PUBLIC)
+  assert all(DIVERGENCES[name] is getattr(losses, name) for name in PUBLIC)
+
+
+def test_an_option_that_is_not_there():
+  with pytest.raises(TypeError, match=r"jensen_shannon\(\) got an unexpected keyword .*'gamma'"):
+    losses.jensen_shannon(*pair(), gamma=0.5)
 
 
 def pair():

@@ -336,9 +336,9 @@ _ON_LOGITS = [
   ),
   (
     "options",
-    "Jensen-Shannon ignores its beta",
-    "log_divergences.jensen_shannon(log_q, log_p, beta=beta)",
-    "log_divergences.jensen_shannon(log_q, log_p)",
+    "a divergence on logits ignores its options",
+    "formula(log_q, log_p, **options)",
+    "formula(log_q, log_p)",
   ),
 ]
 

@@ -204,7 +204,8 @@ def test_the_least_flops_of_paired_rows_are_of_two_vocabularies(devices):
 
 @pytest.mark.slow
 def test_paired_rows_are_planned(devices):
-  config = changed(method="x_token", student__tokenizer="train:384", method_options="kind=uld")
+  config = changed(method="x_token", student__tokenizer="train:384")
+  config.method_options.x_token.kind = "uld"
   assert planning.plan(from_config.plan_run(config, devices), SLICE, config="x_token").fits
 
 
