@@ -48,6 +48,7 @@ def egad_loss(
   temperature: Temperature | float = Temperature(),  # noqa: B008
   branch: Branch | None = Branch(),  # noqa: B008
   position: str = "rank",
+  elapsed: ArrayLike | None = None,
   where: ArrayLike | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """EGAD on whole logits, with the position of each token's entropy taken in its own batch.
@@ -74,6 +75,8 @@ def egad_loss(
     branch: mechanism 3, the gate and feature loss of hard tokens; None for neither. The feature
       term, a mean over the tokens that get it, needs features. A threshold compares entropies.
     position: kind of `entropy_position`: "rank", "minmax" or "median_ratio".
+    elapsed: how far along the training the step is, a scalar in [0, 1]; only `temperature.anneal`
+      reads it, and needs it.
     where: bool [vocab], true at real vocabulary entries; None counts all.
 
   Returns:
@@ -103,6 +106,7 @@ def egad_loss(
       entropy,
       mask=mask,
       progress=progress,
+      elapsed=elapsed,
       curriculum=curriculum,
       temperature=temperature,
       branch=branch,

@@ -40,6 +40,7 @@ def running_guidance(
   *,
   distribution: EntropyDistribution,
   progress: ArrayLike,
+  elapsed: ArrayLike,
   curriculum: Curriculum | None,
   temperature: Temperature,
   branch: Branch | None,
@@ -55,7 +56,8 @@ def running_guidance(
     hard = branch.gate(position, hard_from(distribution, branch))
 
   def adaptive(entropy: jax.Array) -> jax.Array:
-    return temperature.of_position(distribution.position(entropy, temperature.position))
+    position = distribution.position(entropy, temperature.position)
+    return temperature.of_position(position, elapsed)
 
   tokens_temperature, factor = temperature_and_factor(
     temperature,
@@ -70,6 +72,7 @@ def in_batch_guidance(
   *,
   mask: jax.Array,
   progress: ArrayLike,
+  elapsed: ArrayLike | None,
   curriculum: Curriculum | None,
   temperature: Temperature,
   branch: Branch | None,
@@ -88,8 +91,9 @@ def in_batch_guidance(
 
   def adaptive() -> jax.Array:
     if temperature.position == "median_ratio":
-      return temperature.of_position(entropy_position(entropy, mask, kind="median_ratio"))
-    return temperature.of_position(position)
+      ratio = entropy_position(entropy, mask, kind="median_ratio")
+      return temperature.of_position(ratio, elapsed)
+    return temperature.of_position(position, elapsed)
 
   def mean(function: Callable[[jax.Array], jax.Array]) -> jax.Array:
     # The mean over no tokens is 0; as a temperature it would make 0 / 0 in the gradient.

@@ -79,8 +79,13 @@ def make_adakd(
     context: Context,
   ) -> tuple[jax.Array, Stats]:
     del extras
-    own = context.state.method
-    guide = functools.partial(_guide_running, own=own, temperature=temperature, focus=focus)
+    guide = functools.partial(
+      _guide_running,
+      own=context.state.method,
+      elapsed=context.elapsed,
+      temperature=temperature,
+      focus=focus,
+    )
     return adakd_terms(
       student_logits,
       teacher_logits,
@@ -111,7 +116,12 @@ def make_adakd(
 
 
 def _guide_running(
-  difficulty: jax.Array, *, own: AdaKDState, temperature: Temperature, focus: Focus
+  difficulty: jax.Array,
+  *,
+  own: AdaKDState,
+  elapsed: jax.Array,
+  temperature: Temperature,
+  focus: Focus,
 ) -> TokenGuidance:
   """Selects tokens and sets their temperatures from the running distribution of difficulty."""
   distribution, ratio = own.difficulty, jax.lax.stop_gradient(own.focus.ratio)
@@ -125,7 +135,7 @@ def _guide_running(
       position = median_ratio(difficulty, distribution.quantile(1 - ratio / 2))
     else:
       position = distribution.position(difficulty, temperature.position)
-    return temperature.of_position(position)
+    return temperature.of_position(position, elapsed)
 
   tokens_temperature, factor = temperature_and_factor(
     temperature,

@@ -52,6 +52,7 @@ def make_egad(
       entropy,
       distribution=context.state.entropy,
       progress=context.progress,
+      elapsed=context.elapsed,
       curriculum=curriculum,
       temperature=temperature,
       branch=branch,

@@ -110,6 +110,7 @@ def make_x_token(
       entropy,
       distribution=context.state.entropy,
       progress=context.progress,
+      elapsed=context.elapsed,
       curriculum=curriculum,
       temperature=temperature,
       branch=None,

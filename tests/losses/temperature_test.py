@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,3 +123,23 @@ def test_what_is_clipped_or_endless_is_refused():
   assert Temperature(kind="fixed", base=100.0).base == 100
   with pytest.raises(ValueError, match="strength must be >= 0 and finite, got inf"):
     Temperature(strength=float("inf"))
+
+
+@pytest.mark.parametrize(
+  ("elapsed", "expected"),
+  [(0.0, [2.0, 1.0, 0.5]), (0.3, [2**0.5, 1.0, 0.5**0.5]), (0.6, [1, 1, 1]), (1.0, [1, 1, 1])],
+)
+def test_annealed_temperatures_end_at_one(elapsed, expected):
+  temperature = Temperature(strength=math.log(2.0), anneal=0.6)
+  position = jnp.array([0.0, 0.5, 1.0])
+  found = jax.jit(temperature.of_position)(position, jnp.float32(elapsed))
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_annealing_needs_to_know_the_time_and_an_adaptive_temperature():
+  with pytest.raises(ValueError, match=r"anneal \(0.6\) needs elapsed"):
+    Temperature(anneal=0.6).of_position(jnp.array([0.5]))
+  with pytest.raises(ValueError, match='must be 0 with kind "fixed"'):
+    Temperature(kind="fixed", anneal=0.6)
+  with pytest.raises(ValueError, match=r"anneal must be a share of the run in \[0, 1\], got 1.5"):
+    Temperature(anneal=1.5)
