@@ -23,13 +23,15 @@ ENTROPY = jnp.array([1e-8, 0.05, 0.3, 1.0, 2.5])
 def running(context, **options):
   options = {"curriculum": None, "branch": None, "temperature": Temperature()} | options
   state = {"distribution": context.state.entropy, "progress": context.progress}
+  state["elapsed"] = context.elapsed
   return running_guidance(ENTROPY, **state, **options)
 
 
 def in_batch(mask=None, **options):
   options = {"curriculum": None, "branch": None, "temperature": Temperature()} | options
   mask = jnp.ones(5, bool) if mask is None else mask
-  return in_batch_guidance(ENTROPY, mask=mask, progress=0.3, **({"kind": "rank"} | options))
+  options = {"kind": "rank", "elapsed": None} | options
+  return in_batch_guidance(ENTROPY, mask=mask, progress=0.3, **options)
 
 
 def test_running_reads_the_distribution(context):
@@ -46,6 +48,18 @@ def test_running_reads_the_distribution(context):
 def test_running_threshold_is_a_comparison_of_positions(context):
   placed = running(context, branch=Branch(threshold=0.3))
   assert placed.hard.tolist() == [False, False, True, True, True]
+
+
+def test_annealing_reads_how_much_of_the_training_is_over(context):
+  context = context._replace(elapsed=jnp.float32(0.25))
+  annealed, constant = Temperature(anneal=0.5), Temperature()
+  placed = running(context, temperature=annealed)
+  expected = running(context, temperature=constant).temperature ** 0.5
+  np.testing.assert_allclose(placed.temperature, expected, rtol=1e-6)
+  np.testing.assert_allclose(placed.factor, expected**2, rtol=1e-6)
+  placed = in_batch(temperature=annealed, elapsed=0.25)
+  expected = in_batch(temperature=constant).temperature ** 0.5
+  np.testing.assert_allclose(placed.temperature, expected, rtol=1e-6)
 
 
 def test_off_means_nothing(context):
@@ -125,6 +139,7 @@ def test_softness_tends_to_the_hard_gate(context, kind, threshold):
         jnp.ones(3),
         mask=jnp.ones(3, bool),
         progress=0.0,
+        elapsed=None,
         curriculum=None,
         kind=kind,
         temperature=Temperature(),
