@@ -8,6 +8,7 @@ import copy
 import functools
 import itertools
 import pathlib
+import zlib
 from collections.abc import Container, Iterable, Iterator
 from typing import NamedTuple
 
@@ -15,8 +16,10 @@ from tests.mutation.operators import OPERATORS, is_guard
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PACKAGES = ("losses", "head", "methods")
-# A function with more mutants than this has as many run, taken in turn from its operators.
-PER_FUNCTION = 8
+# A function with more mutants than this has as many run, of different operators where it can.
+PER_FUNCTION = 5
+# These operators come first in every function; the others take turns.
+FIRST = ("detach", "mask")
 
 
 class Site(NamedTuple):
@@ -121,12 +124,16 @@ def chosen(mutants: Iterable[Mutant], but: Container[Site] = ()) -> list[Mutant]
     if mutant.site not in but:
       of_operator = of_function.setdefault(mutant.site.function, {})
       of_operator.setdefault(mutant.site.operator, []).append(mutant)
-  return [m for of_operator in of_function.values() for m in _in_turn(of_operator)[:PER_FUNCTION]]
+  return [m for name, found in of_function.items() for m in _in_turn(name, found)[:PER_FUNCTION]]
 
 
-def _in_turn(of_operator: dict[str, list[Mutant]]) -> list[Mutant]:
-  """One mutant of each operator, then a second of each, ..., in the order of `OPERATORS`."""
-  rows = itertools.zip_longest(*(of_operator.get(operator, []) for operator in OPERATORS))
+def _in_turn(function: str, of_operator: dict[str, list[Mutant]]) -> list[Mutant]:
+  """One mutant of each operator, then a second of each, and so on."""
+  others = [operator for operator in OPERATORS if operator not in FIRST]
+  # Functions begin with different operators, so that together they have some of all.
+  start = zlib.crc32(function.encode()) % len(others)
+  order = [*FIRST, *others[start:], *others[:start]]
+  rows = itertools.zip_longest(*(of_operator.get(operator, []) for operator in order))
   return [mutant for row in rows for mutant in row if mutant is not None]
 
 

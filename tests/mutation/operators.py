@@ -153,7 +153,6 @@ def _constant(node: ast.AST) -> Variants:
     yield ast.Constant(node.value + 1 if abs(node.value) < 1e6 else 2 * node.value)
 
 
-# In this order they are served when a function has more mutants than are run.
 OPERATORS: dict[str, tuple[Operator, str]] = {
   "detach": (_detach, "a `stop_gradient` is dropped"),
   "mask": (_mask, "`where(c, a, b)` becomes `a`, `masked_sum(x, mask)` becomes `x.sum()`"),

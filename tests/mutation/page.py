@@ -34,8 +34,10 @@ renamed variable or a moved line changes nothing. A mutant is named by its file,
 operator and its index among that operator's mutants in that function.
 
 Of each function at most {per_function} mutants are run, so that all run in about an hour and a half
-on two cores: the first of each operator in the order of the table below, then the second of each,
-and so on. That choice depends on the code alone.
+on two cores: the first `detach`, the first `mask`, the first of each other operator, then the
+second of each, and so on. The other operators take turns: the name of the function says with which
+one it begins. So the choice depends on the code alone, and together the functions have mutants of
+all operators. `--all` runs every mutant of a part.
 
 A mutant that no test can tell from the code is listed in `tests/mutation/equivalents.py` with the
 reason. Those run too, and the command fails when a test kills one: the entry is then wrong, or it
