@@ -167,13 +167,15 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
-  parser.add_argument("--only", default="", metavar="REGEX", help="a part of the mutants; no page")
-  parser.add_argument("--all", action="store_true", help="without the limit per function; no page")
+  parser.add_argument("--only", default="", metavar="REGEX", help="a part of the mutants")
+  parser.add_argument("--all", action="store_true", help="without the limit per function")
   parser.add_argument("--list", action="store_true", help="show the mutants, run none")
   parser.add_argument("--jobs", type=int, default=2, help="processes at once")
   parser.add_argument("--fresh", action="store_true", help="forget earlier results")
   parser.add_argument("--cache", type=pathlib.Path, default=ROOT / ".cache/mutations")
-  parser.add_argument("--page", type=pathlib.Path, default=ROOT / "docs/mutations.md")
+  parser.add_argument(
+    "--page", type=pathlib.Path, help="where to write the page; without a part, docs/mutations.md"
+  )
   options = parser.parse_args()
   mutants = [
     mutant
@@ -213,8 +215,9 @@ def main() -> int:
   print(", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
   for mutant, status, why in bad:
     print(f"{status} {mutant.site} {why}\n  {mutant.before}\n  {mutant.after}")
-  if not options.only and not options.all:
-    options.page.write_text(page(results))
+  is_whole = not options.only and not options.all
+  if target := options.page or (is_whole and ROOT / "docs/mutations.md"):
+    target.write_text(page(results))
   return 1 if bad or red else 0
 
 

@@ -139,9 +139,9 @@ def _keyword(node: ast.AST) -> Variants:
 
 
 def _swap(node: ast.AST) -> Variants:
-  # Functions of libraries are mostly attributes, and check their arguments.
-  own = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-  if not own or len(node.args) < 2 or _called(node) in _COMMUTATIVE:
+  # Functions of libraries are mostly attributes; like checks, they refuse what does not fit.
+  name = _called(node) if isinstance(getattr(node, "func", None), ast.Name) else ""
+  if not name or name.startswith("check_") or name in _COMMUTATIVE or len(node.args) < 2:
     return
   first, second, *rest = node.args
   if all(isinstance(a, ast.Name | ast.Attribute | ast.Call | ast.Subscript) for a in node.args[:2]):

@@ -49,14 +49,14 @@ is stillborn, which proves nothing, and counts neither as killed nor as a surviv
 def page(results: Sequence[Result]) -> str:
   """Returns the page as Markdown."""
   counts = collections.Counter(result.status for result in results)
-  modules = {result.mutant.site.file for result in results}
+  modules = len({result.mutant.site.file for result in results})
   everything = sum(len(all_mutants(file)) for file in files())
   tried = counts["killed"] + counts["SURVIVED"]
   lines = [
     _HEAD.format(per_function=PER_FUNCTION),
-    f"**{counts['killed']} of {tried} mutants in {len(modules)} files are killed.** Further"
-    f" {counts['stillborn']} are stillborn and {counts['equivalent']} are known equivalents;"
-    f" {everything} mutants exist.",
+    f"**{counts['killed']} of {tried} mutants in {modules} of {len(files())} files are killed.**"
+    f" Further {counts['stillborn']} are stillborn and {counts['equivalent']} are known"
+    f" equivalents; {everything} mutants exist.",
   ]
   bad = [r for r in results if r.status not in ("killed", "stillborn", "equivalent")]
   if bad:

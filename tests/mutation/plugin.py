@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import sys
+import time
 
 from tests.mutation.mutants import ROOT
 
@@ -76,6 +77,7 @@ def pytest_sessionfinish(session, exitstatus):
   if "MUTANT_VERDICT" in os.environ:
     loaded = _finder is not None and _finder.is_loaded()
     verdict = {"exit": int(exitstatus), "loaded": loaded, "failed": _failed}
+    verdict["cpu"] = round(time.process_time(), 1)
     pathlib.Path(os.environ["MUTANT_VERDICT"]).write_text(json.dumps(verdict))
 
 
