@@ -41,10 +41,14 @@ EQUIVALENT, STALE, ERROR = "equivalent", "STALE", "ERROR"
 # The worst that a run can say of a mutant; the exit code is 1 for them.
 BAD = (SURVIVED, STALE, ERROR)
 # Errors of a module that does not work at all, or of the machine, not of the maths.
-PROVES_NOTHING = (
-  *("ImportError", "ModuleNotFoundError", "NameError", "SyntaxError", "UnboundLocalError"),
+PROVES_NOTHING = {
+  "ImportError",
+  "ModuleNotFoundError",
+  "NameError",
+  "SyntaxError",
+  "UnboundLocalError",
   "UserWarning",
-)
+}
 # A mutant may make a test slow, not ten times as slow as all of them together.
 SLOWER, SECONDS = 10.0, 120.0
 _BASELINE_READS = ("egad_jax/losses", "egad_jax/head", "egad_jax/methods")

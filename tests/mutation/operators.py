@@ -14,8 +14,11 @@ from collections.abc import Callable, Iterator
 Variants = Iterator[ast.AST]
 Operator = Callable[[ast.AST], Variants]
 
-_ORDER = {ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt}
-_NEGATED = _ORDER | {
+_NEGATED = {
+  ast.Lt: ast.GtE,
+  ast.GtE: ast.Lt,
+  ast.Gt: ast.LtE,
+  ast.LtE: ast.Gt,
   ast.Eq: ast.NotEq,
   ast.NotEq: ast.Eq,
   ast.Is: ast.IsNot,
@@ -27,15 +30,19 @@ _STRICTNESS = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.G
 _SIGNS = {ast.Add: ast.Sub, ast.Sub: ast.Add}
 _FACTORS = {ast.Mult: ast.Div, ast.Div: ast.Mult}
 _LOGIC = {ast.And: ast.Or, ast.Or: ast.And, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd}
-_REDUCTIONS = {"sum": "mean", "mean": "sum", "any": "all", "all": "any"} | {
-  **{"max": "min", "min": "max", "argmax": "argmin", "argmin": "argmax"},
+_REDUCTIONS = {
+  "sum": "mean",
+  "mean": "sum",
+  "any": "all",
+  "all": "any",
+  "max": "min",
+  "min": "max",
+  "argmax": "argmin",
+  "argmin": "argmax",
 }
 # Their arguments may change places: swapping them is no fault.
 _COMMUTATIVE = {"max", "min", "zip", "isinstance", "getattr"}
-_CONTAINERS = (
-  *(ast.List, ast.Tuple, ast.Dict, ast.Set, ast.JoinedStr),
-  *(ast.ListComp, ast.DictComp, ast.SetComp),
-)
+_JOINED = ast.List | ast.Tuple | ast.Dict | ast.ListComp | ast.DictComp | ast.JoinedStr
 
 
 def _detach(node: ast.AST) -> Variants:
@@ -198,7 +205,7 @@ def _is_text(node: ast.AST) -> bool:
 def _is_number(node: ast.BinOp | ast.AugAssign) -> bool:
   """Whether neither side is text or a container, of which sums and products are joins."""
   sides = (node.left, node.right) if isinstance(node, ast.BinOp) else (node.value,)
-  return not any(isinstance(s, _CONTAINERS) or _is_text(s) for s in sides)
+  return not any(isinstance(s, _JOINED) or _is_text(s) for s in sides)
 
 
 def _other(node: ast.AST, table: dict) -> Variants:
