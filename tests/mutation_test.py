@@ -188,4 +188,5 @@ def test_page_counts_and_names_the_survivor():
   )
   assert f"| {second.site} |" in text
   assert f"| {first.site} |" not in text
-  assert text.index("## Survivors") < text.index("## Operators") < text.index("## Files")
+  sections = [line for line in text.splitlines() if line.startswith("## ")]
+  assert sections == ["## Survivors", "## Operators", "## Files", "## Stillborn"]

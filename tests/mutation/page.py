@@ -59,13 +59,7 @@ def page(results: Sequence[Result]) -> str:
     f" equivalents; {everything} mutants exist.",
   ]
   bad = [r for r in results if r.status not in ("killed", "stillborn", "equivalent")]
-  if bad:
-    lines += ["", "## Survivors", "", "| mutant | code | becomes | |", "|---|---|---|---|"]
-    lines += [
-      f"| {r.mutant.site} | {_code(r.mutant.before)} | {_code(r.mutant.after)} |"
-      f" {_cell(f'**{r.status}** {r.why}'.strip())} |"
-      for r in bad
-    ]
+  lines += _section("Survivors", bad, [f"**{r.status}** {r.why}".strip() for r in bad])
   lines += ["", "## Operators", "", "| operator | what it does | killed | survived |"]
   lines += ["|---|---|---|---|"]
   for operator, (_, words) in OPERATORS.items():
@@ -75,12 +69,22 @@ def page(results: Sequence[Result]) -> str:
   for file in dict.fromkeys(r.mutant.site.file for r in results):
     of_file = [r for r in results if r.mutant.site.file == file]
     lines.append(f"| {file} | {_killed_survived(of_file)} |")
-  lines += ["", "## Equivalents", "", "| mutant | code | why no test can notice |", "|---|---|---|"]
-  for r in results:
-    if r.status == "equivalent":
-      reason = _cell(EQUIVALENTS[r.mutant.site])
-      lines.append(f"| {r.mutant.site} | {_code(r.mutant.before)} | {reason} |")
+  known = [r for r in results if r.status == "equivalent"]
+  lines += _section("Equivalents", known, [EQUIVALENTS[r.mutant.site] for r in known])
+  unborn = [r for r in results if r.status == "stillborn"]
+  lines += _section("Stillborn", unborn, [r.why for r in unborn])
   return "\n".join(lines) + "\n"
+
+
+def _section(title: str, results: Sequence[Result], remarks: Sequence[str]) -> list[str]:
+  """A table of mutants with a remark on each; nothing without mutants."""
+  if not results:
+    return []
+  rows = [
+    f"| {r.mutant.site} | {_code(r.mutant.before)} | {_code(r.mutant.after)} | {_cell(remark)} |"
+    for r, remark in zip(results, remarks, strict=True)
+  ]
+  return ["", f"## {title}", "", "| mutant | code | becomes | remark |", "|---|---|---|---|", *rows]
 
 
 def _killed_survived(results: Sequence[Result]) -> str:
