@@ -111,6 +111,12 @@ def test_equal_positions_and_vanishing_weights_become_ones():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_weights_keep_a_product_with_a_lower_dtype_in_float32(kind):
+  weights = compiled(H, 0.3, kind=kind)
+  assert (weights * jnp.ones(4, jnp.bfloat16)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_detached_jits_and_vmaps(kind):
   function = lambda h, progress: curriculum_weights(h, progress, kind=kind)
   eager = function(H, 0.3)

@@ -207,6 +207,14 @@ def test_all_off_is_vanilla_kd_bit_for_bit(rows, context, t):
   np.testing.assert_array_equal(stats["hard"], 0)
 
 
+@pytest.mark.parametrize("make", [off, make_vanilla_kd])
+def test_the_divergence_has_its_options(rows, context, make):
+  method = make(divergence="skew_forward_kl", divergence_options={"alpha": 0.4})
+  _, stats = token_loss(method, rows, context)
+  expected = losses.skew_forward_kl(*rows[:2], alpha=0.4)
+  np.testing.assert_allclose(stats["distillation_loss"], expected, rtol=1e-6)
+
+
 def primitives(jaxpr):
   for equation in jaxpr.eqns:
     yield equation.primitive.name

@@ -55,6 +55,26 @@ def test_clipping():
   np.testing.assert_array_equal(clipped, [4.0, 1.0, 0.5])
 
 
+def test_a_temperature_passes_all_its_options():
+  position = jnp.linspace(0.0, 1.0, 5)
+  options = {"base": 2.0, "strength": 1.0, "minimum": 1.5, "maximum": 3.0}
+  for direction in ("confident_hot", "uncertain_hot"):
+    of_position = Temperature(**options, direction=direction).of_position(position)
+    expected = adaptive_temperature(position, **options, direction=direction)
+    np.testing.assert_array_equal(of_position, expected)
+    assert (of_position[0] > of_position[-1]) == (direction == "confident_hot")
+    np.testing.assert_array_equal(sorted(of_position)[:: len(position) - 1], [1.5, 3.0])
+
+
+@pytest.mark.parametrize("kind", ["per_token", "linear", "none", "mean_norm"])
+def test_factors_of_low_precision_temperatures_are_float32(kind):
+  temperature = jnp.array([1.0078125, 3.0], jnp.bfloat16)
+  factor = compensation_factor(temperature, kind=kind, mean_square=2.0)
+  assert factor.dtype == jnp.float32
+  expected = compensation_factor(temperature.astype(jnp.float32), kind=kind, mean_square=2.0)
+  np.testing.assert_array_equal(factor, expected)
+
+
 def test_compensation():
   t = jnp.array([0.5, 1.0, 3.0])
   np.testing.assert_array_equal(compensation_factor(t), t**2)

@@ -1,21 +1,25 @@
-"""Breaks each loss line in turn and checks that a test fails for it.
+"""Breaks the loss code in every way that `operators` knows and checks that a test fails for each.
 
   python -m tests.mutation.check                        all, and the page docs/mutations.md
-  python -m tests.mutation.check --only temperature     those whose file, kind or words match
+  python -m tests.mutation.check --only temperature     the mutants whose site matches
+  python -m tests.mutation.check --list --only egad     shows them and their tests; runs nothing
 
-Every mutation runs its test files in a process of its own, in which an import hook (`plugin`)
-serves the broken text of one module. It counts as killed when a test's own call fails; a module
-that cannot be imported, a broken fixture or a misspelt name proves nothing and is an error. Results
-are kept, by the hash of the broken module and of the tests, so that an interrupted run goes on
-where it was; `--fresh` forgets them. Exit code 1 when a mutation survives or proves nothing.
+Every mutant runs the test files nearest to its module in a process of its own, in which an import
+hook (`plugin`) serves the broken module. It counts as killed when a test's own call fails. A module
+that cannot be imported, or a broken fixture, proves nothing: such a mutant is stillborn, and counts
+neither way. The known equivalents run too, and must survive. Results are kept, by the hash of the
+broken module and of the tests, so that an interrupted run goes on where it was; `--fresh` forgets
+them. Exit code 1 when a mutant survives, a test fails without a mutant, or an equivalent is killed.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import concurrent.futures
 import hashlib
 import json
+import os
 import pathlib
 import queue
 import re
@@ -24,21 +28,44 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.mutation import worker
-from tests.mutation.mutant import ROOT, Mutation, mutated_source
+from tests.mutation.equivalents import EQUIVALENTS
+from tests.mutation.mutants import ROOT, Mutant, all_mutants, chosen, files
+from tests.mutation.nearest_tests import nearest_tests
 from tests.mutation.page import page
-from tests.mutation.table import EQUIVALENTS, MUTATIONS
 
-# Errors that say that the mutation is misspelt, or that the machine is at fault, not the maths.
-PROVES_NOTHING = (
-  *("AttributeError", "ImportError", "ModuleNotFoundError", "NameError", "SyntaxError"),
-  *("UnboundLocalError", "UserWarning"),
-)
-# A mutation may make a test slow, not ten times as slow as all of them together.
+KILLED, SURVIVED, STILLBORN = "killed", "SURVIVED", "stillborn"
+EQUIVALENT, STALE, ERROR = "equivalent", "STALE", "ERROR"
+# The worst that a run can say of a mutant; the exit code is 1 for them.
+BAD = (SURVIVED, STALE, ERROR)
+# Errors of a module that does not work at all, or of the machine, not of the maths.
+PROVES_NOTHING = {
+  "ImportError",
+  "ModuleNotFoundError",
+  "NameError",
+  "SyntaxError",
+  "UnboundLocalError",
+  "UserWarning",
+}
+# A mutant may make a test slow, not ten times as slow as all of them together.
 SLOWER, SECONDS = 10.0, 120.0
-_BASELINE_READS = ("egad_jax/losses", "egad_jax/head", "tests/losses", "tests/head")
+_BASELINE_READS = ("egad_jax/losses", "egad_jax/head", "egad_jax/methods")
+
+
+class Result(NamedTuple):
+  """What became of a mutant.
+
+  Attributes:
+    mutant: the mutant.
+    status: one of the words above.
+    why: the test that killed it, or why it proves nothing.
+  """
+
+  mutant: Mutant
+  status: str
+  why: str
 
 
 class Runner:
@@ -56,36 +83,45 @@ class Runner:
     kept = self._results_file.exists() and not fresh
     self._results: dict[str, Any] = json.loads(self._results_file.read_text()) if kept else {}
     self._lock = threading.Lock()
+    # By function, the tests that killed one of its mutants: they are the likeliest to kill others.
+    self._killers: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
     self._slots: queue.Queue[int] = queue.Queue()
     for slot in range(jobs):
       self._slots.put(slot)
 
-  def baseline(self, tests: str) -> dict[str, Any]:
+  def baseline(self, test: str) -> dict[str, Any]:
     """The unbroken code's run of one test file; must be green."""
-    key = _digest(tests, *(t for d in _BASELINE_READS for t in _texts(d)))
-    return self._kept(key, lambda: self._pytest((tests,), {}, timeout=None))
+    texts = [path.read_text() for d in _BASELINE_READS for path in sorted((ROOT / d).glob("*.py"))]
+    key = _digest(test, *_texts((test,)), *texts)
+    return self._kept(key, lambda: self._pytest((test,), {}, timeout=None))
 
-  def mutant(self, mutation: Mutation, timeout: float) -> dict[str, Any]:
-    """The run of one mutation, until the first failing test."""
-    source = mutated_source(mutation)
-    texts = [(ROOT / test).read_text() for test in mutation.tests]
-    texts += [path.read_text() for path in sorted((ROOT / "tests").rglob("conftest.py"))]
+  def mutant(self, mutant: Mutant, tests: Sequence[str], timeout: float) -> dict[str, Any]:
+    """The run of one mutant, until the first failing test."""
+    source = mutant.source
+    killers = self._killers[mutant.site.file, mutant.site.function]
 
     def run() -> dict[str, Any]:
       with tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory, "mutant.py")
         path.write_text(source)
-        environment = {"MUTANT_FILE": mutation.file, "MUTANT_SOURCE": str(path)}
-        return self._pytest(mutation.tests, environment, timeout)
+        environment = {"MUTANT_FILE": mutant.site.file, "MUTANT_SOURCE": str(path)}
+        return self._pytest(tests, environment | {"MUTANT_FIRST": "\n".join(killers)}, timeout)
 
-    return self._kept(_digest(mutation.file, source, *mutation.tests, *texts), run)
+    result = self._kept(_digest(mutant.site.file, source, *tests, *_texts(tests)), run)
+    killer = (result.get("failed") or {}).get("test")
+    if killer and killer not in killers:
+      killers.append(killer)
+    return result
 
   def _kept(self, key: str, run) -> dict[str, Any]:
     if key not in self._results:
       result = run()
       with self._lock:
         self._results[key] = result
-        self._results_file.write_text(json.dumps(self._results, indent=1))
+        # In one step, so that an interruption leaves a whole file.
+        part = self._results_file.with_suffix(".part")
+        part.write_text(json.dumps(self._results, indent=1))
+        os.replace(part, self._results_file)
     return self._results[key]
 
   def _pytest(
@@ -113,18 +149,21 @@ class Runner:
 
 
 def judge(result: dict[str, Any]) -> tuple[str, str]:
-  """Returns ("killed" | "SURVIVED" | "INVALID", by which test or why)."""
+  """Returns (KILLED, SURVIVED, STILLBORN or ERROR; by which test or why)."""
   failed = result.get("failed") or {}
   if result["exit"] == "timeout":
-    return "killed", "no end within ten times the usual time"
+    return KILLED, "no end within ten times the usual time"
   if result["exit"] == 0:
-    return ("SURVIVED", "") if result["loaded"] else ("INVALID", "the module was never imported")
-  if result["exit"] != 1 or not failed:
-    return "INVALID", f"pytest ended with {result['exit']}, without a failed test"
-  test = failed["test"].removeprefix("tests/")
-  if failed["when"] != "call" or failed["error"] in PROVES_NOTHING or not result["loaded"]:
-    return "INVALID", f"{failed['error']} in {failed['when']} of {test}: {failed['message']}"
-  return "killed", test
+    return (SURVIVED, "") if result["loaded"] else (ERROR, "no test imports the module")
+  if result["exit"] == 1 and failed:
+    test = failed["test"].removeprefix("tests/")
+    if failed["when"] == "call" and failed["error"] not in PROVES_NOTHING and result["loaded"]:
+      return KILLED, test
+    return STILLBORN, f"{failed['error']} in {failed['when']} of {test}: {failed['message']}"
+  # 1 and 2: files that could not be collected, since the broken module cannot be imported.
+  if result["exit"] in (1, 2):
+    return STILLBORN, "a test file cannot be imported"
+  return ERROR, f"pytest ended with {result['exit']}"
 
 
 def main() -> int:
@@ -132,54 +171,87 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
-  parser.add_argument("--only", default="", metavar="REGEX", help="a part of the table; no page")
+  parser.add_argument("--only", default="", metavar="REGEX", help="a part of the mutants")
+  parser.add_argument("--all", action="store_true", help="without the limit per function")
+  parser.add_argument("--list", action="store_true", help="show the mutants, run none")
   parser.add_argument("--jobs", type=int, default=2, help="processes at once")
   parser.add_argument("--fresh", action="store_true", help="forget earlier results")
   parser.add_argument("--cache", type=pathlib.Path, default=ROOT / ".cache/mutations")
-  parser.add_argument("--page", type=pathlib.Path, default=ROOT / "docs/mutations.md")
+  parser.add_argument(
+    "--page", type=pathlib.Path, help="where to write the page; without a part, docs/mutations.md"
+  )
   options = parser.parse_args()
-  mutations = [
-    m for m in MUTATIONS if re.search(options.only, f"{m.file} {m.kind} {m.breaks}", re.IGNORECASE)
+  mutants = [
+    mutant
+    for mutant in selected(options.all)
+    if re.search(options.only, str(mutant.site), re.IGNORECASE)
   ]
+  if options.list:
+    for mutant in mutants:
+      print(f"{mutant.site}\n  {mutant.before}\n  {mutant.after}")
+    return 0
   runner = Runner(options.cache, options.jobs, options.fresh)
   with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-    tests = sorted({test for mutation in mutations for test in mutation.tests})
+    tests = sorted({test for file in _files_of(mutants) for test in nearest_tests(file)})
     baselines = dict(zip(tests, pool.map(runner.baseline, tests), strict=True))
     red = {test for test, result in baselines.items() if result["exit"] != 0}
     for test in sorted(red):
-      print(f"{test} fails without any mutation:\n{baselines[test]['output']}")
+      print(f"{test} fails without any mutant:\n{baselines[test]['output']}")
 
-    def run(mutation: Mutation) -> tuple[Mutation, str, str]:
-      usual = sum(baselines[test]["seconds"] for test in mutation.tests)
+    def run(mutant: Mutant) -> Result:
+      tests = nearest_tests(mutant.site.file)
       seconds = 0.0
-      try:
-        if broken := red.intersection(mutation.tests):
-          raise ValueError(f"{', '.join(sorted(broken))} fails without any mutation")
-        result = runner.mutant(mutation, max(SECONDS, SLOWER * usual))
+      if broken := sorted(red.intersection(tests)):
+        status, why = ERROR, f"{', '.join(broken)} fails without any mutant"
+      else:
+        usual = sum(baselines[test]["seconds"] for test in tests)
+        result = runner.mutant(mutant, tests, max(SECONDS, SLOWER * usual))
         seconds = result["seconds"]
         status, why = judge(result)
-      except ValueError as error:
-        status, why = "INVALID", str(error)
-      name = f"{mutation.file.removeprefix('egad_jax/')}: {mutation.breaks}"
-      print(f"{status:8} {seconds:5.1f} s  {name}  [{why}]", flush=True)
-      return mutation, status, why
+      if mutant.site in EQUIVALENTS and status in (KILLED, SURVIVED):
+        status = STALE if status == KILLED else EQUIVALENT
+      print(f"{status:10} {seconds:5.1f} s  {mutant.site}  [{why}]", flush=True)
+      return Result(mutant, status, why)
 
-    results = list(pool.map(run, mutations))
-  bad = [result for result in results if result[1] != "killed"]
-  print(f"{len(results) - len(bad)} of {len(results)} mutations are killed.")
-  for mutation, status, why in bad:
-    print(f"  {status} {mutation.file}: {mutation.breaks} {why}")
-  if not options.only:
-    options.page.write_text(page(results, EQUIVALENTS))
-  return 1 if bad else 0
+    results = list(pool.map(run, mutants))
+  bad = [result for result in results if result.status in BAD]
+  counts = collections.Counter(result.status for result in results)
+  print(", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
+  for mutant, status, why in bad:
+    print(f"{status} {mutant.site} {why}\n  {mutant.before}\n  {mutant.after}")
+  is_whole = not options.only and not options.all
+  if target := options.page or (is_whole and ROOT / "docs/mutations.md"):
+    target.write_text(page(results))
+  return 1 if bad or red else 0
+
+
+def selected(everything: bool = False) -> list[Mutant]:
+  """Returns the mutants to run: those chosen of every module, then the equivalents.
+
+  Args:
+    everything: all mutants instead.
+  """
+  if everything:
+    return [mutant for file in files() for mutant in all_mutants(file)]
+  mutants = []
+  for file in files():
+    mutants += chosen(all_mutants(file), but=EQUIVALENTS)
+    mutants += [mutant for mutant in all_mutants(file) if mutant.site in EQUIVALENTS]
+  return mutants
+
+
+def _files_of(mutants: Sequence[Mutant]) -> set[str]:
+  return {mutant.site.file for mutant in mutants}
 
 
 def _digest(*texts: str) -> str:
   return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
-def _texts(directory: str) -> list[str]:
-  return [path.read_text() for path in sorted((ROOT / directory).rglob("*.py"))]
+def _texts(tests: Sequence[str]) -> list[str]:
+  """The tests' text, and that of what they share."""
+  shared = sorted((ROOT / "tests").rglob("conftest.py"))
+  return [path.read_text() for path in [*(ROOT / test for test in tests), *shared]]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Pytest plugin of a mutation run: imports one module broken, and says which test failed how.
 
 Reads the environment: MUTANT_FILE and MUTANT_SOURCE, the module's path from the root and a file
-with its broken text (both absent in the baseline); MUTANT_VERDICT, the JSON file to write. The
-working tree is never touched, so runs do not disturb each other or an editor.
+with its broken text (both absent in the baseline); MUTANT_FIRST, the ids of tests to run before
+others, one a line; MUTANT_VERDICT, the JSON file to write. The working tree is never touched, so
+runs do not disturb each other or an editor.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import json
 import os
 import pathlib
 import sys
+import time
 
-from tests.mutation.mutant import ROOT
+from tests.mutation.mutants import ROOT
 
 
 class MutatedLoader(importlib.machinery.SourceFileLoader):
@@ -56,6 +58,12 @@ if "MUTANT_FILE" in os.environ:
   sys.meta_path.insert(0, _finder)
 
 
+def pytest_collection_modifyitems(items):
+  """Puts the tests first that killed earlier mutants of the same function."""
+  first = os.environ.get("MUTANT_FIRST", "").splitlines()
+  items.sort(key=lambda item: first.index(item.nodeid) if item.nodeid in first else len(first))
+
+
 def pytest_runtest_makereport(item, call):
   """Remembers the first failure; the report itself knows no type of error."""
   if call.excinfo is not None and not call.excinfo.errisinstance(_skipped()) and not _failed:
@@ -69,6 +77,7 @@ def pytest_sessionfinish(session, exitstatus):
   if "MUTANT_VERDICT" in os.environ:
     loaded = _finder is not None and _finder.is_loaded()
     verdict = {"exit": int(exitstatus), "loaded": loaded, "failed": _failed}
+    verdict["cpu"] = round(time.process_time(), 1)
     pathlib.Path(os.environ["MUTANT_VERDICT"]).write_text(json.dumps(verdict))
 
 

@@ -54,8 +54,6 @@ def run_pytest(
 
   jax.config.update("jax_compilation_cache_dir", str(compiled))
   command = ["-x", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "tests.mutation.plugin"]
-  # The slow ones too.
-  command += ["-m", ""]
   code = pytest.main([*command, *tests])
   sys.stdout.flush()
   # Not the interpreter's own end: threads of the runtime need not be waited for.

@@ -1,0 +1,39 @@
+"""Mutants that no test can notice, because they change nothing that anyone can see."""
+
+from __future__ import annotations
+
+from tests.mutation.mutants import Site
+
+
+def _of(file: str, *rows: tuple[str, str, int, str]) -> dict[Site, str]:
+  """Returns {site: reason} of rows (function, operator, index, reason)."""
+  return {Site(f"egad_jax/{file}.py", *row[:3]): row[3] for row in rows}
+
+
+_DETACHED_AGAIN = "what is made from it is detached again, where it leaves"
+_CHOOSES = "it only chooses indices or bools, through which no gradient passes"
+_SELECTED_AWAY = "the value is detached and selected away, so the guard protects nothing"
+
+EQUIVALENTS: dict[Site, str] = {
+  **_of("losses/adakd", ("adakd_terms", "detach", 0, _DETACHED_AGAIN)),
+  **_of(
+    "losses/distribution",
+    ("EntropyDistribution.update", "detach", 0, "counts are integers: no gradient passes them"),
+    ("EntropyDistribution.top_share", "detach", 0, _DETACHED_AGAIN),
+    ("EntropyDistribution.top_share", "detach", 1, _DETACHED_AGAIN),
+  ),
+  **_of("losses/entropy", ("_minmax", "mask", 1, _SELECTED_AWAY)),
+  **_of(
+    "losses/entropy",
+    ("_median_ratio", "mask", 0, "without a token in the mask, 1/2 is selected everywhere"),
+  ),
+  **_of("losses/focus", ("select_hardest", "detach", 0, _CHOOSES)),
+  **_of("losses/entropy_weighting", ("student_entropy_of", "detach", 0, _DETACHED_AGAIN)),
+  **_of(
+    "losses/routing",
+    ("top_tokens", "detach", 0, _CHOOSES),
+    ("gather_indices", "detach", 0, _CHOOSES),
+  ),
+  **_of("losses/terms", ("token_terms", "detach", 0, _DETACHED_AGAIN)),
+  **_of("losses/token_graph", ("nearest_neighbours", "detach", 0, _CHOOSES)),
+}
