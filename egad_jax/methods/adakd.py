@@ -78,7 +78,6 @@ def make_adakd(
     extras: Mapping[str, jax.Array],
     context: Context,
   ) -> tuple[jax.Array, Stats]:
-    del extras
     own = context.state.method
     guide = functools.partial(_guide_running, own=own, temperature=temperature, focus=focus)
     return adakd_terms(
@@ -88,6 +87,7 @@ def make_adakd(
       guide,
       divergence=log_divergence,
       ce_weight=ce_weight,
+      teacher_entropy=extras.get("teacher_entropy"),
     )
 
   def observe(state: State, stats: Stats, mask: jax.Array) -> State:
