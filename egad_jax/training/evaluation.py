@@ -224,7 +224,9 @@ def evaluate(
     }
 
   # A source that does not know the teacher's entropy gives bounds of it.
-  bounds = [total[name] / places for name in ENTROPY_BOUNDS if name in total]
+  bounds = {
+    name.removeprefix("teacher_"): total[name] / places for name in ENTROPY_BOUNDS if name in total
+  }
   count = total["bin_count"]
   result = {
     "tokens": int(total["tokens"]),
@@ -242,7 +244,7 @@ def evaluate(
       0.0,
       places,
     )
-    | ({"entropy_bracket": bounds} if bounds else {}),
+    | bounds,
     "entropy_bins": {
       "edges": [float(x) for x in entropy_edges(vocab_size)],
       "count": [int(n) for n in count],

@@ -14,8 +14,8 @@ _TERMS = [
   (
     "swap",
     "the student's entropy in the place of the teacher's",
-    "return LogPair(student_logits, teacher_logits, log_q, log_p, entropy_of(log_p), log_q)",
-    "return LogPair(student_logits, teacher_logits, log_q, log_p, entropy_of(log_q), log_q)",
+    "entropy = entropy_of(log_p) if teacher_entropy is None",
+    "entropy = entropy_of(log_q) if teacher_entropy is None",
   ),
   (
     "temperature",

@@ -26,14 +26,14 @@ _CHUNKED = [
   (
     "options",
     "the student's logits are not capped",
-    "    student_logits = soft_capped(student_logits, student_soft_cap)\n",
+    "    student_logits = soft_capped(student_logits, self.student_soft_cap)\n",
     "",
   ),
   (
     "options",
     "the teacher gets the student's cap",
-    "teacher_logits = soft_capped(teacher_logits, teacher_soft_cap)",
-    "teacher_logits = soft_capped(teacher_logits, student_soft_cap)",
+    "chunk_teacher(rows.outputs, vocab, self.teacher_soft_cap, self._split)",
+    "chunk_teacher(rows.outputs, vocab, self.student_soft_cap, self._split)",
   ),
   (
     "mask",
@@ -56,14 +56,14 @@ _CHUNKED = [
   (
     "mask",
     "the student's first rows are cut instead of its padding",
-    "split(student_unembedding[:vocab].astype",
-    "split(student_unembedding[-vocab:].astype",
+    "inputs.student_unembedding[:vocab].astype",
+    "inputs.student_unembedding[-vocab:].astype",
   ),
   (
     "mask",
     "the teacher's first rows are cut instead of its padding",
-    "split(teacher_unembedding[:vocab].astype",
-    "split(teacher_unembedding[-vocab:].astype",
+    "outputs.unembedding[:vocab].astype",
+    "outputs.unembedding[-vocab:].astype",
   ),
   (
     "mask",
@@ -91,16 +91,15 @@ _CHUNKED = [
   ),
   (
     "reduction",
-    "evaluation counts the first chunk alone",
-    "return *chunk_loss(student_logits, teacher_logits, *per_token), None, None",
-    "loss, stats = chunk_loss(student_logits, teacher_logits, *per_token)\n"
-    "        return loss * (indices[0] == tokens[0]), stats, None, None",
+    "evaluation counts full chunks alone",
+    "return _Sums(loss, stats, None, None)",
+    "return _Sums(loss * mask[-1], stats, None, None)",
   ),
   (
     "reduction",
     "the last chunk's loss replaces the others",
-    "return total + terms[0], stats",
-    "return terms[0], stats",
+    "return _Sums(carry.loss + terms.loss, stats",
+    "return _Sums(terms.loss, stats",
   ),
   (
     "sign",
@@ -111,26 +110,26 @@ _CHUNKED = [
   (
     "sign",
     "the unembedding's gradient is subtracted",
-    "unembedding_gradient + split(of_chunk, 0)",
-    "unembedding_gradient - split(of_chunk, 0)",
+    "unembedding_gradient + self._split(of_chunk, 0)",
+    "unembedding_gradient - self._split(of_chunk, 0)",
   ),
   (
     "reduction",
     "the unembedding's gradient is that of the last chunk",
-    "unembedding_gradient + split(of_chunk, 0)",
-    "split(of_chunk, 0)",
+    "unembedding_gradient + self._split(of_chunk, 0)",
+    "self._split(of_chunk, 0)",
   ),
   (
     "promotion",
     "the unembedding's gradient is summed in bfloat16",
-    '"nv,nd->vd", logits_gradient, student_rows, preferred_element_type=accumulator\n      )',
-    '"nv,nd->vd", logits_gradient, student_rows\n      ).astype(jnp.bfloat16).astype(accumulator)',
+    "      preferred_element_type=unembedding_gradient.dtype,\n    )\n",
+    "    ).astype(jnp.bfloat16).astype(unembedding_gradient.dtype)\n",
   ),
   (
     "axis",
     "the unembedding's gradient multiplies the teacher's rows",
-    '"nv,nd->vd", logits_gradient, student_rows, preferred',
-    '"nv,nd->vd", logits_gradient, teacher_rows[:, : student_rows.shape[1]], preferred',
+    "      rows.student_hidden,\n      preferred",
+    "      rows.outputs.hidden[:, : rows.student_hidden.shape[1]],\n      preferred",
   ),
   (
     "off by one",
@@ -141,8 +140,8 @@ _CHUNKED = [
   (
     "mask",
     "the gradient of padding rows comes first",
-    "padding = ((0, rows[0] - vocab), (0, 0))",
-    "padding = ((rows[0] - vocab, 0), (0, 0))",
+    "padding = ((0, inputs.student_unembedding.shape[0] - vocab), (0, 0))",
+    "padding = ((inputs.student_unembedding.shape[0] - vocab, 0), (0, 0))",
   ),
   (
     "sign",
@@ -256,17 +255,44 @@ _DENSE = [
   (
     "stop-gradient",
     "gradient flows to the teacher",
-    "jax.lax.stop_gradient(teacher_logits)",
-    "teacher_logits",
+    "masked(jax.lax.stop_gradient(rows), flat)",
+    "masked(rows, flat)",
   ),
   (
     "mask",
     "hidden states outside the mask are multiplied",
-    "hidden = jnp.where(flat[:, None], hidden.reshape(flat.size, -1), 0)",
-    "hidden = hidden.reshape(flat.size, -1)",
+    "hidden = jnp.where(flat[:, None], student_hidden.reshape(flat.size, -1), 0)",
+    "hidden = student_hidden.reshape(flat.size, -1)",
   ),
   ("mask", "the loss ignores the mask", "jnp.sum(jnp.where(flat, loss, 0))", "jnp.sum(loss)"),
   ("mask", "stats outside the mask", "jnp.where(flat, v, 0)", "v"),
+]
+
+_TEACHER = [
+  (
+    "options",
+    "the entropy of the even tail guides the tokens",
+    "extras if self.entropy is None else {**extras, TEACHER_ENTROPY: self.entropy}",
+    "extras",
+  ),
+  (
+    "swap",
+    "the bounds of the entropy change places",
+    "bounds = entropy_bracket(rows, vocab)",
+    "bounds = entropy_bracket(rows, vocab)[::-1]",
+  ),
+  (
+    "mask",
+    "a TopK outside the mask is read",
+    "return mask_top_k(outputs, mask)",
+    "return outputs",
+  ),
+  (
+    "numerics",
+    "an entry of probability 0 makes NaN in the closed form",
+    "teacher = jnp.maximum(teacher, _NOTHING)",
+    "pass",
+  ),
 ]
 
 _SHARDED = [
@@ -279,7 +305,10 @@ _SHARDED = [
 ]
 
 MUTATIONS = (
-  *of_file("head/chunked.py", ["head/chunked_test.py"], _CHUNKED),
+  *of_file(
+    ["head/chunked.py", "head/logits.py", "head/teacher.py"], ["head/chunked_test.py"], _CHUNKED
+  ),
+  *of_file(["head/teacher.py", "head/closed_form.py"], ["head/teacher_test.py"], _TEACHER),
   *of_file(
     "head/closed_form.py", ["head/closed_form_test.py", "head/chunked_test.py"], _CLOSED_FORM
   ),
