@@ -153,6 +153,30 @@ _TOP_K = [
   ),
 ]
 
-MUTATIONS = of_file("losses/top_k.py", ["losses/top_k_test.py"], _TOP_K)
+_SPREAD_TAIL = [
+  (
+    "normaliser",
+    "each entry of the tail has all of its mass",
+    "log_tail - math.log(others) if others",
+    "log_tail if others",
+  ),
+  (
+    "off by one",
+    "the tail's mass is shared with the ids",
+    "others = vocab_size - ids.shape[-1]",
+    "others = vocab_size",
+  ),
+  (
+    "swap",
+    "the ids have the tail's share",
+    "jnp.put_along_axis(dense, ids, log_probs, axis=-1, inplace=False)",
+    "jnp.put_along_axis(dense, ids, share[..., None], axis=-1, inplace=False)",
+  ),
+]
+
+MUTATIONS = (
+  *of_file("losses/top_k.py", ["losses/top_k_test.py"], _TOP_K),
+  *of_file("losses/top_k.py", ["losses/spread_tail_test.py"], _SPREAD_TAIL),
+)
 
 EQUIVALENTS: tuple[Equivalent, ...] = ()
