@@ -64,3 +64,11 @@ def check_teacher(experiment: Experiment) -> None:
       f" {type(outputs).__name__}, its likeliest tokens. Choose a teacher that gives its hidden"
       f" states, or {remedy}."
     )
+  taps = 0 if outputs.taps is None else outputs.taps.shape[0]
+  wanted = len(experiment.models.teacher_taps)
+  if method.feature_loss is not None and taps != wanted:
+    raise InputError(
+      f"config.method ({experiment.method_name}) has a feature loss, which reads the outputs of"
+      f" {wanted} of the teacher's layers, but the teacher gives those of {taps}. Choose a teacher"
+      f" that gives them (`Hidden.taps`), or {remedy}."
+    )

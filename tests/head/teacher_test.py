@@ -172,6 +172,25 @@ def test_sharded_equals_one_device(shape, vocab):
     assert_same(value_and_gradients(head, problem, unknown), expected, 1e-5)
 
 
+@pytest.mark.slow
+def test_a_split_vocabulary_stays_split():
+  mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+  vocab, chunk = 8192, 128
+  problem = random_problem(batch=4, seq=chunk, vocab=vocab)
+  outputs = top_k_teacher(jnp.zeros((4, chunk, 16)), 5)
+  head = head_on_mesh(
+    LOSSES["egad"].token_loss,
+    mesh,
+    batch_axes=("data",),
+    tensor_axis="tensor",
+    vocab_size=vocab,
+    chunk_size=chunk,
+  )
+  program = value_and_gradients.lower(head, problem, outputs).compile().as_text()
+  assert f"f32[{chunk},{vocab // 4}]" in program
+  assert f"f32[{chunk},{vocab}]" not in program
+
+
 @pytest.mark.parametrize("make_head", [distillation_head, dense_head])
 def test_tokens_outside_the_mask_change_nothing(make_head):
   problem = random_problem()

@@ -14,6 +14,7 @@ from egad_jax.errors import InputError
 from egad_jax.from_config import Extensions
 from egad_jax.losses import top_k_teacher
 from egad_jax.training.compiled_run import CompiledRun
+from examples.extending import teacher_source
 from examples.extending import top_k_teacher as example
 from tests.from_config.configs import changed
 from tests.teachers.separate_test import FAST_COMPILE
@@ -129,3 +130,9 @@ def test_the_example_keeps_what_it_says(build):
 def test_a_method_that_reads_more_is_refused(build, values, message):
   with pytest.raises(InputError, match=message):
     build(**values)
+
+
+def test_a_teacher_without_the_layers_is_refused(build):
+  message = r"feature loss, which reads the outputs of 1 of .* gives those of 0\..*weight=0"
+  with pytest.raises(InputError, match=message):
+    build(1, teacher_source.make_teacher, branch__weight=1.0)
