@@ -323,6 +323,33 @@ def _by_kernels(
   return _Sums(*_summed(loss, stats, mask), hidden_gradient, unembedding_gradient)
 
 
+def _differentiable(chunks: _Chunks) -> Callable[..., tuple[jax.Array, Stats]]:
+  """Returns the head as a function of the fields of `Inputs`, with the gradient of the loop."""
+
+  @jax.custom_vjp
+  def summed_loss(*args):
+    return chunks.loop(Inputs(*args), with_gradient=False)[0]
+
+  def forward(*args):
+    args = Inputs(*_first_derivative_only(args))
+    output, gradients = chunks.loop(args, with_gradient=True)
+    assert gradients is not None
+    # An empty array carries the dtype that the cotangent of the unembedding must have.
+    return output, (*gradients, jnp.zeros((0,), args.student_unembedding.dtype))
+
+  def backward(residuals, cotangents):
+    hidden_gradient, unembedding_gradient, like = residuals
+    scale = cotangents[0]
+    return (
+      (scale * hidden_gradient).astype(hidden_gradient.dtype),
+      (scale * unembedding_gradient).astype(like.dtype),
+      *(None,) * (len(Inputs._fields) - 2),
+    )
+
+  summed_loss.defvjp(forward, backward)
+  return summed_loss
+
+
 def distillation_head(
   token_loss: TokenLoss,
   *,
@@ -372,7 +399,6 @@ def distillation_head(
     logits may be -inf; if the `TopK` has no entropy, the stats get its bounds,
     teacher_entropy_low and teacher_entropy_high.
   """
-
   chunks = _Chunks(
     token_loss,
     chunk_size,
@@ -382,28 +408,7 @@ def distillation_head(
     vocab_sharding,
     kernels,
   )
-
-  @jax.custom_vjp
-  def summed_loss(*args):
-    return chunks.loop(Inputs(*args), with_gradient=False)[0]
-
-  def forward(*args):
-    args = Inputs(*_first_derivative_only(args))
-    output, gradients = chunks.loop(args, with_gradient=True)
-    assert gradients is not None
-    # An empty array carries the dtype that the cotangent of the unembedding must have.
-    return output, (*gradients, jnp.zeros((0,), args.student_unembedding.dtype))
-
-  def backward(residuals, cotangents):
-    hidden_gradient, unembedding_gradient, like = residuals
-    scale = cotangents[0]
-    return (
-      (scale * hidden_gradient).astype(hidden_gradient.dtype),
-      (scale * unembedding_gradient).astype(like.dtype),
-      *(None,) * (len(Inputs._fields) - 2),
-    )
-
-  summed_loss.defvjp(forward, backward)
+  summed_loss = _differentiable(chunks)
 
   def of_outputs(
     student_hidden: jax.Array,
