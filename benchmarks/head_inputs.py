@@ -101,7 +101,7 @@ def reference_gradients(
         student_logits, teacher_logits = hidden @ unembedding.T, teacher[0] @ teacher[1].T
         return distillation_sum(student_logits, teacher_logits, rest[0], rest[1], settings)
       head = dense_head(token_loss_of(loss, settings))
-      return head(hidden, unembedding, *teacher, *rest[:2], {}, rest[2])[0]
+      return head(hidden, unembedding, teacher[0], teacher[1], rest[0], rest[1], {}, rest[2])[0]
 
     # All of them arguments: XLA would spend minutes folding constants.
     gradients = jax.jit(jax.grad(objective, argnums=(0, 1)))(*wide[:2], wide[2:], rest)

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from egad_jax.errors import InputError
-from examples.extending import batch_source, divergence, method, teacher_source
+from examples.extending import batch_source, divergence, method, teacher_source, top_k_teacher
 from examples.extending.short_run import short_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -55,6 +55,7 @@ EXTENDED = {
   "divergence": (divergence, {"loss__divergence": "jeffreys"}),
   "method": (method, {"method": "sure_tokens"}),
   "teacher_source": (teacher_source, {"method": "vanilla_kd"}),
+  "top_k_teacher": (top_k_teacher, {"branch__weight": 0.0}),
   "batch_source": (batch_source, {}),
 }
 

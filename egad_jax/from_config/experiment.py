@@ -26,7 +26,7 @@ from egad_jax.from_config.methods import make_method
 from egad_jax.from_config.models import make_models
 from egad_jax.from_config.planned import planned_projection, planned_vocabularies
 from egad_jax.from_config.prompts import check_prompts
-from egad_jax.from_config.teachers import make_teacher
+from egad_jax.from_config.teachers import check_teacher, make_teacher
 from egad_jax.from_config.tokenizers import make_tokenizers
 from egad_jax.from_config.validation import compiler_options, validate
 from egad_jax.from_config.values import RANDOM, TRAIN, Config
@@ -235,7 +235,7 @@ def _assemble(
       "that reads the state: a teacher on devices of its own works on batches before they are due."
     )
   c, guard = config.curriculum, config.guard
-  return Experiment(
+  experiment = Experiment(
     method_name=config.method,
     method=method,
     models=models,
@@ -267,6 +267,8 @@ def _assemble(
     ),
     seed=config.seed,
   )
+  check_teacher(experiment)
+  return experiment
 
 
 def _packed_rows(config: Config, rows: Rows) -> BatchSource:

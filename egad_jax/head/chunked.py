@@ -10,18 +10,27 @@ which is possible because the loop itself is never differentiated.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from egad_jax.head.closed_form import has_closed_form, loss_and_gradient
-from egad_jax.head.tpu import Kernels, chunk_by_kernels, kernel_chunk_size
-
-TokenLoss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
-Head = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+from egad_jax.head.inputs import Head, Inputs, TokenLoss, check_inputs
+from egad_jax.head.logits import logits_from, soft_capped
+from egad_jax.head.teacher import (
+  TEACHER_ENTROPY,
+  ChunkTeacher,
+  chunk_teacher,
+  mapped,
+  prepared,
+)
+from egad_jax.head.tpu import ChunkByKernels, Kernels, chunk_by_kernels, kernel_chunk_size
+from egad_jax.teachers.outputs import Hidden, Outputs
+from egad_jax.types import Stats
 
 # Largest number of elements in a chunk's logits when no chunk size is given: 640 MiB in float32.
 _CHUNK_ELEMENTS = 5 * 2**25
@@ -44,70 +53,6 @@ def default_chunk_size(num_tokens: int, vocab_size: int) -> int:
   """
   affordable = max(128, _CHUNK_ELEMENTS // vocab_size)
   return min(num_tokens, 1 << affordable.bit_length() - 1)
-
-
-def soft_capped(logits: jax.Array, soft_cap: float | None) -> jax.Array:
-  """Returns `cap * tanh(logits / cap)` (Gemma 2, section 2); the logits if the cap is None."""
-  return logits if soft_cap is None else soft_cap * jnp.tanh(logits / soft_cap)
-
-
-def shared_vocabulary(student_rows: int, teacher_rows: int, vocab_size: int | None) -> int:
-  """Returns the number of vocabulary entries that the loss sees.
-
-  Args:
-    student_rows: rows of the student's unembedding, padding included.
-    teacher_rows: rows of the teacher's unembedding, padding included.
-    vocab_size: number of real entries; None when neither unembedding has padding.
-
-  Raises:
-    ValueError: the numbers of rows differ and `vocab_size` is None, or it is out of range.
-  """
-  if vocab_size is None:
-    if student_rows != teacher_rows:
-      raise ValueError(
-        f"student_unembedding has {student_rows} rows and teacher_unembedding {teacher_rows}; "
-        "pass vocab_size, the number of entries that both share."
-      )
-    return student_rows
-  if not 1 <= vocab_size <= min(student_rows, teacher_rows):
-    raise ValueError(
-      f"vocab_size ({vocab_size}) must be between 1 and {min(student_rows, teacher_rows)}, "
-      f"the rows that both unembeddings have ({student_rows} and {teacher_rows})."
-    )
-  return vocab_size
-
-
-def check_shapes(
-  student_hidden: jax.Array,
-  student_unembedding: jax.Array,
-  teacher_hidden: jax.Array,
-  teacher_unembedding: jax.Array,
-  labels: jax.Array,
-  mask: jax.Array,
-  extras: Mapping[str, jax.Array],
-) -> None:
-  """Raises a ValueError that names the first argument whose shape does not fit."""
-  tokens = student_hidden.shape[:-1]
-  for name, hidden, unembedding in (
-    ("student", student_hidden, student_unembedding),
-    ("teacher", teacher_hidden, teacher_unembedding),
-  ):
-    if unembedding.ndim != 2 or unembedding.shape[1] != hidden.shape[-1]:
-      raise ValueError(
-        f"{name}_unembedding must be [vocab, {hidden.shape[-1]}] to fit {name}_hidden "
-        f"{hidden.shape}; got {unembedding.shape}."
-      )
-  per_token = {"labels": labels, "mask": mask} | {f"extras[{k!r}]": v for k, v in extras.items()}
-  per_token["teacher_hidden[..., 0]"] = teacher_hidden[..., 0]
-  for name, array in per_token.items():
-    if array.shape != tokens:
-      raise ValueError(f"{name} must have the shape of the tokens, {tokens}; got {array.shape}.")
-
-
-def logits_from(hidden: jax.Array, unembedding: jax.Array) -> jax.Array:
-  """`hidden @ unembedding.T` accumulated and returned in (at least) float32."""
-  dtype = jnp.promote_types(hidden.dtype, jnp.float32)
-  return jnp.einsum("nd,vd->nv", hidden, unembedding, preferred_element_type=dtype)
 
 
 def tokens_by_chunk(mask: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
@@ -147,6 +92,264 @@ def _refuse_second_derivative(primals, tangents):
   )
 
 
+class _Rows(NamedTuple):
+  """What the chunks read: arrays with an entry per token, and the teacher's unembedding."""
+
+  student_hidden: jax.Array
+  outputs: Outputs
+  labels: jax.Array
+  extras: Mapping[str, jax.Array]
+
+  def each(self, function: Callable[[jax.Array], jax.Array]) -> _Rows:
+    """Applies a function to the arrays that have one entry per token."""
+    return _Rows(
+      function(self.student_hidden),
+      mapped(self.outputs, function),
+      function(self.labels),
+      jax.tree.map(function, self.extras),
+    )
+
+
+class _Sums(NamedTuple):
+  """What the loop over chunks carries; the gradients are None in an evaluation.
+
+  Attributes:
+    loss: the sum over the chunks so far, a scalar.
+    stats: {name: [tokens]}; zero at tokens of no chunk so far.
+    hidden_gradient: gradient of the student's hidden states, [tokens, Ds], likewise.
+    unembedding_gradient: gradient of the unembedding, the sum so far, [vocab, Ds].
+  """
+
+  loss: jax.Array
+  stats: Stats
+  hidden_gradient: jax.Array | None
+  unembedding_gradient: jax.Array | None
+
+
+def _summed(loss: jax.Array, stats: Stats, mask: jax.Array) -> tuple[jax.Array, Stats]:
+  stats = {k: jnp.where(mask, jax.lax.stop_gradient(v), 0) for k, v in stats.items()}
+  return jnp.sum(jnp.where(mask, loss, 0)), stats
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chunks:
+  """The loop of `distillation_head`, with its options; see there."""
+
+  token_loss: TokenLoss
+  chunk_size: int | None
+  vocab_size: int | None
+  student_soft_cap: float | None
+  teacher_soft_cap: float | None
+  vocab_sharding: NamedSharding | None
+  kernels: Kernels | None
+
+  def loop(
+    self, inputs: Inputs, with_gradient: bool
+  ) -> tuple[tuple[jax.Array, Stats], tuple[jax.Array, jax.Array] | None]:
+    """Returns (loss, stats), and the gradients of the student's two arrays or None."""
+    vocab = check_inputs(inputs, self.vocab_size)
+    mask, student_hidden = inputs.mask, inputs.student_hidden
+    num_tokens = mask.size
+    by_kernels, chunk = self._kernels_for(inputs, vocab) if with_gradient else (None, 0)
+    if by_kernels is None:
+      chunk = self._chunk_of(num_tokens, vocab)
+    tokens, num_chunks = tokens_by_chunk(mask.reshape(-1), chunk)
+    outputs = prepared(inputs.outputs, vocab, self._split)
+    rows = _Rows(student_hidden, outputs, inputs.labels, inputs.extras).each(
+      lambda x: x.reshape(num_tokens, *x.shape[mask.ndim :])
+    )
+    student_weight = inputs.student_unembedding[:vocab].astype(student_hidden.dtype)
+    student_weight = self._split(student_weight, 0)
+    accumulator = jnp.promote_types(student_hidden.dtype, jnp.float32)
+    no_gradient = self._split(jnp.zeros(student_weight.shape, accumulator), 0)
+
+    def chunk_terms(indices: jax.Array, unembedding_gradient: jax.Array | None) -> _Sums:
+      """The chunk's loss, stats and gradients, the unembedding's added to those before."""
+      row_mask = indices < num_tokens
+      # The last chunk is filled up with a token of the mask, so that `token_loss` only ever sees
+      # values of real tokens.
+      filled = jnp.where(row_mask, indices, tokens[0])
+      of_chunk = rows.each(lambda x: x.at[filled].get(mode="promise_in_bounds"))
+      rest = (of_chunk, row_mask, inputs.context, student_weight)
+      if by_kernels is not None:
+        return _by_kernels(by_kernels, *rest, unembedding_gradient)
+      return self._terms(*rest, unembedding_gradient)
+
+    def body(i, carry: _Sums) -> _Sums:
+      indices = jax.lax.dynamic_slice_in_dim(tokens, i * chunk, chunk)
+      terms = chunk_terms(indices, carry.unembedding_gradient)
+
+      def put(whole, part):
+        # Entries that fill up the last chunk have an index that no token has, and are dropped.
+        at = whole.at[indices]
+        return at.set(part, mode="drop", unique_indices=True, indices_are_sorted=True)
+
+      stats, hidden_gradient = jax.tree.map(
+        put, (carry.stats, carry.hidden_gradient), (terms.stats, terms.hidden_gradient)
+      )
+      return _Sums(carry.loss + terms.loss, stats, hidden_gradient, terms.unembedding_gradient)
+
+    # Tokens in the mask overwrite these zeros; all others keep them.
+    shapes = jax.eval_shape(chunk_terms, tokens[:chunk], no_gradient if with_gradient else None)
+    stats = {k: jnp.zeros(num_tokens, v.dtype) for k, v in shapes.stats.items()}
+    start = _Sums(jnp.zeros((), accumulator), stats, None, None)
+    if with_gradient:
+      start = start._replace(
+        hidden_gradient=jnp.zeros_like(rows.student_hidden), unembedding_gradient=no_gradient
+      )
+    end = jax.lax.fori_loop(0, num_chunks, body, start)
+    output = end.loss, {k: v.reshape(mask.shape) for k, v in end.stats.items()}
+    if end.hidden_gradient is None or end.unembedding_gradient is None:
+      return output, None
+    padding = ((0, inputs.student_unembedding.shape[0] - vocab), (0, 0))
+    return output, (
+      end.hidden_gradient.reshape(student_hidden.shape),
+      jnp.pad(end.unembedding_gradient, padding),
+    )
+
+  def _terms(
+    self,
+    rows: _Rows,
+    mask: jax.Array,
+    context: Any,
+    student_weight: jax.Array,
+    unembedding_gradient: jax.Array | None,
+  ) -> _Sums:
+    """Computes a chunk by plain XLA operations; without gradients if the last argument is None."""
+    vocab = student_weight.shape[0]
+    teacher = chunk_teacher(rows.outputs, vocab, self.teacher_soft_cap, self._split)
+    student_logits = self._split(logits_from(rows.student_hidden, student_weight), 1)
+    per_token = (rows.labels, mask, teacher.extras(rows.extras), context)
+    if unembedding_gradient is None:
+      loss, stats = self._loss(student_logits, teacher, *per_token)
+      return _Sums(loss, stats, None, None)
+    loss, stats, logits_gradient = self._loss_and_gradient(student_logits, teacher, *per_token)
+    # The two gradient matmuls run in the compute dtype and accumulate in float32.
+    logits_gradient = self._split(logits_gradient.astype(rows.student_hidden.dtype), 1)
+    hidden_gradient = logits_gradient @ student_weight
+    of_chunk = jnp.einsum(
+      "nv,nd->vd",
+      logits_gradient,
+      rows.student_hidden,
+      preferred_element_type=unembedding_gradient.dtype,
+    )
+    unembedding_gradient = unembedding_gradient + self._split(of_chunk, 0)
+    return _Sums(loss, stats, hidden_gradient, unembedding_gradient)
+
+  def _loss(self, student_logits, teacher: ChunkTeacher, labels, mask, extras, context):
+    """Returns (summed loss, stats) of logits before the student's soft cap."""
+    student_logits = soft_capped(student_logits, self.student_soft_cap)
+    loss, stats = self.token_loss(student_logits, teacher.logits, labels, extras, context)
+    return _summed(loss, {**stats, **teacher.stats}, mask)
+
+  def _loss_and_gradient(
+    self, student_logits, teacher: ChunkTeacher, labels, mask, extras, context
+  ):
+    """Returns (summed loss, stats, gradient with respect to the student's logits)."""
+    if has_closed_form(self.token_loss):
+      capped, uncap = jax.vjp(lambda z: soft_capped(z, self.student_soft_cap), student_logits)
+      entropy = extras.get(TEACHER_ENTROPY)
+      rest = (teacher.logits, labels, mask, context, entropy)
+      loss, stats, gradient = loss_and_gradient(self.token_loss, capped, *rest)
+      return *_summed(loss, {**stats, **teacher.stats}, mask), *uncap(gradient)
+    loss, pullback, stats = jax.vjp(
+      lambda z: self._loss(z, teacher, labels, mask, extras, context),
+      student_logits,
+      has_aux=True,
+    )
+    return loss, stats, *pullback(jnp.ones_like(loss))
+
+  def _split(self, x: jax.Array, axis: int) -> jax.Array:
+    """Constrains `axis`, the vocabulary, of an array to `vocab_sharding`."""
+    if self.vocab_sharding is None:
+      return x
+    spec = PartitionSpec(*(None,) * axis, *self.vocab_sharding.spec)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(self.vocab_sharding.mesh, spec))
+
+  def _chunk_of(self, num_tokens: int, vocab: int) -> int:
+    """Returns the tokens per chunk where no kernels are used."""
+    parts = self.vocab_sharding.num_devices if self.vocab_sharding else 1
+    return min(self.chunk_size or default_chunk_size(num_tokens, -(-vocab // parts)), num_tokens)
+
+  def _kernels_for(self, inputs: Inputs, vocab: int) -> tuple[ChunkByKernels | None, int]:
+    """Returns (the kernels' step, tokens per chunk); (None, any) where they cannot be used.
+
+    They cannot be used with a split vocabulary, which the compiler splits as it cannot split
+    kernels. They read the teacher's hidden states and take its entropy from them.
+    """
+    outputs = inputs.outputs
+    if self.kernels is None or self.vocab_sharding is not None:
+      return None, 0
+    if not isinstance(outputs, Hidden) or TEACHER_ENTROPY in inputs.extras:
+      return None, 0
+    if not has_closed_form(self.token_loss):
+      return None, 0
+    chunk = kernel_chunk_size(self.kernels, self.chunk_size, inputs.mask.size, vocab)
+    arrays = (*inputs[:2], outputs.hidden, outputs.unembedding)
+    step = chunk_by_kernels(
+      self.token_loss,
+      self.kernels,
+      arrays,
+      chunk,
+      vocab=vocab,
+      student_soft_cap=self.student_soft_cap,
+      teacher_soft_cap=self.teacher_soft_cap,
+    )
+    return step, chunk
+
+
+def _by_kernels(
+  kernels: ChunkByKernels,
+  rows: _Rows,
+  mask: jax.Array,
+  context: Any,
+  student_weight: jax.Array,
+  unembedding_gradient: jax.Array | None,
+) -> _Sums:
+  """Computes a chunk, with its gradients, by the kernels of a TPU."""
+  assert isinstance(rows.outputs, Hidden)
+  assert unembedding_gradient is not None
+  loss, stats, hidden_gradient, unembedding_gradient = kernels.step(
+    rows.student_hidden,
+    student_weight,
+    rows.outputs.hidden,
+    rows.outputs.unembedding,
+    rows.labels,
+    mask,
+    context,
+    unembedding_gradient,
+  )
+  hidden_gradient = hidden_gradient.astype(rows.student_hidden.dtype)
+  return _Sums(*_summed(loss, stats, mask), hidden_gradient, unembedding_gradient)
+
+
+def _differentiable(chunks: _Chunks) -> Callable[..., tuple[jax.Array, Stats]]:
+  """Returns the head as a function of the fields of `Inputs`, with the gradient of the loop."""
+
+  @jax.custom_vjp
+  def summed_loss(*args):
+    return chunks.loop(Inputs(*args), with_gradient=False)[0]
+
+  def forward(*args):
+    args = Inputs(*_first_derivative_only(args))
+    output, gradients = chunks.loop(args, with_gradient=True)
+    assert gradients is not None
+    # An empty array carries the dtype that the cotangent of the unembedding must have.
+    return output, (*gradients, jnp.zeros((0,), args.student_unembedding.dtype))
+
+  def backward(residuals, cotangents):
+    hidden_gradient, unembedding_gradient, like = residuals
+    scale = cotangents[0]
+    return (
+      (scale * hidden_gradient).astype(hidden_gradient.dtype),
+      (scale * unembedding_gradient).astype(like.dtype),
+      *(None,) * (len(Inputs._fields) - 2),
+    )
+
+  summed_loss.defvjp(forward, backward)
+  return summed_loss
+
+
 def distillation_head(
   token_loss: TokenLoss,
   *,
@@ -162,7 +365,9 @@ def distillation_head(
   Args:
     token_loss: `(student_logits f32[n, vocab], teacher_logits f32[n, vocab], labels [n],
       extras {name: [n]}, context pytree) -> (loss f32[n], stats {name: f32[n]})`; a token's loss
-      must not depend on other tokens.
+      must not depend on other tokens. If `extras` holds "teacher_entropy", that is the teacher's
+      entropy in nats, and the entropy of `teacher_logits` is not. The head adds it for a teacher
+      that gives a `TopK` with its true entropy.
     chunk_size: tokens whose logits exist at once; None for `default_chunk_size`. Memory grows with
       it; the result does not depend on it.
     vocab_size: number of real vocabulary entries; further rows of either unembedding are padding,
@@ -188,176 +393,34 @@ def distillation_head(
     read: they cost no work and change nothing, even if they are NaN. Without differentiation no
     gradient work is done; a second derivative raises a TypeError. A bias of the logits can be
     passed as one more column of an unembedding, for a hidden feature of 1.
+
+    `head.of_outputs` takes the teacher's outputs, `Hidden` or `TopK`, instead of the two teacher
+    arrays. With a `TopK` the teacher of a chunk is the distribution of `losses.spread_tail`, whose
+    logits may be -inf; if the `TopK` has no entropy, the stats get its bounds,
+    teacher_entropy_low and teacher_entropy_high.
   """
+  chunks = _Chunks(
+    token_loss,
+    chunk_size,
+    vocab_size,
+    student_soft_cap,
+    teacher_soft_cap,
+    vocab_sharding,
+    kernels,
+  )
+  summed_loss = _differentiable(chunks)
 
-  def summed(loss, stats, mask):
-    stats = {k: jnp.where(mask, jax.lax.stop_gradient(v), 0) for k, v in stats.items()}
-    return jnp.sum(jnp.where(mask, loss, 0)), stats
-
-  def chunk_loss(student_logits, teacher_logits, labels, mask, extras, context):
-    student_logits = soft_capped(student_logits, student_soft_cap)
-    loss, stats = token_loss(student_logits, teacher_logits, labels, extras, context)
-    return summed(loss, stats, mask)
-
-  def chunk_loss_and_gradient(student_logits, teacher_logits, labels, mask, extras, context):
-    """(summed loss, stats, gradient with respect to the student's logits)."""
-    if has_closed_form(token_loss):
-      capped, uncap = jax.vjp(lambda z: soft_capped(z, student_soft_cap), student_logits)
-      rest = (teacher_logits, labels, mask, context)
-      loss, stats, gradient = loss_and_gradient(token_loss, capped, *rest)
-      return *summed(loss, stats, mask), *uncap(gradient)
-    loss, pullback, stats = jax.vjp(
-      lambda z: chunk_loss(z, teacher_logits, labels, mask, extras, context),
-      student_logits,
-      has_aux=True,
-    )
-    return loss, stats, *pullback(jnp.ones_like(loss))
-
-  def split(x: jax.Array, axis: int) -> jax.Array:
-    """Constrains `axis`, the vocabulary, of an array to `vocab_sharding`."""
-    if vocab_sharding is None:
-      return x
-    spec = PartitionSpec(*(None,) * axis, *vocab_sharding.spec)
-    return jax.lax.with_sharding_constraint(x, NamedSharding(vocab_sharding.mesh, spec))
-
-  def kernels_for(arrays, num_tokens: int, vocab: int):
-    """(the kernels' step, tokens per chunk); (None, any) where the kernels cannot be used.
-
-    They cannot be used with a split vocabulary: the compiler splits it and cannot split kernels.
-    """
-    if kernels is None or vocab_sharding is not None or not has_closed_form(token_loss):
-      return None, 0
-    chunk = kernel_chunk_size(kernels, chunk_size, num_tokens, vocab)
-    caps = {"student_soft_cap": student_soft_cap, "teacher_soft_cap": teacher_soft_cap}
-    return chunk_by_kernels(token_loss, kernels, arrays, chunk, vocab=vocab, **caps), chunk
-
-  def loop_over_chunks(args, with_gradient: bool):
-    student_hidden, student_unembedding, teacher_hidden, teacher_unembedding = args[:4]
-    labels, mask, extras, context = args[4:]
-    check_shapes(*args[:-1])
-    rows = (student_unembedding.shape[0], teacher_unembedding.shape[0])
-    vocab = shared_vocabulary(*rows, vocab_size)
-    num_tokens = mask.size
-    by_kernels = None
-    if with_gradient:
-      by_kernels, chunk = kernels_for(args[:4], num_tokens, vocab)
-    if by_kernels is None:
-      parts = vocab_sharding.num_devices if vocab_sharding else 1
-      chunk = min(chunk_size or default_chunk_size(num_tokens, -(-vocab // parts)), num_tokens)
-    tokens, num_chunks = tokens_by_chunk(mask.reshape(-1), chunk)
-
-    def flat(x):
-      return x.reshape(num_tokens, *x.shape[mask.ndim :])
-
-    arrays = jax.tree.map(flat, (student_hidden, teacher_hidden, labels, extras))
-    student_weight = split(student_unembedding[:vocab].astype(student_hidden.dtype), 0)
-    teacher_weight = split(teacher_unembedding[:vocab].astype(teacher_hidden.dtype), 0)
-    accumulator = jnp.promote_types(student_hidden.dtype, jnp.float32)
-    unembedding_gradient = split(jnp.zeros(student_weight.shape, accumulator), 0)
-
-    def chunk_terms(indices, unembedding_gradient):
-      """(loss, stats, hidden gradient, unembedding gradient with this chunk's added)."""
-      row_mask = indices < num_tokens
-      # The last chunk is filled up with a token of the mask, so that `token_loss` only ever sees
-      # values of real tokens.
-      filled = jnp.where(row_mask, indices, tokens[0])
-      student_rows, teacher_rows, row_labels, row_extras = jax.tree.map(
-        lambda x: x.at[filled].get(mode="promise_in_bounds"), arrays
-      )
-      if by_kernels is not None:
-        loss, stats, hidden_gradient, unembedding_gradient = by_kernels.step(
-          student_rows,
-          student_weight,
-          teacher_rows,
-          teacher_weight,
-          row_labels,
-          row_mask,
-          context,
-          unembedding_gradient,
-        )
-        hidden_gradient = hidden_gradient.astype(student_rows.dtype)
-        return *summed(loss, stats, row_mask), hidden_gradient, unembedding_gradient
-      per_token = (row_labels, row_mask, row_extras, context)
-      teacher_logits = split(logits_from(teacher_rows, teacher_weight), 1)
-      teacher_logits = soft_capped(teacher_logits, teacher_soft_cap)
-      student_logits = split(logits_from(student_rows, student_weight), 1)
-      if not with_gradient:
-        return *chunk_loss(student_logits, teacher_logits, *per_token), None, None
-      loss, stats, logits_gradient = chunk_loss_and_gradient(
-        student_logits, teacher_logits, *per_token
-      )
-      # The two gradient matmuls run in the compute dtype and accumulate in float32.
-      logits_gradient = split(logits_gradient.astype(student_rows.dtype), 1)
-      hidden_gradient = logits_gradient @ student_weight
-      of_chunk = jnp.einsum(
-        "nv,nd->vd", logits_gradient, student_rows, preferred_element_type=accumulator
-      )
-      return loss, stats, hidden_gradient, unembedding_gradient + split(of_chunk, 0)
-
-    def body(i, carry):
-      total, stats, hidden_gradient, unembedding_gradient = carry
-      indices = jax.lax.dynamic_slice_in_dim(tokens, i * chunk, chunk)
-      terms = chunk_terms(indices, unembedding_gradient)
-
-      def put(whole, part):
-        # Entries that fill up the last chunk have an index that no token has, and are dropped.
-        at = whole.at[indices]
-        return at.set(part, mode="drop", unique_indices=True, indices_are_sorted=True)
-
-      stats, hidden_gradient = jax.tree.map(put, (stats, hidden_gradient), terms[1:3])
-      return total + terms[0], stats, hidden_gradient, terms[3]
-
-    # Tokens in the mask overwrite these zeros; all others keep them.
-    _, stats, *_ = jax.eval_shape(chunk_terms, tokens[:chunk], unembedding_gradient)
-    stats = {k: jnp.zeros(num_tokens, v.dtype) for k, v in stats.items()}
-    start = (jnp.zeros((), accumulator), stats, None, None)
-    if with_gradient:
-      start = (*start[:2], jnp.zeros_like(arrays[0]), unembedding_gradient)
-    loss, stats, hidden_gradient, unembedding_gradient = jax.lax.fori_loop(
-      0, num_chunks, body, start
-    )
-    output = loss, {k: v.reshape(mask.shape) for k, v in stats.items()}
-    if not with_gradient:
-      return output, None
-    padding = ((0, rows[0] - vocab), (0, 0))
-    return output, (
-      hidden_gradient.reshape(student_hidden.shape),
-      jnp.pad(unembedding_gradient, padding),
-    )
-
-  @jax.custom_vjp
-  def summed_loss(*args):
-    return loop_over_chunks(args, with_gradient=False)[0]
-
-  def forward(*args):
-    args = _first_derivative_only(args)
-    output, (hidden_gradient, unembedding_gradient) = loop_over_chunks(args, with_gradient=True)
-    # An empty array carries the dtype that the cotangent of the unembedding must have.
-    return output, (hidden_gradient, unembedding_gradient, jnp.zeros((0,), args[1].dtype))
-
-  def backward(residuals, cotangents):
-    hidden_gradient, unembedding_gradient, like = residuals
-    scale = cotangents[0]
-    return (
-      (scale * hidden_gradient).astype(hidden_gradient.dtype),
-      (scale * unembedding_gradient).astype(like.dtype),
-      *(None,) * 6,
-    )
-
-  summed_loss.defvjp(forward, backward)
-
-  def head(
+  def of_outputs(
     student_hidden: jax.Array,
     student_unembedding: jax.Array,
-    teacher_hidden: jax.Array,
-    teacher_unembedding: jax.Array,
+    outputs: Outputs,
     labels: jax.Array,
     mask: jax.Array,
     extras: Mapping[str, jax.Array] | None = None,
     context: Any = (),
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    teacher = jax.lax.stop_gradient((teacher_hidden, teacher_unembedding))
+    teacher = jax.lax.stop_gradient(mapped(outputs, lambda x: x))
     rest = (labels, mask.astype(bool), dict(extras or {}), context)
-    return summed_loss(student_hidden, student_unembedding, *teacher, *rest)
+    return summed_loss(student_hidden, student_unembedding, teacher, *rest)
 
-  return head
+  return Head(of_outputs)

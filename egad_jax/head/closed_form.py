@@ -7,7 +7,8 @@ weight of the cross-entropy:
   gradient = a / T (q - p) + b (q_1 - [label]),   p, q at T, q_1 at 1
 
 The first pass takes the sums for the teacher's entropy, which gives T; the second takes the sums of
-both models at T; the third writes the gradient. Logits come out of a matmul, so they are finite.
+both models at T; the third writes the gradient. The student's logits come out of a matmul, so they
+are finite; the teacher's may be -inf.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from egad_jax.losses.entropy_guided import EntropyGuidedLoss
 from egad_jax.losses.guidance import TokenGuidance
 from egad_jax.losses.probabilities import is_label
 from egad_jax.types import Stats
+
+# The d of an entry of probability 0: exp(d / T) is 0, and so is its product with d, which with a d
+# of -inf would be NaN.
+_NOTHING = -1e30
 
 
 class GradientRows(NamedTuple):
@@ -78,23 +83,29 @@ def loss_and_gradient(
   labels: jax.Array,
   mask: jax.Array,
   context: Any,
+  teacher_entropy: jax.Array | None = None,
 ) -> tuple[jax.Array, Stats, jax.Array]:
   """Computes loss and stats of each token, and the gradient of the loss summed over the mask.
 
   Args:
     token_loss: a loss with `is_forward_kl` true.
     student_logits: [n, vocab], at least float32, soft cap applied.
-    teacher_logits: [n, vocab], at least float32, soft cap applied.
+    teacher_logits: [n, vocab], at least float32, soft cap applied; -inf for a probability of 0.
     labels: int [n], the token that each row of logits predicts.
     mask: bool [n], false at tokens whose gradient is zero.
     context: the pytree that `token_loss.guide` reads.
+    teacher_entropy: the teacher's entropy at T = 1 in nats, [n]; None if it is that of
+      `teacher_logits`.
 
   Returns:
     (loss [n], stats {name: [n]}, gradient with respect to `student_logits` [n, vocab]).
   """
   teacher = teacher_logits - jnp.max(teacher_logits, axis=-1, keepdims=True)
-  weights = jnp.exp(teacher)
-  teacher_entropy = entropy_of_sums(jnp.sum(weights, axis=-1), jnp.sum(weights * teacher, axis=-1))
+  teacher = jnp.maximum(teacher, _NOTHING)
+  if teacher_entropy is None:
+    weights = jnp.exp(teacher)
+    sums = jnp.sum(weights, axis=-1), jnp.sum(weights * teacher, axis=-1)
+    teacher_entropy = entropy_of_sums(*sums)
   guidance = token_loss.guide(teacher_entropy, context)
   vocab = student_logits.shape[-1]
   rows = gradient_rows(token_loss, guidance, labels, mask, vocab, student_logits.dtype)

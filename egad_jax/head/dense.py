@@ -8,14 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from egad_jax.head.chunked import (
-  Head,
-  TokenLoss,
-  check_shapes,
-  logits_from,
-  shared_vocabulary,
-  soft_capped,
-)
+from egad_jax.head.inputs import Head, Inputs, TokenLoss, check_inputs
+from egad_jax.head.logits import logits_from, soft_capped
+from egad_jax.head.teacher import chunk_teacher, mapped, masked, prepared
+from egad_jax.teachers.outputs import Outputs
 
 
 def dense_head(
@@ -37,47 +33,36 @@ def dense_head(
     teacher_soft_cap: as for `distillation_head`.
   """
 
-  def head(
+  def of_outputs(
     student_hidden: jax.Array,
     student_unembedding: jax.Array,
-    teacher_hidden: jax.Array,
-    teacher_unembedding: jax.Array,
+    outputs: Outputs,
     labels: jax.Array,
     mask: jax.Array,
     extras: Mapping[str, jax.Array] | None = None,
     context: Any = (),
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     extras = dict(extras or {})
-    check_shapes(
-      student_hidden,
-      student_unembedding,
-      teacher_hidden,
-      teacher_unembedding,
-      labels,
-      mask,
-      extras,
-    )
-    rows = (student_unembedding.shape[0], teacher_unembedding.shape[0])
-    vocab = shared_vocabulary(*rows, vocab_size)
+    arrays = (student_hidden, student_unembedding, outputs, labels, mask, extras, context)
+    vocab = check_inputs(Inputs(*arrays), vocab_size)
     mask = mask.astype(bool)
     flat = mask.reshape(-1)
-
-    def logits(hidden, unembedding, soft_cap):
-      hidden = jnp.where(flat[:, None], hidden.reshape(flat.size, -1), 0)
-      return soft_capped(logits_from(hidden, unembedding[:vocab].astype(hidden.dtype)), soft_cap)
-
-    student_logits = logits(student_hidden, student_unembedding, student_soft_cap)
-    teacher_logits = logits(teacher_hidden, teacher_unembedding, teacher_soft_cap)
+    rows = mapped(outputs, lambda x: x.reshape(flat.size, *x.shape[mask.ndim :]))
+    rows = prepared(masked(jax.lax.stop_gradient(rows), flat), vocab)
+    teacher = chunk_teacher(rows, vocab, teacher_soft_cap)
+    hidden = jnp.where(flat[:, None], student_hidden.reshape(flat.size, -1), 0)
+    student_logits = logits_from(hidden, student_unembedding[:vocab].astype(hidden.dtype))
     loss, stats = token_loss(
-      student_logits,
-      jax.lax.stop_gradient(teacher_logits),
+      soft_capped(student_logits, student_soft_cap),
+      teacher.logits,
       labels.reshape(-1),
-      {k: v.reshape(-1) for k, v in extras.items()},
+      teacher.extras({k: v.reshape(-1) for k, v in extras.items()}),
       context,
     )
     stats = {
-      k: jax.lax.stop_gradient(jnp.where(flat, v, 0)).reshape(mask.shape) for k, v in stats.items()
+      k: jax.lax.stop_gradient(jnp.where(flat, v, 0)).reshape(mask.shape)
+      for k, v in {**stats, **teacher.stats}.items()
     }
     return jnp.sum(jnp.where(flat, loss, 0)), stats
 
-  return head
+  return Head(of_outputs)

@@ -6,7 +6,8 @@ from typing import Any
 
 import jax
 
-from egad_jax.head.chunked import Head, TokenLoss, distillation_head
+from egad_jax.head.chunked import distillation_head
+from egad_jax.head.inputs import Head, TokenLoss
 from egad_jax.head.sharded import sharded_head
 from egad_jax.head.tpu import kernels_of
 from egad_jax.head.vocab_parallel import vocab_parallel_head

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from egad_jax.data.batches import PairedBatch
-from egad_jax.head.chunked import logits_from, soft_capped
+from egad_jax.head.logits import logits_from, soft_capped
 from egad_jax.losses.chunks import chunk_mask
 from egad_jax.methods.method import ChunkLoss, Context
 from egad_jax.types import Stats

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from egad_jax.head.chunked import Head
+from egad_jax.head.inputs import Head
+from egad_jax.head.teacher import mapped
+from egad_jax.teachers.outputs import Outputs
 
 
 def sharded_head(
@@ -42,32 +44,31 @@ def sharded_head(
   device = PartitionSpec((*batch_axes, *sequence_axes))
 
   def on_device(*args):
-    loss, stats = head(*args)
+    loss, stats = head.of_outputs(*args)
     return loss[None], stats
 
   def sharded(
     student_hidden: jax.Array,
     student_unembedding: jax.Array,
-    teacher_hidden: jax.Array,
-    teacher_unembedding: jax.Array,
+    outputs: Outputs,
     labels: jax.Array,
     mask: jax.Array,
     extras: Mapping[str, jax.Array] | None = None,
     context: Any = (),
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    of_teacher = mapped(outputs, lambda x: tokens, lambda x: whole)
     # The sum over devices stays outside `shard_map`: inside, its transpose would sum once more.
     losses, stats = jax.shard_map(
       on_device,
       mesh=mesh,
-      in_specs=(hidden, whole, hidden, whole, tokens, tokens, tokens, whole),
+      in_specs=(hidden, whole, of_teacher, tokens, tokens, tokens, whole),
       out_specs=(device, tokens),
       axis_names=set(mesh.axis_names) - set(automatic_axes),
       check_vma=False,
     )(
       student_hidden,
       student_unembedding,
-      teacher_hidden,
-      teacher_unembedding,
+      mapped(outputs, lambda x: x),
       labels,
       mask,
       dict(extras or {}),
@@ -75,4 +76,4 @@ def sharded_head(
     )
     return jnp.sum(losses), stats
 
-  return sharded
+  return Head(sharded)

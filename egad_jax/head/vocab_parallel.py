@@ -15,7 +15,8 @@ from __future__ import annotations
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from egad_jax.head.chunked import Head, TokenLoss, distillation_head
+from egad_jax.head.chunked import distillation_head
+from egad_jax.head.inputs import Head, TokenLoss
 from egad_jax.head.sharded import sharded_head
 
 

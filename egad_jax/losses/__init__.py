@@ -54,7 +54,14 @@ from egad_jax.losses.relation_graph import RelationGraph, relation_graph_loss
 from egad_jax.losses.routing import hard_tokens
 from egad_jax.losses.taid import Interpolation, InterpolationState, taid_loss
 from egad_jax.losses.temperature import Temperature, adaptive_temperature, compensation_factor
-from egad_jax.losses.top_k import TopK, coarse_pair, entropy_bracket, mask_top_k, top_k_teacher
+from egad_jax.losses.top_k import (
+  TopK,
+  coarse_pair,
+  entropy_bracket,
+  mask_top_k,
+  spread_tail,
+  top_k_teacher,
+)
 
 __all__ = [
   "DIVERGENCES",
@@ -104,6 +111,7 @@ __all__ = [
   "se_kd_loss",
   "skew_forward_kl",
   "skew_reverse_kl",
+  "spread_tail",
   "taid_loss",
   "target_class_kl",
   "token_entropy",

@@ -116,12 +116,14 @@ def adakd_terms(
   *,
   divergence: LogDivergence,
   ce_weight: float,
+  teacher_entropy: jax.Array | None = None,
 ) -> tuple[jax.Array, Stats]:
   """Returns loss and stats of each token, [...]; the method's only pass over the vocabulary.
 
-  `guide` maps the difficulty [...] to the guidance of the tokens.
+  `guide` maps the difficulty [...] to the guidance of the tokens; `teacher_entropy` is as for
+  `log_pair`.
   """
-  pair = log_pair(student_logits, teacher_logits)
+  pair = log_pair(student_logits, teacher_logits, teacher_entropy=teacher_entropy)
   # The gradient treats the difficulty as a constant, as in the paper.
   difficulty = hellinger(jax.lax.stop_gradient(pair.log_q), pair.log_p)
   guidance = guide(difficulty)

@@ -49,8 +49,8 @@ class EntropyGuidedLoss:
     context: Any,
   ) -> tuple[jax.Array, Stats]:
     """Returns loss and stats of each token, see `terms.token_terms`; the only pass over logits."""
-    del extras
-    pair = log_pair(student_logits, teacher_logits)
+    entropy = extras.get("teacher_entropy")
+    pair = log_pair(student_logits, teacher_logits, teacher_entropy=entropy)
     guidance = self.guide(pair.teacher_entropy, context)
     value = self.divergence(*at_temperature(pair, guidance.temperature))
     return token_terms(

@@ -183,9 +183,13 @@ def taid_terms(
   *,
   temperature: float,
   ce_weight: float,
+  teacher_entropy: jax.Array | None = None,
 ) -> tuple[jax.Array, Stats]:
-  """Returns loss and stats of each token, [...]; the method's only pass over the vocabulary."""
-  pair = log_pair(student_logits, teacher_logits)
+  """Returns loss and stats of each token, [...]; the method's only pass over the vocabulary.
+
+  `teacher_entropy` is as for `log_pair`.
+  """
+  pair = log_pair(student_logits, teacher_logits, teacher_entropy=teacher_entropy)
   log_q, log_p = at_temperature(pair, float(temperature))
   value = temperature**2 * forward_kl(log_q, _log_target(pair, log_q, log_p, share))
   return token_terms(pair, labels, value, ce_weight=ce_weight, temperature=temperature)

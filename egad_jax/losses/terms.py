@@ -42,18 +42,34 @@ class LogPair(NamedTuple):
   vocab_log_q: jax.Array
 
 
-def log_pair(student_logits: ArrayLike, teacher_logits: Teacher) -> LogPair:
-  """Checks both logits, takes log-probabilities once; see `top_k` for a sparse teacher."""
+def log_pair(
+  student_logits: ArrayLike,
+  teacher_logits: Teacher,
+  *,
+  teacher_entropy: jax.Array | None = None,
+) -> LogPair:
+  """Checks both logits and takes log-probabilities once.
+
+  Args:
+    student_logits: float, shape [..., vocab].
+    teacher_logits: float, same shape, or a `TopK`, see `top_k`. Detached.
+    teacher_entropy: the teacher's entropy at T = 1 in nats, [...], if the logits only stand for a
+      distribution of which less is known, as those of `top_k.spread_tail`; a token loss gets it as
+      `extras["teacher_entropy"]`. None for the entropy of `teacher_logits`.
+  """
   if isinstance(teacher_logits, TopK):
     coarse_q, coarse_p = coarse_pair(student_logits, teacher_logits)
     vocab_log_q = log_probabilities(jnp.asarray(student_logits))
-    entropy = entropy_estimate(teacher_logits, vocab_log_q.shape[-1])
+    entropy = teacher_entropy
+    if entropy is None:
+      entropy = entropy_estimate(teacher_logits, vocab_log_q.shape[-1])
     log_q, log_p = log_probabilities(coarse_q), log_probabilities(coarse_p)
     return LogPair(coarse_q, coarse_p, log_q, log_p, entropy, vocab_log_q)
   student_logits, teacher_logits = check_pair(student_logits, teacher_logits)
   log_p = log_probabilities(teacher_logits)
   log_q = log_probabilities(student_logits)
-  return LogPair(student_logits, teacher_logits, log_q, log_p, entropy_of(log_p), log_q)
+  entropy = entropy_of(log_p) if teacher_entropy is None else teacher_entropy
+  return LogPair(student_logits, teacher_logits, log_q, log_p, entropy, log_q)
 
 
 def at_temperature(pair: LogPair, temperature: float | jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -12,6 +12,10 @@ tail, which tempering would need, is not known. The divergence of equal models i
 is not the divergence of the tempered full distributions reduced to categories; for that, take the
 `TopK` of teacher_logits / T and compare it with student_logits / T at temperature 1.
 
+A distillation head, which has the logits of one chunk of tokens at a time, compares the student
+instead with the distribution of `spread_tail`: over the whole vocabulary, with an even tail. Every
+loss can read it, at any temperature.
+
 If `log_tail` is None there is no ghost: both models are renormalized over the ids. The comparison
 is then exact among the ids at any temperature and ignores the mass outside. The student must give
 at least one id a finite logit.
@@ -120,6 +124,43 @@ def coarse_pair(
     jnp.concatenate([student, ghost[..., None]], axis=-1),
     jnp.concatenate([log_probs, log_tail[..., None]], axis=-1),
   )
+
+
+def spread_tail(top_k: TopK, vocab_size: int) -> jax.Array:
+  """Returns the log-probabilities of a distribution that has this top k and an even tail.
+
+  An id keeps its log-probability, and every other entry has an equal share of the tail's mass:
+  log_tail - log(vocab_size - k). With k = vocab_size this is the teacher's distribution; otherwise
+  it is the one of largest entropy among those that `top_k` can stand for.
+
+  Args:
+    top_k: the distributions, with a `log_tail`; `entropy` is not read. Ids outside the vocabulary
+      are left out.
+    vocab_size: number of real vocabulary entries, at least k.
+
+  Returns:
+    Log-probabilities in nats, at least float32, shape [..., vocab_size], detached; -inf where the
+    probability is 0.
+
+  Raises:
+    TypeError: wrong dtypes.
+    ValueError: shapes that do not match, `vocab_size` less than k, or no `log_tail`.
+
+  >>> top_k = top_k_teacher(jnp.array([2.0, 1.0, 0.0, -1.0]), 2)
+  >>> [round(float(p), 4) for p in jnp.exp(spread_tail(top_k, 4))]
+  [0.6439, 0.2369, 0.0596, 0.0596]
+  """
+  leading = top_k.log_probs.shape[:-1]
+  ids, log_probs, log_tail, _ = check_top_k(top_k, (*leading, vocab_size))
+  if log_tail is None:
+    raise ValueError(
+      "log_tail of a TopK must be given, because the entries outside its ids share that mass; got"
+      " None. Give -inf if the ids have all of the mass."
+    )
+  others = vocab_size - ids.shape[-1]
+  share = log_tail - math.log(others) if others else jnp.full(leading, -jnp.inf)
+  dense = jnp.broadcast_to(share[..., None], (*leading, vocab_size)).astype(log_probs.dtype)
+  return jnp.put_along_axis(dense, ids, log_probs, axis=-1, inplace=False)
 
 
 def entropy_bracket(top_k: TopK, vocab_size: int) -> tuple[jax.Array, jax.Array]:

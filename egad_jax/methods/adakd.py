@@ -78,7 +78,6 @@ def make_adakd(
     extras: Mapping[str, jax.Array],
     context: Context,
   ) -> tuple[jax.Array, Stats]:
-    del extras
     guide = functools.partial(
       _guide_running,
       own=context.state.method,
@@ -93,6 +92,7 @@ def make_adakd(
       guide,
       divergence=log_divergence,
       ce_weight=ce_weight,
+      teacher_entropy=extras.get("teacher_entropy"),
     )
 
   def observe(state: State, stats: Stats, mask: jax.Array) -> State:

@@ -78,8 +78,7 @@ def make_se_kd(
     extras: Mapping[str, jax.Array],
     context: Context,
   ) -> tuple[jax.Array, Stats]:
-    del extras
-    pair = log_pair(student_logits, teacher_logits)
+    pair = log_pair(student_logits, teacher_logits, teacher_entropy=extras.get("teacher_entropy"))
     kept = context.state.method.top_share(student_entropy_of(pair), fraction)
     return weighted_terms(
       pair,
@@ -124,7 +123,8 @@ def make_ea_kd(
 
   Args:
     entropy_temperature: temperature, > 0, at which both entropies of the weight are taken; the
-      paper uses 3.
+      paper uses 3. With a teacher that gives a `TopK` they are those of `losses.spread_tail`, as
+      the true entropy is known at T = 1 alone.
     entropy_bound: H_ub in nats, > 0; None for log vocab, as in the paper's text.
     divergence: a key of `DIVERGENCES` or a function, see `make_divergence`; the paper uses forward
       KL.
@@ -152,9 +152,9 @@ def make_ea_kd(
     extras: Mapping[str, jax.Array],
     context: Context,
   ) -> tuple[jax.Array, Stats]:
-    del extras, context
+    del context
     check_dense("ea_kd", teacher_logits)
-    pair = log_pair(student_logits, teacher_logits)
+    pair = log_pair(student_logits, teacher_logits, teacher_entropy=extras.get("teacher_entropy"))
     bound = math.log(pair.log_q.shape[-1]) if entropy_bound is None else entropy_bound
     return weighted_terms(
       pair,

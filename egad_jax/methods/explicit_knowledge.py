@@ -56,9 +56,9 @@ def make_aekt(
     extras: Mapping[str, jax.Array],
     context: Context,
   ) -> tuple[jax.Array, Stats]:
-    del extras, context
+    del context
     check_dense("aekt", teacher_logits)
-    pair = log_pair(student_logits, teacher_logits)
+    pair = log_pair(student_logits, teacher_logits, teacher_entropy=extras.get("teacher_entropy"))
     value, weight = explicit_knowledge_value(pair, labels, explicit_knowledge, temperature)
     return token_terms(
       pair,

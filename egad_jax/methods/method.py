@@ -74,8 +74,10 @@ class Method(NamedTuple):
     token_loss: (student_logits [n, vocab], teacher_logits [n, vocab], labels [n],
       extras {name: [n]}, context) -> (loss [n], stats {name: [n]}). A token's loss depends on no
       other token of the call, so chunks and shards change nothing. The stats carry no gradient and
-      include those of `terms.token_terms`. In a method with a `chunk_loss` this function raises a
-      TypeError.
+      include those of `terms.token_terms`. If `extras` holds "teacher_entropy", [n] in nats, that
+      is the teacher's entropy, and the entropy of `teacher_logits`, some of which may be -inf, is
+      not: the teacher is a `TopK`, and the logits have an even tail. In a method with a
+      `chunk_loss` this function raises a TypeError.
     init_state: () -> the state before the first step.
     observe: (state, stats {name: [...]}, mask [...]) -> state. Adds the tokens of a global batch
       to the running distributions; also called before the first step, to fill them.

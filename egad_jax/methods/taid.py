@@ -56,7 +56,6 @@ def make_taid(
     extras: Mapping[str, jax.Array],
     context: Context,
   ) -> tuple[jax.Array, Stats]:
-    del extras
     return taid_terms(
       student_logits,
       teacher_logits,
@@ -64,6 +63,7 @@ def make_taid(
       context.state.method.share,
       temperature=temperature,
       ce_weight=ce_weight,
+      teacher_entropy=extras.get("teacher_entropy"),
     )
 
   def update(state: State, stats: Stats, mask: jax.Array, elapsed: jax.Array) -> State:

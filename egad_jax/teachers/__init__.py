@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from egad_jax.losses.top_k import TopK
 from egad_jax.teachers.colocated import ColocatedTeacher
+from egad_jax.teachers.outputs import Hidden, Outputs
 from egad_jax.teachers.separate import SeparateTeacher
-from egad_jax.teachers.teacher import Hidden, PlacedTeacher, Teacher
+from egad_jax.teachers.teacher import PlacedTeacher, Teacher
 
-__all__ = ["ColocatedTeacher", "Hidden", "PlacedTeacher", "SeparateTeacher", "Teacher"]
+__all__ = [
+  "ColocatedTeacher",
+  "Hidden",
+  "Outputs",
+  "PlacedTeacher",
+  "SeparateTeacher",
+  "Teacher",
+  "TopK",
+]

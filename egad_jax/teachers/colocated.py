@@ -11,7 +11,7 @@ import jax
 from egad_jax import sharding
 from egad_jax.data.batches import AnyBatch
 from egad_jax.models.model import Model
-from egad_jax.teachers.teacher import Hidden
+from egad_jax.teachers.outputs import Hidden
 from egad_jax.types import Params
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from egad_jax import sharding
 from egad_jax.data.batches import AnyBatch, Array
 from egad_jax.teachers.colocated import ColocatedTeacher
-from egad_jax.teachers.teacher import Hidden
+from egad_jax.teachers.outputs import Hidden
 from egad_jax.types import Params
 
 # Number of batches that the teacher runs ahead of the student. One would do if both always took the
@@ -99,7 +99,7 @@ class PlacedSeparateTeacher:
     def outputs(params: Params, batch: AnyBatch, accumulation: int) -> Any:
       def of_micro_batch(micro: AnyBatch) -> Any:
         found = teacher.own.outputs(params, micro, with_taps=True)
-        return found.hidden, tuple(found.taps)
+        return found.hidden, () if found.taps is None else tuple(found.taps)
 
       return sharding.join_micro_batches(
         jax.lax.map(of_micro_batch, sharding.micro_batches(batch, accumulation))

@@ -7,27 +7,13 @@ them to the batches. Training and evaluation call `Teacher.outputs` and need not
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 
 from egad_jax.data.batches import AnyBatch
+from egad_jax.teachers.outputs import Outputs
 from egad_jax.types import Params
-
-
-class Hidden(NamedTuple):
-  """A teacher's outputs as its last hidden states: equivalent to its logits and much smaller.
-
-  Attributes:
-    hidden: hidden states after the final norm, [batch, seq, dim], in the teacher's compute dtype.
-    unembedding: the matrix that makes logits of `hidden`, [vocab, dim].
-    taps: the residual stream at the tapped layers, [num_taps, batch, seq, dim]; num_taps is 0 when
-      none are asked for.
-  """
-
-  hidden: jax.Array
-  unembedding: jax.Array
-  taps: jax.Array
 
 
 class PlacedTeacher(Protocol):
@@ -74,12 +60,16 @@ class Teacher(Protocol):
     """Puts the parameters on the devices."""
     ...
 
-  def outputs(self, params: Params, batch: AnyBatch, *, with_taps: bool = False) -> Hidden:
+  def outputs(self, params: Params, batch: AnyBatch, *, with_taps: bool = False) -> Outputs:
     """Returns the teacher's outputs for a batch, detached; traced inside the student's programs.
 
     Args:
       params: parameters as described by `abstract_params`.
       batch: a batch from `PlacedTeacher.attach`, or a micro-batch of one.
-      with_taps: whether the taps are needed; if false, `Hidden.taps` may hold none.
+      with_taps: whether the taps are needed; if false, `Hidden.taps` may hold none. A `TopK` never
+        has taps, so such a teacher serves no method with a feature loss.
+
+    Returns:
+      `Hidden` or `TopK`; always the same kind.
     """
     ...

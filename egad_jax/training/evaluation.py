@@ -12,13 +12,15 @@ import numpy as np
 
 from egad_jax.data.batches import AnyBatch, Batch, PairedBatch
 from egad_jax.files.storage import finite_or_none
+from egad_jax.head.inputs import Head
 from egad_jax.head.paired import PairedHead, RowLoss, row_loss
+from egad_jax.head.teacher import ENTROPY_BOUNDS
 from egad_jax.losses.chunks import chunk_mask
 from egad_jax.losses.divergences import forward_kl
 from egad_jax.losses.entropy import token_entropy
 from egad_jax.methods.method import ChunkLoss, Context, Method
 from egad_jax.models.model import Model
-from egad_jax.teachers import Teacher
+from egad_jax.teachers import Hidden, Teacher
 from egad_jax.training.state import Frozen, student_params
 from egad_jax.types import Params
 
@@ -45,7 +47,8 @@ def evaluation_token_loss(method: Method) -> Callable[..., tuple[jax.Array, dict
       label_logit = jnp.sum(jnp.where(is_label, logits, 0), axis=-1)
       return jax.nn.logsumexp(logits, axis=-1) - label_logit
 
-    entropy = token_entropy(teacher_logits)
+    entropy = extras.get("teacher_entropy")
+    entropy = token_entropy(teacher_logits) if entropy is None else entropy
     agree = jnp.argmax(student_logits, axis=-1) == jnp.argmax(teacher_logits, axis=-1)
     return loss, stats | {
       "cross_entropy": cross_entropy(student_logits),
@@ -83,7 +86,7 @@ def evaluation_row_loss(chunk_loss: ChunkLoss) -> RowLoss:
 
 
 def make_token_statistics(
-  *, student: Model, teacher: Teacher, head: Callable[..., Any]
+  *, student: Model, teacher: Teacher, head: Head
 ) -> Callable[..., dict[str, jax.Array]]:
   """Returns `(trainable, frozen, batch, context) -> {name: f32[batch, seq]}`.
 
@@ -99,16 +102,7 @@ def make_token_statistics(
     params = student_params(trainable, frozen.student)
     hidden, _ = student.apply(params, batch.tokens, batch.positions, batch.segment_ids)
     unembedding = student.unembedding(params)
-    return head(
-      hidden,
-      unembedding,
-      outputs.hidden,
-      outputs.unembedding,
-      batch.labels,
-      batch.mask,
-      {},
-      context,
-    )[1]
+    return head.of_outputs(hidden, unembedding, outputs, batch.labels, batch.mask, {}, context)[1]
 
   return statistics
 
@@ -120,6 +114,7 @@ def make_chunk_statistics(
 
   def statistics(trainable: Params, frozen: Frozen, batch: PairedBatch, context: Context):
     outputs = teacher.outputs(frozen.teacher, batch)
+    assert isinstance(outputs, Hidden)
     params = student_params(trainable, frozen.student)
     rows = batch.student
     hidden, _ = student.apply(params, rows.tokens, rows.positions, rows.segment_ids)
@@ -180,6 +175,7 @@ def make_sums(
       "tokens": jnp.sum(student.mask, dtype=jnp.float32),
       "teacher_tokens": jnp.sum(teacher.mask, dtype=jnp.float32),
       **{name: total(stats[name]) for name in (*MEASURED, "student_entropy", "teacher_entropy")},
+      **{name: total(stats[name]) for name in ENTROPY_BOUNDS if name in stats},
       "bin_count": binned(jnp.ones(mask.shape)),
       **{f"bin_{name}": binned(stats[name]) for name in BINNED},
     }
@@ -227,6 +223,10 @@ def evaluate(
       "entropy": entropy / places,
     }
 
+  # A source that does not know the teacher's entropy gives bounds of it.
+  bounds = {
+    name.removeprefix("teacher_"): total[name] / places for name in ENTROPY_BOUNDS if name in total
+  }
   count = total["bin_count"]
   result = {
     "tokens": int(total["tokens"]),
@@ -243,7 +243,8 @@ def evaluate(
       total["teacher_entropy"],
       0.0,
       places,
-    ),
+    )
+    | bounds,
     "entropy_bins": {
       "edges": [float(x) for x in entropy_edges(vocab_size)],
       "count": [int(n) for n in count],

@@ -16,7 +16,7 @@ from egad_jax.data.packing import Rows
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.durability import restoring
 from egad_jax.head import head_on_mesh
-from egad_jax.head.chunked import Head
+from egad_jax.head.inputs import Head
 from egad_jax.methods.method import Context, Method, State
 from egad_jax.models.generation_settings import NO_SETTINGS, GenerationSettings
 from egad_jax.models.license import License

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from egad_jax.data.batches import Batch, PairedBatch
-from egad_jax.head.chunked import Head
+from egad_jax.head.inputs import Head
 from egad_jax.head.paired import PairedHead, RowLoss, row_loss
 from egad_jax.losses.chunks import chunk_mask
 from egad_jax.methods.method import ChunkLoss, Context, Method, TokenLoss
 from egad_jax.models.model import Model
-from egad_jax.teachers import Hidden, Teacher
+from egad_jax.teachers import Hidden, Outputs, Teacher
 from egad_jax.training.state import Frozen, student_params
 from egad_jax.types import Metrics, Params, Stats
 
@@ -61,15 +61,15 @@ def make_objective(
   label_head = None if method.serial is None else make_head(method.serial.label_loss)
 
   def logit_loss(
-    trainable: Params, unembedding: jax.Array, hidden: jax.Array, outputs: Hidden, batch, context
+    trainable: Params, unembedding: jax.Array, hidden: jax.Array, outputs: Outputs, batch, context
   ):
-    rest: tuple[Any, ...] = (unembedding, outputs.hidden, outputs.unembedding)
-    rest += (batch.labels, batch.mask, {}, context)
+    rest: Any = (unembedding, outputs, batch.labels, batch.mask, {}, context)
     if method.serial is None or label_head is None:
-      return head(hidden, *rest)
-    loss, stats = head(method.serial.apply(trainable["method"], hidden), *rest)
+      return head.of_outputs(hidden, *rest)
+    mapped = method.serial.apply(trainable["method"], hidden)
+    loss, stats = head.of_outputs(mapped, *rest)
     # This loss does not read the teacher's logits, so the compiler leaves their matmul out.
-    label_loss, label_stats = label_head(hidden, *rest)
+    label_loss, label_stats = label_head.of_outputs(hidden, *rest)
     return loss + label_loss, stats | label_stats
 
   def objective(trainable: Params, frozen: Frozen, batch: Batch, context: Context):
@@ -83,6 +83,9 @@ def make_objective(
     )
     metrics: Metrics = {}
     if method.feature_loss is not None:
+      # An experiment whose teacher has no taps is refused when it is built.
+      assert isinstance(outputs, Hidden)
+      assert outputs.taps is not None
       feature, metrics = method.feature_loss(
         trainable["method"], taps, outputs.taps, stats, batch.mask, context
       )
@@ -116,6 +119,8 @@ def make_paired_objective(
 
   def objective(trainable: Params, frozen: Frozen, batch: PairedBatch, context: Context):
     outputs = teacher.outputs(frozen.teacher, batch)
+    # An experiment with another kind of outputs is refused when it is built.
+    assert isinstance(outputs, Hidden)
     rows = batch.student
     params = student_params(trainable, frozen.student)
     hidden, _ = student.apply(params, rows.tokens, rows.positions, rows.segment_ids)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from egad_jax import sharding
-from egad_jax.head.chunked import Head
+from egad_jax.head.inputs import Head
 from egad_jax.head.paired import (
   PairedHead,
   RowLoss,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from egad_jax.data.batches import AnyBatch
+from egad_jax.head.teacher import ENTROPY_BOUNDS
 from egad_jax.methods.method import Context, Method, State
 from egad_jax.sharding import micro_batches
 from egad_jax.training.guard import Guard, Spikes, Verdict
@@ -33,6 +34,7 @@ def summarize(stats: Stats, mask: jax.Array) -> Metrics:
     return jnp.sum(stats[name], where=mask), count
 
   temperature, one = stats["temperature"], jnp.float32(1)
+  bracket = [name for name in ENTROPY_BOUNDS if name in stats]
   return {
     "distillation_loss": total("distillation_loss"),
     "cross_entropy": total("cross_entropy"),
@@ -44,6 +46,7 @@ def summarize(stats: Stats, mask: jax.Array) -> Metrics:
     "weight_mean": total("weight"),
     "hard_fraction": total("hard"),
     "tokens": (count, one),
+    **{name: total(name) for name in bracket},
   }
 
 

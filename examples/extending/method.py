@@ -35,8 +35,7 @@ def make_sure_tokens(config: Any, *, fraction: float = 0.5) -> Method:
     extras: Mapping[str, jax.Array],
     context: Context,
   ) -> tuple[jax.Array, Stats]:
-    del extras
-    pair = log_pair(student_logits, teacher_logits)
+    pair = log_pair(student_logits, teacher_logits, teacher_entropy=extras.get("teacher_entropy"))
     position = context.state.entropy.position(pair.teacher_entropy)
     weight = (position < fraction) / fraction
     value = weight * forward_kl(pair.log_q, pair.log_p)

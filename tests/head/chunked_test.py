@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from egad_jax.head import dense_head, distillation_head
-from egad_jax.head.chunked import logits_from, soft_capped
+from egad_jax.head.logits import logits_from, soft_capped
 from tests.head.problems import (
   Problem,
   extras_for,

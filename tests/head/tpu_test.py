@@ -14,8 +14,10 @@ from egad_jax import methods
 from egad_jax.chips import CHIPS, topology
 from egad_jax.head import distillation_head
 from egad_jax.head.tpu import Kernels, chunk_tiles, kernel_chunk_size, kernels_of
+from egad_jax.losses import top_k_teacher
 from egad_jax.planning.environment import prepare_environment
 from egad_jax.planning.plan import compiling_for, devices_of
+from egad_jax.teachers import Hidden
 from tests.head.chunked_test import assert_same
 from tests.head.closed_form_test import by_autodiff, value_and_gradients
 from tests.head.problems import Problem, filled_context
@@ -104,6 +106,25 @@ def test_what_they_cannot_serve_is_xlas():
     student_unembedding=problem.student_unembedding[:, :96],
   )
   assert not calls_kernels(token_loss, narrow)
+
+
+def test_kernels_read_hidden_states_and_their_own_entropy():
+  problem = half_problem(300)
+  head = distillation_head(methods.make_egad().token_loss, kernels=V5E)
+  hidden = Hidden(problem.teacher_hidden, problem.teacher_unembedding)
+  entropy = {"teacher_entropy": jnp.ones(problem.mask.shape)}
+
+  def calls(outputs, extras):
+    rest = (problem.student_unembedding, outputs, problem.labels, problem.mask, extras)
+    return "pallas_call" in str(
+      jax.make_jaxpr(jax.grad(lambda x: head.of_outputs(x, *rest, filled_context())[0]))(
+        problem.student_hidden
+      )
+    )
+
+  assert calls(hidden, {})
+  assert not calls(hidden, entropy)
+  assert not calls(top_k_teacher(jnp.zeros((*problem.mask.shape, 300)), 5), {})
 
 
 def test_evaluation_calls_no_kernel():
