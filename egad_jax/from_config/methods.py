@@ -174,7 +174,7 @@ _RECIPES: dict[str, _Recipe] = {
   "se_kd": _Recipe(_temperature, ("fraction",)),
   "taid": _Recipe(_temperature, ("interpolation", losses.Interpolation)),
   "trg": _Recipe(_trg, ("graph", losses.RelationGraph)),
-  "x_token": _Recipe(_x_token, ("kind", "chunk_average", "teacher_top_k", "minimum_weight")),
+  "x_token": _Recipe(_x_token, ("kind", "span_average", "teacher_top_k", "minimum_weight")),
 }
 
 

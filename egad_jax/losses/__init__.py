@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from egad_jax.losses.adakd import adakd_loss
 from egad_jax.losses.branch import Branch
-from egad_jax.losses.chunks import chunk_log_average, chunk_mask
+from egad_jax.losses.spans import span_log_average, span_mask
 from egad_jax.losses.cross_tokenizer import (
   CrossTokenizer,
   ProjectionArrays,
@@ -76,8 +76,8 @@ __all__ = [
   "adaptive_kl",
   "adaptive_temperature",
   "alpha_beta",
-  "chunk_log_average",
-  "chunk_mask",
+  "span_log_average",
+  "span_mask",
   "coarse_pair",
   "common_tokens",
   "compensation_factor",

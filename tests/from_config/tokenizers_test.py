@@ -133,7 +133,7 @@ def test_a_student_source_of_x_token_brings_its_tokenizer(build_one, saved, monk
     ),
     (
       {"method": "x_token", "method_options": "kid=uld"},
-      r"no option 'kid'; the options are kind, chunk_average, teacher_top_k, minimum_weight",
+      r"no option 'kid'; the options are kind, span_average, teacher_top_k, minimum_weight",
     ),
   ],
 )

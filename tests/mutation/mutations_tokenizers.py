@@ -1,19 +1,19 @@
-"""Mutations of distillation across tokenizers: chunks, projection, X-Token."""
+"""Mutations of distillation across tokenizers: spans, projection, X-Token."""
 
 from __future__ import annotations
 
 from tests.mutation.mutant import Equivalent, of_file
 
-_CHUNKS = [
+_SPANS = [
   (
     "off by one",
-    "chain rule: the last position of a chunk",
-    "first = jax.ops.segment_min(places, self.chunk",
-    "first = jax.ops.segment_max(places, self.chunk",
+    "chain rule: the last position of a span",
+    "first = jax.ops.segment_min(places, self.span",
+    "first = jax.ops.segment_max(places, self.span",
   ),
   (
     "normaliser",
-    "a sum over the positions of a chunk",
+    "a sum over the positions of a span",
     "counts = jnp.maximum(self.counts, 1)[:, None]",
     "counts = jnp.ones_like(self.counts)[:, None]",
   ),
@@ -31,33 +31,33 @@ _CHUNKS = [
   ),
   (
     "temperature",
-    "chunks are averaged at T = 1",
+    "spans are averaged at T = 1",
     "log_p = log_probabilities(self.logits, temperature=temperature)",
     "log_p = log_probabilities(self.logits)",
   ),
   (
     "off by one",
-    "a position reads the next chunk's value",
-    "return jnp.append(values, jnp.ones((), values.dtype))[self.chunk]",
-    "return jnp.append(jnp.ones((), values.dtype), values)[self.chunk]",
+    "a position reads the next span's value",
+    "return jnp.append(values, jnp.ones((), values.dtype))[self.span]",
+    "return jnp.append(jnp.ones((), values.dtype), values)[self.span]",
   ),
   (
     "mask",
-    "chunks of one side alone count",
+    "spans of one side alone count",
     "index = jnp.where(jnp.append(valid, jnp.zeros((), bool))[index], index, valid.shape[0])",
     "index = jnp.asarray(index)",
   ),
   (
     "mask",
-    "logits in no chunk reach the maths",
+    "logits in no span reach the maths",
     "logits = jnp.where((index < valid.shape[0])[:, None], logits, 0)",
     "logits = jnp.asarray(logits)",
   ),
   (
     "stop-gradient",
     "gradient flows to the teacher",
-    "teacher = side(jax.lax.stop_gradient(teacher_logits), teacher_chunks)",
-    "teacher = side(teacher_logits, teacher_chunks)",
+    "teacher = side(jax.lax.stop_gradient(teacher_logits), teacher_spans)",
+    "teacher = side(teacher_logits, teacher_spans)",
   ),
   (
     "double where",
@@ -67,21 +67,21 @@ _CHUNKS = [
   ),
   (
     "mask",
-    "a chunk of either side is valid",
+    "a span of either side is valid",
     "return jnp.logical_and(*(counts > 0 for counts in sides))",
     "return jnp.logical_or(*(counts > 0 for counts in sides))",
   ),
   (
     "off by one",
-    "chunks are numbered from 0",
-    "jnp.where((chunks >= 1) & (chunks <= size), chunks - 1, size)",
-    "jnp.where((chunks >= 0) & (chunks < size), chunks, size)",
+    "spans are numbered from 0",
+    "jnp.where((spans >= 1) & (spans <= size), spans - 1, size)",
+    "jnp.where((spans >= 0) & (spans < size), spans, size)",
   ),
   (
     "comparison",
-    "the last chunk is dropped",
-    "(chunks >= 1) & (chunks <= size)",
-    "(chunks >= 1) & (chunks < size)",
+    "the last span is dropped",
+    "(spans >= 1) & (spans <= size)",
+    "(spans >= 1) & (spans < size)",
   ),
 ]
 
@@ -94,7 +94,7 @@ _CROSS = [
   ),
   (
     "mask",
-    "the mean is over all chunks",
+    "the mean is over all spans",
     "return masked_mean(values, valid), jax.tree.map",
     "return jnp.mean(values), jax.tree.map",
   ),
@@ -196,7 +196,7 @@ _CROSS = [
   ),
   (
     "mask",
-    "chunks that do not count choose the entries",
+    "spans that do not count choose the entries",
     "best = jnp.max(log_p, axis=0, where=valid[:, None], initial=-jnp.inf)",
     "best = jnp.max(log_p, axis=0)",
   ),
@@ -229,7 +229,7 @@ _X_TOKEN = [
   ),
   (
     "mask",
-    "chunks that do not count have a loss",
+    "spans that do not count have a loss",
     "return jnp.where(row.valid, loss, 0), {",
     "return loss, {",
   ),
@@ -243,7 +243,7 @@ _X_TOKEN = [
 
 MUTATIONS = (
   *of_file(
-    "losses/chunks.py", ["losses/chunks_test.py", "losses/cross_tokenizer_test.py"], _CHUNKS
+    "losses/spans.py", ["losses/spans_test.py", "losses/cross_tokenizer_test.py"], _SPANS
   ),
   *of_file(
     "losses/cross_tokenizer.py",

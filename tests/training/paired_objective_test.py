@@ -14,7 +14,7 @@ from egad_jax import sharding
 from egad_jax.data.batches import Batch, PairedBatch, empty_row, shift_pair, stack
 from egad_jax.head import distillation_head
 from egad_jax.head.paired import paired_head, sharded_paired_head
-from egad_jax.losses.chunks import chunk_mask
+from egad_jax.losses.spans import span_mask
 from egad_jax.losses.temperature import Temperature
 from egad_jax.methods.egad import make_vanilla_kd
 from egad_jax.methods.method import Context, Method
@@ -62,12 +62,12 @@ jit = functools.partial(jax.jit, compiler_options=FAST_COMPILE)
 
 
 def paired_row(rng, length: int) -> PairedBatch:
-  """A row of two segments of random chunks, at most `length` tokens long on either side."""
+  """A row of two segments of random spans, at most `length` tokens long on either side."""
   fields = np.zeros((2, 4, SEQ + 1), np.int32)
   ends = np.zeros(2, int)
   for segment in (1, 2):
-    for chunk in range(int(rng.integers(2, 6))):
-      # The first chunk is context.
+    for span in range(int(rng.integers(2, 6))):
+      # The first span is context.
       sizes = rng.integers(1, 4, 2)
       if (ends + sizes > length).any():
         break
@@ -75,7 +75,7 @@ def paired_row(rng, length: int) -> PairedBatch:
         place = slice(ends[side], ends[side] + sizes[side])
         fields[side, 0, place] = rng.integers(0, vocab, sizes[side])
         fields[side, 1, place] = segment
-        fields[side, 3, place] = chunk
+        fields[side, 3, place] = span
       ends += sizes
     for side in fields:
       side[2, side[1] == segment] = np.arange(np.sum(side[1] == segment))
@@ -120,7 +120,7 @@ def objective_of(method: Method, mesh=None):
   return make_paired_objective(
     student=make_model(STUDENT, constrain=constrain),
     teacher=ColocatedTeacher(make_model(TEACHER, constrain=constrain), mesh),
-    chunk_loss=method.chunk_loss,
+    span_loss=method.span_loss,
     make_head=functools.partial(make_head, mesh=mesh),
   )
 
@@ -175,28 +175,28 @@ def nats_of(config, params, side: Batch, vocab: int):
   return -np.take_along_axis(np.asarray(log_q), side.labels[..., None], -1)[..., 0]
 
 
-def test_the_problem_has_chunks_of_many_kinds():
+def test_the_problem_has_spans_of_many_kinds():
   batch = paired_batch()
   assert batch.student.mask.sum() != batch.teacher.mask.sum()
-  for chunks in (batch.student_chunks, batch.teacher_chunks):
-    assert (np.diff(chunks)[chunks[:, 1:] > 0] == 0).any()
-  counts = chunk_mask(batch.student_chunks, batch.teacher_chunks).sum(axis=1)
+  for spans in (batch.student_spans, batch.teacher_spans):
+    assert (np.diff(spans)[spans[:, 1:] > 0] == 0).any()
+  counts = span_mask(batch.student_spans, batch.teacher_spans).sum(axis=1)
   assert counts[-1] == 0
   assert len(set(counts.tolist())) > 4
 
 
-def test_the_loss_is_the_sum_of_the_chunks_of_all_rows(one_device):
+def test_the_loss_is_the_sum_of_the_spans_of_all_rows(one_device):
   batch, context = paired_batch(), context_of(METHOD)
-  mask = np.asarray(chunk_mask(batch.student_chunks, batch.teacher_chunks))
+  mask = np.asarray(span_mask(batch.student_spans, batch.teacher_spans))
 
   def loss(params):
     teacher_logits = logits_of(TEACHER, teacher_params(), batch.teacher, TEACHER_VOCAB)
     student_logits = logits_of(STUDENT, params, batch.student, STUDENT_VOCAB)
-    per_chunk, stats = jax.vmap(METHOD.chunk_loss, in_axes=(0, 0, 0, 0, 0, None))(
+    per_span, stats = jax.vmap(METHOD.span_loss, in_axes=(0, 0, 0, 0, 0, None))(
       *(student_logits, teacher_logits, batch.student.labels),
-      *(batch.student_chunks, batch.teacher_chunks, context),
+      *(batch.student_spans, batch.teacher_spans, context),
     )
-    return jnp.sum(per_chunk, where=mask) / mask.sum(), stats
+    return jnp.sum(per_span, where=mask) / mask.sum(), stats
 
   (value, stats), expected = jit(jax.value_and_grad(loss, has_aux=True))(student_params())
   actual, metrics = one_device
@@ -286,8 +286,8 @@ def head_gradient():
   """Loss, stats and gradient by both hidden states and unembeddings."""
 
   def row_loss(student_logits, teacher_logits, row, context):
-    chunks = (row.student_chunks, row.teacher_chunks)
-    return METHOD.chunk_loss(student_logits, teacher_logits, row.student.labels, *chunks, context)
+    spans = (row.student_spans, row.teacher_spans)
+    return METHOD.span_loss(student_logits, teacher_logits, row.student.labels, *spans, context)
 
   return jit(jax.value_and_grad(make_head(row_loss), argnums=(0, 1, 2, 3), has_aux=True))
 
@@ -296,8 +296,8 @@ def test_hidden_states_that_predict_nothing_change_nothing(head_gradient):
   arguments = head_arguments()
   expected = head_gradient(*arguments)
   batch = arguments[4]
-  for i, chunks in ((0, batch.student_chunks), (2, batch.teacher_chunks)):
-    arguments[i] = np.where((chunks > 0)[..., None], arguments[i], np.nan)
+  for i, spans in ((0, batch.student_spans), (2, batch.teacher_spans)):
+    arguments[i] = np.where((spans > 0)[..., None], arguments[i], np.nan)
   assert_same_bits(head_gradient(*arguments), expected)
 
 
@@ -327,12 +327,12 @@ def test_logits_of_more_than_one_row_never_exist(head_gradient):
 
 
 def same_sides(batch: Batch) -> PairedBatch:
-  chunks = np.where(batch.mask, np.cumsum(batch.mask, axis=1), 0).astype(np.int32)
-  return PairedBatch(batch, batch, chunks, chunks)
+  spans = np.where(batch.mask, np.cumsum(batch.mask, axis=1), 0).astype(np.int32)
+  return PairedBatch(batch, batch, spans, spans)
 
 
 def test_one_tokenizer_for_both_is_vanilla_kd():
-  """Chunks of one token and the identity for a projection: loss, gradient and evaluation."""
+  """Spans of one token and the identity for a projection: loss, gradient and evaluation."""
   vocab = 64
   student, teacher = (
     DecoderConfig(vocab_size=vocab, dim=dim, num_layers=1, **SIZES) for dim in (16, 24)
@@ -346,13 +346,13 @@ def test_one_tokenizer_for_both_is_vanilla_kd():
   context, models = context_of(vanilla), (make_model(student), make_model(teacher))
   both = {"student": models[0], "teacher": ColocatedTeacher(models[1], None)}
   head = functools.partial(paired_head, student_vocab_size=vocab, teacher_vocab_size=vocab)
-  chunk_objective = make_paired_objective(**both, chunk_loss=x_token.chunk_loss, make_head=head)
+  span_objective = make_paired_objective(**both, span_loss=x_token.span_loss, make_head=head)
   token_objective = make_objective(**both, method=vanilla, make_head=distillation_head)
   sums = [
     evaluation.make_sums(statistics, vocab)
     for statistics in (
-      evaluation.make_chunk_statistics(
-        **both, head=head(evaluation.evaluation_row_loss(x_token.chunk_loss))
+      evaluation.make_span_statistics(
+        **both, head=head(evaluation.evaluation_row_loss(x_token.span_loss))
       ),
       evaluation.make_token_statistics(
         **both, head=distillation_head(evaluation.evaluation_token_loss(vanilla))
@@ -370,7 +370,7 @@ def test_one_tokenizer_for_both_is_vanilla_kd():
 
     return program()
 
-  actual, found = everything(chunk_objective, sums[0], same_sides(packed_batch()))
+  actual, found = everything(span_objective, sums[0], same_sides(packed_batch()))
   expected, wanted = everything(token_objective, sums[1], packed_batch())
   assert_close(actual, expected, 1e-5)
   assert found.keys() == wanted.keys()
@@ -379,10 +379,10 @@ def test_one_tokenizer_for_both_is_vanilla_kd():
 
 def test_an_evaluation_is_per_token_of_each_model_and_over_the_same_bytes():
   batch, context = paired_batch(), context_of(METHOD)
-  statistics = evaluation.make_chunk_statistics(
+  statistics = evaluation.make_span_statistics(
     student=make_model(STUDENT),
     teacher=ColocatedTeacher(make_model(TEACHER), None),
-    head=make_head(evaluation.evaluation_row_loss(METHOD.chunk_loss)),
+    head=make_head(evaluation.evaluation_row_loss(METHOD.span_loss)),
   )
   sums = jit(evaluation.make_sums(statistics, TEACHER_VOCAB))
   size = 1234
@@ -400,6 +400,6 @@ def test_an_evaluation_is_per_token_of_each_model_and_over_the_same_bytes():
     assert result[who]["cross_entropy"] == pytest.approx(nats.mean(), rel=1e-5)
     bits = 2 * nats.sum() / np.log(2) / size
     assert result[who]["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
-  chunks = int(chunk_mask(batch.student_chunks, batch.teacher_chunks).sum())
+  spans = int(span_mask(batch.student_spans, batch.teacher_spans).sum())
   assert result["tokens"] == 2 * batch.student.mask.sum()
-  assert sum(result["entropy_bins"]["count"]) == 2 * chunks
+  assert sum(result["entropy_bins"]["count"]) == 2 * spans
