@@ -93,6 +93,7 @@ def running_step(
 
   def objective(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
     logits = apply_student(params, tokens)
+    assert isinstance(method.loss, methods.TokenLoss)
     loss, stats = method.loss.function(logits, teacher[tokens], labels, {}, context)
     return losses.masked_mean(loss, mask), stats
 

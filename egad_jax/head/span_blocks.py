@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from egad_jax.losses.probabilities import label_value, log_probabilities
-from egad_jax.losses.spans import averaged, log_mean, span_mask
+from egad_jax.losses.spans import log_mean, log_or_floor, span_mask
 
 
 class SideOrder(NamedTuple):
@@ -40,7 +40,7 @@ class SpanBlocks(NamedTuple):
       N entries; after the last pair come increasing indices >= N.
     starts: int32 [blocks + 1], the number of each block's first pair; that of all pairs after the
       last block.
-    count: int32, the number of blocks.
+    num_blocks: int32, the number of blocks.
     is_long: bool [blocks], true at blocks that stand for one long pair.
     num_long: int32, the number of long pairs.
     long_pairs: int32 [blocks], their numbers, in order.
@@ -50,7 +50,7 @@ class SpanBlocks(NamedTuple):
   teacher: SideOrder
   mask_indices: jax.Array
   starts: jax.Array
-  count: jax.Array
+  num_blocks: jax.Array
   is_long: jax.Array
   num_long: jax.Array
   long_pairs: jax.Array
@@ -121,7 +121,7 @@ def pairs_of_blocks(layout: SpanBlocks, index: jax.Array, blocks: int, size: int
     int32 [blocks, size]; slots without a pair have different indices >= N.
   """
   start, stop = _bounds(layout, index, blocks)
-  numbers = start[:, None] + jnp.arange(size, dtype=jnp.int32)
+  numbers = start[:, None] + jnp.arange(size, dtype=jnp.int32)[None]
   num_tokens = layout.mask_indices.size
   nowhere = num_tokens + jnp.arange(blocks * size, dtype=jnp.int32).reshape(blocks, size)
   known = layout.mask_indices[jnp.minimum(numbers, num_tokens - 1)]
@@ -139,11 +139,11 @@ def tokens_of_blocks(
   """
   start, stop = _bounds(layout, index, blocks)
   num_tokens = side.tokens.size
-  position = side.ends[start][:, None] + jnp.arange(size, dtype=jnp.int32)
+  position = side.ends[start][:, None] + jnp.arange(size, dtype=jnp.int32)[None]
   inside = position < side.ends[stop][:, None]
   position = jnp.minimum(position, num_tokens - 1)
   local = jnp.where(inside, side.pair[position] - start[:, None], size)
-  members = local[:, None, :] == jnp.arange(size, dtype=jnp.int32)[:, None]
+  members = local[:, None, :] == jnp.arange(size, dtype=jnp.int32)[None, :, None]
   nowhere = num_tokens + jnp.arange(blocks * size, dtype=jnp.int32).reshape(blocks, size)
   tokens = jnp.where(inside, side.tokens[position], nowhere)
   return tokens.reshape(-1), members
@@ -178,11 +178,12 @@ class BlockTokens(NamedTuple):
       # A token of no pair has the temperature 1, because it is divided by.
       temperature = jnp.sum(of_pair, axis=1) + ~jnp.any(self.members, axis=1)
       temperature = temperature.reshape(-1)
+    if average == "prob":
+      return log_or_floor(_mean_probabilities(self.logits, self.members, temperature))
     log_p = log_probabilities(self.logits, temperature=temperature)
     if average == "chain_rule":
-      first = self.members & (jnp.cumsum(self.members, axis=-1) == 1)
-      return self._total(log_p, first)
-    return log_mean(self._total(averaged(log_p, average), self.members), self.counts, average)
+      return _total(log_p, self.members & (jnp.cumsum(self.members, axis=-1) == 1))
+    return log_mean(_total(log_p, self.members), self.counts, average)
 
   def nll(self, labels: jax.Array) -> jax.Array:
     """Returns minus the log-probabilities of labels [blocks * size], summed over each pair."""
@@ -191,14 +192,52 @@ class BlockTokens(NamedTuple):
     total = jnp.sum(jnp.where(self.members, nll.reshape(shape[0], 1, shape[2]), 0), axis=-1)
     return total.reshape(-1)
 
-  def _total(self, values: jax.Array, members: jax.Array) -> jax.Array:
-    """Sums the values of tokens over each pair: [blocks * size, vocab], as the result."""
-    blocks, size, _ = members.shape
-    total = jnp.einsum(
-      "bpt,btv->bpv",
-      members.astype(values.dtype),
-      values.reshape(blocks, size, -1),
-      # Zeros and ones lose nothing, and the values must not be rounded to bfloat16.
-      precision=jax.lax.Precision.HIGHEST,
-    )
-    return total.reshape(blocks * size, -1)
+
+def _total(values: jax.Array, weights: jax.Array) -> jax.Array:
+  """Sums the values of tokens with weights [blocks, n, m]: [blocks * m, vocab] to [blocks * n, …].
+
+  Zeros and ones lose nothing in a product; the values must not be rounded to bfloat16.
+  """
+  blocks, _, size = weights.shape
+  total = jnp.einsum(
+    "bpt,btv->bpv",
+    weights.astype(values.dtype),
+    values.reshape(blocks, size, -1),
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  return total.reshape(-1, values.shape[-1])
+
+
+@jax.custom_vjp
+def _mean_probabilities(
+  logits: jax.Array, members: jax.Array, temperature: float | jax.Array
+) -> jax.Array:
+  """Returns the mean probabilities of each pair's tokens, [blocks * size, vocab].
+
+  Logits come out of a matmul, so they are finite, and no pass is spent on those that are not. The
+  normalizers are part of the weights of the sum, so that no normalized probabilities are written.
+  """
+  return _mean_and_residuals(logits, members, temperature)[0]
+
+
+def _mean_and_residuals(logits, members, temperature):
+  inverse = 1 / jnp.asarray(temperature, logits.dtype)
+  inverse = inverse[:, None] if inverse.ndim else inverse
+  largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+  powers = jnp.exp((logits - largest) * inverse)
+  total = jnp.sum(powers, axis=-1)
+  counts = jnp.maximum(jnp.sum(members, axis=-1, dtype=logits.dtype), 1)
+  weights = members / counts[..., None]
+  by_total = weights / total.reshape(members.shape[0], 1, -1)
+  return _total(powers, by_total), (logits, largest, total, inverse, weights)
+
+
+def _mean_backward(residuals, cotangent):
+  logits, largest, total, inverse, weights = residuals
+  of_tokens = _total(cotangent, weights.swapaxes(1, 2))
+  probabilities = jnp.exp((logits - largest) * inverse) / total[:, None]
+  inner = jnp.sum(of_tokens * probabilities, axis=-1, keepdims=True)
+  return probabilities * (of_tokens - inner) * inverse, None, None
+
+
+_mean_probabilities.defvjp(_mean_and_residuals, _mean_backward)

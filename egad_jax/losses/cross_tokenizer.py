@@ -18,16 +18,16 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from egad_jax.losses import log_divergences
+from egad_jax.losses.entropy import entropy_of
+from egad_jax.losses.probabilities import check_logits, log_probabilities
+from egad_jax.losses.reductions import masked_mean, masked_sum
 from egad_jax.losses.spans import (
   check_average,
   check_spans,
   log_or_floor,
   make_row,
 )
-from egad_jax.losses.entropy import entropy_of
-from egad_jax.losses.probabilities import check_logits, log_probabilities
-from egad_jax.losses.reductions import masked_mean, masked_sum
-from egad_jax.losses.sparse_projection import sparse_projection
+from egad_jax.losses.sparse_projection import check_projection, sparse_projection
 
 SpanDivergence = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
 """(log_q [C, Vs], log_p [C, Vt], kept) -> divergence of each span [C].
@@ -259,7 +259,7 @@ def project(
 
   Mass of tokens without a counterpart is lost, and ids >= size are dropped.
   """
-  return sparse_projection(projection, size)(probabilities.T).T
+  return sparse_projection(projection, size)(probabilities)
 
 
 def sorted_distance(q: jax.Array, p: jax.Array, *, largest: int | None = None) -> jax.Array:
@@ -292,6 +292,7 @@ def projected_kl(log_p: jax.Array, projected: jax.Array, compared: jax.Array) ->
       cannot express any other entry: its q~ is 0 whatever the student does, so it would add a
       constant of up to 100 nats and no gradient.
   """
+  compared = jnp.broadcast_to(compared, log_p.shape)
   total = jnp.sum(projected, axis=-1, keepdims=True, where=compared)
   # Without any mass there is nothing to normalize; every entry then counts as exp(-100).
   log_total = jnp.log(jnp.where(total > 0, total, 1))
@@ -329,7 +330,7 @@ def make_span_divergence(
     size = log_p.shape[1]
     compared = reachable(projection, size)
     if kept is not None:
-      compared = compared & kept
+      compared = jnp.broadcast_to(compared, kept.shape) & kept
     return projected_kl(log_p, project(jnp.exp(log_q), projection, size), compared)
 
   def uld(log_q: jax.Array, log_p: jax.Array, kept: jax.Array | None) -> jax.Array:
@@ -382,28 +383,6 @@ def check_rows(
       )
   check_projection(projection, student_logits.shape[-1], teacher_logits.shape[-1])
   return student_logits, teacher_logits, student_spans, teacher_spans
-
-
-def check_projection(
-  projection: tuple[ArrayLike, ArrayLike], student_vocab: int, teacher_vocab: int
-) -> None:
-  """Raises ValueError unless a projection fits two vocabularies of these sizes."""
-  ids, weights = np.shape(projection[0]), np.shape(projection[1])
-  if len(ids) != 2 or ids != weights or ids[0] != student_vocab:
-    raise ValueError(
-      f"projection must be ids and weights of shape [{student_vocab}, k], a row for each"
-      f" entry of the student's vocabulary, got {ids} and {weights}."
-    )
-  known: np.ndarray = (
-    projection[0] if isinstance(projection[0], np.ndarray) else np.zeros(1, np.int32)
-  )
-  if known.min() < 0:
-    raise ValueError(f"projection leads to teacher id {known.min()}; ids start at 0.")
-  if known.max() >= teacher_vocab:
-    raise ValueError(
-      f"projection leads to teacher id {known.max()}, beyond the {teacher_vocab}"
-      " entries of the teacher's vocabulary; it was made for another teacher."
-    )
 
 
 def _descending(values: jax.Array, largest: int | None) -> jax.Array:

@@ -240,12 +240,11 @@ def log_or_floor(probabilities: jax.Array) -> jax.Array:
   # exp(LOG_ZERO) is not a normal float32, so the limit for that dtype is a little higher.
   smallest = max(float(jnp.finfo(probabilities.dtype).tiny), math.exp(LOG_ZERO))
   positive = probabilities > smallest
-  return jnp.where(positive, jnp.log(jnp.where(positive, probabilities, 1)), LOG_ZERO)
+  # A maximum, because a second `where` would make the compiler write the comparison to memory.
+  return jnp.where(positive, jnp.log(jnp.maximum(probabilities, smallest)), LOG_ZERO)
 
 
-def check_spans(
-  student_spans: ArrayLike, teacher_spans: ArrayLike
-) -> tuple[jax.Array, jax.Array]:
+def check_spans(student_spans: ArrayLike, teacher_spans: ArrayLike) -> tuple[jax.Array, jax.Array]:
   """Returns both as arrays; TypeError unless integers, ValueError unless leading axes agree."""
   spans = jnp.asarray(student_spans), jnp.asarray(teacher_spans)
   for name, array in zip(("student_spans", "teacher_spans"), spans, strict=True):

@@ -43,7 +43,7 @@ class _Table(NamedTuple):
 def sparse_projection(
   projection: tuple[ArrayLike, ArrayLike], size: int
 ) -> Callable[[jax.Array], jax.Array]:
-  """Returns the function q -> W^T q, [Vs, n] -> [size, n], and its transpose for the gradient.
+  """Returns the function q -> W^T q, [n, Vs] -> [n, size], and its transpose for the gradient.
 
   Args:
     projection: (ids, weights), each [Vs, k]: W has weights[i, j] at (i, ids[i, j]). NumPy arrays
@@ -52,7 +52,7 @@ def sparse_projection(
   """
   ids, weights = projection
   if not (isinstance(ids, np.ndarray) and isinstance(weights, np.ndarray)):
-    return lambda q: _scattered(q, jnp.asarray(ids), jnp.asarray(weights), size)
+    return lambda q: _scattered(q.T, jnp.asarray(ids), jnp.asarray(weights), size).T
   columns = np.repeat(np.arange(ids.shape[0]), ids.shape[1])
   rows, entries = ids.reshape(-1), weights.reshape(-1)
   used = (entries != 0) & (rows < size)
@@ -68,6 +68,28 @@ def sparse_projection(
 
   product.defvjp(lambda q: (_product(forward, q), ()), lambda _, g: (_product(backward, g),))
   return product
+
+
+def check_projection(
+  projection: tuple[ArrayLike, ArrayLike], student_vocab: int, teacher_vocab: int
+) -> None:
+  """Raises ValueError unless a projection fits two vocabularies of these sizes."""
+  ids, weights = np.shape(projection[0]), np.shape(projection[1])
+  if len(ids) != 2 or ids != weights or ids[0] != student_vocab:
+    raise ValueError(
+      f"projection must be ids and weights of shape [{student_vocab}, k], a row for each"
+      f" entry of the student's vocabulary, got {ids} and {weights}."
+    )
+  known: np.ndarray = (
+    projection[0] if isinstance(projection[0], np.ndarray) else np.zeros(1, np.int32)
+  )
+  if known.min() < 0:
+    raise ValueError(f"projection leads to teacher id {known.min()}; ids start at 0.")
+  if known.max() >= teacher_vocab:
+    raise ValueError(
+      f"projection leads to teacher id {known.max()}, beyond the {teacher_vocab}"
+      " entries of the teacher's vocabulary; it was made for another teacher."
+    )
 
 
 def _table(rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, size: int) -> _Table:
@@ -89,16 +111,25 @@ def _table(rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, size: int
 
 
 def _product(table: _Table, operand: jax.Array) -> jax.Array:
+  """Returns the product with the table for each row: [n, from] -> [n, to].
+
+  Rows are gathered, so the operand is transposed, and the result back. The compiler is told so:
+  left alone it transposes every gather, or everything that the operand is made of.
+  """
+  operand = _row_major(_row_major(operand).T)
   result = jnp.zeros((table.size, operand.shape[1]), operand.dtype)
   for index, weight in table.layers:
     rows = operand.at[index].get(mode="promise_in_bounds")
     result = result + rows * jnp.asarray(weight, operand.dtype)[:, None]
-  result = with_layout_constraint(result, Layout(major_to_minor=(0, 1)))
   if table.rows.size:
     rows = operand.at[table.columns].get(mode="promise_in_bounds")
     rows = rows * jnp.asarray(table.weights, operand.dtype)[:, None]
     result = result.at[table.rows].add(rows, indices_are_sorted=True, mode="promise_in_bounds")
-  return result
+  return _row_major(_row_major(result).T)
+
+
+def _row_major(x: jax.Array) -> jax.Array:
+  return with_layout_constraint(x, Layout(major_to_minor=(0, 1)))
 
 
 def _scattered(q: jax.Array, ids: jax.Array, weights: jax.Array, size: int) -> jax.Array:

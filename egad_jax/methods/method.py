@@ -105,7 +105,7 @@ class Method(NamedTuple):
   """A distillation method as pure functions.
 
   Attributes:
-    loss: a `TokenLoss` or a `SpanLoss`; which of them says what rows and what head the method needs.
+    loss: a `TokenLoss` or a `SpanLoss`; its type says what rows and what head the method needs.
     init_state: () -> the state before the first step.
     observe: (state, stats {name: [...]}, mask [...]) -> state. Adds the tokens of a global batch
       to the running distributions; also called before the first step, to fill them.
@@ -114,7 +114,7 @@ class Method(NamedTuple):
       `elapsed` belongs to the next step, the one that the new state is for.
     init_params: (key, *, student_dim, teacher_dim, num_taps) -> the method's own parameters, {} if
       it has none.
-    feature_loss: for a method with a `TokenLoss`, (params, student_taps [taps, batch, seq, Ds], teacher_taps
+    feature_loss: (params, student_taps [taps, batch, seq, Ds], teacher_taps
       [taps, batch, seq, Dt], stats {name: [batch, seq]}, mask [batch, seq], context) ->
       (sum, metrics). The sum is weighted and already divided by the expected share of the tokens
       that get the term, so the caller divides it by the number of target tokens. None when the

@@ -14,7 +14,6 @@ from jax.typing import ArrayLike
 
 from egad_jax.losses.cross_tokenizer import (
   CrossTokenizer,
-  check_projection,
   make_span_divergence,
   project,
   projected_kl,
@@ -24,6 +23,7 @@ from egad_jax.losses.curriculum import Curriculum
 from egad_jax.losses.entropy import entropy_of
 from egad_jax.losses.guidance import TokenGuidance, running_guidance
 from egad_jax.losses.spans import LogAverage, SpanPairs
+from egad_jax.losses.sparse_projection import check_projection
 from egad_jax.losses.temperature import Temperature
 from egad_jax.losses.terms import check_ce_weight
 from egad_jax.methods.method import Context, Method, SpanLoss, entropy_only

@@ -29,8 +29,8 @@ from egad_jax.models.export import export_student
 from egad_jax.reporting.model_card import write_model_card
 from egad_jax.reporting.report import write_report
 from egad_jax.training.compiled_run import CompiledRun
-from egad_jax.training.objective import loss_mask
 from egad_jax.training.experiment import Experiment
+from egad_jax.training.objective import loss_mask
 from egad_jax.training.state import TrainState
 
 REPORT = files.REPORT

@@ -169,7 +169,9 @@ def test_the_train_head_compiles_for_chips_that_are_not_here(name, monkeypatch):
   device = devices_of(topology(name))[0]
   assert device.device_kind == CHIPS[topology(name).chip].device_kinds[0]
   sharding = jax.sharding.SingleDeviceSharding(device)
-  head = distillation_head(methods.make_egad(ce_weight=0.1).loss.function, kernels=kernels_of(device))
+  head = distillation_head(
+    methods.make_egad(ce_weight=0.1).loss.function, kernels=kernels_of(device)
+  )
   problem = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
     half_problem(5000, seq=512),

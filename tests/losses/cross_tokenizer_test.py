@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from egad_jax import losses
-from egad_jax.losses.spans import SPAN_AVERAGES
 from egad_jax.losses.cross_tokenizer import (
   CROSS_TOKENIZER_KINDS,
   CrossTokenizer,
@@ -19,6 +18,7 @@ from egad_jax.losses.cross_tokenizer import (
   project,
   sorted_distance,
 )
+from egad_jax.losses.spans import SPAN_AVERAGES
 
 # Span 3 is the teacher's alone and span 5 the student's: neither counts.
 STUDENT_SPANS = np.array([[1, 1, 2, 4, 4, 4, 5, 0], [0, 1, 2, 2, 0, 0, 0, 0]], np.int32)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from egad_jax.losses.spans import span_log_average, span_mask, log_or_floor, make_row
+from egad_jax.losses.spans import log_or_floor, make_row, span_log_average, span_mask
 
 
 def test_spans_that_both_sides_have():

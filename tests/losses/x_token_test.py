@@ -11,8 +11,8 @@ import pytest
 
 from egad_jax import losses
 from egad_jax.losses import Curriculum, Temperature, curriculum_weights
-from egad_jax.losses.spans import span_log_average
 from egad_jax.losses.cross_tokenizer import cross_tokenizer_loss, project
+from egad_jax.losses.spans import span_log_average
 from egad_jax.methods import make_vanilla_kd
 from egad_jax.methods.x_token import make_x_token
 from tests.head.dense_spans import dense_span_loss

@@ -8,26 +8,26 @@ _SPANS = [
   (
     "off by one",
     "chain rule: the last position of a span",
-    "first = jax.ops.segment_min(places, self.span",
-    "first = jax.ops.segment_max(places, self.span",
+    "first = jax.ops.segment_min(positions, self.span",
+    "first = jax.ops.segment_max(positions, self.span",
   ),
   (
     "normaliser",
     "a sum over the positions of a span",
-    "counts = jnp.maximum(self.counts, 1)[:, None]",
-    "counts = jnp.ones_like(self.counts)[:, None]",
+    "mean = total / jnp.maximum(counts, 1)[:, None]",
+    "mean = total / jnp.ones_like(counts)[:, None]",
   ),
   (
     "normaliser",
     "the mean of log-probabilities is not normalized",
-    "return jax.nn.log_softmax(self.total(log_p) / counts, axis=-1)",
-    "return self.total(log_p) / counts",
+    'return jax.nn.log_softmax(mean, axis=-1) if average == "logprob" else log_or_floor(mean)',
+    'return mean if average == "logprob" else log_or_floor(mean)',
   ),
   (
     "swap",
     "the mean of log-probabilities for that of probabilities",
-    "return log_or_floor(self.total(jnp.exp(log_p)) / counts)",
-    "return self.total(log_p) / counts",
+    'return log_p if average == "logprob" else jnp.exp(log_p)',
+    "return log_p",
   ),
   (
     "temperature",
@@ -62,7 +62,7 @@ _SPANS = [
   (
     "double where",
     "the logarithm of 0",
-    "return jnp.where(positive, jnp.log(jnp.where(positive, probabilities, 1)), LOG_ZERO)",
+    "return jnp.where(positive, jnp.log(jnp.maximum(probabilities, smallest)), LOG_ZERO)",
     "return jnp.where(positive, jnp.log(probabilities), LOG_ZERO)",
   ),
   (
@@ -82,6 +82,123 @@ _SPANS = [
     "the last span is dropped",
     "(spans >= 1) & (spans <= size)",
     "(spans >= 1) & (spans < size)",
+  ),
+]
+
+_NLL = [
+  (
+    "sign",
+    "the labels' likelihood is punished",
+    "return self.total(-label_value(",
+    "return self.total(label_value(",
+  ),
+]
+
+_PROJECTION = [
+  (
+    "normaliser",
+    "gathered entries ignore their weights",
+    "result = result + rows * jnp.asarray(weight, operand.dtype)[:, None]",
+    "result = result + rows",
+  ),
+  (
+    "normaliser",
+    "scattered entries ignore their weights",
+    "rows = rows * jnp.asarray(table.weights, operand.dtype)[:, None]",
+    "rows = rows + 0 * jnp.asarray(table.weights, operand.dtype)[:, None]",
+  ),
+  (
+    "reduction",
+    "entries of a crowded row are left out",
+    "if table.rows.size:",
+    "if False:",
+  ),
+  (
+    "swap",
+    "the gradient is that of the product",
+    "lambda _, g: (_product(backward, g),)",
+    "lambda _, g: (_product(forward, g),)",
+  ),
+  (
+    "normaliser",
+    "the projection of a traced matrix ignores its weights",
+    ".add(q * weight, mode",
+    ".add(q, mode",
+  ),
+]
+
+_BLOCKS = [
+  (
+    "off by one",
+    "a block takes one pair too many",
+    "dtype=jnp.int32) - 1 for side in sides]",
+    "dtype=jnp.int32) for side in sides]",
+  ),
+  (
+    "mask",
+    "blocks cross rows",
+    "stop = jnp.minimum(jnp.minimum(*fits), end_of_row)",
+    "stop = jnp.minimum(jnp.minimum(*fits), num_pairs)",
+  ),
+  (
+    "mask",
+    "a block's slots hold pairs of the next block",
+    "return jnp.where(numbers < stop[:, None], known, nowhere)",
+    "return jnp.where(numbers < num_tokens, known, nowhere)",
+  ),
+  (
+    "mask",
+    "a long pair is in a block too",
+    "return starts[:-1], jnp.where(is_long, starts[:-1], starts[1:])",
+    "return starts[:-1], starts[1:]",
+  ),
+  (
+    "normaliser",
+    "the gradient of a mean is that of the sum",
+    "weights = members / counts[..., None]",
+    "weights = members / 1",
+  ),
+  (
+    "temperature",
+    "the gradient of a mean at T = 1",
+    "return probabilities * (of_tokens - inner) * inverse, None, None",
+    "return probabilities * (of_tokens - inner), None, None",
+  ),
+]
+
+_PAIRED = [
+  (
+    "reduction",
+    "the last chunk's loss replaces the others",
+    "return total + terms.loss, stats, hidden_gradient",
+    "return terms.loss, stats, hidden_gradient",
+  ),
+]
+
+_TERMS = [
+  (
+    "reduction",
+    "long pairs are left out",
+    "return self.seq > self.size",
+    "return self.seq < 0",
+  ),
+  (
+    "swap",
+    "all rows compare the entries of the first",
+    "kept = choice.kept.at[pairs[:, 0] // self.seq].get",
+    "kept = choice.kept.at[0 * pairs[:, 0]].get",
+  ),
+  (
+    "mask",
+    "pairs that are not valid have a loss",
+    "return jnp.sum(jnp.where(pairs.valid, value, 0)), stats",
+    "return jnp.sum(value), stats",
+  ),
+  (
+    "options",
+    "the student gets the teacher's labels",
+    "student_nll=student.nll(labels),",
+    "student_nll=student.nll(teacher_labels),",
   ),
 ]
 
@@ -117,24 +234,6 @@ _CROSS = [
     "np.lexsort((candidates, weight[candidates]))",
   ),
   (
-    "normaliser",
-    "the projection ignores its weights",
-    ".add(columns[rows] * weight, mode",
-    ".add(columns[rows], mode",
-  ),
-  (
-    "reduction",
-    "the projection keeps one student token per teacher token",
-    ".add(columns[rows] * weight, mode",
-    ".set(columns[rows] * weight, mode",
-  ),
-  (
-    "axis",
-    "the projection reads its first place alone",
-    "for place in range(ids.shape[1]):",
-    "for place in range(1):",
-  ),
-  (
     "sign",
     "sorted distance: signed differences",
     "return jnp.sum(jnp.where(differ, jnp.abs(q - p), 0), axis=-1)",
@@ -155,8 +254,8 @@ _CROSS = [
   (
     "normaliser",
     "the projected student is not normalized",
-    "jnp.where(reached, log_or_floor(projected) - log_total, log_p)",
-    "jnp.where(reached, log_or_floor(projected) + 0 * log_total, log_p)",
+    "jnp.where(compared, log_or_floor(projected) - log_total, log_p)",
+    "jnp.where(compared, log_or_floor(projected) + 0 * log_total, log_p)",
   ),
   (
     "double where",
@@ -165,22 +264,22 @@ _CROSS = [
     "log_total = jnp.log(total)",
   ),
   (
-    "off by one",
-    "entries that are not kept share the last place",
-    "jnp.full(size, options.teacher_top_k, ids.dtype)",
-    "jnp.full(size, options.teacher_top_k - 1, ids.dtype)",
+    "mask",
+    "entries that are not kept are compared",
+    "compared = jnp.broadcast_to(compared, kept.shape) & kept",
+    "compared = jnp.broadcast_to(compared, kept.shape)",
   ),
   (
     "sign",
     "the projected student is multiplied by its mass",
-    "jnp.where(reached, log_or_floor(projected) - log_total, log_p)",
-    "jnp.where(reached, log_or_floor(projected) + log_total, log_p)",
+    "jnp.where(compared, log_or_floor(projected) - log_total, log_p)",
+    "jnp.where(compared, log_or_floor(projected) + log_total, log_p)",
   ),
   (
     "normaliser",
     "entries that the student cannot express count",
-    "log_p = log_probabilities(log_p, where=reached)",
-    "del reached\n  reached = jnp.ones(log_p.shape[-1], bool)",
+    "compared = jnp.broadcast_to(compared, log_p.shape)",
+    "compared = jnp.ones(log_p.shape, bool)",
   ),
   (
     "swap",
@@ -197,8 +296,8 @@ _CROSS = [
   (
     "mask",
     "spans that do not count choose the entries",
-    "best = jnp.max(log_p, axis=0, where=valid[:, None], initial=-jnp.inf)",
-    "best = jnp.max(log_p, axis=0)",
+    "return jnp.max(log_p, axis=0, where=valid[:, None], initial=-jnp.inf)",
+    "return jnp.max(log_p, axis=0)",
   ),
 ]
 
@@ -216,41 +315,40 @@ _X_TOKEN = [
     "value = value * 1",
   ),
   (
-    "sign",
-    "the labels' likelihood is punished",
-    "row.student.total(-label_value(",
-    "row.student.total(label_value(",
-  ),
-  (
     "normaliser",
     "cross-entropy without its weight",
     "loss = value + ce_weight * nll",
     "loss = value + nll",
   ),
   (
-    "mask",
-    "spans that do not count have a loss",
-    "return jnp.where(row.valid, loss, 0), {",
-    "return loss, {",
+    "swap",
+    "the entropy is that of the tempered teacher",
+    'stats = {\n      "teacher_entropy": entropy_of(plain),',
+    'stats = {\n      "teacher_entropy": entropy_of(log_p(2.0)),',
   ),
   (
-    "swap",
-    "the entropy is the student's",
-    "entropy = entropy_of(log_p)",
-    "entropy = entropy_of(log_q)",
+    "stop-gradient",
+    "the student is compared at T = 1",
+    "warm = pairs.log_q(guidance.temperature), pairs.log_p",
+    "warm = pairs.log_q(1.0), pairs.log_p",
   ),
 ]
 
+_HEAD_TESTS = ["head/paired_test.py"]
+
 MUTATIONS = (
-  *of_file(
-    "losses/spans.py", ["losses/spans_test.py", "losses/cross_tokenizer_test.py"], _SPANS
-  ),
+  *of_file("losses/spans.py", ["losses/spans_test.py", "losses/cross_tokenizer_test.py"], _SPANS),
+  *of_file("losses/spans.py", ["losses/x_token_test.py"], _NLL),
   *of_file(
     "losses/cross_tokenizer.py",
     ["losses/cross_tokenizer_test.py", "losses/universal_logit_distance_test.py"],
     _CROSS,
   ),
+  *of_file("losses/sparse_projection.py", ["losses/sparse_projection_test.py"], _PROJECTION),
   *of_file("methods/x_token.py", ["losses/x_token_test.py"], _X_TOKEN),
+  *of_file("head/span_blocks.py", _HEAD_TESTS, _BLOCKS),
+  *of_file("head/paired.py", _HEAD_TESTS, _PAIRED),
+  *of_file("head/span_terms.py", _HEAD_TESTS, _TERMS),
 )
 
 EQUIVALENTS: tuple[Equivalent, ...] = ()

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import jaxprs_in_params
 
 from egad_jax import sharding
 from egad_jax.data.batches import Batch, PairedBatch, empty_row, shift_pair, stack
@@ -24,9 +23,10 @@ from egad_jax.models.model import make_model
 from egad_jax.teachers import ColocatedTeacher
 from egad_jax.training import evaluation
 from egad_jax.training.guard import Guard
-from egad_jax.training.objective import make_objective, make_paired_objective
+from egad_jax.training.objective import make_objective
 from egad_jax.training.state import Frozen, TrainState
 from egad_jax.training.step import make_train_step
+from tests.head.dense_spans import dense_span_loss
 from tests.training.step_test import (
   FAST_COMPILE,
   TX,
@@ -102,9 +102,9 @@ def frozen():
   return Frozen(teacher_params(), {})
 
 
-def make_head(row_loss, mesh=None):
+def make_head(loss, mesh=None):
   head = paired_head(
-    row_loss,
+    loss,
     student_vocab_size=STUDENT_VOCAB,
     teacher_vocab_size=TEACHER_VOCAB,
     student_soft_cap=STUDENT.logit_soft_cap,
@@ -117,10 +117,10 @@ def make_head(row_loss, mesh=None):
 
 def objective_of(method: Method, mesh=None):
   constrain = sharding.constrain(mesh)
-  return make_paired_objective(
+  return make_objective(
     student=make_model(STUDENT, constrain=constrain),
     teacher=ColocatedTeacher(make_model(TEACHER, constrain=constrain), mesh),
-    span_loss=method.span_loss,
+    method=method,
     make_head=functools.partial(make_head, mesh=mesh),
   )
 
@@ -192,7 +192,7 @@ def test_the_loss_is_the_sum_of_the_spans_of_all_rows(one_device):
   def loss(params):
     teacher_logits = logits_of(TEACHER, teacher_params(), batch.teacher, TEACHER_VOCAB)
     student_logits = logits_of(STUDENT, params, batch.student, STUDENT_VOCAB)
-    per_span, stats = jax.vmap(METHOD.span_loss, in_axes=(0, 0, 0, 0, 0, None))(
+    per_span, stats = jax.vmap(dense_span_loss(METHOD.loss), in_axes=(0, 0, 0, 0, 0, None))(
       *(student_logits, teacher_logits, batch.student.labels),
       *(batch.student_spans, batch.teacher_spans, context),
     )
@@ -284,12 +284,7 @@ def head_arguments():
 @pytest.fixture(scope="module")
 def head_gradient():
   """Loss, stats and gradient by both hidden states and unembeddings."""
-
-  def row_loss(student_logits, teacher_logits, row, context):
-    spans = (row.student_spans, row.teacher_spans)
-    return METHOD.span_loss(student_logits, teacher_logits, row.student.labels, *spans, context)
-
-  return jit(jax.value_and_grad(make_head(row_loss), argnums=(0, 1, 2, 3), has_aux=True))
+  return jit(jax.value_and_grad(make_head(METHOD.loss), argnums=(0, 1, 2, 3), has_aux=True))
 
 
 def test_hidden_states_that_predict_nothing_change_nothing(head_gradient):
@@ -309,21 +304,6 @@ def test_gradient_flows_to_the_student_and_not_to_padding(head_gradient):
   assert np.any(np.asarray(unembedding)[:STUDENT_VOCAB])
   assert not np.any(np.asarray(unembedding)[STUDENT_VOCAB:])
   assert not any(np.any(np.asarray(x)) for x in teacher)
-
-
-def test_logits_of_more_than_one_row_never_exist(head_gradient):
-  vocabularies = {STUDENT.vocab_size, STUDENT_VOCAB, TEACHER.vocab_size, TEACHER_VOCAB}
-
-  def shapes(jaxpr):
-    for equation in jaxpr.eqns:
-      yield from (v.aval.shape for v in equation.outvars)
-      for inner in jaxprs_in_params(equation.params):
-        yield from shapes(inner)
-
-  jaxpr = jax.make_jaxpr(head_gradient.__wrapped__)(*head_arguments()).jaxpr
-  seen = [shape for shape in shapes(jaxpr) if vocabularies & set(shape)]
-  assert any(SEQ in shape for shape in seen)
-  assert not [shape for shape in seen if shape[0] == ROWS and len(shape) > 2]
 
 
 def same_sides(batch: Batch) -> PairedBatch:
@@ -346,17 +326,14 @@ def test_one_tokenizer_for_both_is_vanilla_kd():
   context, models = context_of(vanilla), (make_model(student), make_model(teacher))
   both = {"student": models[0], "teacher": ColocatedTeacher(models[1], None)}
   head = functools.partial(paired_head, student_vocab_size=vocab, teacher_vocab_size=vocab)
-  span_objective = make_paired_objective(**both, span_loss=x_token.span_loss, make_head=head)
-  token_objective = make_objective(**both, method=vanilla, make_head=distillation_head)
+  span_objective = make_objective(**both, method=x_token, make_head=head)
+  token_head = lambda loss: distillation_head(loss.function)
+  token_objective = make_objective(**both, method=vanilla, make_head=token_head)
   sums = [
     evaluation.make_sums(statistics, vocab)
     for statistics in (
-      evaluation.make_span_statistics(
-        **both, head=head(evaluation.evaluation_row_loss(x_token.span_loss))
-      ),
-      evaluation.make_token_statistics(
-        **both, head=distillation_head(evaluation.evaluation_token_loss(vanilla))
-      ),
+      evaluation.make_statistics(**both, head=head(evaluation.evaluation_loss(x_token.loss))),
+      evaluation.make_statistics(**both, head=token_head(evaluation.evaluation_loss(vanilla.loss))),
     )
   ]
 
@@ -379,10 +356,10 @@ def test_one_tokenizer_for_both_is_vanilla_kd():
 
 def test_an_evaluation_is_per_token_of_each_model_and_over_the_same_bytes():
   batch, context = paired_batch(), context_of(METHOD)
-  statistics = evaluation.make_span_statistics(
+  statistics = evaluation.make_statistics(
     student=make_model(STUDENT),
     teacher=ColocatedTeacher(make_model(TEACHER), None),
-    head=make_head(evaluation.evaluation_row_loss(METHOD.span_loss)),
+    head=make_head(evaluation.evaluation_loss(METHOD.loss)),
   )
   sums = jit(evaluation.make_sums(statistics, TEACHER_VOCAB))
   size = 1234

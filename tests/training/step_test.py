@@ -105,11 +105,11 @@ def make_step(method: Method, *, accumulation: int = 1, mesh=None):
   constrain = sharding.constrain(mesh)
   taps = method.feature_loss is not None
 
-  def make_head(token_loss):
+  def make_head(loss):
     if mesh is None:
-      return distillation_head(token_loss, chunk_size=8)
+      return distillation_head(loss.function, chunk_size=8)
     axes = {"batch_axes": sharding.BATCH_AXES, "tensor_axis": sharding.TENSOR_AXIS}
-    return head_on_mesh(token_loss, mesh, vocab_size=VOCAB, chunk_size=8, **axes)
+    return head_on_mesh(loss.function, mesh, vocab_size=VOCAB, chunk_size=8, **axes)
 
   return jax.jit(
     make_train_step(
