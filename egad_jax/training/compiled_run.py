@@ -77,7 +77,7 @@ class CompiledRun:
     experiment, size = self.experiment, self.experiment.optimization.batch_size
     part = sharding.process_rows(experiment.mesh, size)
     rows = experiment.batch_source.stream(start_step, state_of, part)
-    placed = (sharding.place_batch(batch, experiment.mesh) for batch in rows)
+    placed = (sharding.device_put_batch(batch, experiment.mesh) for batch in rows)
     return self._teacher.attach(placed, experiment.optimization.accumulation)
 
   def held_out(self) -> list[AnyBatch]:
@@ -89,7 +89,7 @@ class CompiledRun:
         max_tokens=self._held_out_tokens(),
         part=sharding.process_rows(self.experiment.mesh, self.experiment.evaluation.batch_size),
       )
-      self._held_out = [sharding.place_batch(batch, self.experiment.mesh) for batch in rows]
+      self._held_out = [sharding.device_put_batch(batch, self.experiment.mesh) for batch in rows]
     return self._held_out
 
   def fill(self, state: TrainState) -> TrainState:

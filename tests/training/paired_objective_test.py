@@ -219,15 +219,19 @@ def test_tokens_and_cross_entropy_are_of_the_students_tokens(one_device):
 def test_a_mesh_gives_the_loss_and_gradients_of_one_device(shape, one_device):
   mesh = sharding.make_mesh(dict(zip(sharding.AXES, shape, strict=True)))
   state = initial_state()
-  split = lambda config, params: sharding.place(
+  split = lambda config, params: sharding.device_put(
     params, sharding.parameter_shardings(mesh, make_model(config).logical_axes(), params)
   )
-  whole = lambda tree: sharding.place(tree, jax.tree.map(lambda _: sharding.replicated(mesh), tree))
+  whole = lambda tree: sharding.device_put(
+    tree, jax.tree.map(lambda _: sharding.replicated(mesh), tree)
+  )
   params = {"student": split(STUDENT, state.trainable["student"]), "method": {}}
   rest = whole((state.method_state, state.guard))
   placed = TrainState(whole(state.step), params, TX.init(params), *rest)
   actual, metrics = make_step(mesh)(
-    placed, Frozen(split(TEACHER, teacher_params()), {}), sharding.place_batch(paired_batch(), mesh)
+    placed,
+    Frozen(split(TEACHER, teacher_params()), {}),
+    sharding.device_put_batch(paired_batch(), mesh),
   )
   expected, expected_metrics = one_device
   assert_close(gradients(actual), gradients(expected), 1e-5)
