@@ -99,9 +99,9 @@ def with_gradients(contender: Contender, settings: Settings) -> Callable[[Inputs
 def token_loss_of(loss: str, settings: Settings) -> TokenLoss:
   """The `token_loss` of plain distillation, or of EGAD without the feature branch."""
   if loss == "egad":
-    return methods.make_egad(branch=None, ce_weight=settings.ce_weight).token_loss
+    return methods.make_egad(branch=None, ce_weight=settings.ce_weight).loss.function
   kd = methods.make_vanilla_kd(temperature=settings.temperature, ce_weight=settings.ce_weight)
-  return kd.token_loss
+  return kd.loss.function
 
 
 def _with_head(loss: str, head: Callable[..., Any], settings: Settings) -> Loss:

@@ -82,7 +82,7 @@ class Timed:
     self.tokens = experiment.optimization.batch_size * experiment.rows.seq_len
     self.state = experiment.first_state()
     self._frozen = frozen
-    self._batch = sharding.place_batch(random_batch(experiment), experiment.mesh)
+    self._batch = sharding.device_put_batch(random_batch(experiment), experiment.mesh)
     self.seconds: list[float] = []
 
   def step(self) -> float:

@@ -56,9 +56,9 @@ def main() -> None:
   for label, (name, progress, change) in CURVES.items():
     method = methods.make_method(name)
     context = methods.Context(method.init_state(), jnp.float32(progress), jnp.float32(0.5))
-    _, stats = method.token_loss(*tokens, {}, context)
+    _, stats = method.loss.function(*tokens, {}, context)
     state = change(method.observe(context.state, stats, mask))
-    _, stats = method.token_loss(*tokens, {}, context._replace(state=state))
+    _, stats = method.loss.function(*tokens, {}, context._replace(state=state))
     stats = {key: np.asarray(x) for key, x in stats.items()}
     entropy = stats["teacher_entropy"]
     edges = np.quantile(entropy, np.linspace(0, 1, BINS + 1))

@@ -240,7 +240,7 @@ def head_devices(mesh: Mesh) -> int:
   return math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis or ()))
 
 
-def place(tree: Any, shardings: Any) -> Any:
+def device_put(tree: Any, shardings: Any) -> Any:
   """Puts host arrays, which must be equal on every process, on the devices.
 
   Args:
@@ -279,7 +279,7 @@ def process_rows(mesh: Mesh, batch_size: int, process_index: int | None = None) 
   return [row for part in parts for row in range(part * size, (part + 1) * size)]
 
 
-def place_batch(batch: Any, mesh: Mesh) -> Any:
+def device_put_batch(batch: Any, mesh: Mesh) -> Any:
   """Puts this process's rows of a batch on its devices, as its part of global [batch, ...] arrays.
 
   Args:

@@ -93,7 +93,8 @@ def running_step(
 
   def objective(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
     logits = apply_student(params, tokens)
-    loss, stats = method.token_loss(logits, teacher[tokens], labels, {}, context)
+    assert isinstance(method.loss, methods.TokenLoss)
+    loss, stats = method.loss.function(logits, teacher[tokens], labels, {}, context)
     return losses.masked_mean(loss, mask), stats
 
   gradient, stats = jax.grad(objective, has_aux=True)(params)

@@ -201,9 +201,9 @@ def test_constrain_pins_what_divides():
 def test_placed_arrays_are_what_they_were():
   mesh = mesh_of(data=2, fsdp=2, tensor=2)
   x = np.arange(32.0, dtype=np.float32).reshape(8, 4)
-  rows = sharding.place_batch({"x": x}, mesh)["x"]
+  rows = sharding.device_put_batch({"x": x}, mesh)["x"]
   assert rows.sharding.shard_shape(x.shape) == (2, 4)
-  whole = sharding.place(x, sharding.replicated(mesh))
+  whole = sharding.device_put(x, sharding.replicated(mesh))
   assert whole.sharding.shard_shape(x.shape) == x.shape
   np.testing.assert_array_equal(rows, x)
   np.testing.assert_array_equal(whole, x)
@@ -226,7 +226,7 @@ for order, shape, wanted in (
   mesh = sharding.make_mesh({"replica": 1, "fsdp": 1} | shape, list(order.flat))
   rows = sharding.process_rows(mesh, 8)
   assert rows == wanted[jax.process_index()], rows
-  placed = sharding.place_batch({"x": x[rows]}, mesh)["x"]
+  placed = sharding.device_put_batch({"x": x[rows]}, mesh)["x"]
   assert placed.shape == x.shape
   assert len(placed.addressable_shards) == 2
   for shard in placed.addressable_shards:

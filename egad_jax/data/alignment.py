@@ -23,18 +23,18 @@ _SHORTEST_MATCH = 4
 def align(
   student_pieces: Sequence[bytes], teacher_pieces: Sequence[bytes]
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Divides two tokenizations into chunks, the smallest stretches whose ends both sides share.
+  """Divides two tokenizations into spans, the smallest stretches whose ends both sides share.
 
   Args:
     student_pieces: the bytes of each of the student's tokens, see `Tokenizer.token_pieces`. Tokens
-      without bytes are in no chunk. For a token that both sides share but that stands for no text,
+      without bytes are in no span. For a token that both sides share but that stands for no text,
       such as the document's end, pass the same bytes on both sides; they must not occur in the text
       (0xff is not in UTF-8).
     teacher_pieces: the bytes of each of the teacher's tokens.
 
   Returns:
-    The chunk id of each token, int32 [student tokens] and int32 [teacher tokens]. Ids ascend from 1
-    and each occurs on both sides; 0 means in no chunk: a token without bytes, or one that touches
+    The span id of each token, int32 [student tokens] and int32 [teacher tokens]. Ids ascend from 1
+    and each occurs on both sides; 0 means in no span: a token without bytes, or one that touches
     bytes that the other side spells differently.
 
   >>> student, teacher = align([b"un", b"able", b" to"], [b"unab", b"le", b" ", b"to"])
@@ -44,20 +44,20 @@ def align(
   texts = [b"".join(pieces) for pieces in (student_pieces, teacher_pieces)]
   lengths = [np.array([len(p) for p in pieces], int) for pieces in (student_pieces, teacher_pieces)]
   ends = [np.cumsum(length) for length in lengths]
-  chunks = [np.zeros(len(length), np.int32) for length in lengths]
+  spans = [np.zeros(len(length), np.int32) for length in lengths]
   last = 0
   for *starts, size in _matching_blocks(*(np.frombuffer(text, np.uint8) for text in texts)):
     ours, theirs = (_boundaries(end, at, size) for end, at in zip(ends, starts, strict=True))
     common = np.intersect1d(ours, theirs, assume_unique=True)
     if len(common) < 2:
       continue
-    for chunk, end, start in zip(chunks, ends, starts, strict=True):
+    for span, end, start in zip(spans, ends, starts, strict=True):
       first, stop = np.searchsorted(end, start + common[[0, -1]], side="right")
-      chunk[first:stop] = last + np.searchsorted(common, end[first:stop] - start)
+      span[first:stop] = last + np.searchsorted(common, end[first:stop] - start)
     last += len(common) - 1
-  for chunk, length in zip(chunks, lengths, strict=True):
-    chunk[length == 0] = 0
-  return chunks[0], chunks[1]
+  for span, length in zip(spans, lengths, strict=True):
+    span[length == 0] = 0
+  return spans[0], spans[1]
 
 
 def _boundaries(ends: np.ndarray, start: int, size: int) -> np.ndarray:

@@ -49,22 +49,22 @@ class Batch(NamedTuple):
 class PairedBatch(NamedTuple):
   """Packed rows of a student and a teacher with different tokenizers, the same text in both.
 
-  An aligned chunk is a run of tokens on each side that stand for the same bytes. The chunk arrays
+  An aligned span is a run of tokens on each side that stand for the same bytes. The span arrays
   hold its id wherever one of its tokens is the label, and 0 where the label is masked.
 
   Attributes:
     student: the rows in the student's tokens.
     teacher: the rows in the teacher's tokens.
-    student_chunks: int32 [batch, seq], ids from 1 in each row, in the order of the text.
-    teacher_chunks: int32 [batch, seq], the ids of the same chunks for the teacher's labels.
+    student_spans: int32 [batch, seq], ids from 1 in each row, in the order of the text.
+    teacher_spans: int32 [batch, seq], the ids of the same spans for the teacher's labels.
     row_numbers: int32 [batch], as in `Batch`.
     attached: tree of a teacher's outputs, as in `Batch`.
   """
 
   student: Batch
   teacher: Batch
-  student_chunks: Array
-  teacher_chunks: Array
+  student_spans: Array
+  teacher_spans: Array
   row_numbers: Array = ()
   attached: Any = ()
 
@@ -116,30 +116,30 @@ def shift(
 
 
 def shift_pair(student: np.ndarray, teacher: np.ndarray) -> PairedBatch:
-  """Applies `shift` to both sides of a paired row and numbers its chunks.
+  """Applies `shift` to both sides of a paired row and numbers its spans.
 
   Args:
-    student: int32 [4, seq + 1], the arguments of `shift`; the targets are chunk ids, which count
+    student: int32 [4, seq + 1], the arguments of `shift`; the targets are span ids, which count
       from 1 in each segment.
-    teacher: int32 [4, seq + 1], the same for the teacher, with the same chunk ids.
+    teacher: int32 [4, seq + 1], the same for the teacher, with the same span ids.
 
   Returns:
-    A PairedBatch of [seq] arrays, whose chunks are numbered from 1 in the order of the text.
+    A PairedBatch of [seq] arrays, whose spans are numbered from 1 in the order of the text.
 
   >>> student = np.array([[7, 8, 9, 5, 6], [1, 1, 1, 2, 2], [0, 1, 2, 0, 1], [0, 1, 2, 0, 1]])
   >>> teacher = np.array([[7, 3, 3, 5, 6], [1, 1, 1, 2, 2], [0, 1, 2, 0, 1], [0, 1, 2, 0, 1]])
-  >>> shift_pair(student, teacher).student_chunks.tolist()
+  >>> shift_pair(student, teacher).student_spans.tolist()
   [1, 2, 0, 3]
   """
   both = (shift(*student), shift(*teacher))
-  # Keys order chunks by segment, then by id: a segment has fewer chunks than a row has tokens.
+  # Keys order spans by segment, then by id: a segment has fewer spans than a row has tokens.
   keys = [
     np.where(side.mask, side.segment_ids * student.shape[-1] + fields[3, 1:], 0)
     for side, fields in zip(both, (student, teacher), strict=True)
   ]
   _, numbers = np.unique(np.concatenate([[0], *keys]), return_inverse=True)
-  chunks = numbers[1:].astype(np.int32).reshape(2, -1)
-  return PairedBatch(*both, *chunks)
+  spans = numbers[1:].astype(np.int32).reshape(2, -1)
+  return PairedBatch(*both, *spans)
 
 
 def make_row(fields: np.ndarray, number: int = -1) -> AnyBatch:

@@ -49,7 +49,7 @@ class Rows:
     num_rows: number of rows of each split, keyed "train" and "held_out".
     num_targets: number of the student's target tokens of each split, keyed alike.
     lost_bytes: bytes of each split's text for which there is no token (see `Tokenizer.encode`), or,
-      with two sides, no common chunk.
+      with two sides, no common span.
     held_out_bytes: bytes of text that the student's targets of each held-out row stand for (see
       `Tokenizer.encode_batch_with_bytes`).
     files: paths of each split's shards, in order.

@@ -38,10 +38,10 @@ def prepare_paired_rows(
 ) -> Rows:
   """Packs a corpus into rows for two tokenizers, unless the cache holds them already.
 
-  A document becomes the `prefix_ids`, tokens and `end_ids` of each tokenizer, aligned into chunks
-  (see `align`) and cut between chunks into pieces of at most seq_len + 1 tokens on either side:
-  so each chunk is a target exactly once, except a document's first chunk if one side has no token
-  in front of it. Tokens outside any chunk are context, not targets.
+  A document becomes the `prefix_ids`, tokens and `end_ids` of each tokenizer, aligned into spans
+  (see `align`) and cut between spans into pieces of at most seq_len + 1 tokens on either side:
+  so each span is a target exactly once, except a document's first span if one side has no token
+  in front of it. Tokens outside any span are context, not targets.
 
   Args:
     corpus: the documents to pack.
@@ -68,67 +68,67 @@ def prepare_paired_rows(
 
 
 def cut_pair(
-  student_chunks: np.ndarray, teacher_chunks: np.ndarray, seq_len: int
+  student_spans: np.ndarray, teacher_spans: np.ndarray, seq_len: int
 ) -> tuple[list[tuple[slice, slice, int]], list[int]]:
-  """Cuts an aligned document into pieces that hold whole chunks.
+  """Cuts an aligned document into pieces that hold whole spans.
 
   Args:
-    student_chunks: integers [student tokens], chunk ids ascending from 1, 0 outside any chunk.
-    teacher_chunks: integers [teacher tokens], ids of the same chunks.
+    student_spans: integers [student tokens], span ids ascending from 1, 0 outside any span.
+    teacher_spans: integers [teacher tokens], ids of the same spans.
     seq_len: the most targets of a piece on either side.
 
   Returns:
     (pieces, dropped). A piece is a slice of the student's tokens, a slice of the teacher's, at most
-    seq_len + 1 tokens each, and the id of the first chunk that is a target in it. All later chunks
+    seq_len + 1 tokens each, and the id of the first span that is a target in it. All later spans
     are targets too; the tokens in front are context (the last token of the piece before, or the
-    document's first chunk). `dropped` are the ids of chunks longer than seq_len tokens on one side.
+    document's first span). `dropped` are the ids of spans longer than seq_len tokens on one side.
 
   >>> pieces, dropped = cut_pair(np.array([1, 2, 2, 3]), np.array([1, 2, 3, 3]), 2)
   >>> [(student.stop, teacher.stop, first) for student, teacher, first in pieces]
   [(3, 2, 2), (4, 4, 3)]
   """
-  cuts = _cuts(student_chunks, teacher_chunks)
+  cuts = _cuts(student_spans, teacher_spans)
   pieces, dropped = [], list[int]()
-  # A chunk can be predicted only if both sides have a token in front of it.
+  # A span can be predicted only if both sides have a token in front of it.
   at = int(np.argmax(cuts.min(axis=1) >= 1))
   context = np.zeros(2, int)
   while at < len(cuts) - 1:
     ends = [np.searchsorted(cuts[:, i], context[i] + seq_len + 1, side="right") for i in (0, 1)]
     end = int(min(ends)) - 1
     start, stop = cuts[[at, max(end, at + 1)], 0]
-    chunks = student_chunks[start:stop][student_chunks[start:stop] > 0]
+    spans = student_spans[start:stop][student_spans[start:stop] > 0]
     if end > at:
-      if len(chunks):
+      if len(spans):
         parts = [slice(int(i), int(j)) for i, j in zip(context, cuts[end], strict=True)]
-        pieces.append((parts[0], parts[1], int(chunks[0])))
+        pieces.append((parts[0], parts[1], int(spans[0])))
       at = end
     elif (context == cuts[at] - 1).all():
-      dropped += set(chunks.tolist())
+      dropped += set(spans.tolist())
       at += 1
     context = cuts[at] - 1
   return pieces, dropped
 
 
 def _cuts(*sides: np.ndarray) -> np.ndarray:
-  """The possible cuts, before and after each chunk: [n, 2] tokens in front on each side."""
+  """The possible cuts, before and after each span: [n, 2] tokens in front on each side."""
   columns = []
-  for chunks in sides:
-    places = np.flatnonzero(chunks)
-    starts = places[np.flatnonzero(np.diff(chunks[places], prepend=0))]
-    ends = places[np.flatnonzero(np.diff(chunks[places], append=-1))] + 1
-    columns.append(np.concatenate([[0], np.stack([starts, ends], 1).ravel(), [len(chunks)]]))
+  for spans in sides:
+    places = np.flatnonzero(spans)
+    starts = places[np.flatnonzero(np.diff(spans[places], prepend=0))]
+    ends = places[np.flatnonzero(np.diff(spans[places], append=-1))] + 1
+    columns.append(np.concatenate([[0], np.stack([starts, ends], 1).ravel(), [len(spans)]]))
   return np.unique(np.stack(columns, 1), axis=0)
 
 
 class _Documents:
-  """Turns documents into pieces, and counts bytes and chunks that become no targets."""
+  """Turns documents into pieces, and counts bytes and spans that become no targets."""
 
   def __init__(self, tokenizers: Sequence[Tokenizer], seq_len: int, split: str) -> None:
     self._tokenizers = tokenizers
     self._split = split
     self._pieces = [tokenizer.token_pieces() for tokenizer in tokenizers]
     self._seq_len = seq_len
-    self.lost_bytes = self.dropped_chunks = 0
+    self.lost_bytes = self.dropped_spans = 0
 
   def __call__(self, examples: list[Mapping[str, bytes]]) -> list[Piece]:
     texts = [example["text"] for example in examples]
@@ -152,16 +152,16 @@ class _Documents:
       # Ids around a text stand for no bytes; the last one ends the document on both sides.
       strings[-1][-1] = _DOCUMENT_END
       tokens.append(np.asarray([*front, *own, *ends], np.int32))
-    chunks = align(*strings)
-    pieces, dropped = cut_pair(chunks[0], chunks[1], self._seq_len)
-    used = (chunks[0] > 0) & ~np.isin(chunks[0], dropped)
+    spans = align(*strings)
+    pieces, dropped = cut_pair(spans[0], spans[1], self._seq_len)
+    used = (spans[0] > 0) & ~np.isin(spans[0], dropped)
     # The last token, the document's end, is no text.
     kept = sum(len(s) for s, use in zip(strings[0][:-1], used[:-1], strict=True) if use)
     self.lost_bytes += max(0, len(text) - kept)
-    self.dropped_chunks += len(dropped)
+    self.dropped_spans += len(dropped)
 
     def side(i: int, part: slice, first: int) -> dict[str, np.ndarray]:
-      targets = np.maximum(chunks[i][part] - first + 1, 0)
+      targets = np.maximum(spans[i][part] - first + 1, 0)
       return {SIDES[i]: tokens[i][part], f"{SIDES[i]}_targets": targets}
 
     def sizes(part: slice) -> dict[str, np.ndarray]:
@@ -179,10 +179,10 @@ def _pack_split(
   written = write_rows(corpus, split, documents, target, sides=2, seq_len=seq_len)
   if documents.lost_bytes:
     logging.warning(
-      "%s: %d bytes of the text are no targets: the tokenizers do not agree on them, or %d chunks "
+      "%s: %d bytes of the text are no targets: the tokenizers do not agree on them, or %d spans "
       "are longer than a row.",
       split,
       documents.lost_bytes,
-      documents.dropped_chunks,
+      documents.dropped_spans,
     )
   return written | {"lost_bytes": documents.lost_bytes}

@@ -10,6 +10,7 @@ import jax
 from egad_jax.errors import InputError
 from egad_jax.from_config.validation import compiler_options
 from egad_jax.from_config.values import Config
+from egad_jax.methods.method import SpanLoss
 from egad_jax.teachers import ColocatedTeacher, Hidden, SeparateTeacher, Teacher
 from egad_jax.training.experiment import Experiment, StudentAndTeacher
 
@@ -48,7 +49,7 @@ def check_teacher(experiment: Experiment) -> None:
   if method.feature_loss is not None:
     needs = "has a feature loss, which reads the outputs of the teacher's layers"
     remedy = "choose a method without one (for egad: --config.branch.weight=0)"
-  if method.chunk_loss is not None:
+  if isinstance(method.loss, SpanLoss):
     needs = "serves two tokenizers, for which it reads the teacher's hidden states"
     remedy = "choose a method for one tokenizer"
   if not needs:

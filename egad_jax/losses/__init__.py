@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from egad_jax.losses.adakd import adakd_loss
 from egad_jax.losses.branch import Branch
-from egad_jax.losses.chunks import chunk_log_average, chunk_mask
 from egad_jax.losses.cross_tokenizer import (
   CrossTokenizer,
   ProjectionArrays,
@@ -52,6 +51,7 @@ from egad_jax.losses.focus import Focus, FocusState
 from egad_jax.losses.reductions import masked_mean, masked_sum
 from egad_jax.losses.relation_graph import RelationGraph, relation_graph_loss
 from egad_jax.losses.routing import hard_tokens
+from egad_jax.losses.spans import span_log_average, span_mask
 from egad_jax.losses.taid import Interpolation, InterpolationState, taid_loss
 from egad_jax.losses.temperature import Temperature, adaptive_temperature, compensation_factor
 from egad_jax.losses.top_k import (
@@ -83,8 +83,6 @@ __all__ = [
   "adaptive_kl",
   "adaptive_temperature",
   "alpha_beta",
-  "chunk_log_average",
-  "chunk_mask",
   "coarse_pair",
   "common_tokens",
   "compensation_factor",
@@ -111,6 +109,8 @@ __all__ = [
   "se_kd_loss",
   "skew_forward_kl",
   "skew_reverse_kl",
+  "span_log_average",
+  "span_mask",
   "spread_tail",
   "taid_loss",
   "target_class_kl",

@@ -1,7 +1,7 @@
-"""Divergences between models with different tokenizers, chunk by chunk.
+"""Divergences between models with different tokenizers, span by span.
 
 P-KL and H-KL are from X-Token (arXiv 2605.21699), the sorted distance from ULD (arXiv 2402.12030).
-Both models see the same text. The divergences compare its chunks (see `losses.chunks`), each by one
+Both models see the same text. The divergences compare its spans (see `losses.spans`), each by one
 distribution per model. P-KL maps the student's distribution to the teacher's vocabulary by a
 projection that `egad_jax.data.projection` builds.
 """
@@ -18,18 +18,22 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from egad_jax.losses import log_divergences
-from egad_jax.losses.chunks import (
-  check_average,
-  check_chunks,
-  log_or_floor,
-  make_row,
-)
 from egad_jax.losses.entropy import entropy_of
 from egad_jax.losses.probabilities import check_logits, log_probabilities
 from egad_jax.losses.reductions import masked_mean, masked_sum
+from egad_jax.losses.spans import (
+  check_average,
+  check_spans,
+  log_or_floor,
+  make_row,
+)
+from egad_jax.losses.sparse_projection import check_projection, sparse_projection
 
-ChunkDivergence = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""(log_q [C, Vs], log_p [C, Vt], valid [C]) -> divergence of each chunk [C]."""
+SpanDivergence = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
+"""(log_q [C, Vs], log_p [C, Vt], kept) -> divergence of each span [C].
+
+`kept`, bool [Vt] or [C, Vt], marks the teacher's entries that "p_kl" compares; None for all.
+"""
 
 # The top-1 weight of a strict pair is 1 up to the rounding of a float32 row sum.
 _ROUNDING = 1e-6
@@ -50,23 +54,23 @@ class ProjectionArrays(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class CrossTokenizer:
-  """How chunks of two vocabularies are compared.
+  """How spans of two vocabularies are compared.
 
   Attributes:
     kind: "p_kl", "h_kl" or "uld"; see `cross_tokenizer_loss`.
-    chunk_average: "prob", "logprob" or "chain_rule", the same on both sides; see
-      `chunk_log_average`. The paper takes "prob" for the student and "logprob", not normalized, for
+    span_average: "prob", "logprob" or "chain_rule", the same on both sides; see
+      `span_log_average`. The paper takes "prob" for the student and "logprob", not normalized, for
       the teacher, and then equal models do not have divergence 0.
     teacher_top_k: number of teacher entries that "p_kl" compares, the likeliest of each row, and
       largest number of uncommon entries that "h_kl" sorts; None for all. 8192 is the paper's. The
       paper chooses the entries by logits, for a micro-batch, before averaging; here they are chosen
-      by the chunks' probabilities, for a row.
+      by the spans' probabilities, for a row.
     minimum_weight: in (0.5, 1]; a student token whose largest projection weight is at least this
       forms a common pair in "h_kl". 1 is GOLD's strict set, 0.6 the paper's relaxed one.
   """
 
   kind: str = "p_kl"
-  chunk_average: str = "prob"
+  span_average: str = "prob"
   teacher_top_k: int | None = 8192
   minimum_weight: float = 0.6
 
@@ -75,29 +79,35 @@ class CrossTokenizer:
       raise ValueError(
         f"kind must be one of {', '.join(CROSS_TOKENIZER_KINDS)}, got {self.kind!r}."
       )
-    check_average(self.chunk_average)
+    check_average(self.span_average)
     if self.teacher_top_k is not None and not self.teacher_top_k >= 1:
       raise ValueError(f"teacher_top_k must be at least 1 or None, got {self.teacher_top_k}.")
     if not 0.5 < self.minimum_weight <= 1:
       raise ValueError(f"minimum_weight must be in (0.5, 1], got {self.minimum_weight}.")
 
+  def entries_of_a_row(self, teacher_vocab: int) -> int | None:
+    """The number of teacher entries of a row that are compared; None if nothing is left out."""
+    if self.kind != "p_kl" or self.teacher_top_k is None or self.teacher_top_k >= teacher_vocab:
+      return None
+    return self.teacher_top_k
+
 
 def cross_tokenizer_loss(
   student_logits: ArrayLike,
   teacher_logits: ArrayLike,
-  student_chunks: ArrayLike,
-  teacher_chunks: ArrayLike,
+  student_spans: ArrayLike,
+  teacher_spans: ArrayLike,
   *,
   projection: tuple[ArrayLike, ArrayLike],
   kind: str = "p_kl",
   temperature: float = 1.0,
-  chunk_average: str = "prob",
+  span_average: str = "prob",
   teacher_top_k: int | None = 8192,
   minimum_weight: float = 0.6,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Averages a divergence between two vocabularies over the valid chunks; no factor T^2.
+  """Averages a divergence between two vocabularies over the valid spans; no factor T^2.
 
-  With q and p the chunk's distributions (`chunk_log_average`) and W the projection:
+  With q and p the span's distributions (`span_log_average`) and W the projection:
 
   - p_kl: KL(p || W^T q) over the teacher entries that W reaches, both normalized there: mass
     without a counterpart, on either side, is left out of the comparison.
@@ -108,19 +118,19 @@ def cross_tokenizer_loss(
   Args:
     student_logits: float, shape [..., seq_s, Vs].
     teacher_logits: float, shape [..., seq_t, Vt]. Detached.
-    student_chunks: int, shape [..., seq_s]: the chunk of the token that each logit row predicts,
-      from 1; 0 for none. Logits may be NaN at positions of no valid chunk.
-    teacher_chunks: int, shape [..., seq_t], the same for the teacher's logits.
+    student_spans: int, shape [..., seq_s]: the span of the token that each logit row predicts,
+      from 1; 0 for none. Logits may be NaN at positions of no valid span.
+    teacher_spans: int, shape [..., seq_t], the same for the teacher's logits.
     projection: (ids, weights), each [Vs, k], see `ProjectionArrays`; "h_kl" needs NumPy arrays.
     kind: one of the above.
     temperature: temperature of both distributions; > 0.
-    chunk_average: "prob", "logprob" or "chain_rule"; see `CrossTokenizer`.
+    span_average: "prob", "logprob" or "chain_rule"; see `CrossTokenizer`.
     teacher_top_k: number of teacher entries compared, None for all; see `CrossTokenizer`.
     minimum_weight: projection weight, in (0.5, 1], that makes a common pair; see `CrossTokenizer`.
 
   Returns:
-    The loss, a scalar, 0 without a valid chunk; and metrics, detached scalars: teacher_entropy and
-    student_entropy (nats, means over chunks, T = 1, each in its own vocabulary) and num_chunks.
+    The loss, a scalar, 0 without a valid span; and metrics, detached scalars: teacher_entropy and
+    student_entropy (nats, means over spans, T = 1, each in its own vocabulary) and num_spans.
 
   Raises:
     TypeError: wrong dtype.
@@ -135,30 +145,33 @@ def cross_tokenizer_loss(
   """
   options = CrossTokenizer(
     kind=kind,
-    chunk_average=chunk_average,
+    span_average=span_average,
     teacher_top_k=teacher_top_k,
     minimum_weight=minimum_weight,
   )
-  divergence = make_chunk_divergence(projection, options)
-  student_logits, teacher_logits, student_chunks, teacher_chunks = check_rows(
-    student_logits, teacher_logits, student_chunks, teacher_chunks, projection
+  divergence = make_span_divergence(projection, options)
+  student_logits, teacher_logits, student_spans, teacher_spans = check_rows(
+    student_logits, teacher_logits, student_spans, teacher_spans, projection
   )
 
   def row_terms(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     row = make_row(*arrays)
-    plain = row.log_averages(average=chunk_average)
+    plain = row.log_averages(average=span_average)
     warm = plain
     if not (isinstance(temperature, int | float) and temperature == 1):
-      warm = row.log_averages(temperature=temperature, average=chunk_average)
-    return (divergence(*warm, row.valid), row.valid, *map(entropy_of, plain))
+      warm = row.log_averages(temperature=temperature, average=span_average)
+    kept, size = None, options.entries_of_a_row(teacher_logits.shape[-1])
+    if size is not None:
+      kept = likeliest_entries(largest_of_spans(warm[1], row.valid), size)
+    return (divergence(*warm, kept), row.valid, *map(entropy_of, plain))
 
   values, valid, student_entropy, teacher_entropy = jnp.vectorize(
     row_terms, signature="(s,v),(t,w),(s),(t)->(c),(c),(c),(c)"
-  )(student_logits, teacher_logits, student_chunks, teacher_chunks)
+  )(student_logits, teacher_logits, student_spans, teacher_spans)
   metrics = {
     "teacher_entropy": masked_mean(teacher_entropy, valid),
     "student_entropy": masked_mean(student_entropy, valid),
-    "num_chunks": masked_sum(jnp.ones_like(values), valid),
+    "num_spans": masked_sum(jnp.ones_like(values), valid),
   }
   return masked_mean(values, valid), jax.tree.map(jax.lax.stop_gradient, metrics)
 
@@ -246,20 +259,7 @@ def project(
 
   Mass of tokens without a counterpart is lost, and ids >= size are dropped.
   """
-  ids, weights = jnp.asarray(projection[0]), projection[1]
-  if not isinstance(weights, np.ndarray):
-    weights = jnp.asarray(weights)
-  columns = probabilities.T
-  projected = jnp.zeros((size, columns.shape[1]), columns.dtype)
-  # One pass per column of W's arrays: all at once would hold k copies of the distribution.
-  for place in range(ids.shape[1]):
-    weight, rows = weights[:, place], slice(None)
-    if isinstance(weight, np.ndarray):
-      # Most rows have one entry, and the scatter is the expensive part.
-      rows = np.flatnonzero(weight)
-    weight = jnp.asarray(weight, columns.dtype)[rows, None]
-    projected = projected.at[ids[rows, place]].add(columns[rows] * weight, mode="drop")
-  return projected.T
+  return sparse_projection(projection, size)(probabilities)
 
 
 def sorted_distance(q: jax.Array, p: jax.Array, *, largest: int | None = None) -> jax.Array:
@@ -282,51 +282,67 @@ def reachable(projection: tuple[ArrayLike, ArrayLike], size: int) -> jax.Array:
   return jnp.zeros(size, bool).at[ids].max(weights > 0, mode="drop")
 
 
-def projected_kl(log_p: jax.Array, projected: jax.Array, reached: jax.Array) -> jax.Array:
-  """Returns KL(p || q~) over the entries `reached` [Vt], both normalized there; [C, Vt] -> [C].
+def projected_kl(log_p: jax.Array, projected: jax.Array, compared: jax.Array) -> jax.Array:
+  """Returns KL(p || q~) over the entries `compared`, both normalized there; [C, Vt] -> [C].
 
-  The student cannot express an entry that no student entry projects onto: its q~ is 0 whatever the
-  student does, so it would add a constant of up to 100 nats and no gradient.
+  Args:
+    log_p: the teacher's log-probabilities, [C, Vt].
+    projected: the student's projected probabilities q~, [C, Vt].
+    compared: bool, [Vt] or [C, Vt]: entries that `reachable` marks, or some of them. The student
+      cannot express any other entry: its q~ is 0 whatever the student does, so it would add a
+      constant of up to 100 nats and no gradient.
   """
-  total = jnp.sum(projected, axis=-1, keepdims=True)
+  compared = jnp.broadcast_to(compared, log_p.shape)
+  total = jnp.sum(projected, axis=-1, keepdims=True, where=compared)
   # Without any mass there is nothing to normalize; every entry then counts as exp(-100).
   log_total = jnp.log(jnp.where(total > 0, total, 1))
-  log_p = log_probabilities(log_p, where=reached)
-  log_q = jnp.where(reached, log_or_floor(projected) - log_total, log_p)
+  log_p = log_probabilities(jnp.where(compared, log_p, -jnp.inf))
+  log_q = jnp.where(compared, log_or_floor(projected) - log_total, log_p)
   return log_divergences.forward_kl(log_q, log_p)
 
 
-def make_chunk_divergence(
+def likeliest_entries(best: jax.Array, count: int) -> jax.Array:
+  """Returns bool [..., Vt], true at the `count` largest entries of `best` [..., Vt].
+
+  Of equal entries those with the lowest ids are taken.
+  """
+  flat = best.reshape(-1, best.shape[-1])
+  ids = jax.lax.top_k(flat, count)[1]
+  rows = jnp.arange(flat.shape[0])[:, None]
+  return jnp.zeros(flat.shape, bool).at[rows, ids].set(True).reshape(best.shape)
+
+
+def largest_of_spans(log_p: jax.Array, valid: jax.Array) -> jax.Array:
+  """Returns each entry's largest log-probability in any valid span, [C, Vt] -> [Vt]."""
+  return jnp.max(log_p, axis=0, where=valid[:, None], initial=-jnp.inf)
+
+
+def make_span_divergence(
   projection: tuple[ArrayLike, ArrayLike], options: CrossTokenizer
-) -> ChunkDivergence:
-  """Returns the divergence of a row's chunks as a function of their log-probabilities.
+) -> SpanDivergence:
+  """Returns the divergence of spans as a function of their log-probabilities.
 
   Raises:
     TypeError: `projection` is traced and the kind is "h_kl".
   """
 
-  def p_kl(log_q: jax.Array, log_p: jax.Array, valid: jax.Array) -> jax.Array:
-    ids, size = jnp.asarray(projection[0]), log_p.shape[1]
-    reached = reachable(projection, size)
-    if options.teacher_top_k is not None and options.teacher_top_k < size:
-      best = jnp.max(log_p, axis=0, where=valid[:, None], initial=-jnp.inf)
-      kept = jax.lax.top_k(best, options.teacher_top_k)[1]
-      # The index of every teacher id among the kept ones; other ids get an index that is dropped.
-      places = jnp.arange(options.teacher_top_k, dtype=ids.dtype)
-      ids = jnp.full(size, options.teacher_top_k, ids.dtype).at[kept].set(places)[ids]
-      log_p, reached, size = log_p[:, kept], reached[kept], options.teacher_top_k
-    return projected_kl(log_p, project(jnp.exp(log_q), (ids, projection[1]), size), reached)
+  def p_kl(log_q: jax.Array, log_p: jax.Array, kept: jax.Array | None) -> jax.Array:
+    size = log_p.shape[1]
+    compared = reachable(projection, size)
+    if kept is not None:
+      compared = jnp.broadcast_to(compared, kept.shape) & kept
+    return projected_kl(log_p, project(jnp.exp(log_q), projection, size), compared)
 
-  def uld(log_q: jax.Array, log_p: jax.Array, valid: jax.Array) -> jax.Array:
-    del valid
+  def uld(log_q: jax.Array, log_p: jax.Array, kept: jax.Array | None) -> jax.Array:
+    del kept
     return sorted_distance(jnp.exp(log_q), jnp.exp(log_p))
 
   if options.kind != "h_kl":
     return {"p_kl": p_kl, "uld": uld}[options.kind]
   student_ids, teacher_ids = common_tokens(projection, options.minimum_weight)
 
-  def h_kl(log_q: jax.Array, log_p: jax.Array, valid: jax.Array) -> jax.Array:
-    del valid
+  def h_kl(log_q: jax.Array, log_p: jax.Array, kept: jax.Array | None) -> jax.Array:
+    del kept
     common = log_divergences.forward_kl(log_q[:, student_ids], log_p[:, teacher_ids])
     q, p = (
       jnp.exp(log)[:, np.setdiff1d(np.arange(log.shape[1]), ids)]
@@ -343,45 +359,30 @@ CROSS_TOKENIZER_KINDS = ("p_kl", "h_kl", "uld")
 def check_rows(
   student_logits: ArrayLike,
   teacher_logits: ArrayLike,
-  student_chunks: ArrayLike,
-  teacher_chunks: ArrayLike,
+  student_spans: ArrayLike,
+  teacher_spans: ArrayLike,
   projection: tuple[ArrayLike, ArrayLike],
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-  """Returns the promoted logits and the chunks, student before teacher in each.
+  """Returns the promoted logits and the spans, student before teacher in each.
 
   Raises:
-    TypeError: logits that are not floating point, or chunks that are not integers.
+    TypeError: logits that are not floating point, or spans that are not integers.
     ValueError: shapes that do not match, or teacher ids out of range in a NumPy projection.
   """
   student_logits = check_logits("student_logits", student_logits)
   teacher_logits = check_logits("teacher_logits", teacher_logits)
-  student_chunks, teacher_chunks = check_chunks(student_chunks, teacher_chunks)
-  for side, logits, chunks in (
-    ("student", student_logits, student_chunks),
-    ("teacher", teacher_logits, teacher_chunks),
+  student_spans, teacher_spans = check_spans(student_spans, teacher_spans)
+  for side, logits, spans in (
+    ("student", student_logits, student_spans),
+    ("teacher", teacher_logits, teacher_spans),
   ):
-    if chunks.shape != logits.shape[:-1]:
+    if spans.shape != logits.shape[:-1]:
       raise ValueError(
-        f"{side}_chunks must have the shape of {side}_logits without the vocabulary,"
-        f" {logits.shape[:-1]}, got {chunks.shape}."
+        f"{side}_spans must have the shape of {side}_logits without the vocabulary,"
+        f" {logits.shape[:-1]}, got {spans.shape}."
       )
-  ids, weights = np.shape(projection[0]), np.shape(projection[1])
-  if len(ids) != 2 or ids != weights or ids[0] != student_logits.shape[-1]:
-    raise ValueError(
-      f"projection must be ids and weights of shape [{student_logits.shape[-1]}, k], a row for each"
-      f" entry of the student's vocabulary, got {ids} and {weights}."
-    )
-  known: np.ndarray = (
-    projection[0] if isinstance(projection[0], np.ndarray) else np.zeros(1, np.int32)
-  )
-  if known.min() < 0:
-    raise ValueError(f"projection leads to teacher id {known.min()}; ids start at 0.")
-  if known.max() >= teacher_logits.shape[-1]:
-    raise ValueError(
-      f"projection leads to teacher id {known.max()}, beyond the {teacher_logits.shape[-1]}"
-      " entries of teacher_logits; it was made for another teacher."
-    )
-  return student_logits, teacher_logits, student_chunks, teacher_chunks
+  check_projection(projection, student_logits.shape[-1], teacher_logits.shape[-1])
+  return student_logits, teacher_logits, student_spans, teacher_spans
 
 
 def _descending(values: jax.Array, largest: int | None) -> jax.Array:

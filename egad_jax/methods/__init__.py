@@ -10,7 +10,7 @@ from egad_jax.methods.adakd import AdaKDState, make_adakd
 from egad_jax.methods.egad import make_egad, make_vanilla_kd
 from egad_jax.methods.entropy_weighting import make_ea_kd, make_se_kd
 from egad_jax.methods.explicit_knowledge import make_aekt
-from egad_jax.methods.method import Context, Method, SerialHead, State
+from egad_jax.methods.method import Context, Method, SerialHead, SpanLoss, State, TokenLoss
 from egad_jax.methods.relation_graph import make_trg
 from egad_jax.methods.table import METHODS, TWO_TOKENIZERS, make_method
 from egad_jax.methods.taid import make_taid
@@ -23,7 +23,9 @@ __all__ = [
   "Context",
   "Method",
   "SerialHead",
+  "SpanLoss",
   "State",
+  "TokenLoss",
   "make_adakd",
   "make_aekt",
   "make_ea_kd",

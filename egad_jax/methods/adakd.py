@@ -16,7 +16,7 @@ from egad_jax.losses.guidance import TokenGuidance, temperature_and_factor
 from egad_jax.losses.log_divergences import LogDivergence, make_divergence
 from egad_jax.losses.temperature import Temperature, as_temperature
 from egad_jax.losses.terms import check_ce_weight
-from egad_jax.methods.method import Context, Method, State, check_half_life
+from egad_jax.methods.method import Context, Method, State, TokenLoss, check_half_life
 from egad_jax.types import Stats
 
 
@@ -107,7 +107,7 @@ def make_adakd(
 
   empty = EntropyDistribution.init
   return Method(
-    token_loss=token_loss,
+    loss=TokenLoss(token_loss),
     init_state=lambda: State(empty(), AdaKDState(empty(), FocusState.init())),
     observe=observe,
     update=update,

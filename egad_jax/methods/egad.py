@@ -14,7 +14,7 @@ from egad_jax.losses.entropy_guided import EntropyGuidedLoss
 from egad_jax.losses.guidance import TokenGuidance, running_guidance
 from egad_jax.losses.log_divergences import LogDivergence, make_divergence
 from egad_jax.losses.temperature import Temperature
-from egad_jax.methods.method import Context, Method, entropy_only
+from egad_jax.methods.method import Context, Method, TokenLoss, entropy_only
 from egad_jax.types import Metrics, Params, Stats
 
 
@@ -89,7 +89,7 @@ def make_egad(
     return {} if branch is None else branch.init_params(key, **sizes)
 
   return Method(
-    token_loss=token_loss,
+    loss=TokenLoss(token_loss),
     init_params=init_params,
     reads_progress=curriculum is not None,
     feature_loss=None if branch is None else feature_loss,

@@ -20,7 +20,7 @@ from egad_jax.losses.routing import check_fraction
 from egad_jax.losses.temperature import check_temperature
 from egad_jax.losses.terms import check_ce_weight, log_pair
 from egad_jax.losses.top_k import check_dense
-from egad_jax.methods.method import Context, Method, State, entropy_only
+from egad_jax.methods.method import Context, Method, State, TokenLoss, entropy_only
 from egad_jax.types import Stats
 
 
@@ -61,7 +61,7 @@ def make_se_kd(
   >>> state = method.observe(method.init_state(), stats, mask)
   >>> logits = jnp.array([[1.0, 1.0, 1.0], [9.0, 0.0, 0.0]])  # Entropies 1.1 and 0.
   >>> context = Context(state, jnp.float32(0), jnp.float32(0))
-  >>> _, stats = method.token_loss(logits, logits, jnp.array([0, 0]), {}, context)
+  >>> _, stats = method.loss.function(logits, logits, jnp.array([0, 0]), {}, context)
   >>> stats["weight"].tolist()
   [2.0, 0.0]
   """
@@ -99,7 +99,7 @@ def make_se_kd(
     return observe(state, stats, mask)
 
   return Method(
-    token_loss=token_loss,
+    loss=TokenLoss(token_loss),
     init_state=lambda: State(EntropyDistribution.init(), EntropyDistribution.init()),
     observe=observe,
     update=update,
@@ -165,4 +165,4 @@ def make_ea_kd(
       ce_weight=ce_weight,
     )
 
-  return Method(token_loss=token_loss, **entropy_only(half_life))
+  return Method(loss=TokenLoss(token_loss), **entropy_only(half_life))

@@ -15,7 +15,7 @@ from egad_jax.losses.explicit_knowledge import (
 )
 from egad_jax.losses.terms import log_pair, token_terms
 from egad_jax.losses.top_k import check_dense
-from egad_jax.methods.method import Context, Method, SerialHead, entropy_only
+from egad_jax.methods.method import Context, Method, SerialHead, TokenLoss, entropy_only
 from egad_jax.types import Params, Stats
 
 
@@ -70,7 +70,7 @@ def make_aekt(
     )
 
   if not explicit_knowledge.serial:
-    return Method(token_loss=token_loss, **entropy_only(half_life))
+    return Method(loss=TokenLoss(token_loss), **entropy_only(half_life))
 
   def label_loss(
     student_logits: jax.Array,
@@ -84,7 +84,7 @@ def make_aekt(
     return ce_weight * stats["cross_entropy"], jax.lax.stop_gradient(stats)
 
   return Method(
-    token_loss=token_loss,
+    loss=TokenLoss(token_loss),
     init_params=init_serial,
     serial=SerialHead(apply_serial, label_loss),
     **entropy_only(half_life),

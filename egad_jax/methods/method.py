@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from egad_jax.losses.distribution import EntropyDistribution
+from egad_jax.losses.spans import LogAverage, SpanPairs
 from egad_jax.types import Metrics, Params, Stats
 
 
@@ -40,7 +41,7 @@ class Context(NamedTuple):
   elapsed: jax.Array
 
 
-TokenLoss = Callable[
+TokenFunction = Callable[
   [jax.Array, jax.Array, jax.Array, Mapping[str, jax.Array], Context], tuple[jax.Array, Stats]
 ]
 FeatureLoss = Callable[
@@ -48,9 +49,44 @@ FeatureLoss = Callable[
 ]
 
 
-ChunkLoss = Callable[
-  [jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, Context], tuple[jax.Array, Stats]
-]
+class TokenLoss(NamedTuple):
+  """A loss per token, for a student and a teacher with one vocabulary.
+
+  Attributes:
+    function: (student_logits [n, vocab], teacher_logits [n, vocab], labels [n],
+      extras {name: [n]}, context) -> (loss [n], stats {name: [n]}). A token's loss depends on no
+      other token of the call, so chunks and shards change nothing. The stats carry no gradient and
+      include those of `terms.token_terms`. If `extras` holds "teacher_entropy", [n] in nats, that
+      is the teacher's entropy, and the entropy of `teacher_logits`, some of which may be -inf, is
+      not: the teacher is a `TopK`, and the logits have an even tail.
+  """
+
+  function: TokenFunction
+
+
+class SpanLoss(NamedTuple):
+  """A loss per span pair, for a teacher with another tokenizer; see `losses.spans`.
+
+  Rows of batches then hold the same text in both tokenizations, and `observe` and `update` of the
+  method receive span pairs instead of tokens. No function's result for one pair depends on another
+  pair of the call but through `kept`, so chunks and shards change nothing.
+
+  Attributes:
+    average: how the distributions of a span's tokens are averaged, one of `SPAN_AVERAGES`.
+    read_teacher: (log_p, context) -> (log-probabilities [n, Vt], stats {name: [n]}), what the loss
+      reads of the teacher alone. `log_p` is that of `SpanPairs`.
+    function: (pairs, what `read_teacher` returned as stats, kept bool [n, Vt] or None, context) ->
+      (loss [n], stats {name: [n]}). The stats carry no gradient. Values at pairs that are not
+      valid have no meaning. `kept` marks the teacher's entries to compare, None for all.
+    kept_entries: vocabulary of the teacher -> number of its entries that the loss compares, the
+      same ones for all spans of a row: those with the largest log-probability that `read_teacher`
+      returns for any valid span of the row. None if the loss compares all.
+  """
+
+  average: str
+  read_teacher: Callable[[LogAverage, Context], tuple[jax.Array, Stats]]
+  function: Callable[[SpanPairs, Stats, jax.Array | None, Context], tuple[jax.Array, Stats]]
+  kept_entries: Callable[[int], int | None] = lambda teacher_vocab: None
 
 
 class SerialHead(NamedTuple):
@@ -58,26 +94,20 @@ class SerialHead(NamedTuple):
 
   Attributes:
     apply: (params, student_hidden [..., Ds]) -> the mapped hidden states [..., Ds], from which the
-      student logits of `token_loss` are made.
+      student logits of the method's loss are made.
     label_loss: a token loss on the logits of the unmapped hidden states; its stats replace the
-      stats of `token_loss` of the same name.
+      stats of the method's loss of the same name.
   """
 
   apply: Callable[[Params, jax.Array], jax.Array]
-  label_loss: TokenLoss
+  label_loss: TokenFunction
 
 
 class Method(NamedTuple):
   """A distillation method as pure functions.
 
   Attributes:
-    token_loss: (student_logits [n, vocab], teacher_logits [n, vocab], labels [n],
-      extras {name: [n]}, context) -> (loss [n], stats {name: [n]}). A token's loss depends on no
-      other token of the call, so chunks and shards change nothing. The stats carry no gradient and
-      include those of `terms.token_terms`. If `extras` holds "teacher_entropy", [n] in nats, that
-      is the teacher's entropy, and the entropy of `teacher_logits`, some of which may be -inf, is
-      not: the teacher is a `TopK`, and the logits have an even tail. In a method with a
-      `chunk_loss` this function raises a TypeError.
+    loss: a `TokenLoss` or a `SpanLoss`; its type says what rows and what head the method needs.
     init_state: () -> the state before the first step.
     observe: (state, stats {name: [...]}, mask [...]) -> state. Adds the tokens of a global batch
       to the running distributions; also called before the first step, to fill them.
@@ -91,17 +121,12 @@ class Method(NamedTuple):
       (sum, metrics). The sum is weighted and already divided by the expected share of the tokens
       that get the term, so the caller divides it by the number of target tokens. None when the
       method has no such term.
-    serial: the serial head; None for a single head.
+    serial: the serial head, for a method with a `TokenLoss`; None for a single head.
     reads_progress: whether the loss depends on the curriculum's progress; it is logged only if so.
     metrics: (state) -> {name: scalar}, the parts of the state that are logged.
-    chunk_loss: the loss for a teacher with another tokenizer, one row at a time: (student_logits
-      [seq_s, Vs], teacher_logits [seq_t, Vt], student_labels [seq_s], student_chunks [seq_s],
-      teacher_chunks [seq_t], context) -> (loss [C], stats {name: [C]}), both 0 where a chunk is not
-      valid; a chunk here is a stretch of text, see `losses.chunks`. `observe` and `update` then
-      receive chunks instead of tokens. None for a method with a token loss.
   """
 
-  token_loss: TokenLoss
+  loss: TokenLoss | SpanLoss
   init_state: Callable[[], State]
   observe: Callable[[State, Stats, jax.Array], State]
   update: Callable[[State, Stats, jax.Array, jax.Array], State]
@@ -110,7 +135,6 @@ class Method(NamedTuple):
   serial: SerialHead | None = None
   reads_progress: bool = False
   metrics: Callable[[State], dict[str, jax.Array]] = lambda state: {}
-  chunk_loss: ChunkLoss | None = None
 
 
 def entropy_only(half_life: float) -> dict[str, Any]:

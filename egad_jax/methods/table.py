@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 
 from egad_jax.methods.adakd import make_adakd
@@ -27,11 +28,14 @@ METHODS: Mapping[str, Callable[..., Method]] = {
 """The maker of each method, by the name that `--config.method` takes; see docs/methods.md."""
 
 
-TWO_TOKENIZERS = frozenset({"x_token"})
+TWO_TOKENIZERS = frozenset(
+  name for name, make in METHODS.items() if "projection" in inspect.signature(make).parameters
+)
 """Names of the methods whose teacher may have another tokenizer.
 
-A row of a batch holds the same text in both tokenizations, and the maker takes a `projection` from
-the student's vocabulary to the teacher's.
+Their makers take a `projection` from the student's vocabulary to the teacher's, and make a method
+with a `SpanLoss`. The names are needed before there is a projection and so before there is a
+method: it is made from the two tokenizers.
 """
 
 

@@ -15,7 +15,7 @@ from egad_jax.losses.taid import (
 )
 from egad_jax.losses.temperature import check_temperature
 from egad_jax.losses.terms import check_ce_weight
-from egad_jax.methods.method import Context, Method, State, entropy_only
+from egad_jax.methods.method import Context, Method, State, TokenLoss, entropy_only
 from egad_jax.types import Stats
 
 
@@ -71,7 +71,7 @@ def make_taid(
     return entropy["observe"](state, stats, mask)._replace(method=own)
 
   return Method(
-    token_loss=token_loss,
+    loss=TokenLoss(token_loss),
     init_state=lambda: State(EntropyDistribution.init(), InterpolationState.init(interpolation)),
     observe=entropy["observe"],
     update=update,

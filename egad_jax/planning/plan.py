@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import pathlib
 import re
 import tempfile
@@ -18,7 +19,10 @@ from egad_jax import sharding
 from egad_jax.chips import CHIPS, Topology
 from egad_jax.errors import InputError
 from egad_jax.head.chunked import default_chunk_size
+from egad_jax.head.long_spans import LONG_SPANS
 from egad_jax.head.on_mesh import vocabulary_parts
+from egad_jax.head.paired import blocks_of_chunk
+from egad_jax.methods.method import SpanLoss
 from egad_jax.planning.memory import Buffer, read_memory
 from egad_jax.planning.program import Collective, Program
 from egad_jax.training import utilization
@@ -130,12 +134,17 @@ def head_chunks(experiment: Experiment, program: str) -> int:
   vocab = experiment.tokenizers.student.vocab_size
   parts = vocabulary_parts(experiment.mesh, sharding.TENSOR_AXIS, vocab)
   micro_batch = experiment.optimization.batch_size // experiment.optimization.accumulation
-  places = micro_batch * experiment.rows.seq_len // (experiment.mesh.size // parts)
+  tokens = micro_batch * experiment.rows.seq_len // (experiment.mesh.size // parts)
+  if isinstance(experiment.method.loss, SpanLoss):
+    # Every device has whole rows, whole logits, and both vocabularies.
+    tokens = micro_batch * experiment.rows.seq_len // sharding.batch_devices(experiment.mesh)
+    vocab = max(vocab, experiment.tokenizers.teacher.vocab_size)
+    return -(-tokens // math.prod(blocks_of_chunk(experiment.programs.chunk_size, tokens, vocab)))
   kernel = re.search(r"%logits_gradient[\w.]* = \(f32\[\d+,(\d+),\d+\]", program)
   if kernel:
-    return -(-places // int(kernel[1]))
-  chunk = experiment.programs.chunk_size or default_chunk_size(places, vocab // parts)
-  return -(-places // min(chunk, places))
+    return -(-tokens // int(kernel[1]))
+  chunk = experiment.programs.chunk_size or default_chunk_size(tokens, vocab // parts)
+  return -(-tokens // min(chunk, tokens))
 
 
 def plan(experiment: Experiment, slice_: Topology, *, config: str) -> Plan:
@@ -159,7 +168,8 @@ def plan(experiment: Experiment, slice_: Topology, *, config: str) -> Plan:
     stage = "after_optimizations" if compiled is None else "after_codegen"
     (path,) = dump.glob(f"*train_step*.{stage}.txt")
     text = path.read_text()
-    program = Program(text, traced_trips=head_chunks(experiment, text))
+    trips = head_chunks(experiment, text)
+    program = Program(text, traced_trips=trips, idle_scopes=(LONG_SPANS,))
     memory = read_memory(dump, program)
   if compiled is not None:
     stats = compiled.memory_analysis()
@@ -224,7 +234,7 @@ def _notes(program: Program, slice_: Topology) -> tuple[str, ...]:
     f"The collectives move {moved / 1e9:.2f} GB a device and step; at the links' "
     f"{links / 1e9:.0f} GB/s that takes {moved / links:.4f}"
     " s, hidden behind the computation or not.",
-    "FLOPs and times are for batches in which every place is a target; the least FLOPs are "
+    "FLOPs and times are for batches in which every token is a target; the least FLOPs are "
     "those of rows that are one document each.",
   ]
   if loops := program.traced_loops:

@@ -146,13 +146,16 @@ class Program:
     traced_loops: number of loops whose trip count is not in the text.
   """
 
-  def __init__(self, text: str, *, traced_trips: int = 1):
+  def __init__(self, text: str, *, traced_trips: int = 1, idle_scopes: tuple[str, ...] = ()):
     """Parses a program.
 
     Args:
       text: text of the optimized and scheduled module.
       traced_trips: trip count to assume for a loop whose trip count is not in the text.
+      idle_scopes: names of scopes (`jax.named_scope`) whose loops make no trip if their trip count
+        is not in the text.
     """
+    self._idle_scopes = idle_scopes
     # A kernel's metadata spans several lines; instructions are parsed line by line.
     text = re.sub(r"kernel_metadata=\{\n(.*)\n\}", r"kernel_metadata={\1}", text)
     self._text = text
@@ -200,11 +203,17 @@ class Program:
       trips = 1
       if op.kind == "while":
         known = self._trips(op)
+        if known is None and self._is_idle(op):
+          known = 0
         self.traced_loops += known is None
         trips = traced_trips if known is None else known
       for called in self._called(op):
         inside = scheduled and op.kind != "fusion"
         self._visit(called, times * trips, inside, traced_trips)
+
+  def _is_idle(self, loop: Op) -> bool:
+    path = re.search(r'op_name="([^"]*)"', loop.rest)
+    return path is not None and any(re.search(rf"\b{s}\b", path[1]) for s in self._idle_scopes)
 
   def _called(self, op: Op) -> list[str]:
     key = {"while": "body", "call": "to_apply", "fusion": "calls", "async-start": "calls"}

@@ -67,7 +67,7 @@ class ColocatedTeacher:
     shardings = jax.tree.map(lambda x: x.sharding, like)
     if self.host_params is not None:
       cast = jax.tree.map(lambda x, shape: x.astype(shape.dtype), self.host_params, like)
-      return PlacedModel(sharding.place(cast, shardings))
+      return PlacedModel(sharding.device_put(cast, shardings))
 
     key = jax.random.split(jax.random.key(self.seed), 3)[2]
 

@@ -137,8 +137,8 @@ def _row(row: AnyBatch, experiment: Experiment) -> dict[str, Any]:
   return number | {
     "student": _side(row.student, experiment.tokenizers.student),
     "teacher": _side(row.teacher, experiment.tokenizers.teacher),
-    "student_chunks": row.student_chunks.tolist(),
-    "teacher_chunks": row.teacher_chunks.tolist(),
+    "student_spans": row.student_spans.tolist(),
+    "teacher_spans": row.teacher_spans.tolist(),
   }
 
 

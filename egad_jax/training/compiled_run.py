@@ -77,7 +77,7 @@ class CompiledRun:
     experiment, size = self.experiment, self.experiment.optimization.batch_size
     part = sharding.process_rows(experiment.mesh, size)
     rows = experiment.batch_source.stream(start_step, state_of, part)
-    placed = (sharding.place_batch(batch, experiment.mesh) for batch in rows)
+    placed = (sharding.device_put_batch(batch, experiment.mesh) for batch in rows)
     return self._teacher.attach(placed, experiment.optimization.accumulation)
 
   def held_out(self) -> list[AnyBatch]:
@@ -89,7 +89,7 @@ class CompiledRun:
         max_tokens=self._held_out_tokens(),
         part=sharding.process_rows(self.experiment.mesh, self.experiment.evaluation.batch_size),
       )
-      self._held_out = [sharding.place_batch(batch, self.experiment.mesh) for batch in rows]
+      self._held_out = [sharding.device_put_batch(batch, self.experiment.mesh) for batch in rows]
     return self._held_out
 
   def fill(self, state: TrainState) -> TrainState:
@@ -151,7 +151,7 @@ class CompiledRun:
     return lambda batch: self._sums(*arguments, batch, context)
 
   def held_out_loss(self, trainable: Params, state: TrainState) -> float:
-    """The method's own loss of `trainable`, averaged over the held-out tokens (or aligned chunks).
+    """The method's own loss of `trainable`, averaged over the held-out tokens (or aligned spans).
 
     The context is that of `state`. Students of different steps must be compared at one context,
     because the objective changes with it.
@@ -164,7 +164,7 @@ class CompiledRun:
     return total / max(count, 1.0)
 
   def statistics(self, state: TrainState, batch: AnyBatch) -> dict[str, jax.Array]:
-    """The statistics {name: float32 [batch, seq]} of a batch's tokens, or of its aligned chunks."""
+    """The statistics {name: float32 [batch, seq]} of a batch's tokens, or of its aligned spans."""
     context = self.experiment.context_after(state)
     (attached,) = self._teacher.attach([batch])
     return self._statistics(state.trainable, self.frozen, attached, context)

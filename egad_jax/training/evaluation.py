@@ -10,19 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egad_jax.data.batches import AnyBatch, Batch, PairedBatch
+from egad_jax.data.batches import AnyBatch
 from egad_jax.files.storage import finite_or_none
 from egad_jax.head.inputs import Head
-from egad_jax.head.paired import PairedHead, RowLoss, row_loss
+from egad_jax.head.paired import PairedHead
 from egad_jax.head.teacher import ENTROPY_BOUNDS
-from egad_jax.losses.chunks import chunk_mask
 from egad_jax.losses.divergences import forward_kl
 from egad_jax.losses.entropy import token_entropy
-from egad_jax.methods.method import ChunkLoss, Context, Method
+from egad_jax.losses.spans import SpanPairs
+from egad_jax.methods.method import Context, SpanLoss, TokenLoss
 from egad_jax.models.model import Model
-from egad_jax.teachers import Hidden, Teacher
+from egad_jax.teachers import Teacher
+from egad_jax.training.objective import apply_head, loss_mask
 from egad_jax.training.state import Frozen, student_params
-from egad_jax.types import Params
+from egad_jax.types import Params, Stats
 
 NUM_BINS = 32
 # Statistics that are averaged over the tokens of each bin of teacher entropy.
@@ -32,14 +33,19 @@ _LARGEST_EXPONENT = 709.0
 MEASURED = ("cross_entropy", "teacher_cross_entropy", "forward_kl", "agreement")
 
 
-def evaluation_token_loss(method: Method) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
-  """The method's `token_loss`, with the statistics that an evaluation reports added to its own.
+def evaluation_loss(loss: TokenLoss | SpanLoss) -> TokenLoss | SpanLoss:
+  """A method's loss, with the statistics that an evaluation reports added to its own.
 
   Forward KL and cross-entropies are at temperature 1, whatever temperature the method trains at.
+  Statistics of a `SpanLoss` are per span pair; a model's cross-entropy is then the sum over its own
+  tokens of the span.
   """
+  return _of_tokens(loss) if isinstance(loss, TokenLoss) else _of_span_pairs(loss)
 
-  def token_loss(student_logits, teacher_logits, labels, extras, context):
-    loss, stats = method.token_loss(student_logits, teacher_logits, labels, extras, context)
+
+def _of_tokens(loss: TokenLoss) -> TokenLoss:
+  def function(student_logits, teacher_logits, labels, extras, context):
+    value, stats = loss.function(student_logits, teacher_logits, labels, extras, context)
     # A comparison, because a gather of one column would be a separate pass over the logits.
     is_label = jnp.arange(student_logits.shape[-1])[None, :] == labels[:, None]
 
@@ -50,7 +56,7 @@ def evaluation_token_loss(method: Method) -> Callable[..., tuple[jax.Array, dict
     entropy = extras.get("teacher_entropy")
     entropy = token_entropy(teacher_logits) if entropy is None else entropy
     agree = jnp.argmax(student_logits, axis=-1) == jnp.argmax(teacher_logits, axis=-1)
-    return loss, stats | {
+    return value, stats | {
       "cross_entropy": cross_entropy(student_logits),
       "teacher_cross_entropy": cross_entropy(teacher_logits),
       "forward_kl": forward_kl(student_logits, teacher_logits),
@@ -60,80 +66,50 @@ def evaluation_token_loss(method: Method) -> Callable[..., tuple[jax.Array, dict
       "position": context.state.entropy.position(entropy),
     }
 
-  return token_loss
+  return TokenLoss(function)
 
 
-def evaluation_row_loss(chunk_loss: ChunkLoss) -> RowLoss:
-  """`evaluation_token_loss` for a student and a teacher with different tokenizers.
-
-  Statistics are per aligned chunk. A model's cross-entropy is the sum over its own tokens of the
-  chunk.
-  """
-  method_loss = row_loss(chunk_loss)
-
-  def loss(student_logits, teacher_logits, row: PairedBatch, context: Context):
-    value, stats = method_loss(student_logits, teacher_logits, row, context)
-    log_p = jax.nn.log_softmax(teacher_logits, axis=-1)
-    nats = -jnp.take_along_axis(log_p, row.teacher.labels[:, None], axis=-1)[:, 0]
-    by_chunk = jnp.zeros(1 + value.size).at[row.teacher_chunks].add(nats)
+def _of_span_pairs(loss: SpanLoss) -> SpanLoss:
+  def function(pairs: SpanPairs, teacher: Stats, kept: jax.Array | None, context: Context):
+    value, stats = loss.function(pairs, teacher, kept, context)
     return value, stats | {
       "cross_entropy": stats["student_nll"],
-      "teacher_cross_entropy": by_chunk[1:],
+      "teacher_cross_entropy": pairs.teacher_nll,
       "position": context.state.entropy.position(stats["teacher_entropy"]),
     }
 
-  return loss
+  return loss._replace(function=function)
 
 
-def make_token_statistics(
-  *, student: Model, teacher: Teacher, head: Head
+def make_statistics(
+  *, student: Model, teacher: Teacher, head: Head | PairedHead
 ) -> Callable[..., dict[str, jax.Array]]:
   """Returns `(trainable, frozen, batch, context) -> {name: f32[batch, seq]}`.
+
+  For paired rows the statistics are per span pair.
 
   Args:
     student: the model to evaluate.
     teacher: the source of the teacher's outputs.
-    head: a distillation head made from `evaluation_token_loss` or a method's `token_loss`; only its
-      forward pass runs here.
+    head: a distillation head made from `evaluation_loss` or a method's own loss; only its forward
+      pass runs here.
   """
 
-  def statistics(trainable: Params, frozen: Frozen, batch: Batch, context: Context):
+  def statistics(trainable: Params, frozen: Frozen, batch: AnyBatch, context: Context):
     outputs = teacher.outputs(frozen.teacher, batch)
     params = student_params(trainable, frozen.student)
-    hidden, _ = student.apply(params, batch.tokens, batch.positions, batch.segment_ids)
-    unembedding = student.unembedding(params)
-    return head.of_outputs(hidden, unembedding, outputs, batch.labels, batch.mask, {}, context)[1]
-
-  return statistics
-
-
-def make_chunk_statistics(
-  *, student: Model, teacher: Teacher, head: PairedHead
-) -> Callable[..., dict[str, jax.Array]]:
-  """`make_token_statistics` for paired rows: statistics `{name: f32[batch, C]}` of the chunks."""
-
-  def statistics(trainable: Params, frozen: Frozen, batch: PairedBatch, context: Context):
-    outputs = teacher.outputs(frozen.teacher, batch)
-    assert isinstance(outputs, Hidden)
-    params = student_params(trainable, frozen.student)
-    rows = batch.student
+    rows = batch.student_side
     hidden, _ = student.apply(params, rows.tokens, rows.positions, rows.segment_ids)
-    unembedding = student.unembedding(params)
-    return head(hidden, unembedding, outputs.hidden, outputs.unembedding, batch, context)[1]
+    return apply_head(
+      head,
+      hidden,
+      unembedding=student.unembedding(params),
+      outputs=outputs,
+      batch=batch,
+      context=context,
+    )[1]
 
   return statistics
-
-
-def places_of(batch: AnyBatch) -> tuple[Batch, Batch, jax.Array]:
-  """Returns (student's side, teacher's side, mask of the valid statistics).
-
-  The mask is bool [batch, seq], over tokens for a `Batch` and over chunks for a `PairedBatch`.
-  """
-  if isinstance(batch, Batch):
-    mask = batch.mask
-  else:
-    mask = chunk_mask(batch.student_chunks, batch.teacher_chunks)
-  return batch.student_side, batch.teacher_side, mask
 
 
 def entropy_edges(vocab_size: int) -> np.ndarray:
@@ -152,14 +128,14 @@ def make_sums(
   The sums are scalars, but for those that begin with "bin_", which have the shape [NUM_BINS].
 
   Args:
-    statistics: from `make_token_statistics` or `make_chunk_statistics`.
+    statistics: from `make_statistics`.
     vocab_size: entries of the teacher's vocabulary, which bound the entropy.
   """
   edges = jnp.asarray(entropy_edges(vocab_size)[1:-1])
 
   def sums(trainable, frozen, batch: AnyBatch, context: Context):
     stats = statistics(trainable, frozen, batch, context)
-    student, teacher, mask = places_of(batch)
+    student, teacher, mask = batch.student_side, batch.teacher_side, loss_mask(batch)
 
     def total(x):
       return jnp.sum(x, where=mask)
@@ -171,7 +147,7 @@ def make_sums(
       return jnp.zeros(NUM_BINS).at[by_bin].add(x.reshape(-1), mode="drop")
 
     return {
-      "places": total(jnp.ones(mask.shape)),
+      "count": total(jnp.ones(mask.shape)),
       "tokens": jnp.sum(student.mask, dtype=jnp.float32),
       "teacher_tokens": jnp.sum(teacher.mask, dtype=jnp.float32),
       **{name: total(stats[name]) for name in (*MEASURED, "student_entropy", "teacher_entropy")},
@@ -193,7 +169,7 @@ def evaluate(
   """Averages over all held-out tokens.
 
   With two tokenizers each model's cross-entropy is per token of its own, bits per byte are over
-  the same bytes, and everything else is per aligned chunk.
+  the same bytes, and everything else is per aligned span.
 
   Args:
     sums: `batch -> sums`, from `make_sums` with its other arguments bound.
@@ -210,7 +186,7 @@ def evaluate(
     # Batches are added up in float64, on the host, because float32 would lose digits.
     part = {k: np.asarray(v, np.float64) for k, v in jax.device_get(sums(batch)).items()}
     total = {k: v + total.get(k, 0) for k, v in part.items()}
-  places = max(total["places"], 1)
+  count = max(total["count"], 1)
 
   def report(cross_entropy, tokens, entropy, kl, agreement):
     nats = cross_entropy / max(tokens, 1)
@@ -218,16 +194,16 @@ def evaluate(
       "cross_entropy": nats,
       "perplexity": math.exp(nats) if nats < _LARGEST_EXPONENT else math.inf,
       "bits_per_byte": cross_entropy / math.log(2) / max(num_bytes, 1),
-      "forward_kl": kl / places,
-      "agreement": agreement / places,
-      "entropy": entropy / places,
+      "forward_kl": kl / count,
+      "agreement": agreement / count,
+      "entropy": entropy / count,
     }
 
   # A source that does not know the teacher's entropy gives bounds of it.
   bounds = {
-    name.removeprefix("teacher_"): total[name] / places for name in ENTROPY_BOUNDS if name in total
+    name.removeprefix("teacher_"): total[name] / count for name in ENTROPY_BOUNDS if name in total
   }
-  count = total["bin_count"]
+  in_bins = total["bin_count"]
   result = {
     "tokens": int(total["tokens"]),
     "student": report(
@@ -242,15 +218,15 @@ def evaluate(
       total["teacher_tokens"],
       total["teacher_entropy"],
       0.0,
-      places,
+      count,
     )
     | bounds,
     "entropy_bins": {
       "edges": [float(x) for x in entropy_edges(vocab_size)],
-      "count": [int(n) for n in count],
+      "count": [int(n) for n in in_bins],
       **{
         name: [
-          float(x / n) if n else None for x, n in zip(total[f"bin_{name}"], count, strict=True)
+          float(x / n) if n else None for x, n in zip(total[f"bin_{name}"], in_bins, strict=True)
         ]
         for name in BINNED
       },

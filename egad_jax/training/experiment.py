@@ -216,7 +216,7 @@ class Experiment:
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state())
     if self.models.student_params is None:
       return jax.jit(self.init_state, out_shardings=shardings)()
-    placed = sharding.place(self.models.student_params, shardings.trainable["student"])
+    placed = sharding.device_put(self.models.student_params, shardings.trainable["student"])
     return jax.jit(self.init_state, out_shardings=shardings)(placed)
 
   def abstract_frozen(self) -> Frozen:

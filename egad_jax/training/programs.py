@@ -3,62 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
 from egad_jax import sharding
 from egad_jax.head.inputs import Head
-from egad_jax.head.paired import (
-  PairedHead,
-  RowLoss,
-  paired_head,
-  sharded_paired_head,
-)
+from egad_jax.head.paired import PairedHead, paired_head, sharded_paired_head
+from egad_jax.methods.method import SpanLoss, TokenLoss
 from egad_jax.training import evaluation
 from egad_jax.training.experiment import Experiment
-from egad_jax.training.objective import Objective, make_objective, make_paired_objective
+from egad_jax.training.objective import Objective, make_objective
 from egad_jax.training.step import TrainStep, make_train_step
 
 Statistics = Callable[..., dict[str, jax.Array]]
 
 
-def build_head(experiment: Experiment, token_loss: Any) -> Head:
-  """The distillation head of `token_loss` over the experiment's mesh and vocabulary."""
-  return experiment.programs.make_head(
-    token_loss,
+def build_head(experiment: Experiment, loss: TokenLoss | SpanLoss) -> Head | PairedHead:
+  """The distillation head of a loss over the experiment's mesh and vocabularies."""
+  programs, tokenizers = experiment.programs, experiment.tokenizers
+  soft_caps = {
+    "student_soft_cap": experiment.models.student.config.logit_soft_cap,
+    "teacher_soft_cap": experiment.models.teacher.config.logit_soft_cap,
+  }
+  if isinstance(loss, SpanLoss):
+    head = paired_head(
+      loss,
+      student_vocab_size=tokenizers.student.vocab_size,
+      teacher_vocab_size=tokenizers.teacher.vocab_size,
+      chunk_size=programs.chunk_size,
+      **soft_caps,
+    )
+    return sharded_paired_head(head, experiment.mesh, batch_axes=sharding.BATCH_AXES)
+  return programs.make_head(
+    loss.function,
     experiment.mesh,
     batch_axes=sharding.BATCH_AXES,
     tensor_axis=sharding.TENSOR_AXIS,
-    vocab_size=experiment.tokenizers.student.vocab_size,
-    chunk_size=experiment.programs.chunk_size,
-    kernels=experiment.programs.kernels,
-    student_soft_cap=experiment.models.student.config.logit_soft_cap,
-    teacher_soft_cap=experiment.models.teacher.config.logit_soft_cap,
+    vocab_size=tokenizers.student.vocab_size,
+    chunk_size=programs.chunk_size,
+    kernels=programs.kernels,
+    **soft_caps,
   )
-
-
-def build_paired_head(experiment: Experiment, loss: RowLoss) -> PairedHead:
-  """The distillation head of paired rows over the experiment's mesh and vocabularies."""
-  head = paired_head(
-    loss,
-    student_vocab_size=experiment.tokenizers.student.vocab_size,
-    teacher_vocab_size=experiment.tokenizers.teacher.vocab_size,
-    student_soft_cap=experiment.models.student.config.logit_soft_cap,
-    teacher_soft_cap=experiment.models.teacher.config.logit_soft_cap,
-  )
-  return sharded_paired_head(head, experiment.mesh, batch_axes=sharding.BATCH_AXES)
 
 
 def build_objective(experiment: Experiment) -> Objective:
   """The experiment's objective, `(trainable, frozen, batch, context) -> (summed loss, Outcome)`."""
-  if experiment.method.chunk_loss is not None:
-    return make_paired_objective(
-      student=experiment.models.student,
-      teacher=experiment.teacher,
-      chunk_loss=experiment.method.chunk_loss,
-      make_head=lambda loss: build_paired_head(experiment, loss),
-    )
   return make_objective(
     student=experiment.models.student,
     teacher=experiment.teacher,
@@ -101,16 +90,13 @@ def lower_train_step(experiment: Experiment) -> jax.stages.Lowered:
 def build_statistics(experiment: Experiment) -> Statistics:
   """An evaluation's statistics, `(trainable, frozen, batch, context) -> {name: f32[batch, seq]}`.
 
-  For paired rows they are per aligned chunk, f32[batch, C].
+  For paired rows they are per span pair.
   """
-  method, student, teacher = experiment.method, experiment.models.student, experiment.teacher
-  if method.chunk_loss is not None:
-    loss = evaluation.evaluation_row_loss(method.chunk_loss)
-    return evaluation.make_chunk_statistics(
-      student=student, teacher=teacher, head=build_paired_head(experiment, loss)
-    )
-  head = build_head(experiment, evaluation.evaluation_token_loss(method))
-  return evaluation.make_token_statistics(student=student, teacher=teacher, head=head)
+  return evaluation.make_statistics(
+    student=experiment.models.student,
+    teacher=experiment.teacher,
+    head=build_head(experiment, evaluation.evaluation_loss(experiment.method.loss)),
+  )
 
 
 def build_sums(experiment: Experiment) -> Callable[..., dict[str, jax.Array]]:

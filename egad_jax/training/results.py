@@ -29,8 +29,8 @@ from egad_jax.models.export import export_student
 from egad_jax.reporting.model_card import write_model_card
 from egad_jax.reporting.report import write_report
 from egad_jax.training.compiled_run import CompiledRun
-from egad_jax.training.evaluation import places_of
 from egad_jax.training.experiment import Experiment
+from egad_jax.training.objective import loss_mask
 from egad_jax.training.state import TrainState
 
 REPORT = files.REPORT
@@ -86,14 +86,14 @@ def _write_passage(compiled: CompiledRun, workdir: Workdir, state: TrainState) -
   """Writes passage.json: the guidance of the first tokens of one held-out row."""
   batch = compiled.held_out()[0]
   stats = processes.fetch(compiled.statistics(state, batch))
-  student, _, mask = processes.fetch(places_of(batch))
+  student, mask = processes.fetch((batch.student_side, loss_mask(batch)))
   row = int(np.argmax(mask.sum(axis=1)))
-  # The index into the statistics of each label: its own, or that of its chunk.
+  # The index into the statistics of each label: its own, or that of its span.
   owner = np.arange(mask.shape[1])
   if isinstance(batch, PairedBatch):
-    owner = processes.fetch(batch.student_chunks)[row] - 1
-  places = np.flatnonzero(mask[row])[:PASSAGE_TOKENS]
-  shown = np.isin(owner, places)
+    owner = processes.fetch(batch.student_spans)[row] - 1
+  indices = np.flatnonzero(mask[row])[:PASSAGE_TOKENS]
+  shown = np.isin(owner, indices)
   texts = label_texts(
     compiled.experiment.tokenizers.student,
     jax.tree.map(lambda field: field[row, : len(shown) - int(np.argmax(shown[::-1]))], student),
@@ -108,7 +108,7 @@ def _write_passage(compiled: CompiledRun, workdir: Workdir, state: TrainState) -
       "hard": bool(stats["hard"][row, i] > 0.5),
       "forward_kl": float(stats["forward_kl"][row, i]),
     }
-    for i in places
+    for i in indices
   ]
   workdir.write_json(files.PASSAGE, {"step": int(state.step), "tokens": tokens})
 
@@ -125,8 +125,8 @@ def label_texts(tokenizer: Tokenizer, row: Batch) -> list[str]:
   """
   texts = [""] * len(row.tokens)
   for segment in range(1, int(row.segment_ids.max()) + 1):
-    places = np.flatnonzero(row.segment_ids == segment)
-    first, last = int(places[0]), int(places[-1])
+    indices = np.flatnonzero(row.segment_ids == segment)
+    first, last = int(indices[0]), int(indices[-1])
     # Labels that do not count are 0 in `labels`, so the context comes from `tokens`.
     ids = [*row.tokens[first : last + 1].tolist(), int(row.labels[last])]
     if not row.mask[last]:

@@ -82,7 +82,7 @@ def make_train_step(
   go by the step, so they end where the config says however many steps were skipped.
 
   Args:
-    objective: the summed loss, from `make_objective` or `make_paired_objective`.
+    objective: the summed loss, from `make_objective`.
     method: the method whose state the step updates.
     tx: the optimizer. Its `update` gets `step=`, the number of steps made before, if it takes
       extra arguments.

@@ -14,7 +14,7 @@ import jax
 from egad_jax.from_config import Extensions
 from egad_jax.losses.log_divergences import forward_kl
 from egad_jax.losses.terms import log_pair, token_terms
-from egad_jax.methods.method import Context, Method, entropy_only
+from egad_jax.methods.method import Context, Method, TokenLoss, entropy_only
 from egad_jax.types import Stats
 from examples.extending.short_run import short_run, show
 
@@ -41,7 +41,7 @@ def make_sure_tokens(config: Any, *, fraction: float = 0.5) -> Method:
     value = weight * forward_kl(pair.log_q, pair.log_p)
     return token_terms(pair, labels, value, ce_weight=config.loss.ce_weight, weight=weight)
 
-  return Method(token_loss=token_loss, **entropy_only(float(config.distribution.half_life)))
+  return Method(loss=TokenLoss(token_loss), **entropy_only(float(config.distribution.half_life)))
 
 
 EXTENSIONS = Extensions(methods={"sure_tokens": functools.partial(make_sure_tokens, fraction=0.6)})

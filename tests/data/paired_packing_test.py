@@ -1,4 +1,4 @@
-"""Paired rows: the same text on both sides, each chunk a target once, whatever the tokenizers."""
+"""Paired rows: the same text on both sides, each span a target once, whatever the tokenizers."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ def all_rows(rows, split):
   return [source[i] for i in range(len(source))]
 
 
-def pieces_by_chunk(row: batches.PairedBatch, tokenizer, teacher_tokenizer):
-  """[(student's label bytes, teacher's label bytes)] of the chunks of a row, in order."""
+def pieces_by_span(row: batches.PairedBatch, tokenizer, teacher_tokenizer):
+  """[(student's label bytes, teacher's label bytes)] of the spans of a row, in order."""
   tables = [t.token_pieces() for t in (tokenizer, teacher_tokenizer)]
   ends = [t.document_end_id for t in (tokenizer, teacher_tokenizer)]
-  sides = ((row.student, row.student_chunks), (row.teacher, row.teacher_chunks))
+  sides = ((row.student, row.student_spans), (row.teacher, row.teacher_spans))
   found = []
-  for chunk in range(1, max(row.student_chunks.max(), row.teacher_chunks.max()) + 1):
+  for span in range(1, max(row.student_spans.max(), row.teacher_spans.max()) + 1):
     pair = []
-    for (side, chunks), table, end in zip(sides, tables, ends, strict=True):
-      labels = side.labels[chunks == chunk]
+    for (side, spans), table, end in zip(sides, tables, ends, strict=True):
+      labels = side.labels[spans == span]
       pair.append(b"".join(b"\xff" if i == end else table[i] for i in labels))
     found.append(tuple(pair))
   return found
 
 
 def aligned(text: bytes, *tokenizers):
-  """(ids of each side with the document's end, chunks of each side)."""
+  """(ids of each side with the document's end, spans of each side)."""
   ids = [t.encode(text.decode()) for t in tokenizers]
   tables = [t.token_pieces() for t in tokenizers]
   strings = [[*(table[i] for i in side), b"\xff"] for side, table in zip(ids, tables, strict=True)]
@@ -52,35 +52,35 @@ def aligned(text: bytes, *tokenizers):
 
 
 @pytest.mark.parametrize("split", corpus.SPLITS)
-def test_a_chunk_is_the_same_text_on_both_sides(rows, tokenizer, teacher_tokenizer, split):
+def test_a_span_is_the_same_text_on_both_sides(rows, tokenizer, teacher_tokenizer, split):
   merged = 0
   for row in all_rows(rows, split):
-    for student, teacher in pieces_by_chunk(row, tokenizer, teacher_tokenizer):
+    for student, teacher in pieces_by_span(row, tokenizer, teacher_tokenizer):
       assert student == teacher
       assert student
-    for side, chunks in ((row.student, row.student_chunks), (row.teacher, row.teacher_chunks)):
-      assert chunks.dtype == np.int32
-      np.testing.assert_array_equal(chunks > 0, side.mask)
-      inside = chunks[chunks > 0]
-      # Ascending without gaps, so that chunk c of C is at c - 1.
+    for side, spans in ((row.student, row.student_spans), (row.teacher, row.teacher_spans)):
+      assert spans.dtype == np.int32
+      np.testing.assert_array_equal(spans > 0, side.mask)
+      inside = spans[spans > 0]
+      # Ascending without gaps, so that span c of C is at c - 1.
       assert set(np.diff(inside, prepend=0)) <= {0, 1}
       merged += np.sum(np.diff(inside) == 0)
-    assert row.student_chunks.max() == row.teacher_chunks.max()
+    assert row.student_spans.max() == row.teacher_spans.max()
   assert merged > 0
 
 
 @pytest.mark.parametrize("split", corpus.SPLITS)
-def test_every_token_but_of_the_first_chunk_is_a_target_once(
+def test_every_token_but_of_the_first_span_is_a_target_once(
   small_corpus, rows, tokenizer, teacher_tokenizer, split
 ):
   wanted = [collections.Counter(), collections.Counter()]
   targets = 0
   for example in small_corpus.data_source(split):
-    ids, chunks = aligned(example["text"], tokenizer, teacher_tokenizer)
-    assert min(min(side) for side in chunks) == 1
-    for side, numbers, counter in zip(ids, chunks, wanted, strict=True):
+    ids, spans = aligned(example["text"], tokenizer, teacher_tokenizer)
+    assert min(min(side) for side in spans) == 1
+    for side, numbers, counter in zip(ids, spans, wanted, strict=True):
       counter.update(np.asarray(side)[np.asarray(numbers) > 1].tolist())
-    targets += int(np.sum(np.asarray(chunks[0]) > 1))
+    targets += int(np.sum(np.asarray(spans[0]) > 1))
   found = [collections.Counter(), collections.Counter()]
   for row in all_rows(rows, split):
     for side, counter in zip((row.student, row.teacher), found, strict=True):
@@ -128,10 +128,10 @@ def test_each_side_ends_documents_in_its_own_way(
 
 def test_segments_are_the_same_documents_on_both_sides(rows):
   for row in all_rows(rows, "train"):
-    for chunk in range(1, row.student_chunks.max() + 1):
+    for span in range(1, row.student_spans.max() + 1):
       segments = [
-        side.segment_ids[chunks == chunk]
-        for side, chunks in ((row.student, row.student_chunks), (row.teacher, row.teacher_chunks))
+        side.segment_ids[spans == span]
+        for side, spans in ((row.student, row.student_spans), (row.teacher, row.teacher_spans))
       ]
       assert len(set(np.concatenate(segments))) == 1
 
@@ -151,7 +151,7 @@ def test_equal_tokenizers_give_the_rows_of_one(small_corpus, tokenizer, tmp_path
     for one, other in zip(row.student, row.teacher, strict=True):
       np.testing.assert_array_equal(one, other)
     count = row.student.mask.sum()
-    np.testing.assert_array_equal(row.student_chunks[row.student.mask], np.arange(1, count + 1))
+    np.testing.assert_array_equal(row.student_spans[row.student.mask], np.arange(1, count + 1))
 
 
 def test_fingerprint_depends_on_both_tokenizers_and_their_order(
@@ -181,16 +181,16 @@ def lengths(pieces):
   [
     # One token each: as `packing.cut`.
     ([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6], [(3, 3, 2), (3, 3, 4), (2, 2, 6)], []),
-    # Nothing but a first chunk.
+    # Nothing but a first span.
     ([1, 1], [1], [], []),
     # The teacher's side is full first.
     ([1, 2, 3], [1, 2, 2, 3], [(2, 3, 2), (2, 2, 3)], []),
-    # A first chunk as context, whole where it fits, else its last token.
+    # A first span as context, whole where it fits, else its last token.
     ([1, 1, 2], [1, 2], [(3, 2, 2)], []),
     ([1, 1, 1, 2], [1, 2], [(2, 2, 2)], []),
-    # A chunk longer than a row is dropped, and is context for the next.
+    # A span longer than a row is dropped, and is context for the next.
     ([1, 2, 2, 2, 3], [1, 2, 3], [(2, 2, 3)], [2]),
-    # What is in no chunk is context: between chunks, before the first, after the last.
+    # What is in no span is context: between spans, before the first, after the last.
     ([1, 0, 2], [1, 2], [(3, 2, 2)], []),
     ([0, 1, 2], [0, 1, 2], [(3, 3, 1)], []),
     ([0, 1, 2], [1, 2], [(3, 2, 2)], []),
@@ -204,23 +204,23 @@ def test_cuts_of_two_targets(student, teacher, expected, dropped):
   assert found == dropped
 
 
-def test_cuts_of_random_alignments_hold_every_chunk_once():
+def test_cuts_of_random_alignments_hold_every_span_once():
   rng = np.random.default_rng(0)
   for _ in range(200):
     sizes = rng.integers(1, 5, (rng.integers(1, 30), 2))
     student, teacher = (np.repeat(np.arange(1, len(sizes) + 1), sizes[:, i]) for i in (0, 1))
-    for chunks in (student, teacher):
-      keep = {chunk for chunk in chunks if rng.random() < 0.9}
+    for spans in (student, teacher):
+      keep = {span for span in spans if rng.random() < 0.9}
       student, teacher = (np.where(np.isin(x, list(keep)), x, 0) for x in (student, teacher))
     pieces, dropped = cut(student, teacher, 3)
     seen = []
     for s, t, first in pieces:
       both = []
-      for part, chunks in ((s, student), (t, teacher)):
+      for part, spans in ((s, student), (t, teacher)):
         assert part.stop - part.start <= 4
-        targets = {c for c in chunks[part] if c >= first}
+        targets = {c for c in spans[part] if c >= first}
         # Whole, and none at the first place, which nothing predicts.
-        assert set(np.flatnonzero(np.isin(chunks, list(targets)))) <= set(
+        assert set(np.flatnonzero(np.isin(spans, list(targets)))) <= set(
           range(part.start + 1, part.stop)
         )
         both.append(targets)
@@ -235,7 +235,7 @@ def test_cuts_of_random_alignments_hold_every_chunk_once():
     assert set(dropped) <= set(too_long) <= {*dropped, *valid[:1]}
 
 
-def test_chunks_that_cannot_be_targets_are_counted(tmp_path, tokenizer, caplog):
+def test_spans_that_cannot_be_targets_are_counted(tmp_path, tokenizer, caplog):
   """One side has only bytes, so that a long word is one token against many."""
   word = "entropy" * 4
   (tmp_path / "a.jsonl").write_text(

@@ -248,14 +248,14 @@ def test_alignment_of_real_text(real):
   for passage in real.passages:
     ids = real.student.encode(passage), real.teacher.encode(passage)
     sides = [[table[i] for i in side] for table, side in zip(pieces, ids, strict=True)]
-    chunks = align(*sides)
-    assert (chunks[0] > 0).all()
-    assert (chunks[1] > 0).all()
-    assert chunks[0].max() == chunks[1].max() > 0.5 * min(map(len, ids))
+    spans = align(*sides)
+    assert (spans[0] > 0).all()
+    assert (spans[1] > 0).all()
+    assert spans[0].max() == spans[1].max() > 0.5 * min(map(len, ids))
     texts = [{}, {}]
-    for text, side, of_token in zip(texts, sides, chunks, strict=True):
-      for piece, chunk in zip(side, of_token.tolist(), strict=True):
-        text[chunk] = text.get(chunk, b"") + piece
+    for text, side, of_token in zip(texts, sides, spans, strict=True):
+      for piece, span in zip(side, of_token.tolist(), strict=True):
+        text[span] = text.get(span, b"") + piece
     assert texts[0] == texts[1]
 
 
@@ -265,7 +265,7 @@ def test_p_kl_of_real_text(real):
   passage = real.passages[0][:120]
   ids = real.student.encode(passage), real.teacher.encode(passage)
   tables = real.student.token_pieces(), real.teacher.token_pieces()
-  chunks = align(*([t[i] for i in side] for t, side in zip(tables, ids, strict=True)))
+  spans = align(*([t[i] for i in side] for t, side in zip(tables, ids, strict=True)))
   vocab_sizes = real.student.vocab_size, real.teacher.vocab_size
   # Each position predicts its own token with logit 8 among zeros.
   student, teacher = (
@@ -275,7 +275,7 @@ def test_p_kl_of_real_text(real):
   @jax.jit
   @jax.value_and_grad
   def loss(logits):
-    arguments = (logits, teacher, *map(jnp.asarray, chunks))
+    arguments = (logits, teacher, *map(jnp.asarray, spans))
     return cross_tokenizer_loss(*arguments, projection=real.projection, teacher_top_k=1024)[0]
 
   knowing, gradient = loss(student)

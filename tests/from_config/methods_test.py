@@ -30,7 +30,7 @@ def values(method):
   student, teacher = 2 * jax.random.normal(jax.random.key(0), (2, 6, 9))
   labels = jnp.arange(6)
   context = Context(method.init_state(), jnp.float32(0.4), jnp.float32(0.4))
-  return method.token_loss(student, teacher, labels, {}, context)[0]
+  return method.loss.function(student, teacher, labels, {}, context)[0]
 
 
 def test_options_of_the_divergence_reach_the_loss():

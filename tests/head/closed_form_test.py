@@ -39,7 +39,7 @@ def value_and_gradients(head, problem):
   ("variant", "caps"), [*((v, (None, None)) for v in VARIANTS), ("egad", (3.0, 5.0))]
 )
 def test_is_what_autodiff_makes_of_the_same_loss(variant, caps):
-  token_loss = methods.make_egad(**VARIANTS[variant]).token_loss
+  token_loss = methods.make_egad(**VARIANTS[variant]).loss.function
   assert has_closed_form(token_loss)
   problem = random_problem()
   labels = np.array(problem.labels)
@@ -52,7 +52,7 @@ def test_is_what_autodiff_makes_of_the_same_loss(variant, caps):
 
 
 def test_equals_float64_to_rounding():
-  token_loss = methods.make_egad(ce_weight=0.3).token_loss
+  token_loss = methods.make_egad(ce_weight=0.3).loss.function
   with jax.enable_x64(True):
     exact = random_problem(dtype=np.float64)
     expected = value_and_gradients(dense_head(by_autodiff(token_loss)), exact)
@@ -66,7 +66,7 @@ def test_large_logits_stay_finite_and_right(temperature):
   rng = np.random.default_rng(3)
   logits = [np.asarray(rng.normal(size=(6, 50)) * 1e3, np.float32) for _ in range(2)]
   labels, mask = np.arange(6, dtype=np.int32), np.ones(6, bool)
-  token_loss = methods.make_vanilla_kd(temperature=temperature, ce_weight=1.0).token_loss
+  token_loss = methods.make_vanilla_kd(temperature=temperature, ce_weight=1.0).loss.function
   context = filled_context()
   step = jax.jit(lambda z_s, z_t, c: loss_and_gradient(token_loss, z_s, z_t, labels, mask, c))
   loss, stats, gradient = step(*logits, context)
@@ -81,11 +81,11 @@ def test_large_logits_stay_finite_and_right(temperature):
 
 def test_only_a_steered_forward_kl_has_it():
   make = methods.make_egad
-  assert has_closed_form(methods.make_vanilla_kd().token_loss)
-  assert not has_closed_form(make(divergence="reverse_kl").token_loss)
-  assert not has_closed_form(make(divergence="skew_forward_kl").token_loss)
-  assert not has_closed_form(methods.make_adakd().token_loss)
-  assert not has_closed_form(by_autodiff(make().token_loss))
+  assert has_closed_form(methods.make_vanilla_kd().loss.function)
+  assert not has_closed_form(make(divergence="reverse_kl").loss.function)
+  assert not has_closed_form(make(divergence="skew_forward_kl").loss.function)
+  assert not has_closed_form(methods.make_adakd().loss.function)
+  assert not has_closed_form(by_autodiff(make().loss.function))
 
 
 def test_the_entropy_of_a_certain_teacher_is_zero():
@@ -93,7 +93,7 @@ def test_the_entropy_of_a_certain_teacher_is_zero():
 
 
 def test_a_masked_token_has_no_gradient():
-  token_loss = methods.make_egad(ce_weight=0.3).token_loss
+  token_loss = methods.make_egad(ce_weight=0.3).loss.function
   logits = np.asarray(np.random.default_rng(0).normal(size=(2, 4, 9)), np.float32)
   labels, mask = np.arange(4, dtype=np.int32), np.array([True, False, True, False])
   step = jax.jit(lambda z_s, z_t, c: loss_and_gradient(token_loss, z_s, z_t, labels, mask, c))

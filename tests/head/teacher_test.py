@@ -54,7 +54,7 @@ def assert_same(actual, expected, tolerance):
 @pytest.mark.parametrize("name", LOSSES)
 def test_all_entries_kept_equal_the_hidden_states(name):
   problem = random_problem()
-  head = distillation_head(LOSSES[name].token_loss, chunk_size=7)
+  head = distillation_head(LOSSES[name].loss.function, chunk_size=7)
   hidden = Hidden(problem.teacher_hidden, problem.teacher_unembedding)
   expected = value_and_gradients(head, problem, hidden)
   everything = top_k_teacher(teacher_logits(problem), VOCAB)
@@ -67,7 +67,7 @@ def test_all_entries_kept_equal_the_hidden_states(name):
 def test_equals_the_loss_against_the_even_tail(name):
   problem, k = random_problem(), 5
   top_k = top_k_teacher(teacher_logits(problem), k)._replace(entropy=None)
-  token_loss = LOSSES[name].token_loss
+  token_loss = LOSSES[name].loss.function
   # By hand: the distribution, and its logits as hidden states of a model whose unembedding is 1.
   even = np.exp(np.asarray(top_k.log_tail, np.float64)) / (VOCAB - k)
   expected = np.broadcast_to(even[..., None], (*even.shape, VOCAB)).copy()
@@ -96,7 +96,7 @@ def test_guidance_reads_the_true_entropy():
   known = top_k_teacher(teacher_logits(problem), 3)
   hidden = Hidden(problem.teacher_hidden, problem.teacher_unembedding)
   for name in ("egad", "egad_reverse_kl"):
-    head = distillation_head(LOSSES[name].token_loss, chunk_size=7)
+    head = distillation_head(LOSSES[name].loss.function, chunk_size=7)
     (_, wanted), _ = value_and_gradients(head, problem, hidden)
     (_, found), _ = value_and_gradients(head, problem, known)
     (_, flat), _ = value_and_gradients(head, problem, known._replace(entropy=None))
@@ -124,7 +124,7 @@ def test_a_tail_without_mass_is_finite_in_value_and_gradient(name):
   empty = TopK(top_k.ids, kept, jnp.full(problem.mask.shape, -jnp.inf))
   context = filled_context()
   context = context._replace(state=context.state._replace(method=method.init_state().method))
-  head = distillation_head(method.token_loss, chunk_size=7)
+  head = distillation_head(method.loss.function, chunk_size=7)
 
   def objective(hidden, unembedding):
     rest = (empty, problem.labels, problem.mask, {}, context)
@@ -141,7 +141,7 @@ def test_forward_kl_to_a_tail_without_mass_is_that_of_the_kept_entries():
   top_k = top_k_teacher(teacher_logits(problem), 2)
   kept = jax.nn.log_softmax(top_k.log_probs, axis=-1)
   empty = TopK(top_k.ids, kept, jnp.full(problem.mask.shape, -jnp.inf))
-  head = distillation_head(method.token_loss, chunk_size=7)
+  head = distillation_head(method.loss.function, chunk_size=7)
   (_, stats), _ = value_and_gradients(head, problem, empty)
   student = np.asarray(problem.student_hidden @ problem.student_unembedding.T, np.float64) / 1.5
   log_q = student - np.log(np.sum(np.exp(student), -1, keepdims=True))
@@ -160,7 +160,7 @@ def test_sharded_equals_one_device(shape, vocab):
   mesh = jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * 3)
   problem = random_problem(batch=8, seq=8, vocab=vocab)
   top_k = top_k_teacher(teacher_logits(problem), 5)
-  token_loss = LOSSES["egad"].token_loss
+  token_loss = LOSSES["egad"].loss.function
   head = head_on_mesh(
     token_loss, mesh, batch_axes=names[:2], tensor_axis="tensor", vocab_size=vocab, chunk_size=6
   )
@@ -179,7 +179,7 @@ def test_a_split_vocabulary_stays_split():
   problem = random_problem(batch=4, seq=chunk, vocab=vocab)
   outputs = top_k_teacher(jnp.zeros((4, chunk, 16)), 5)
   head = head_on_mesh(
-    LOSSES["egad"].token_loss,
+    LOSSES["egad"].loss.function,
     mesh,
     batch_axes=("data",),
     tensor_axis="tensor",
@@ -201,7 +201,7 @@ def test_tokens_outside_the_mask_change_nothing(make_head):
     bad = np.iinfo(np.int32).max if jnp.issubdtype(x.dtype, jnp.integer) else np.nan
     return np.where(outside.reshape(outside.shape + (1,) * (x.ndim - 2)), bad, x).astype(x.dtype)
 
-  head = make_head(LOSSES["egad"].token_loss)
+  head = make_head(LOSSES["egad"].loss.function)
   expected = value_and_gradients(head, problem, top_k)
   actual = value_and_gradients(head, problem, TopK(*map(poisoned, top_k)))
   for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
@@ -217,7 +217,7 @@ def test_the_soft_cap_is_for_hidden_states_alone():
 def test_misuse_names_the_argument():
   problem = random_problem()
   top_k = top_k_teacher(teacher_logits(problem), 5)
-  head = distillation_head(LOSSES["egad"].token_loss)
+  head = distillation_head(LOSSES["egad"].loss.function)
   cases = [
     (top_k._replace(log_tail=None), "log_tail of a teacher's TopK must be given"),
     (top_k._replace(log_tail=top_k.log_tail[:2]), r"log_tail of a TopK must have shape \(4, 10\)"),

@@ -59,7 +59,7 @@ def test_equal_xla_whatever_the_vocabulary(vocab, cores, caps):
   # 1003 is no multiple of a tile, 1536 are three tiles for two cores, 300 are less than one.
   problem = half_problem(vocab)
   problem.labels[0, :2] = [-1, vocab]
-  token_loss = methods.make_egad(ce_weight=0.1).token_loss
+  token_loss = methods.make_egad(ce_weight=0.1).loss.function
   options = {"student_soft_cap": caps[0], "teacher_soft_cap": caps[1]}
   kernels = V5E._replace(cores=cores, interpret=True)
   head = jax.jit(distillation_head(token_loss, chunk_size=128, kernels=kernels, **options))
@@ -77,7 +77,7 @@ def test_vanilla_kd_and_padded_unembeddings():
   problem = half_problem(700, padding=69)
   for name in ("student_unembedding", "teacher_unembedding"):
     getattr(problem, name)[700:] = np.nan
-  token_loss = methods.make_vanilla_kd(temperature=2.0).token_loss
+  token_loss = methods.make_vanilla_kd(temperature=2.0).loss.function
   options = {"vocab_size": 700, "chunk_size": 128}
   kernels = V5E._replace(interpret=True)
   actual = value_and_gradients(
@@ -95,9 +95,9 @@ def calls_kernels(token_loss, problem, **options) -> bool:
 
 
 def test_what_they_cannot_serve_is_xlas():
-  token_loss, problem = methods.make_egad().token_loss, half_problem(300)
+  token_loss, problem = methods.make_egad().loss.function, half_problem(300)
   assert calls_kernels(token_loss, problem)
-  assert not calls_kernels(methods.make_egad(divergence="reverse_kl").token_loss, problem)
+  assert not calls_kernels(methods.make_egad(divergence="reverse_kl").loss.function, problem)
   assert not calls_kernels(
     token_loss, problem._replace(student_hidden=problem.student_hidden.astype(np.float32))
   )
@@ -110,7 +110,7 @@ def test_what_they_cannot_serve_is_xlas():
 
 def test_kernels_read_hidden_states_and_their_own_entropy():
   problem = half_problem(300)
-  head = distillation_head(methods.make_egad().token_loss, kernels=V5E)
+  head = distillation_head(methods.make_egad().loss.function, kernels=V5E)
   hidden = Hidden(problem.teacher_hidden, problem.teacher_unembedding)
   entropy = {"teacher_entropy": jnp.ones(problem.mask.shape)}
 
@@ -129,7 +129,7 @@ def test_kernels_read_hidden_states_and_their_own_entropy():
 
 def test_evaluation_calls_no_kernel():
   problem = half_problem(300)
-  head = distillation_head(methods.make_egad().token_loss, kernels=V5E)
+  head = distillation_head(methods.make_egad().loss.function, kernels=V5E)
   program = jax.make_jaxpr(lambda p: head(*p, {}, filled_context()))(problem)
   assert "pallas_call" not in str(program)
 
@@ -190,7 +190,9 @@ def test_the_train_head_compiles_for_chips_that_are_not_here(name, monkeypatch):
   device = devices_of(topology(name))[0]
   assert device.device_kind == CHIPS[topology(name).chip].device_kinds[0]
   sharding = jax.sharding.SingleDeviceSharding(device)
-  head = distillation_head(methods.make_egad(ce_weight=0.1).token_loss, kernels=kernels_of(device))
+  head = distillation_head(
+    methods.make_egad(ce_weight=0.1).loss.function, kernels=kernels_of(device)
+  )
   problem = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
     half_problem(5000, seq=512),

@@ -52,7 +52,7 @@ def compiled(**options):
 def filled_context(method, tokens, ratio):
   """A context whose distribution is that of `tokens` and whose share is `ratio`."""
   context = methods.Context(method.init_state(), jnp.float32(0), jnp.float32(0.3))
-  stats = jax.jit(lambda c: method.token_loss(*tokens[:3], {}, c)[1])(context)
+  stats = jax.jit(lambda c: method.loss.function(*tokens[:3], {}, c)[1])(context)
   state = jax.jit(method.observe)(context.state, stats, tokens[3])
   state = state._replace(method=state.method._replace(focus=at(ratio)))
   return context._replace(state=state), stats

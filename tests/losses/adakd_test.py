@@ -216,7 +216,7 @@ def test_gradient_reaches_the_student_only(batch, name):
 
   def running(student, teacher, state, elapsed):
     context = methods.Context(state, jnp.float32(0), elapsed)
-    loss, stats = method.token_loss(student, teacher, batch.labels, {}, context)
+    loss, stats = method.loss.function(student, teacher, batch.labels, {}, context)
     return losses.masked_mean(loss, batch.mask), stats
 
   for function, state in ((in_batch, at(0.5)), (running, filled)):

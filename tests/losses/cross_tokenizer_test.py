@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from egad_jax import losses
-from egad_jax.losses.chunks import CHUNK_AVERAGES
 from egad_jax.losses.cross_tokenizer import (
   CROSS_TOKENIZER_KINDS,
   CrossTokenizer,
@@ -19,10 +18,11 @@ from egad_jax.losses.cross_tokenizer import (
   project,
   sorted_distance,
 )
+from egad_jax.losses.spans import SPAN_AVERAGES
 
-# Chunk 3 is the teacher's alone and chunk 5 the student's: neither counts.
-STUDENT_CHUNKS = np.array([[1, 1, 2, 4, 4, 4, 5, 0], [0, 1, 2, 2, 0, 0, 0, 0]], np.int32)
-TEACHER_CHUNKS = np.array([[1, 2, 2, 3, 4, 4], [1, 1, 2, 0, 0, 0]], np.int32)
+# Span 3 is the teacher's alone and span 5 the student's: neither counts.
+STUDENT_SPANS = np.array([[1, 1, 2, 4, 4, 4, 5, 0], [0, 1, 2, 2, 0, 0, 0, 0]], np.int32)
+TEACHER_SPANS = np.array([[1, 2, 2, 3, 4, 4], [1, 1, 2, 0, 0, 0]], np.int32)
 INSIDE = (
   np.array([[1, 1, 1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 0, 0, 0, 0]], bool),
   np.array([[1, 1, 1, 0, 1, 1], [1, 1, 1, 0, 0, 0]], bool),
@@ -30,7 +30,7 @@ INSIDE = (
 VS, VT = 13, 11
 # Averaging comes before the divergence, so not every combination has to be compiled.
 CASES = [
-  *(("p_kl", average) for average in CHUNK_AVERAGES),
+  *(("p_kl", average) for average in SPAN_AVERAGES),
   *(("h_kl", "logprob"), ("h_kl", "prob"), ("uld", "prob")),
 ]
 
@@ -51,7 +51,7 @@ def make_projection() -> tuple[np.ndarray, np.ndarray]:
 
 PROJECTION = make_projection()
 eager_loss = functools.partial(cross_tokenizer_loss, projection=PROJECTION)
-OPTIONS = ("kind", "temperature", "chunk_average", "teacher_top_k", "minimum_weight")
+OPTIONS = ("kind", "temperature", "span_average", "teacher_top_k", "minimum_weight")
 loss_of = jax.jit(eager_loss, static_argnames=OPTIONS)
 
 
@@ -66,7 +66,7 @@ def step(kind, *rows):
 def rows():
   generator = np.random.default_rng(5)
   normal = lambda *shape: (2 * generator.normal(size=shape)).astype(np.float32)
-  return (normal(2, 8, VS), normal(2, 6, VT), STUDENT_CHUNKS, TEACHER_CHUNKS)
+  return (normal(2, 8, VS), normal(2, 6, VT), STUDENT_SPANS, TEACHER_SPANS)
 
 
 def dense(projection, size=VT):
@@ -78,7 +78,7 @@ def dense(projection, size=VT):
 
 
 def numpy_loss(rows, kind, average, temperature, top_k):
-  """Chunk by chunk in float64, from the formulas of the documentation."""
+  """Span by span in float64, from the formulas of the documentation."""
   softmax = lambda z: (
     np.exp(z - z.max(-1, keepdims=True))
     / np.exp(z - z.max(-1, keepdims=True)).sum(-1, keepdims=True)
@@ -98,8 +98,8 @@ def numpy_loss(rows, kind, average, temperature, top_k):
     valid = sorted(set(c_s) & set(c_t) - {0})
     all_p = {c: averages[average](z_t[c_t == c] / temperature) for c in valid}
     kept = np.argsort(-np.max(list(all_p.values()), axis=0))[:top_k]
-    for chunk, p in all_p.items():
-      q = averages[average](z_s[c_s == chunk] / temperature)
+    for span, p in all_p.items():
+      q = averages[average](z_s[c_s == span] / temperature)
       if kind == "p_kl":
         q, p = (q @ dense(PROJECTION))[kept], p[kept]
         q, p = q / q.sum(), p / p.sum()
@@ -118,9 +118,9 @@ def test_value(rows, kind, average):
   # Of the rows that follow the first six none is heavy: the reference spells the common pairs out.
   assert PROJECTION[1][6:, 0].max() < 0.8
   options = {"teacher_top_k": 5, "temperature": 1.7, "minimum_weight": 0.8}
-  loss, metrics = loss_of(*rows, kind=kind, chunk_average=average, **options)
+  loss, metrics = loss_of(*rows, kind=kind, span_average=average, **options)
   np.testing.assert_allclose(loss, numpy_loss(rows, kind, average, 1.7, 5), rtol=2e-5)
-  assert metrics["num_chunks"] == 5
+  assert metrics["num_spans"] == 5
 
 
 def test_a_top_k_of_everything_is_none(rows):
@@ -144,13 +144,13 @@ def test_a_top_k_of_everything_is_none(rows):
 )
 def test_one_vocabulary_token_by_token_is_forward_kl(batch, kind, average, order):
   """W = I: forward KL; W a permutation: forward KL against the permuted teacher."""
-  chunks = np.broadcast_to(np.arange(1, 9), (3, 8))
+  spans = np.broadcast_to(np.arange(1, 9), (3, 8))
   projection = order[:, None].astype(np.int32), np.ones((11, 1), np.float32)
 
   def ours(student):
-    arguments = (student, batch.teacher, chunks, chunks)
+    arguments = (student, batch.teacher, spans, spans)
     return cross_tokenizer_loss(
-      *arguments, projection=projection, kind=kind, chunk_average=average, temperature=1.3
+      *arguments, projection=projection, kind=kind, span_average=average, temperature=1.3
     )[0]
 
   def expected(student):
@@ -162,15 +162,15 @@ def test_one_vocabulary_token_by_token_is_forward_kl(batch, kind, average, order
 
 
 @pytest.mark.parametrize(("kind", "average"), CASES)
-def test_identical_models_agree_on_long_chunks(rows, kind, average):
+def test_identical_models_agree_on_long_spans(rows, kind, average):
   identity = np.arange(VS)[:, None].astype(np.int32), np.ones((VS, 1), np.float32)
 
   @jax.jit
   @jax.value_and_grad
   def function(student):
-    arguments = (student, rows[0], STUDENT_CHUNKS, STUDENT_CHUNKS)
+    arguments = (student, rows[0], STUDENT_SPANS, STUDENT_SPANS)
     return cross_tokenizer_loss(
-      *arguments, projection=identity, kind=kind, chunk_average=average, teacher_top_k=6
+      *arguments, projection=identity, kind=kind, span_average=average, teacher_top_k=6
     )[0]
 
   value, gradient = function(rows[0])
@@ -182,8 +182,8 @@ def test_gradient_of_p_kl_in_closed_form():
   with jax.enable_x64(True):
     generator = np.random.default_rng(1)
     z_s, z_t = generator.normal(size=(3, VS)), generator.normal(size=(2, VT))
-    chunks = np.array([1, 1, 1]), np.array([1, 1])
-    gradient = jax.jit(jax.grad(lambda z: eager_loss(z, z_t, *chunks)[0]))(z_s)
+    spans = np.array([1, 1, 1]), np.array([1, 1])
+    gradient = jax.jit(jax.grad(lambda z: eager_loss(z, z_t, *spans)[0]))(z_s)
     q = np.exp(z_s) / np.exp(z_s).sum(1, keepdims=True)
     p = (np.exp(z_t) / np.exp(z_t).sum(1, keepdims=True)).mean(0)
     matrix = dense(PROJECTION)
@@ -224,12 +224,12 @@ def test_mass_without_a_counterpart():
   traced = jax.jit(lambda q, w: project(q, w, VT))(q, PROJECTION)
   np.testing.assert_allclose(traced, q @ dense(PROJECTION), atol=1e-6)
   # P-KL is normalized: such mass changes nothing.
-  chunks = np.arange(1, 5)
-  plain = loss_of(z_s, z_t, chunks, chunks)[0]
+  spans = np.arange(1, 5)
+  plain = loss_of(z_s, z_t, spans, spans)[0]
   more = z_s + 2 * (np.arange(VS) == 12).astype(np.float32)
-  np.testing.assert_allclose(loss_of(more, z_t, chunks, chunks)[0], plain, rtol=1e-5)
+  np.testing.assert_allclose(loss_of(more, z_t, spans, spans)[0], plain, rtol=1e-5)
   nothing = PROJECTION[0], np.zeros_like(PROJECTION[1])
-  function = lambda z: cross_tokenizer_loss(z, z_t, chunks, chunks, projection=nothing)[0]
+  function = lambda z: cross_tokenizer_loss(z, z_t, spans, spans, projection=nothing)[0]
   value, gradient = jax.jit(jax.value_and_grad(function))(z_s)
   assert value == 0
   np.testing.assert_array_equal(gradient, 0)
@@ -240,12 +240,12 @@ def test_teacher_entries_out_of_reach_change_nothing(options):
   softmax = lambda z: np.exp(z) / np.exp(z).sum(1, keepdims=True)
   generator = np.random.default_rng(0)
   z_s, z_t = (generator.normal(size=(4, size)).astype(np.float32) for size in (VS, VT + 3))
-  chunks, lost = np.arange(1, 5), np.arange(VT + 3) >= VT
-  function = lambda z, t: eager_loss(z, t, chunks, chunks, **options)[0]
+  spans, lost = np.arange(1, 5), np.arange(VT + 3) >= VT
+  function = lambda z, t: eager_loss(z, t, spans, spans, **options)[0]
   step = jax.jit(jax.value_and_grad(function))
   value, gradient = step(z_s, z_t)
   q, p = softmax(z_s) @ dense(PROJECTION), softmax(z_t[:, :VT])
-  if options:  # What is left out is the entry that no chunk finds likely, of all of them.
+  if options:  # What is left out is the entry that no span finds likely, of all of them.
     keep = np.arange(VT) != np.argmin(np.max(softmax(z_t), axis=0))
     p, q = (np.where(keep, x, 0) for x in (p, q))
     p = p / p.sum(1, keepdims=True)
@@ -277,7 +277,7 @@ def test_common_tokens():
 
 
 @pytest.mark.parametrize("kind", CROSS_TOKENIZER_KINDS)
-def test_positions_outside_valid_chunks_change_nothing(rows, kind):
+def test_positions_outside_valid_spans_change_nothing(rows, kind):
   value, gradients = step(kind, *rows)
   assert np.isfinite(value)
   poisoned = [
@@ -299,7 +299,7 @@ def test_positions_outside_valid_chunks_change_nothing(rows, kind):
 @pytest.mark.parametrize("kind", CROSS_TOKENIZER_KINDS)
 def test_extreme_logits_stay_finite(rows, kind):
   hide = lambda z: np.where((np.arange(z.shape[-1]) // 3) == 1, np.float32(-np.inf), z)
-  student, teacher, *chunks = rows
+  student, teacher, *spans = rows
   for logits in (
     (1e4 * student, 1e4 * teacher),
     (1e4 * student, teacher),
@@ -307,15 +307,15 @@ def test_extreme_logits_stay_finite(rows, kind):
     (student, hide(teacher)),
     (hide(student), hide(teacher)),
   ):
-    value, (gradient, _) = step(kind, *logits, *chunks)
+    value, (gradient, _) = step(kind, *logits, *spans)
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
 
 
 def test_entropies_are_each_model_s_own(rows):
-  chunks = [np.broadcast_to(np.arange(1, z.shape[1] + 1), z.shape[:2]) for z in rows[:2]]
-  # As many chunks as the shorter row has positions, one position each.
-  _, metrics = loss_of(*rows[:2], *chunks)
+  spans = [np.broadcast_to(np.arange(1, z.shape[1] + 1), z.shape[:2]) for z in rows[:2]]
+  # As many spans as the shorter row has positions, one position each.
+  _, metrics = loss_of(*rows[:2], *spans)
   entropy = jax.jit(lambda z: losses.token_entropy(z).mean())
   for name, logits in zip(("student_entropy", "teacher_entropy"), rows[:2], strict=True):
     expected = entropy(logits[:, : rows[1].shape[1]])
@@ -338,7 +338,7 @@ def test_program(rows):
   loss, metrics = function(*more)
   jitted, one_by_one, mapped, half, gradient, entropies = compute(*rows)
   np.testing.assert_allclose(jitted, loss, rtol=1e-6)
-  counts = [metrics["num_chunks"] for _, metrics in one_by_one]
+  counts = [metrics["num_spans"] for _, metrics in one_by_one]
   assert counts == [3, 2]
   alone = [float(loss) for loss, _ in one_by_one]
   np.testing.assert_allclose(loss, (3 * alone[0] + 2 * alone[1]) / 5, rtol=1e-6)
@@ -354,7 +354,7 @@ def test_program(rows):
   ("options", "message"),
   [
     ({"kind": "kl"}, "kind must be one of p_kl, h_kl, uld, got 'kl'"),
-    ({"chunk_average": "mean"}, "chunk_average must be one of prob, logprob, chain_rule"),
+    ({"span_average": "mean"}, "span_average must be one of prob, logprob, chain_rule"),
     ({"teacher_top_k": 0}, "teacher_top_k must be at least 1 or None, got 0"),
     ({"minimum_weight": 0.5}, r"minimum_weight must be in \(0.5, 1\], got 0.5"),
   ],
@@ -367,19 +367,19 @@ def test_options_out_of_range(rows, options, message):
 
 
 def test_misuse(rows):
-  student, teacher, student_chunks, teacher_chunks = rows
-  with pytest.raises(ValueError, match="student_chunks must have the shape of student_logits"):
-    loss_of(student, teacher, student_chunks[:, :5], teacher_chunks)
+  student, teacher, student_spans, teacher_spans = rows
+  with pytest.raises(ValueError, match="student_spans must have the shape of student_logits"):
+    loss_of(student, teacher, student_spans[:, :5], teacher_spans)
   with pytest.raises(ValueError, match="same leading axes"):
-    loss_of(student, teacher, student_chunks[:1], teacher_chunks)
-  with pytest.raises(TypeError, match="teacher_chunks must be integers"):
-    loss_of(student, teacher, student_chunks, teacher_chunks.astype(float))
+    loss_of(student, teacher, student_spans[:1], teacher_spans)
+  with pytest.raises(TypeError, match="teacher_spans must be integers"):
+    loss_of(student, teacher, student_spans, teacher_spans.astype(float))
   with pytest.raises(TypeError, match="student_logits must be floating point"):
-    loss_of(student.astype(int), teacher, student_chunks, teacher_chunks)
+    loss_of(student.astype(int), teacher, student_spans, teacher_spans)
   with pytest.raises(ValueError, match=r"shape \[9, k\], a row for each entry"):
-    loss_of(student[..., :9], teacher, student_chunks, teacher_chunks)
+    loss_of(student[..., :9], teacher, student_spans, teacher_spans)
   with pytest.raises(ValueError, match="teacher id 10, beyond the 9 entries"):
-    loss_of(student, teacher[..., :9], student_chunks, teacher_chunks)
+    loss_of(student, teacher[..., :9], student_spans, teacher_spans)
 
 
 def test_ids_below_0_are_refused(rows):

@@ -98,7 +98,7 @@ def test_se_kd_running_weighs_by_position(batch, contexts):
   def compute(batch, context):
     own = context.state.method
     kept = own.top_share(losses.token_entropy(batch.student), 0.4)
-    found = method.token_loss(*batch[:3], {}, context)
+    found = method.loss.function(*batch[:3], {}, context)
     return found, kept, method.metrics(context.state), own.quantile(0.6)
 
   (loss, stats), kept, metrics, quantile = jax.tree.map(np.asarray, compute(batch, context))
@@ -148,7 +148,7 @@ def test_ea_kd_formula_in_batch_and_running(batch, contexts, bound):
   weight = 0.5 * (h_t + h_t * h_s / (bound or np.log(11)))
   expected = weight * divergence(batch, 2.0) + 0.3 * cross_entropy(batch)
   method = make_ea_kd(**options)
-  loss, stats = jax.jit(method.token_loss)(*batch[:3], {}, contexts(method))
+  loss, stats = jax.jit(method.loss.function)(*batch[:3], {}, contexts(method))
   np.testing.assert_allclose(stats["weight"], weight, rtol=1e-5)
   np.testing.assert_allclose(loss, expected, rtol=1e-4)
   loss, metrics = jax.jit(functools.partial(ea_kd_loss, **options))(*batch)
@@ -252,7 +252,7 @@ def test_gradient_is_that_of_constant_weights(batch, contexts, name):
     context = contexts(method)
 
     def total(student, teacher):
-      loss, stats = method.token_loss(student, teacher, batch.labels, {}, context)
+      loss, stats = method.loss.function(student, teacher, batch.labels, {}, context)
       return loss.sum(), stats["weight"]
 
     step = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))
@@ -266,7 +266,7 @@ def test_gradient_is_that_of_constant_weights(batch, contexts, name):
 def test_models_that_agree_have_nothing_to_learn(batch, contexts, name):
   method = MAKERS[name](ce_weight=0.0)
   context = contexts(method)
-  function = lambda z: method.token_loss(z, batch.student, batch.labels, {}, context)[0].sum()
+  function = lambda z: method.loss.function(z, batch.student, batch.labels, {}, context)[0].sum()
   value, gradient = jax.jit(jax.value_and_grad(function))(batch.student)
   np.testing.assert_allclose(value, 0, atol=1e-5)
   np.testing.assert_allclose(gradient, 0, atol=1e-5)
@@ -276,7 +276,7 @@ def test_models_that_agree_have_nothing_to_learn(batch, contexts, name):
 def test_tokens_do_not_read_each_other(batch, contexts, name):
   method = MAKERS[name]()
   context = contexts(method)
-  token_loss = jax.jit(method.token_loss)
+  token_loss = jax.jit(method.loss.function)
   whole, stats = token_loss(*batch[:3], {}, context)
   part, part_stats = token_loss(*(x[1, 2:5] for x in batch[:3]), {}, context)
   np.testing.assert_allclose(part, np.asarray(whole)[1, 2:5], rtol=1e-5, atol=1e-6)
@@ -311,13 +311,13 @@ def test_teachers_in_top_k_form(batch, contexts):
   top = jax.jit(top_k_teacher, static_argnums=1)(batch.teacher, 11)
   method = MAKERS["se_kd"]()
   context = contexts(method)
-  token_loss = jax.jit(method.token_loss)
+  token_loss = jax.jit(method.loss.function)
   dense, _ = token_loss(*batch[:3], {}, context)
   sparse, _ = token_loss(batch.student, top, batch.labels, {}, context)
   np.testing.assert_allclose(sparse, dense, rtol=1e-4, atol=1e-5)
   for method in (make_ea_kd(), make_aekt()):
     with pytest.raises(TypeError, match="needs teacher_logits over the whole vocabulary"):
-      method.token_loss(batch.student, top, batch.labels, {}, context)
+      method.loss.function(batch.student, top, batch.labels, {}, context)
 
 
 def test_wrong_types_and_shapes(batch):

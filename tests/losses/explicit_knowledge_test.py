@@ -46,7 +46,7 @@ def numpy_aekt(batch, options, temperature):
 
 def aekt(options, context, **others):
   method = make_aekt(explicit_knowledge=options, **others)
-  return jax.jit(lambda s, t, y: method.token_loss(s, t, y, {}, context))
+  return jax.jit(lambda s, t, y: method.loss.function(s, t, y, {}, context))
 
 
 OPTION_NAMES = ("explicit_knowledge", "temperature", "ce_weight")
@@ -321,7 +321,7 @@ def test_serial_head(batch, context):
   np.testing.assert_array_equal(mapped, hidden)
   permuted = method.serial.apply({"serial": jnp.eye(6)[:, ::-1]}, hidden)
   np.testing.assert_array_equal(permuted, hidden[..., ::-1])
-  loss, stats = method.token_loss(*batch[:3], {}, context)
+  loss, stats = method.loss.function(*batch[:3], {}, context)
   np.testing.assert_array_equal(loss, stats["distillation_loss"])  # No cross-entropy here.
   unread = jnp.full_like(batch.teacher, jnp.nan)
   label_loss, label_stats = method.serial.label_loss(

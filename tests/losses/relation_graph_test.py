@@ -233,8 +233,8 @@ def test_token_loss_is_vanilla_kd_and_hard_is_egads(batch, context):
   teacher[1, 1] *= 1e4
   arguments = (*(x.reshape(24, -1) for x in (student, teacher)), batch.labels.reshape(24), {})
   vanilla = make_vanilla_kd(temperature=2.0, **options)
-  loss, stats = jax.jit(trg.token_loss)(*arguments, context)
-  expected, _ = jax.jit(vanilla.token_loss)(*arguments, context)
+  loss, stats = jax.jit(trg.loss.function)(*arguments, context)
+  expected, _ = jax.jit(vanilla.loss.function)(*arguments, context)
   assert np.isfinite(loss).all()
   np.testing.assert_array_equal(loss, expected)
   position = context.state.entropy.position(stats["teacher_entropy"])

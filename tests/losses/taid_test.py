@@ -267,7 +267,7 @@ def test_the_schedule_rises_faster_while_the_loss_falls():
 def test_running_form_is_the_in_batch_form(batch, rows, context):
   method = make_taid(ce_weight=0.1, temperature=1.5)
   now = with_own(context, at(0.6))
-  loss, stats = jax.jit(lambda c: method.token_loss(*rows, {}, c))(now)
+  loss, stats = jax.jit(lambda c: method.loss.function(*rows, {}, c))(now)
   mask = batch.mask.reshape(24)
   (expected, (metrics, state)), _ = compiled(ce_weight=0.1, temperature=1.5)(batch, at(0.6))
   np.testing.assert_allclose(losses.masked_mean(loss, mask), expected, rtol=1e-6)
@@ -289,7 +289,7 @@ def test_state_of_the_running_form(batch, rows, context):
   state = method.init_state()
   np.testing.assert_allclose(state.method.share, 0.2)
   mask, elapsed = batch.mask.reshape(24), jnp.float32(0.1)
-  step = jax.jit(lambda c: method.token_loss(*rows, {}, c))
+  step = jax.jit(lambda c: method.loss.function(*rows, {}, c))
   for _ in range(2):
     _, stats = step(context._replace(state=state))
     state = method.update(state, stats, mask, elapsed)

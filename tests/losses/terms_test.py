@@ -97,7 +97,7 @@ def test_a_method_takes_a_top_k_teacher(batch, context):
   extras: dict[str, jax.Array] = {}
 
   def total(student, teacher):
-    loss, stats = method.token_loss(student, teacher, labels, extras, context)
+    loss, stats = method.loss.function(student, teacher, labels, extras, context)
     return loss.sum(), stats
 
   graded = jax.jit(jax.value_and_grad(total, has_aux=True))

@@ -91,6 +91,19 @@ def test_a_bound_that_comes_in_with_the_values():
   assert (traced.cycles, traced.traced_loops) == (3 * 100 + 11, 1)
 
 
+def test_a_loop_of_an_idle_scope_makes_no_trip():
+  text = TEXT.replace("LAST", "a.2").replace("STEP", "1")
+  text = text.replace(
+    "body=%body\n", 'body=%body, metadata={op_name="jit(train_step)/jvp(rare)/while"}\n'
+  )
+  traced = text.replace("BOUND", "get-tuple-element(%c), index=3")
+  counted = Program(traced, traced_trips=3, idle_scopes=("rare",))
+  assert (counted.cycles, counted.traced_loops) == (11, 0)
+  assert Program(traced, traced_trips=3, idle_scopes=("rar",)).cycles == 3 * 100 + 11
+  known = text.replace("BOUND", "constant(4)")
+  assert Program(known, idle_scopes=("rare",)).cycles == 4 * 100 + 11
+
+
 def test_cycles_that_are_no_estimate_are_left_out_and_counted():
   assert program().without_estimate == 0
   text = TEXT.replace("BOUND", "constant(4)").replace("LAST", "a.2").replace("STEP", "1")

@@ -113,7 +113,7 @@ def test_rows_move_from_device_to_device(shapes, tensors):
     )
     for parts, tensor in zip(shapes, tensors, strict=True)
   ]
-  placed = sharding.place_batch(x, meshes[0])
+  placed = sharding.device_put_batch(x, meshes[0])
   with jax.transfer_guard_device_to_host("disallow"):
     moved = sharding.move_rows(placed, meshes[1])
   assert moved.sharding == sharding.batch_sharding(meshes[1])

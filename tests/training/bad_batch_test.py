@@ -226,4 +226,4 @@ def test_a_paired_batch_is_saved_with_both_sides(make_run, tmp_path, monkeypatch
   row = json.loads((tmp_path / "bad.json").read_text())["rows"][1]
   assert (row["student"]["tokens"], row["teacher"]["tokens"]) == ([3, 4, 5], [23, 24, 25])
   assert row["teacher"]["text"] == run.tokenizers.teacher.decode([23, 24, 25])
-  assert row["student_chunks"] == row["teacher_chunks"] == [3, 4, 5]
+  assert row["student_spans"] == row["teacher_spans"] == [3, 4, 5]

@@ -13,7 +13,7 @@ from egad_jax.training.evaluation import BINNED, NUM_BINS, evaluate
 
 def sums(**changes):
   """Of one batch of ten tokens of 20 bytes; two nats a token."""
-  values = {"places": 10.0, "tokens": 10.0, "teacher_tokens": 10.0, "bytes": 20.0}
+  values = {"count": 10.0, "tokens": 10.0, "teacher_tokens": 10.0, "bytes": 20.0}
   values |= {"cross_entropy": 20.0, "teacher_cross_entropy": 10.0, "forward_kl": 5.0}
   values |= {"agreement": 4.0, "student_entropy": 30.0, "teacher_entropy": 10.0}
   values |= {name: np.zeros(NUM_BINS) for name in ("bin_count", *(f"bin_{n}" for n in BINNED))}

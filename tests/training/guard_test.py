@@ -295,7 +295,7 @@ def test_training_a_real_pair_has_no_spike():
     student=make_model(step_test.STUDENT),
     teacher=ColocatedTeacher(make_model(step_test.TEACHER), None),
     method=METHOD,
-    make_head=lambda token_loss: distillation_head(token_loss, chunk_size=8),
+    make_head=lambda loss: distillation_head(loss.function, chunk_size=8),
   )
   step = jax.jit(
     make_train_step(

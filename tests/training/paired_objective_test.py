@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import jaxprs_in_params
 
 from egad_jax import sharding
 from egad_jax.data.batches import Batch, PairedBatch, empty_row, shift_pair, stack
 from egad_jax.head import distillation_head
 from egad_jax.head.paired import paired_head, sharded_paired_head
-from egad_jax.losses.chunks import chunk_mask
+from egad_jax.losses.spans import span_mask
 from egad_jax.losses.temperature import Temperature
 from egad_jax.methods.egad import make_vanilla_kd
 from egad_jax.methods.method import Context, Method
@@ -24,9 +23,10 @@ from egad_jax.models.model import make_model
 from egad_jax.teachers import ColocatedTeacher
 from egad_jax.training import evaluation
 from egad_jax.training.guard import Guard
-from egad_jax.training.objective import make_objective, make_paired_objective
+from egad_jax.training.objective import make_objective
 from egad_jax.training.state import Frozen, TrainState
 from egad_jax.training.step import make_train_step
+from tests.head.dense_spans import dense_span_loss
 from tests.training.step_test import (
   FAST_COMPILE,
   TX,
@@ -62,12 +62,12 @@ jit = functools.partial(jax.jit, compiler_options=FAST_COMPILE)
 
 
 def paired_row(rng, length: int) -> PairedBatch:
-  """A row of two segments of random chunks, at most `length` tokens long on either side."""
+  """A row of two segments of random spans, at most `length` tokens long on either side."""
   fields = np.zeros((2, 4, SEQ + 1), np.int32)
   ends = np.zeros(2, int)
   for segment in (1, 2):
-    for chunk in range(int(rng.integers(2, 6))):
-      # The first chunk is context.
+    for span in range(int(rng.integers(2, 6))):
+      # The first span is context.
       sizes = rng.integers(1, 4, 2)
       if (ends + sizes > length).any():
         break
@@ -75,7 +75,7 @@ def paired_row(rng, length: int) -> PairedBatch:
         place = slice(ends[side], ends[side] + sizes[side])
         fields[side, 0, place] = rng.integers(0, vocab, sizes[side])
         fields[side, 1, place] = segment
-        fields[side, 3, place] = chunk
+        fields[side, 3, place] = span
       ends += sizes
     for side in fields:
       side[2, side[1] == segment] = np.arange(np.sum(side[1] == segment))
@@ -102,9 +102,9 @@ def frozen():
   return Frozen(teacher_params(), {})
 
 
-def make_head(row_loss, mesh=None):
+def make_head(loss, mesh=None):
   head = paired_head(
-    row_loss,
+    loss,
     student_vocab_size=STUDENT_VOCAB,
     teacher_vocab_size=TEACHER_VOCAB,
     student_soft_cap=STUDENT.logit_soft_cap,
@@ -117,10 +117,10 @@ def make_head(row_loss, mesh=None):
 
 def objective_of(method: Method, mesh=None):
   constrain = sharding.constrain(mesh)
-  return make_paired_objective(
+  return make_objective(
     student=make_model(STUDENT, constrain=constrain),
     teacher=ColocatedTeacher(make_model(TEACHER, constrain=constrain), mesh),
-    chunk_loss=method.chunk_loss,
+    method=method,
     make_head=functools.partial(make_head, mesh=mesh),
   )
 
@@ -175,28 +175,28 @@ def nats_of(config, params, side: Batch, vocab: int):
   return -np.take_along_axis(np.asarray(log_q), side.labels[..., None], -1)[..., 0]
 
 
-def test_the_problem_has_chunks_of_many_kinds():
+def test_the_problem_has_spans_of_many_kinds():
   batch = paired_batch()
   assert batch.student.mask.sum() != batch.teacher.mask.sum()
-  for chunks in (batch.student_chunks, batch.teacher_chunks):
-    assert (np.diff(chunks)[chunks[:, 1:] > 0] == 0).any()
-  counts = chunk_mask(batch.student_chunks, batch.teacher_chunks).sum(axis=1)
+  for spans in (batch.student_spans, batch.teacher_spans):
+    assert (np.diff(spans)[spans[:, 1:] > 0] == 0).any()
+  counts = span_mask(batch.student_spans, batch.teacher_spans).sum(axis=1)
   assert counts[-1] == 0
   assert len(set(counts.tolist())) > 4
 
 
-def test_the_loss_is_the_sum_of_the_chunks_of_all_rows(one_device):
+def test_the_loss_is_the_sum_of_the_spans_of_all_rows(one_device):
   batch, context = paired_batch(), context_of(METHOD)
-  mask = np.asarray(chunk_mask(batch.student_chunks, batch.teacher_chunks))
+  mask = np.asarray(span_mask(batch.student_spans, batch.teacher_spans))
 
   def loss(params):
     teacher_logits = logits_of(TEACHER, teacher_params(), batch.teacher, TEACHER_VOCAB)
     student_logits = logits_of(STUDENT, params, batch.student, STUDENT_VOCAB)
-    per_chunk, stats = jax.vmap(METHOD.chunk_loss, in_axes=(0, 0, 0, 0, 0, None))(
+    per_span, stats = jax.vmap(dense_span_loss(METHOD.loss), in_axes=(0, 0, 0, 0, 0, None))(
       *(student_logits, teacher_logits, batch.student.labels),
-      *(batch.student_chunks, batch.teacher_chunks, context),
+      *(batch.student_spans, batch.teacher_spans, context),
     )
-    return jnp.sum(per_chunk, where=mask) / mask.sum(), stats
+    return jnp.sum(per_span, where=mask) / mask.sum(), stats
 
   (value, stats), expected = jit(jax.value_and_grad(loss, has_aux=True))(student_params())
   actual, metrics = one_device
@@ -219,15 +219,19 @@ def test_tokens_and_cross_entropy_are_of_the_students_tokens(one_device):
 def test_a_mesh_gives_the_loss_and_gradients_of_one_device(shape, one_device):
   mesh = sharding.make_mesh(dict(zip(sharding.AXES, shape, strict=True)))
   state = initial_state()
-  split = lambda config, params: sharding.place(
+  split = lambda config, params: sharding.device_put(
     params, sharding.parameter_shardings(mesh, make_model(config).logical_axes(), params)
   )
-  whole = lambda tree: sharding.place(tree, jax.tree.map(lambda _: sharding.replicated(mesh), tree))
+  whole = lambda tree: sharding.device_put(
+    tree, jax.tree.map(lambda _: sharding.replicated(mesh), tree)
+  )
   params = {"student": split(STUDENT, state.trainable["student"]), "method": {}}
   rest = whole((state.method_state, state.guard))
   placed = TrainState(whole(state.step), params, TX.init(params), *rest)
   actual, metrics = make_step(mesh)(
-    placed, Frozen(split(TEACHER, teacher_params()), {}), sharding.place_batch(paired_batch(), mesh)
+    placed,
+    Frozen(split(TEACHER, teacher_params()), {}),
+    sharding.device_put_batch(paired_batch(), mesh),
   )
   expected, expected_metrics = one_device
   assert_close(gradients(actual), gradients(expected), 1e-5)
@@ -284,20 +288,15 @@ def head_arguments():
 @pytest.fixture(scope="module")
 def head_gradient():
   """Loss, stats and gradient by both hidden states and unembeddings."""
-
-  def row_loss(student_logits, teacher_logits, row, context):
-    chunks = (row.student_chunks, row.teacher_chunks)
-    return METHOD.chunk_loss(student_logits, teacher_logits, row.student.labels, *chunks, context)
-
-  return jit(jax.value_and_grad(make_head(row_loss), argnums=(0, 1, 2, 3), has_aux=True))
+  return jit(jax.value_and_grad(make_head(METHOD.loss), argnums=(0, 1, 2, 3), has_aux=True))
 
 
 def test_hidden_states_that_predict_nothing_change_nothing(head_gradient):
   arguments = head_arguments()
   expected = head_gradient(*arguments)
   batch = arguments[4]
-  for i, chunks in ((0, batch.student_chunks), (2, batch.teacher_chunks)):
-    arguments[i] = np.where((chunks > 0)[..., None], arguments[i], np.nan)
+  for i, spans in ((0, batch.student_spans), (2, batch.teacher_spans)):
+    arguments[i] = np.where((spans > 0)[..., None], arguments[i], np.nan)
   assert_same_bits(head_gradient(*arguments), expected)
 
 
@@ -311,28 +310,13 @@ def test_gradient_flows_to_the_student_and_not_to_padding(head_gradient):
   assert not any(np.any(np.asarray(x)) for x in teacher)
 
 
-def test_logits_of_more_than_one_row_never_exist(head_gradient):
-  vocabularies = {STUDENT.vocab_size, STUDENT_VOCAB, TEACHER.vocab_size, TEACHER_VOCAB}
-
-  def shapes(jaxpr):
-    for equation in jaxpr.eqns:
-      yield from (v.aval.shape for v in equation.outvars)
-      for inner in jaxprs_in_params(equation.params):
-        yield from shapes(inner)
-
-  jaxpr = jax.make_jaxpr(head_gradient.__wrapped__)(*head_arguments()).jaxpr
-  seen = [shape for shape in shapes(jaxpr) if vocabularies & set(shape)]
-  assert any(SEQ in shape for shape in seen)
-  assert not [shape for shape in seen if shape[0] == ROWS and len(shape) > 2]
-
-
 def same_sides(batch: Batch) -> PairedBatch:
-  chunks = np.where(batch.mask, np.cumsum(batch.mask, axis=1), 0).astype(np.int32)
-  return PairedBatch(batch, batch, chunks, chunks)
+  spans = np.where(batch.mask, np.cumsum(batch.mask, axis=1), 0).astype(np.int32)
+  return PairedBatch(batch, batch, spans, spans)
 
 
 def test_one_tokenizer_for_both_is_vanilla_kd():
-  """Chunks of one token and the identity for a projection: loss, gradient and evaluation."""
+  """Spans of one token and the identity for a projection: loss, gradient and evaluation."""
   vocab = 64
   student, teacher = (
     DecoderConfig(vocab_size=vocab, dim=dim, num_layers=1, **SIZES) for dim in (16, 24)
@@ -346,17 +330,14 @@ def test_one_tokenizer_for_both_is_vanilla_kd():
   context, models = context_of(vanilla), (make_model(student), make_model(teacher))
   both = {"student": models[0], "teacher": ColocatedTeacher(models[1], None)}
   head = functools.partial(paired_head, student_vocab_size=vocab, teacher_vocab_size=vocab)
-  chunk_objective = make_paired_objective(**both, chunk_loss=x_token.chunk_loss, make_head=head)
-  token_objective = make_objective(**both, method=vanilla, make_head=distillation_head)
+  span_objective = make_objective(**both, method=x_token, make_head=head)
+  token_head = lambda loss: distillation_head(loss.function)
+  token_objective = make_objective(**both, method=vanilla, make_head=token_head)
   sums = [
     evaluation.make_sums(statistics, vocab)
     for statistics in (
-      evaluation.make_chunk_statistics(
-        **both, head=head(evaluation.evaluation_row_loss(x_token.chunk_loss))
-      ),
-      evaluation.make_token_statistics(
-        **both, head=distillation_head(evaluation.evaluation_token_loss(vanilla))
-      ),
+      evaluation.make_statistics(**both, head=head(evaluation.evaluation_loss(x_token.loss))),
+      evaluation.make_statistics(**both, head=token_head(evaluation.evaluation_loss(vanilla.loss))),
     )
   ]
 
@@ -370,7 +351,7 @@ def test_one_tokenizer_for_both_is_vanilla_kd():
 
     return program()
 
-  actual, found = everything(chunk_objective, sums[0], same_sides(packed_batch()))
+  actual, found = everything(span_objective, sums[0], same_sides(packed_batch()))
   expected, wanted = everything(token_objective, sums[1], packed_batch())
   assert_close(actual, expected, 1e-5)
   assert found.keys() == wanted.keys()
@@ -379,10 +360,10 @@ def test_one_tokenizer_for_both_is_vanilla_kd():
 
 def test_an_evaluation_is_per_token_of_each_model_and_over_the_same_bytes():
   batch, context = paired_batch(), context_of(METHOD)
-  statistics = evaluation.make_chunk_statistics(
+  statistics = evaluation.make_statistics(
     student=make_model(STUDENT),
     teacher=ColocatedTeacher(make_model(TEACHER), None),
-    head=make_head(evaluation.evaluation_row_loss(METHOD.chunk_loss)),
+    head=make_head(evaluation.evaluation_loss(METHOD.loss)),
   )
   sums = jit(evaluation.make_sums(statistics, TEACHER_VOCAB))
   size = 1234
@@ -400,6 +381,6 @@ def test_an_evaluation_is_per_token_of_each_model_and_over_the_same_bytes():
     assert result[who]["cross_entropy"] == pytest.approx(nats.mean(), rel=1e-5)
     bits = 2 * nats.sum() / np.log(2) / size
     assert result[who]["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
-  chunks = int(chunk_mask(batch.student_chunks, batch.teacher_chunks).sum())
+  spans = int(span_mask(batch.student_spans, batch.teacher_spans).sum())
   assert result["tokens"] == 2 * batch.student.mask.sum()
-  assert sum(result["entropy_bins"]["count"]) == 2 * chunks
+  assert sum(result["entropy_bins"]["count"]) == 2 * spans

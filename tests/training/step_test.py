@@ -105,11 +105,11 @@ def make_step(method: Method, *, accumulation: int = 1, mesh=None):
   constrain = sharding.constrain(mesh)
   taps = method.feature_loss is not None
 
-  def make_head(token_loss):
+  def make_head(loss):
     if mesh is None:
-      return distillation_head(token_loss, chunk_size=8)
+      return distillation_head(loss.function, chunk_size=8)
     axes = {"batch_axes": sharding.BATCH_AXES, "tensor_axis": sharding.TENSOR_AXIS}
-    return head_on_mesh(token_loss, mesh, vocab_size=VOCAB, chunk_size=8, **axes)
+    return head_on_mesh(loss.function, mesh, vocab_size=VOCAB, chunk_size=8, **axes)
 
   return jax.jit(
     make_train_step(
@@ -198,10 +198,12 @@ def test_a_mesh_gives_the_loss_and_gradients_of_one_device(shape, one_device):
   mesh = sharding.make_mesh(dict(zip(sharding.AXES, shape, strict=True)))
   method = make_egad(**FULL)
   state = initial_state(method)
-  split = lambda config, params: sharding.place(
+  split = lambda config, params: sharding.device_put(
     params, sharding.parameter_shardings(mesh, make_model(config).logical_axes(), params)
   )
-  whole = lambda tree: sharding.place(tree, jax.tree.map(lambda _: sharding.replicated(mesh), tree))
+  whole = lambda tree: sharding.device_put(
+    tree, jax.tree.map(lambda _: sharding.replicated(mesh), tree)
+  )
   params = {
     "student": split(STUDENT, state.trainable["student"]),
     "method": whole(state.trainable["method"]),
@@ -209,7 +211,9 @@ def test_a_mesh_gives_the_loss_and_gradients_of_one_device(shape, one_device):
   rest = whole((state.method_state, state.guard))
   placed = TrainState(whole(state.step), params, TX.init(params), *rest)
   actual, metrics = make_step(method, mesh=mesh)(
-    placed, Frozen(split(TEACHER, teacher_params()), {}), sharding.place_batch(packed_batch(), mesh)
+    placed,
+    Frozen(split(TEACHER, teacher_params()), {}),
+    sharding.device_put_batch(packed_batch(), mesh),
   )
   expected, expected_metrics = one_device
   assert_close(gradients(actual), gradients(expected), 1e-5)

@@ -21,7 +21,7 @@ def rows(batch):
 def test_golden_temperatures_of_the_running_form(rows):
   method = make_adakd()
   context = methods.Context(method.init_state(), jnp.float32(0), jnp.float32(0))
-  step = jax.jit(lambda c: method.token_loss(*rows, {}, c)[1])
+  step = jax.jit(lambda c: method.loss.function(*rows, {}, c)[1])
   np.testing.assert_array_equal(step(context)["temperature"], 1)  # Nothing to compare with yet.
   same = {"teacher_entropy": np.ones(9, np.float32), "difficulty": np.full(9, 0.2, np.float32)}
   state = jax.jit(method.observe)(context.state, same, np.ones(9, bool))
@@ -48,7 +48,7 @@ def test_running_form_is_the_in_batch_form(many, name):
   options["divergence_options"] = dict(options.get("divergence_options", ()))
   method = make_adakd(**options)
   context, _ = filled_context(method, many, 0.4)
-  running = jax.jit(lambda c: method.token_loss(*many[:3], {}, c))
+  running = jax.jit(lambda c: method.loss.function(*many[:3], {}, c))
   update = jax.jit(method.update)
   for ratio in (0.15, 0.4, 1.0):
     own = context.state.method._replace(focus=at(ratio))
@@ -74,7 +74,7 @@ def test_selection_follows_the_position_and_is_nested(many):
   context, stats = filled_context(method, many, 1.0)
   place = jax.jit(lambda d, difficulty: d.position(difficulty))
   position = np.asarray(place(context.state.method.difficulty, stats["difficulty"]))
-  step = jax.jit(lambda c: method.token_loss(*many[:3], {}, c))
+  step = jax.jit(lambda c: method.loss.function(*many[:3], {}, c))
   previous = np.zeros(2000)
   for ratio in (0.1, 0.3, 0.7, 1.0):
     own = context.state.method._replace(focus=at(ratio))
@@ -97,8 +97,8 @@ def test_state_of_the_running_form(rows, batch):
   mask, elapsed = np.reshape(batch.mask, 24), jnp.float32(0.3)
   context, stats = filled_context(method, (*rows, mask), 0.6)
   state = context.state
-  loss, stats = method.token_loss(*rows, {}, context)
-  jitted, _ = jax.jit(lambda c: method.token_loss(*rows, {}, c))(context)
+  loss, stats = method.loss.function(*rows, {}, context)
+  jitted, _ = jax.jit(lambda c: method.loss.function(*rows, {}, c))(context)
   np.testing.assert_allclose(jitted, loss, rtol=1e-5, atol=1e-7)
   update = jax.jit(method.update)
   new = update(state, stats, mask, elapsed)
@@ -132,10 +132,10 @@ def test_micro_batches_are_nothing_to_the_controller(rows, batch):
   method, accumulation = make_adakd(), 4
   mask, elapsed = batch.mask.reshape(24), jnp.float32(0.3)
   context, _ = filled_context(method, (*rows, mask), 0.6)
-  stats = jax.jit(lambda c: method.token_loss(*rows, {}, c)[1])(context)
+  stats = jax.jit(lambda c: method.loss.function(*rows, {}, c)[1])(context)
   update = jax.jit(method.update)
   whole = update(context.state, stats, mask, elapsed)
-  step = jax.jit(lambda *r: method.token_loss(*r, {}, context)[1])
+  step = jax.jit(lambda *r: method.loss.function(*r, {}, context)[1])
   parts = [step(*(row[i::accumulation] for row in rows)) for i in range(accumulation)]
   gathered = {name: np.stack([part[name] for part in parts]) for name in stats}
   masks = np.stack([mask[i::accumulation] for i in range(accumulation)])
@@ -155,7 +155,7 @@ def test_controller_over_a_training():
   @jax.jit
   def step(state, distance, elapsed):
     context = methods.Context(state, jnp.float32(0), elapsed)
-    _, stats = method.token_loss(teacher + distance * away, teacher, labels, {}, context)
+    _, stats = method.loss.function(teacher + distance * away, teacher, labels, {}, context)
     return method.update(state, stats, mask, elapsed)
 
   ratios = []
@@ -172,7 +172,7 @@ def test_what_is_off_is_not_in_the_program(rows):
   def names(**options):
     method = make_adakd(**options)
     context = methods.Context(method.init_state(), jnp.float32(0), jnp.float32(0))
-    return str(jax.make_jaxpr(lambda c, *r: method.token_loss(*r, {}, c))(context, *rows))
+    return str(jax.make_jaxpr(lambda c, *r: method.loss.function(*r, {}, c))(context, *rows))
 
   for name in ("cumsum", "gather", "sort", "clamp"):
     assert name not in names(**OFF)
@@ -198,7 +198,7 @@ def test_tokens_that_are_all_alike_keep_the_expected_share(rows, difficulty):
   else:
     student = teacher
   labels = np.zeros(len(student), np.int32)
-  _, stats = jax.jit(method.token_loss)(student, teacher, labels, {}, context)
+  _, stats = jax.jit(method.loss.function)(student, teacher, labels, {}, context)
   np.testing.assert_allclose(stats["hard"], 0.3, rtol=1e-5)
   np.testing.assert_allclose(stats["weight"], 1, rtol=1e-5)
   after = jax.jit(method.update)(state, stats, np.ones(len(student), bool), jnp.float32(0.5))
@@ -208,7 +208,7 @@ def test_tokens_that_are_all_alike_keep_the_expected_share(rows, difficulty):
 def test_a_loss_that_is_not_finite_leaves_the_controller(rows):
   method = make_adakd()
   context = methods.Context(method.init_state(), jnp.float32(0), jnp.float32(0.5))
-  _, stats = method.token_loss(*rows, {}, context)
+  _, stats = method.loss.function(*rows, {}, context)
   broken = stats | {"distillation_loss": stats["distillation_loss"].at[3].set(jnp.nan)}
   after = method.update(context.state, broken, jnp.ones(24, bool), jnp.float32(0.5))
   jax.tree.map(np.testing.assert_array_equal, after.method.focus, context.state.method.focus)

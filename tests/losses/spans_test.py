@@ -1,4 +1,4 @@
-"""Which chunks count, and the distribution that stands for one."""
+"""Which spans count, and the distribution that stands for one."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from egad_jax.losses.chunks import chunk_log_average, chunk_mask, log_or_floor, make_row
+from egad_jax.losses.spans import log_or_floor, make_row, span_log_average, span_mask
 
 
-def test_chunks_that_both_sides_have():
+def test_spans_that_both_sides_have():
   student = np.array([[1, 1, 3, 0, 9], [0, 0, 0, 0, 0], [-1, 5, 2, 2, 2]], np.int32)
   teacher = np.array([[3, 3, 1, 2], [1, 2, 3, 4], [2, 5, 0, -1]], np.int32)
-  mask = chunk_mask(student, teacher)
-  # Number 5 and 9 have no place among min(5, 4) chunks.
+  mask = span_mask(student, teacher)
+  # Number 5 and 9 have no place among min(5, 4) spans.
   expected = [[True, False, True, False], [False] * 4, [False, True, False, False]]
   np.testing.assert_array_equal(mask, expected)
-  compiled = jax.jit(chunk_mask)
+  compiled = jax.jit(span_mask)
   np.testing.assert_array_equal(compiled(student, teacher), expected)
   np.testing.assert_array_equal(compiled(student[0], teacher[0]), expected[0])
 
@@ -29,28 +29,28 @@ def test_a_row():
   def compute(*arrays):
     row = make_row(*arrays)
     temperatures, values = np.array([2, 3, 5, 5], np.float32), np.arange(5, dtype=np.float32)
-    return row, row.student.of_chunk(temperatures), row.student.total(values)
+    return row, row.student.of_span(temperatures), row.student.total(values)
 
   student, teacher = np.full((5, 3), np.nan, np.float32), np.ones((4, 2), np.float32)
-  chunks = np.array([1, 2, 2, 0, 3], np.int32), np.array([2, 1, 4, 4], np.int32)
-  row, of_chunk, total = compute(student, teacher, *chunks)
-  np.testing.assert_array_equal(row.student.chunk, [0, 1, 1, 4, 4])
+  spans = np.array([1, 2, 2, 0, 3], np.int32), np.array([2, 1, 4, 4], np.int32)
+  row, of_span, total = compute(student, teacher, *spans)
+  np.testing.assert_array_equal(row.student.span, [0, 1, 1, 4, 4])
   np.testing.assert_array_equal(row.student.counts, [1, 2, 0, 0])
-  np.testing.assert_array_equal(row.teacher.chunk, [1, 0, 4, 4])
+  np.testing.assert_array_equal(row.teacher.span, [1, 0, 4, 4])
   np.testing.assert_array_equal(row.valid, [True, True, False, False])
   np.testing.assert_array_equal(
     np.isnan(row.student.logits)[:, 0], [True, True, True, False, False]
   )
-  np.testing.assert_array_equal(of_chunk, [2, 3, 3, 1, 1])
+  np.testing.assert_array_equal(of_span, [2, 3, 3, 1, 1])
   np.testing.assert_array_equal(total, [0, 3, 0, 0])
 
 
 @pytest.mark.parametrize("average", ["prob", "logprob", "chain_rule"])
 def test_averages_are_distributions(average):
   logits = (2 * np.random.default_rng(0).normal(size=(2, 6, 7))).astype(np.float32)
-  chunks = np.array([[1, 1, 2, 3, 3, 3], [0, 1, 2, 2, 0, 3]], np.int32)
-  function = functools.partial(chunk_log_average, average=average, temperature=1.5)
-  log_p = np.asarray(jax.jit(function)(logits, chunks))
+  spans = np.array([[1, 1, 2, 3, 3, 3], [0, 1, 2, 2, 0, 3]], np.int32)
+  function = functools.partial(span_log_average, average=average, temperature=1.5)
+  log_p = np.asarray(jax.jit(function)(logits, spans))
   assert log_p.shape == logits.shape
   np.testing.assert_allclose(np.exp(log_p)[:, :3].sum(-1), 1, rtol=1e-6)
   log_softmax = lambda z: z - np.log(np.exp(z).sum(-1, keepdims=True))
@@ -80,12 +80,12 @@ def test_probabilities_of_zero():
 
 
 def test_misuse():
-  logits, chunks = jnp.ones((4, 3)), jnp.ones(4, jnp.int32)
-  with pytest.raises(ValueError, match="chunk_average must be one of prob, logprob, chain_rule"):
-    chunk_log_average(logits, chunks, average="mean")
-  with pytest.raises(ValueError, match=r"chunks must have shape \(4,\), got \(3,\)"):
-    chunk_log_average(logits, chunks[:3])
-  with pytest.raises(TypeError, match="student_chunks must be integers, got float32"):
-    chunk_mask(jnp.ones(3), chunks)
+  logits, spans = jnp.ones((4, 3)), jnp.ones(4, jnp.int32)
+  with pytest.raises(ValueError, match="span_average must be one of prob, logprob, chain_rule"):
+    span_log_average(logits, spans, average="mean")
+  with pytest.raises(ValueError, match=r"spans must have shape \(4,\), got \(3,\)"):
+    span_log_average(logits, spans[:3])
+  with pytest.raises(TypeError, match="student_spans must be integers, got float32"):
+    span_mask(jnp.ones(3), spans)
   with pytest.raises(ValueError, match="same leading axes"):
-    chunk_mask(jnp.ones((2, 3), int), chunks)
+    span_mask(jnp.ones((2, 3), int), spans)

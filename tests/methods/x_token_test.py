@@ -1,4 +1,4 @@
-"""X-Token as a method: EGAD's mechanisms chunk by chunk, statistics, and what is ignored."""
+"""X-Token as a method: EGAD's mechanisms span by span, statistics, and what is ignored."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import pytest
 
 from egad_jax import losses
 from egad_jax.losses import Curriculum, Temperature, curriculum_weights
-from egad_jax.losses.chunks import chunk_log_average
 from egad_jax.losses.cross_tokenizer import cross_tokenizer_loss, project
+from egad_jax.losses.spans import span_log_average
 from egad_jax.methods import make_vanilla_kd
 from egad_jax.methods.x_token import make_x_token
+from tests.head.dense_spans import dense_span_loss
 
 VS, VT = 13, 11
 PROJECTION = (
@@ -22,9 +23,9 @@ PROJECTION = (
   np.array([[1.0, 0.0]] * 6 + [[0.7, 0.3]] * 6 + [[0.0, 0.0]], np.float32),
 )
 IDENTITY = np.arange(11)[:, None].astype(np.int32), np.ones((11, 1), np.float32)
-# Chunk 3 is the teacher's alone and chunk 5 the student's.
-STUDENT_CHUNKS = np.array([1, 1, 2, 4, 4, 4, 5, 0], np.int32)
-TEACHER_CHUNKS = np.array([1, 2, 2, 3, 4, 4], np.int32)
+# Span 3 is the teacher's alone and span 5 the student's.
+STUDENT_SPANS = np.array([1, 1, 2, 4, 4, 4, 5, 0], np.int32)
+TEACHER_SPANS = np.array([1, 2, 2, 3, 4, 4], np.int32)
 VALID = np.array([True, True, False, True, False, False])
 make = functools.partial(make_x_token, projection=PROJECTION)
 loss_of = jax.jit(
@@ -46,24 +47,24 @@ def row():
     (2 * generator.normal(size=(8, VS))).astype(np.float32),
     (scale * generator.normal(size=(6, VT))).astype(np.float32),
     generator.integers(0, VS, 8, np.int32),
-    STUDENT_CHUNKS,
-    TEACHER_CHUNKS,
+    STUDENT_SPANS,
+    TEACHER_SPANS,
   )
 
 
-def chunk_by_chunk(row, kind="p_kl", temperatures=(1.0, 1.0, 1.0)):
-  """`cross_tokenizer_loss` of each valid chunk alone."""
-  student, teacher, _, *chunks = row
+def span_by_span(row, kind="p_kl", temperatures=(1.0, 1.0, 1.0)):
+  """`cross_tokenizer_loss` of each valid span alone."""
+  student, teacher, _, *spans = row
   values = []
   for i, temperature in zip((1, 2, 4), temperatures, strict=True):
-    alone = [np.where(c == i, 1, 0).astype(np.int32) for c in chunks]
+    alone = [np.where(c == i, 1, 0).astype(np.int32) for c in spans]
     values.append(loss_of(student, teacher, *alone, kind=kind, temperature=temperature)[0])
   return np.array(values)
 
 
 def test_stats(row, context):
   # Not compiled: the sum of the parts is then rounded as it is below, and compared exactly.
-  loss, stats = jax.tree.map(np.asarray, make(**EGAD).chunk_loss(*row, context))
+  loss, stats = jax.tree.map(np.asarray, dense_span_loss(make(**EGAD).loss)(*row, context))
   assert set(stats) == STATS
   for stat in (loss, *stats.values()):
     assert stat.shape == (6,)
@@ -77,7 +78,7 @@ def test_stats(row, context):
 
   @jax.jit
   def averages(student, teacher):
-    log_q, log_p = chunk_log_average(student, row[3]), chunk_log_average(teacher, row[4])
+    log_q, log_p = span_log_average(student, row[3]), span_log_average(teacher, row[4])
     return log_q, log_p, project(jnp.exp(log_q), PROJECTION, VT), jax.nn.log_softmax(student)
 
   log_q, log_p, projected, log_softmax = map(np.asarray, averages(*row[:2]))
@@ -88,29 +89,29 @@ def test_stats(row, context):
   sums = [token_nll[:2].sum(), token_nll[2], token_nll[3:6].sum()]
   np.testing.assert_allclose(stats["student_nll"][VALID], sums, rtol=1e-5)
   np.testing.assert_array_equal(stats["student_nll"], stats["cross_entropy"])
-  np.testing.assert_allclose(stats["forward_kl"][VALID], chunk_by_chunk(row), rtol=1e-5)
+  np.testing.assert_allclose(stats["forward_kl"][VALID], span_by_span(row), rtol=1e-5)
   agree = projected.argmax(-1)[:6] == log_p.argmax(-1)[:6]
   np.testing.assert_array_equal(stats["agreement"][VALID], agree[VALID])
 
 
 def test_agreement_of_equal_models(batch, context):
   method = make_x_token(projection=IDENTITY)
-  chunks = np.arange(8, dtype=np.int32) // 2 + 1
+  spans = np.arange(8, dtype=np.int32) // 2 + 1
   teacher, labels = np.asarray(batch.teacher)[0], np.asarray(batch.labels)[0]
-  _, stats = jax.jit(method.chunk_loss)(teacher, teacher, labels, chunks, chunks, context)
+  _, stats = jax.jit(dense_span_loss(method.loss))(teacher, teacher, labels, spans, spans, context)
   np.testing.assert_array_equal(stats["agreement"], [1, 1, 1, 1, 0, 0, 0, 0])
   np.testing.assert_allclose(stats["forward_kl"], 0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["p_kl", "h_kl", "uld"])
-def test_mechanisms_apply_to_chunks(row, context, kind):
-  """Weight, temperature and compensation are those of the chunk's teacher entropy."""
+def test_mechanisms_apply_to_spans(row, context, kind):
+  """Weight, temperature and compensation are those of the span's teacher entropy."""
   method = make(kind=kind, **EGAD)
 
   @jax.jit
   def compute(*row):
     def third(student):
-      loss, stats = method.chunk_loss(student, *row[1:], context)
+      loss, stats = dense_span_loss(method.loss)(student, *row[1:], context)
       return loss[3], stats
 
     gradient, stats = jax.grad(third, has_aux=True)(row[0])
@@ -122,15 +123,15 @@ def test_mechanisms_apply_to_chunks(row, context, kind):
   assert np.ptp(temperature) > 0.1
   np.testing.assert_allclose(stats["temperature"][VALID], temperature, rtol=1e-6)
   np.testing.assert_allclose(stats["weight"][VALID], weight, rtol=1e-6)
-  values = chunk_by_chunk(row, kind, [float(t) for t in temperature])
+  values = span_by_span(row, kind, [float(t) for t in temperature])
   expected = weight * temperature**2 * values
   np.testing.assert_allclose(stats["distillation_loss"][VALID], expected, rtol=2e-5)
 
   options = {"projection": PROJECTION, "kind": kind, "temperature": float(temperature[2])}
 
   def with_constants(student):
-    chunks = [np.where(c == 4, 1, 0) for c in row[3:]]
-    value, _ = cross_tokenizer_loss(student, row[1], *chunks, **options)
+    spans = [np.where(c == 4, 1, 0) for c in row[3:]]
+    value, _ = cross_tokenizer_loss(student, row[1], *spans, **options)
     log_q = jax.nn.log_softmax(student)
     nll = -(log_q[3, row[2][3]] + log_q[4, row[2][4]] + log_q[5, row[2][5]])
     return weight[2] * temperature[2] ** 2 * value + 0.1 * nll
@@ -140,7 +141,7 @@ def test_mechanisms_apply_to_chunks(row, context, kind):
 
 
 def test_one_vocabulary_token_by_token_is_vanilla_kd(batch, context):
-  chunks = np.arange(1, 9, dtype=np.int32)
+  spans = np.arange(1, 9, dtype=np.int32)
   row = (batch.student[0], batch.teacher[0], batch.labels[0])
 
   @jax.jit
@@ -150,8 +151,8 @@ def test_one_vocabulary_token_by_token_is_vanilla_kd(batch, context):
       fixed = Temperature(kind="fixed", base=t)
       method = make_x_token(projection=IDENTITY, temperature=fixed, ce_weight=0.2)
       vanilla = make_vanilla_kd(temperature=t, ce_weight=0.2)
-      ours = method.chunk_loss(*row, chunks, chunks, context)
-      found.append((ours, vanilla.token_loss(*row, {}, context)))
+      ours = dense_span_loss(method.loss)(*row, spans, spans, context)
+      found.append((ours, vanilla.loss.function(*row, {}, context)))
     return found, losses.forward_kl(*row[:2])
 
   found, kl = compute(*row)
@@ -167,7 +168,7 @@ def test_no_gradient_but_the_students_through_the_loss(row, context):
 
   @jax.jit
   def gradients(student, teacher):
-    function = lambda z_s, z_t: method.chunk_loss(z_s, z_t, *row[2:], context)
+    function = lambda z_s, z_t: dense_span_loss(method.loss)(z_s, z_t, *row[2:], context)
     of_stats = jax.grad(lambda *z: sum(s.sum() for s in function(*z)[1].values()), (0, 1))
     of_loss = jax.grad(lambda *z: function(*z)[0].sum(), (0, 1))
     return of_stats(student, teacher), of_loss(student, teacher)
@@ -178,17 +179,17 @@ def test_no_gradient_but_the_students_through_the_loss(row, context):
   assert (np.abs(student[:6]).sum(1) > 0).all()
 
 
-@pytest.mark.parametrize("options", [{}, {**EGAD, "kind": "h_kl", "chunk_average": "logprob"}])
-def test_what_is_in_no_valid_chunk_changes_nothing(row, context, options):
+@pytest.mark.parametrize("options", [{}, {**EGAD, "kind": "h_kl", "span_average": "logprob"}])
+def test_what_is_in_no_valid_span_changes_nothing(row, context, options):
   method = make(**options)
 
   @jax.jit
   @functools.partial(jax.value_and_grad, has_aux=True)
   def step(student, *rest):
-    loss, stats = method.chunk_loss(student, *rest, context)
+    loss, stats = dense_span_loss(method.loss)(student, *rest, context)
     return loss.sum(), stats
 
-  student, teacher, labels, *chunks = row
+  student, teacher, labels, *spans = row
   expected = step(*row)
   outside = np.array([False] * 6 + [True] * 2), np.arange(6) == 3
   poisoned = [
@@ -196,15 +197,15 @@ def test_what_is_in_no_valid_chunk_changes_nothing(row, context, options):
     for out, z in zip(outside, (student, teacher), strict=True)
   ]
   labels = np.where(outside[0], -100, labels).astype(np.int32)
-  jax.tree.map(np.testing.assert_array_equal, step(*poisoned, labels, *chunks), expected)
-  (value, stats), gradient = step(*poisoned, labels, np.zeros(8, np.int32), chunks[1])
+  jax.tree.map(np.testing.assert_array_equal, step(*poisoned, labels, *spans), expected)
+  (value, stats), gradient = step(*poisoned, labels, np.zeros(8, np.int32), spans[1])
   assert value == 0
   for zero in (*stats.values(), gradient):
     np.testing.assert_array_equal(zero, 0)
 
 
-def test_chunks_are_independent_and_rows_can_be_mapped(row, context):
-  function = make(teacher_top_k=None, **EGAD).chunk_loss
+def test_spans_are_independent_and_rows_can_be_mapped(row, context):
+  function = dense_span_loss(make(teacher_top_k=None, **EGAD).loss)
   loss_of = jax.jit(function)
   loss, _ = loss_of(*row, context)
   scale_s, scale_t = (np.where(np.arange(n) < first, 1, 3) for n, first in ((8, 3), (6, 4)))
@@ -233,7 +234,7 @@ def test_chunks_are_independent_and_rows_can_be_mapped(row, context):
   np.testing.assert_array_equal(eager, expected)
 
 
-def test_state_follows_the_chunks_that_count(row, context):
+def test_state_follows_the_spans_that_count(row, context):
   method = make(half_life=100.0)
   update = jax.jit(method.update)
   nan = np.nan
@@ -256,7 +257,6 @@ def test_misuse(row, context):
   ):
     with pytest.raises(ValueError, match=message):
       make(**options)
-  with pytest.raises(ValueError, match="those of one row"):
-    make().chunk_loss(*(x[None] for x in row), context)
-  with pytest.raises(ValueError, match="labels must have the logits' leading shape"):
-    make().chunk_loss(*row[:2], row[2][:3], *row[3:], context)
+  wrong = {"projection": (PROJECTION[0][:3], PROJECTION[1][:3])}
+  with pytest.raises(ValueError, match=r"projection must be ids and weights of shape \[13, k\]"):
+    dense_span_loss(make(**wrong).loss)(*row, context)

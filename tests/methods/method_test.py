@@ -22,7 +22,7 @@ STATS = {
   "distillation_loss",
   "cross_entropy",
 }
-# x_token has a chunk loss instead of a token loss: x_token_test.py.
+# x_token has a span loss instead of a token loss: x_token_test.py.
 METHODS_UNDER_TEST = {
   **{name: make for name, make in METHODS.items() if name != "x_token"},
   "egad_with_ce": functools.partial(make_egad, ce_weight=0.3),
@@ -48,7 +48,7 @@ def rows(batch):
 
 
 def token_loss(method, rows, context):
-  return method.token_loss(*rows, {}, context)
+  return method.loss.function(*rows, {}, context)
 
 
 @functools.cache
@@ -305,7 +305,7 @@ def test_hard_tokens_are_the_expected_share(context, hard_fraction):
     entropy = losses.token_entropy(logits)
     state = method.observe(method.init_state(), {"teacher_entropy": entropy}, jnp.ones(2000, bool))
     labels = jnp.zeros(2000, jnp.int32)
-    _, stats = method.token_loss(logits, logits, labels, {}, context._replace(state=state))
+    _, stats = method.loss.function(logits, logits, labels, {}, context._replace(state=state))
     return stats["hard"].mean(), stats["weight"].mean()
 
   hard, weight = means(logits.astype(np.float32))
