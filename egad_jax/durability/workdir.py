@@ -39,8 +39,8 @@ TRACKERS = "trackers.json"
 DATA = "data"
 
 # Names that a run writes; in a directory that no run has marked they are somebody else's.
-_FILES = (CONFIG, IDENTITY, METRICS, EVALUATIONS, SUMMARY, SAMPLES, PASSAGE, GOODPUT, REPORT)
-_FILES += (TRACKERS,)
+_FILES = (CONFIG, IDENTITY, METRICS, EVALUATIONS, TRACKERS, SUMMARY, SAMPLES, PASSAGE, GOODPUT)
+_FILES += (REPORT,)
 _DIRECTORIES = (CHECKPOINTS, EXPORT, PROFILE, TENSORBOARD, DATA)
 # Files without a digest in the mark: recognized by their content, or written too often.
 _WITHOUT_DIGEST = (CONFIG, IDENTITY, METRICS, EVALUATIONS, GOODPUT)
