@@ -35,9 +35,10 @@ class WandbTracker:
       allow_val_change=True,
       settings=settings,
     )
-    # Axes of ours: the client's own step would refuse an evaluation of a step it has passed.
-    self._run.define_metric("*", step_metric=_STEP)
-    self._run.define_metric("held_out/*", step_metric=_EVALUATION_STEP)
+    # Axes of ours: the client's own step would refuse an evaluation of a step it has passed. Not
+    # synchronized, or an evaluation would be given a step of the other axis.
+    for names, axis in (("*", _STEP), ("held_out/*", _EVALUATION_STEP)):
+      self._run.define_metric(names, step_metric=axis, step_sync=False)
     self._logged = self._last(_STEP)
     self._evaluated = self._last(_EVALUATION_STEP)
     if getattr(self._run, "offline", False):

@@ -229,7 +229,12 @@ class StubWandb(types.ModuleType):
       run.ended.append(exit_code)
 
     run.log, run.finish = log, finish
-    run.define_metric = lambda name, step_metric: run.axes.update({name: step_metric})
+
+    def define_metric(name, step_metric, step_sync):
+      assert not step_sync, "an evaluation would be a record of both axes"
+      run.axes[name] = step_metric
+
+    run.define_metric = define_metric
     return run
 
 
