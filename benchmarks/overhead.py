@@ -38,7 +38,9 @@ def main() -> None:
   from egad_jax.durability.checkpoints import Checkpoints
   from egad_jax.durability.watchdog import Limits, Watchdog
   from egad_jax.durability.workdir import Workdir
+  from egad_jax.reporting.events import TensorBoard
   from egad_jax.reporting.metric_log import MetricLog
+  from egad_jax.reporting.trackers import TrackedRun, Trackers
   from egad_jax.training.goodput import Goodput
   from egad_jax.training.profiling import Profiler, Window
   from egad_jax.training.state import Frozen
@@ -54,7 +56,9 @@ def main() -> None:
   with tempfile.TemporaryDirectory(dir=pathlib.Path.cwd()) as scratch, Workdir(scratch) as workdir:
     checkpoints = Checkpoints(epath.Path(scratch) / "checkpoints", keep=2)
     measure = Utilization(minimum_flops(experiment), jax.devices()[:1]).measure
-    log = MetricLog(workdir, steps=10**6, start=0, log_every=1, tensorboard=True, measure=measure)
+    tracked = TrackedRun(run_id="0", step=0, workdir=scratch, config={}, facts={})
+    trackers = Trackers({"tensorboard": TensorBoard}, tracked)
+    log = MetricLog(workdir, steps=10**6, start=0, log_every=1, trackers=trackers, measure=measure)
     watchdog, profiler = Watchdog(Limits(600.0, 3600.0)), Profiler(workdir / "p", Window(0, 5))
     clock = Goodput(workdir, entered=watchdog.enter)
 

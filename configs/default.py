@@ -29,7 +29,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.attention = "auto"
   config.accumulation = 1  # Micro-batches per step, whose gradients add up; divides batch_size.
   config.log_every = 10  # Steps between lines of metrics.jsonl; at least 1.
-  config.tensorboard = True  # Whether to write TensorBoard events besides metrics.jsonl.
+  # Where metrics go besides metrics.jsonl: names among tensorboard, wandb and mlflow; (): nowhere.
+  config.trackers = ("tensorboard",)
   # Directory of JAX's persistent compilation cache; "": no cache.
   config.compilation_cache = "~/.cache/egad_jax/compilation"
 

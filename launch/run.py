@@ -141,6 +141,8 @@ def train(
   from egad_jax.training.fingerprints import fingerprints
 
   values = from_config.plain(config)
+  # The package of a tracker that is not installed is told before any work.
+  options = processes.on_all_processes(lambda: from_config.loop_options(config))
   same = {f"config.{key}": value for key, value in flat(values).items()}
   same |= {"--workdir": path, "--force": force, **identity.code_fingerprints()}
   processes.require_equal(same)
@@ -164,7 +166,6 @@ def train(
     processes.on_all_processes(lambda: _require_untouched(config, workdir))
     make = watchdog.prepare(lambda: from_config.build(config, workdir.path), alone=alone)
     experiment = processes.on_all_processes(make, first_alone=True)
-    options = from_config.loop_options(config)
     starts = not steps_of(workdir / CHECKPOINTS)
     found = fingerprints(experiment, starts=starts)
     processes.require_equal(found)

@@ -11,7 +11,14 @@ import sys
 import pytest
 
 from egad_jax.errors import InputError
-from examples.extending import batch_source, divergence, method, teacher_source, top_k_teacher
+from examples.extending import (
+  batch_source,
+  divergence,
+  method,
+  teacher_source,
+  top_k_teacher,
+  tracker,
+)
 from examples.extending.short_run import short_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -57,12 +64,13 @@ EXTENDED = {
   "teacher_source": (teacher_source, {"method": "vanilla_kd"}),
   "top_k_teacher": (top_k_teacher, {"branch__weight": 0.0}),
   "batch_source": (batch_source, {}),
+  "tracker": (tracker, {"trackers": ("printer",), "log_every": 1}),
 }
 
 
 @pytest.mark.short_form(1)
 @pytest.mark.parametrize("name", EXTENDED)
-def test_a_run_with_something_of_ones_own_learns(name, tmp_path):
+def test_a_run_with_something_of_ones_own_learns(name, tmp_path, capsys):
   module, changes = EXTENDED[name]
   for i in range(40):
     (tmp_path / f"{i}.txt").write_text(f"Document {i} says that {i} and {i} make {2 * i}. " * 4)
@@ -79,6 +87,9 @@ def test_a_run_with_something_of_ones_own_learns(name, tmp_path):
   summary = short_run(module.EXTENSIONS, **small, **changes)
   assert summary["method"] == changes.get("method", "egad")
   assert summary["student_after"]["forward_kl"] < summary["student_before"]["forward_kl"]
+  if name == "tracker":
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert [line.split(":")[0] for line in told] == [f"step {i}" for i in (0, 1, 2, 3, 4, 4)]
 
 
 def test_a_name_without_its_extension_is_refused():

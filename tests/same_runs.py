@@ -95,7 +95,7 @@ def main() -> int:
           flags = [
             *(f"--config.method={method}", f"--config.steps={arguments.steps}"),
             *(f"--config.data.cache={scratch}/data_{name}", "--config.eval.sample_tokens=0"),
-            *("--config.batch_size=8", "--config.eval.rows=8", "--config.tensorboard=false"),
+            *("--config.batch_size=8", "--config.eval.rows=8"),
             f"--config.checkpoint.every_steps={arguments.steps // 2}",
             *_OWN.get(method, []),
           ]

@@ -35,10 +35,12 @@ CHECKPOINTS = "checkpoints"
 EXPORT = "export"
 REPORT = "report.html"
 TENSORBOARD = "tensorboard"
+TRACKERS = "trackers.json"
 DATA = "data"
 
 # Names that a run writes; in a directory that no run has marked they are somebody else's.
-_FILES = (CONFIG, IDENTITY, METRICS, EVALUATIONS, SUMMARY, SAMPLES, PASSAGE, GOODPUT, REPORT)
+_FILES = (CONFIG, IDENTITY, METRICS, EVALUATIONS, TRACKERS, SUMMARY, SAMPLES, PASSAGE, GOODPUT)
+_FILES += (REPORT,)
 _DIRECTORIES = (CHECKPOINTS, EXPORT, PROFILE, TENSORBOARD, DATA)
 # Files without a digest in the mark: recognized by their content, or written too often.
 _WITHOUT_DIGEST = (CONFIG, IDENTITY, METRICS, EVALUATIONS, GOODPUT)
@@ -57,7 +59,7 @@ HARMLESS_KEYS = frozenset(
     "eval.prompts",
     "eval.sample_tokens",
     "eval.every_steps",
-    "tensorboard",
+    "trackers",
     "guard.max_skipped",
     "mesh.replica",
     "mesh.data",

@@ -28,6 +28,7 @@ from egad_jax.from_config.planned import planned_projection, planned_vocabularie
 from egad_jax.from_config.prompts import check_prompts
 from egad_jax.from_config.teachers import check_teacher, make_teacher
 from egad_jax.from_config.tokenizers import make_tokenizers
+from egad_jax.from_config.trackers import make_trackers
 from egad_jax.from_config.validation import compiler_options, validate
 from egad_jax.from_config.values import RANDOM, TRAIN, Config
 from egad_jax.methods import TWO_TOKENIZERS, Method
@@ -108,7 +109,8 @@ def build(
     workdir: the directory in whose data/ the data is prepared, unless config.data.cache names
       another or the workdir is in an object store.
     devices: the devices to make meshes of; None for all devices of all processes.
-    extensions: methods, divergences, a teacher or a batch source from outside the package.
+    extensions: methods, divergences, a teacher, a batch source or trackers from outside the
+      package; `loop_options` takes the trackers, and here their names are checked.
 
   Raises:
     InputError: an input is missing, damaged or does not fit the others.
@@ -275,8 +277,16 @@ def _packed_rows(config: Config, rows: Rows) -> BatchSource:
   return PackedRows(rows, config.batch_size, config.seed)
 
 
-def loop_options(config: Config) -> LoopOptions:
-  """The options of the loop that runs a config's experiment."""
+def loop_options(config: Config, extensions: Extensions = NO_EXTENSIONS) -> LoopOptions:
+  """The options of the loop that runs a config's experiment.
+
+  Args:
+    config: the config.
+    extensions: trackers that the config may name besides the package's.
+
+  Raises:
+    InputError: the package of a tracker is not installed.
+  """
   return LoopOptions(
     log_steps=config.log_every,
     save_steps=config.checkpoint.every_steps,
@@ -285,7 +295,7 @@ def loop_options(config: Config) -> LoopOptions:
     keep=config.checkpoint.keep,
     keep_best=config.checkpoint.keep_best,
     max_skipped=config.guard.max_skipped,
-    tensorboard=config.tensorboard,
+    trackers=make_trackers(config, extensions),
     limits=Limits(**config.watchdog.to_dict()),
     profile=Window(**config.profile.to_dict()),
   )

@@ -10,6 +10,7 @@ from egad_jax.data.packing import Rows
 from egad_jax.from_config.values import Config
 from egad_jax.losses.log_divergences import LogDivergence
 from egad_jax.methods.method import Method
+from egad_jax.reporting.trackers import Tracker
 from egad_jax.teachers import Teacher
 from egad_jax.training.batch_source import BatchSource
 from egad_jax.training.experiment import StudentAndTeacher
@@ -30,12 +31,15 @@ class Extensions:
     teacher: (config, models, meshes) -> the source of the teacher's outputs, where meshes are
       (student's, teacher's); None for the teacher that the config describes.
     batch_source: (config, rows) -> the source of the train batches; None for the packed rows.
+    trackers: name -> function that makes a tracker; config.trackers may name them besides
+      tensorboard, wandb and mlflow.
   """
 
   methods: Mapping[str, Callable[[Config], Method]] = dataclasses.field(default_factory=dict)
   divergences: Mapping[str, LogDivergence] = dataclasses.field(default_factory=dict)
   teacher: Callable[[Config, StudentAndTeacher, tuple[Any, Any]], Teacher] | None = None
   batch_source: Callable[[Config, Rows], BatchSource] | None = None
+  trackers: Mapping[str, Callable[[], Tracker]] = dataclasses.field(default_factory=dict)
 
 
 NO_EXTENSIONS = Extensions()

@@ -11,6 +11,7 @@ from egad_jax.errors import InputError
 from egad_jax.from_config.attention import ATTENTIONS
 from egad_jax.from_config.extensions import NO_EXTENSIONS, Extensions
 from egad_jax.from_config.methods import check_unread_options, make_method
+from egad_jax.from_config.trackers import check_trackers
 from egad_jax.from_config.values import DTYPES, Config
 from egad_jax.losses.curriculum import CURRICULUM_KINDS
 
@@ -77,7 +78,7 @@ def validate(config: Config, extensions: Extensions = NO_EXTENSIONS) -> None:
 
   Args:
     config: the config.
-    extensions: methods and divergences that the config may name besides the package's.
+    extensions: methods, divergences and trackers that the config may name besides the package's.
 
   Raises:
     InputError: a value is invalid; the message names the key, what it must be and what it is.
@@ -107,6 +108,7 @@ def validate(config: Config, extensions: Extensions = NO_EXTENSIONS) -> None:
       f"({config.batch_size})."
     )
   check_unread_options(config, extensions)
+  check_trackers(config, extensions)
   make_method(config, extensions)
   compiler_options(config)
 

@@ -8,13 +8,17 @@ import pathlib
 import socket
 import struct
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import scalar
 
+from egad_jax.durability import workdir as files
 from egad_jax.files.storage import is_local
+from egad_jax.reporting.trackers import TrackedRun
 
 _LOG = logging.getLogger(__name__)
 _FLUSH_SECONDS, _UPLOAD_SECONDS = 10.0, 30.0
@@ -93,3 +97,26 @@ class EventFile:
     self.sync()
     if self._failing or self._lost:
       _LOG.error("the last events of TensorBoard are lost; metrics.jsonl has their numbers")
+
+
+class TensorBoard:
+  """A `Tracker` that writes the event files in tensorboard/ of the workdir."""
+
+  def start(self, run: TrackedRun) -> None:
+    """Begins a file, which hides what an earlier start has logged of the steps to come."""
+    directory = epath.Path(run.workdir) / files.TENSORBOARD
+    self._file = EventFile(directory, purge_step=run.step + 1)
+
+  def log(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Adds the metrics of a logged step."""
+    for name, value in metrics.items():
+      self._file.add_scalar(name, value, step)
+
+  def evaluation(self, step: int, values: Mapping[str, float]) -> None:
+    """Adds the held-out metrics after a step."""
+    self.log(step, values)
+
+  def finish(self, summary: Mapping[str, Any] | None, report: str | None) -> None:
+    """Writes what waits; the event files hold neither summary nor report."""
+    del summary, report
+    self._file.close()

@@ -1,4 +1,4 @@
-"""Logs a run's metrics to metrics.jsonl, TensorBoard and the terminal."""
+"""Logs a run's metrics to metrics.jsonl, the trackers and the terminal."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from egad_jax import progress
 from egad_jax.durability import workdir as files
 from egad_jax.durability.jsonl_log import JsonlLog
 from egad_jax.durability.workdir import Workdir
-from egad_jax.files.storage import finite_or_none
-from egad_jax.reporting.events import EventFile
+from egad_jax.reporting.trackers import Trackers
 
 _LOG = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ def shown(value: float | None, form: str) -> str:
 
 
 class MetricLog:
-  """Writes each logged step once, in order, to metrics.jsonl, TensorBoard and the terminal."""
+  """Writes each logged step once, in order, to metrics.jsonl, the trackers and the terminal."""
 
   def __init__(
     self,
@@ -63,26 +62,23 @@ class MetricLog:
     steps: int,
     start: int,
     log_every: int,
-    tensorboard: bool,
+    trackers: Trackers,
     measure: Callable[[float], Mapping[str, Any]],
   ):
     """Opens the logs; lines of steps after `start`, from an earlier attempt, are cut off.
 
     Args:
-      workdir: the open workdir whose metrics.jsonl and tensorboard/ are written.
+      workdir: the open workdir whose metrics.jsonl is written.
       steps: number of steps of the whole run.
       start: step from which the run resumes; 0 for a new run.
       log_every: steps between logged lines; the last step is always logged.
-      tensorboard: whether to write TensorBoard events.
+      trackers: the trackers that get each line and each evaluation; `close` ends them.
       measure: takes the mean seconds of a step and returns further entries of the line, as
         `Utilization.measure` does.
     """
     self._lines = JsonlLog(workdir / files.METRICS, last_step=start, writes=workdir.writes)
     self._steps, self._log_every, self._measure = steps, log_every, measure
-    self._events = None
-    if tensorboard and workdir.writes:
-      # purge_step hides what an earlier attempt logged after the step from which the run resumes.
-      self._events = EventFile(workdir / "tensorboard", purge_step=start + 1)
+    self._workdir, self._trackers = workdir, trackers
     self._phase = progress.Phase()
     self._step = self._since = start
     self._seconds, self._tokens = 0.0, 0.0
@@ -124,9 +120,7 @@ class MetricLog:
     record |= self._measure(step_seconds)
     record |= {k: v for k, v in values.items() if k not in record and k not in _NOT_LOGGED}
     self._lines.append(record)
-    for key, value in finite_or_none(record).items():
-      if self._events and value is not None and key != "step":
-        self._events.add_scalar(key, value, step)
+    self._trackers.log(step, {key: value for key, value in record.items() if key != "step"})
     if not self._phase.is_bar:
       left = (self._steps - step) * step_seconds
       _LOG.info(
@@ -144,17 +138,22 @@ class MetricLog:
     return True
 
   def write_evaluation(self, step: int, result: Mapping[str, Any]) -> None:
-    """Adds the student's held-out metrics to TensorBoard, under "held_out/"."""
-    for key, value in result["student"].items():
-      if self._events and value is not None:
-        self._events.add_scalar(f"held_out/{key}", value, step)
+    """Sends the student's held-out metrics to the trackers, under "held_out/"."""
+    values = {f"held_out/{key}": value for key, value in result["student"].items()}
+    self._trackers.evaluation(step, values)
 
   def sync(self) -> None:
     """Writes the waiting lines of metrics.jsonl."""
     self._lines.sync()
 
-  def close(self) -> None:
-    """Writes all that waits and closes the event file."""
+  def close(self, summary: Mapping[str, Any] | None = None) -> None:
+    """Writes all that waits and ends the trackers.
+
+    Args:
+      summary: the contents of summary.json; None if the run ends before its last step.
+    """
     self.sync()
-    if self._events:
-      self._events.close()
+    if summary is None:
+      self._trackers.close(None, None)
+    else:
+      self._trackers.close(files.flat(summary), str(self._workdir / files.REPORT))

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,7 +21,8 @@ from egad_jax.durability.watchdog import Limits, Watchdog
 from egad_jax.durability.workdir import Workdir
 from egad_jax.errors import InputError
 from egad_jax.reporting.metric_log import MetricLog, averages, shown
-from egad_jax.training import results
+from egad_jax.reporting.trackers import TrackedRun, Tracker, Trackers, run_id
+from egad_jax.training import overview, results
 from egad_jax.training.bad_batch import note_skipped
 from egad_jax.training.compiled_run import CompiledRun
 from egad_jax.training.experiment import Experiment
@@ -51,7 +52,7 @@ class LoopOptions:
     keep: number of latest checkpoints to keep; positive.
     keep_best: whether to keep the checkpoint of lowest held-out forward KL besides.
     max_skipped: number of skipped steps in a row that ends the run; positive.
-    tensorboard: whether to write TensorBoard events.
+    trackers: name -> function that makes the tracker; process 0 alone calls it.
     limits: seconds without progress after which the process is taken to hang.
     profile: the steps to trace.
   """
@@ -63,7 +64,7 @@ class LoopOptions:
   keep: int
   keep_best: bool
   max_skipped: int
-  tensorboard: bool
+  trackers: Mapping[str, Callable[[], Tracker]]
   limits: Limits
   profile: Window
 
@@ -101,7 +102,7 @@ class _Session:
       steps=experiment.optimization.steps,
       start=start or 0,
       log_every=options.log_steps,
-      tensorboard=options.tensorboard,
+      trackers=self._trackers(start or 0),
       measure=Utilization(minimum_flops(experiment), list(experiment.mesh.devices.flat)).measure,
     )
     # Evaluations beyond the checkpoint are made again; without a checkpoint, all of them are.
@@ -122,6 +123,18 @@ class _Session:
     self.step = start or 0
     self.saved_step, self.saved_time = start, time.monotonic()
     self.last_time = time.monotonic()
+
+  def _trackers(self, start: int) -> Trackers:
+    if not self.workdir.writes or not self.options.trackers:
+      return Trackers({}, None)
+    run = TrackedRun(
+      run_id=run_id(self.workdir),
+      step=start,
+      workdir=str(self.workdir.path),
+      config=files.flat(self.workdir.read_json(files.CONFIG) or {}),
+      facts=overview.facts(self.experiment),
+    )
+    return Trackers(self.options.trackers, run)
 
   def _first_state(self) -> TrainState:
     with progress.phase("copying the student to the devices"):
@@ -376,11 +389,12 @@ def _train(
   )
   try:
     session = _Session(experiment, options, workdir, checkpoints, preemption, clock, profiler)
+    summary = None
     try:
       session.train()
       summary = session.finish()
     finally:
-      session.log.close()
+      session.log.close(summary)
   except Exception as error:
     # A process that fails alone tells the others by ending. Closing would wait for them.
     if not processes.is_multiprocess() or isinstance(error, _TOGETHER):

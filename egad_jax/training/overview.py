@@ -49,6 +49,19 @@ def lines(experiment: Experiment, workdir: Workdir) -> list[str]:
   ]
 
 
+def facts(experiment: Experiment) -> dict[str, int | str]:
+  """What trackers are told of a run beside its config: its models, its rows and its devices."""
+  models, rows = experiment.models, experiment.rows
+  return {
+    "teacher": models.teacher_name,
+    "teacher_parameters": models.teacher.num_parameters(),
+    "student_parameters": models.student.num_parameters(),
+    "train_rows": rows.train_size,
+    "held_out_rows": rows.held_out_size,
+    "devices": _devices(experiment),
+  }
+
+
 def _devices(experiment: Experiment) -> str:
   own = experiment.teacher.meshes
   every = [device for mesh in (experiment.mesh, *own) for device in mesh.devices.flat]

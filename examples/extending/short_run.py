@@ -25,7 +25,7 @@ def short_run(extensions: from_config.Extensions, **changes: Any) -> dict[str, A
   with tempfile.TemporaryDirectory() as directory, Workdir(directory) as workdir:
     experiment = from_config.build(config, directory, extensions=extensions)
     workdir.store_config(from_config.plain(config))
-    return loop.train(experiment, from_config.loop_options(config), workdir)
+    return loop.train(experiment, from_config.loop_options(config, extensions), workdir)
 
 
 def show(summary: dict[str, Any]) -> None:

@@ -268,7 +268,7 @@ ROWS = (
     "tensorboard/ of the workdir is a link to a device",
     "cp -r $S/done $S/run; rm -rf $S/run/tensorboard; "
     "ln -s /dev/full $S/run/tensorboard; "
-    "$TRAIN --config.tensorboard=True --config.steps=60 --force",
+    "$TRAIN --config.trackers=tensorboard --config.steps=60 --force",
     (2,),
     ("tensorboard",),
     before="hangs for ever when ten numbers wait",

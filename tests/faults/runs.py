@@ -64,7 +64,7 @@ class Job:
       arguments = [
         *(*command, f"--workdir={workdir}"),
         *(f"--config.data.cache={cache}/data", f"--config.compilation_cache={cache}/programs"),
-        *("--config.eval.sample_tokens=0", "--config.tensorboard=False", *flags),
+        *("--config.eval.sample_tokens=0", "--config.trackers=()", *flags),
         *([*joined, f"--process_id={index}"] if processes > 1 else []),
         *(last if index == processes - 1 else ()),
       ]

@@ -39,7 +39,7 @@ def test_a_stored_config_comes_back(path):
     ({"steps": "many"}, "steps must be of type int; got 'many'"),
     ({"steps": True}, "steps must be of type int; got True"),
     ({"steps": None}, "steps must be of type int; got None"),
-    ({"tensorboard": 1}, "tensorboard must be of type bool; got 1"),
+    ({"trackers": 1}, "trackers must be of type tuple; got 1"),
     ({"loss": 3}, "exactly the keys of configs/default.py.*loss"),
     ({"loss": {}}, "exactly the keys of configs/default.py.*loss.ce_weight"),
     ({"method": {"a": {"b": 1}}}, "exactly the keys of configs/default.py.*method"),

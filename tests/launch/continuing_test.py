@@ -17,6 +17,7 @@ from egad_jax import from_config
 from egad_jax.durability.preemption import Preempted, Preemption
 from egad_jax.durability.workdir import HARMLESS_KEYS
 from egad_jax.errors import InputError
+from egad_jax.from_config.trackers import TRACKERS
 from egad_jax.training import evaluation
 
 STEPS, HALF = 4, 2
@@ -79,7 +80,7 @@ def train(command, shared, _all_programs_are_kept):
     config.data.held_out_fraction, config.data.tokenizer = 0.2, "train:270"
     config.compilation_cache = str(shared / "programs")
     config.checkpoint.every_steps, config.eval.every_steps = 1, 0
-    config.eval.sample_tokens, config.eval.rows, config.tensorboard = 2, 8, False
+    config.eval.sample_tokens, config.eval.rows, config.trackers = 2, 8, ()
     config.eval.prompts = ("one", "two")
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
     early = Preemption() if until is None else After(until)
@@ -151,7 +152,7 @@ FREE = {
   },
   "more prompts": {
     "eval__prompts": ("three", "two", "one", "two"),
-    "tensorboard": True,
+    "trackers": ("tensorboard",),
     "guard__max_skipped": 1,
     # After the last step: beside libtpu, which other tests load, the profiler of CPUs crashes.
     "profile__start_step": 1000,
@@ -297,7 +298,7 @@ def test_a_student_that_breaks_is_null_and_the_run_ends_normally(
 
   monkeypatch.setattr(evaluation, "evaluate", broken)
   with caplog.at_level("INFO", logger="egad_jax"):
-    told = train(halfway, eval__every_steps=1, tensorboard=True)
+    told = train(halfway, eval__every_steps=1, trackers=("tensorboard",))
   first, *_, last = lines(halfway, "evaluations.jsonl")
   summary = read(halfway, "summary.json")
   assert first["student"]["perplexity"] > 1
@@ -312,6 +313,41 @@ def test_a_student_that_breaks_is_null_and_the_run_ends_normally(
   assert perplexity.split("|")[3].strip() == "n/a"
   assert "n/a" in (halfway / "report.html").read_text()
   assert "Student:" in told
+
+
+def test_a_tracker_sees_one_run_over_its_starts(train, tmp_path, monkeypatch):
+  starts = []
+
+  class Recorder:
+    def start(self, run):
+      starts.append(calls := [run])
+      self.log = lambda step, metrics: calls.append(("log", step, metrics["loss"]))
+      self.evaluation = lambda step, values: calls.append(("held_out", step, values))
+      self.finish = lambda summary, report: calls.append((summary, report))
+
+  monkeypatch.setitem(TRACKERS, "mine", Recorder)
+  workdir = tmp_path / "run"
+  with pytest.raises(Preempted):
+    train(workdir, until=HALF, trackers=("mine",), log_every=1)
+  train(workdir, trackers=("mine",), log_every=1)
+  first, second = starts
+  assert first[0].run_id == second[0].run_id == read(workdir, "trackers.json")["run_id"]
+  assert [calls[0].step for calls in starts] == [0, HALF]
+  assert first[0].workdir == second[0].workdir == str(workdir)
+  assert first[0].config["data.tokenizer"] == "train:270"
+  measured = read(workdir, "summary.json")["student_after"]
+  assert first[0].facts["student_parameters"] == measured["parameters"]
+  logged = [call[1:] for calls in starts for call in calls[1:] if call[0] == "log"]
+  assert logged == [(r["step"], r["loss"]) for r in lines(workdir, "metrics.jsonl")]
+  assert [step for step, _ in logged] == list(range(1, STEPS + 1))
+  held_out = [call[1:] for calls in starts for call in calls[1:] if call[0] == "held_out"]
+  assert [step for step, _ in held_out] == [0, STEPS]
+  last = lines(workdir, "evaluations.jsonl")[-1]["student"]
+  assert held_out[-1][1]["held_out/forward_kl"] == last["forward_kl"]
+  assert first[-1] == (None, None)
+  summary, report = second[-1]
+  assert (summary["steps"], summary["student_after.forward_kl"]) == (STEPS, last["forward_kl"])
+  assert report == str(workdir / "report.html")
 
 
 def assert_one_goodput(workdir, told):

@@ -106,7 +106,10 @@ BAD_COMMANDS = {
   ),
   "nested key": ([TINY, "--config.optimizer.learningrate=1"], ["learningrate", "learning_rate"]),
   "fraction for a count": ([TINY, "--config.steps=2.5"], ["--config.steps", "2.5"]),
-  "number for a switch": ([TINY, "--config.tensorboard=7"], ["--config.tensorboard", "7"]),
+  "number for a switch": (
+    [TINY, "--config.branch.hard_logits=7"],
+    ["--config.branch.hard_logits", "7"],
+  ),
   "flag of another type": ([TINY, "--force=perhaps"], ["--force", "perhaps"]),
 }
 
@@ -176,3 +179,51 @@ def test_truncated_safetensors_are_refused_by_name(train, finished, tmp_path):
   weights.write_bytes(weights.read_bytes()[:-1000])
   done = train(tmp_path / "run", f"--config.teacher.source={teacher}", "--config.data.tokenizer=")
   assert_refused(done, "model.safetensors")
+
+
+_TRACKED = """
+import pathlib
+import sys
+
+from configs import tiny
+
+STUBS = pathlib.Path(__file__).with_name("stubs")
+if STUBS.exists():
+  sys.path.insert(0, str(STUBS))
+else:
+  sys.modules["wandb"] = None
+
+
+def get_config():
+  config = tiny.get_config()
+  config.trackers = ("tensorboard", "wandb", "mlflow") if STUBS.exists() else ("wandb",)
+  return config
+"""
+
+
+def test_trackers_that_fail_and_hang_leave_a_run_and_its_code_alone(train, tmp_path):
+  stubs = tmp_path / "stubs"
+  stubs.mkdir()
+  (stubs / "wandb.py").write_text("raise RuntimeError('broken\\ninstallation')")
+  (stubs / "mlflow.py").write_text("import threading\nthreading.Event().wait()")
+  # As long as it takes to tell: 30 s are for those who upload.
+  patch = "from egad_jax.reporting import trackers; trackers.FINISH_SECONDS = 3.0\n"
+  (tmp_path / "mine.py").write_text(patch + _TRACKED)
+  done = train(tmp_path / "run", f"--config={tmp_path}/mine.py")
+  assert done.returncode == 0, done.stderr
+  told = [line for line in done.stderr.splitlines() if "is dropped and the run goes on" in line]
+  assert len(told) == 2, done.stderr
+  assert "tracker wandb is dropped" in told[0]
+  assert told[0].endswith("start raised RuntimeError: broken installation")
+  assert "tracker mlflow is dropped" in told[1]
+  assert told[1].endswith("start has not returned 3 s after the end")
+  assert "Traceback" not in done.stderr
+  assert steps_of(tmp_path / "run" / "metrics.jsonl") == list(range(1, STEPS + 1))
+  assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
+
+
+def test_a_tracker_whose_package_is_missing_is_refused_before_any_work(tmp_path):
+  (tmp_path / "mine.py").write_text(_TRACKED)
+  done = run_command(f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/run")
+  assert_refused(done, "config.trackers", "package wandb is not installed", "pip install wandb")
+  assert not (tmp_path / "run").exists()

@@ -59,7 +59,7 @@ def make_run(tmp_path_factory):
     config.data.held_out_fraction, config.data.tokenizer = 0.2, "train:270"
     config.compilation_cache = str(shared / "programs")
     config.checkpoint.every_steps, config.eval.every_steps = 2, 0
-    config.eval.sample_tokens, config.eval.rows, config.tensorboard = 0, 4, False
+    config.eval.sample_tokens, config.eval.rows, config.trackers = 0, 4, ()
     config.guard.max_skipped = 3
     run = from_config.build(config, directory, devices=jax.devices()[:1])
     optimization = dataclasses.replace(run.optimization, progress=_bad_progress)

@@ -60,7 +60,7 @@ def config_of(
   config.checkpoint.every_seconds = 0.0
   config.eval.every_steps = 0
   config.eval.sample_tokens = 0
-  config.tensorboard = False
+  config.trackers = ()
   config.data.cache = str(cache / "data")
   config.compilation_cache = str(cache / "programs")
   config.update_from_flattened_dict(OVERRIDES.get(method, {}) | dict(changes or {}))

@@ -27,7 +27,7 @@ def _config(texts):
   # A program from the cache would not count as compiled.
   config.compilation_cache = ""
   config.checkpoint.every_steps, config.eval.every_steps = 3, EVALUATE
-  config.eval.sample_tokens, config.tensorboard = 0, False
+  config.eval.sample_tokens, config.trackers = 0, ()
   return config
 
 
