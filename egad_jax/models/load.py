@@ -42,7 +42,7 @@ class Pretrained(NamedTuple):
 
 
 def load_pretrained(source: str, *, tokenizer_size: int | None = None) -> Pretrained:
-  """Reads a model of the Llama family; one warning names all that is not read.
+  """Reads a model; one warning names all that is not read.
 
   Args:
     source: a `*.gguf` file, a Hugging Face directory (config.json and safetensors), or

@@ -112,10 +112,11 @@ def make_model(
     return hidden, cache
 
   def init_cache(batch: int, max_len: int) -> Cache:
-    shape = (config.repeats, batch, max_len, config.num_kv_heads, config.head_dim)
-    empty = lambda: jnp.zeros(shape, dtype)
+    shape = (batch, max_len, config.num_kv_heads, config.head_dim)
+    empty = lambda repeats: jnp.zeros((repeats, *shape), dtype)
     return Cache(
-      layers=tuple((empty(), empty()) for _ in config.pattern),
+      layers=tuple((empty(config.repeats), empty(config.repeats)) for _ in config.pattern),
+      tail=tuple((empty(1), empty(1)) for _ in config.tail),
       positions=jnp.full((batch, max_len), -1, jnp.int32),
       length=jnp.int32(0),
     )

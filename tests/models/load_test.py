@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from egad_jax.errors import InputError
-from egad_jax.models import llama
+from egad_jax.models import family, layout
 from egad_jax.models.directory_layout import INDEX, SINGLE
 from egad_jax.models.generation import generate
 from egad_jax.models.license import License
@@ -29,9 +29,9 @@ def test_gguf_file(tmp_path, config, params, write_gguf):
 def test_directory_with_a_model_card(tmp_path, config, params):
   directory = tmp_path / "some-model"
   directory.mkdir()
-  data = llama.config_to_hf(config, bos_id=1, eos_id=2, pad_id=2, dtype="float32")
+  data = family.config_to_hf(config, bos_id=1, eos_id=2, pad_id=2, dtype="float32")
   (directory / "config.json").write_text(json.dumps(data))
-  write_safetensors(directory / SINGLE, llama.take_apart(config, params))
+  write_safetensors(directory / SINGLE, layout.by_name(family.tensors(config), params))
   assert load_pretrained(str(directory)).license is None
   (directory / "README.md").write_text("---\ntags: [x]\nlicense: apache-2.0\n---\nlicense: mit\n")
   read = load_pretrained(str(directory))
@@ -126,7 +126,7 @@ def test_an_index_left_behind(tmp_path):
 
 def test_what_is_not_read_is_named_in_one_warning(tmp_path, caplog):
   path = tiny_llama.make(
-    tmp_path / "m", generation_config={"num_beams": 4, "suppress_tokens": [3]}, of_tomorrow=1
+    tmp_path / "m", generation_config={"num_beams": 4, "suppress_tokens": [3]}, of_tomorrow=False
   )
   (path / "pytorch_model.bin").write_bytes(b"x")
   read = load_pretrained(str(path))
