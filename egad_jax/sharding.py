@@ -41,6 +41,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
   ("kv_heads", "tensor"),
   ("head_dim", None),
   ("mlp", "tensor"),
+  ("experts", "tensor"),
   ("taps", None),
 )
 

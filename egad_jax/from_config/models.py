@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 from egad_jax import progress, sharding
@@ -125,6 +126,9 @@ def _replace(shape: DecoderConfig, **sizes: int) -> DecoderConfig:
       )
     sizes["head_dim"] = dim // heads
   changes: dict[str, Any] = {**sizes}
+  if shape.embedding_scale == math.sqrt(shape.dim):
+    # Gemma's factor follows from the width.
+    changes["embedding_scale"] = math.sqrt(dim)
   return dataclasses.replace(shape, **changes)
 
 

@@ -220,13 +220,13 @@ class Attention(nn.Module):
     )
     y = project(x, kernel.astype(self.dtype))
     if self.config.qkv_bias:
-      y = y + self._bias(name, (heads, self.config.head_dim), (axis, "head_dim"))
+      y = self._with_bias(name, y, (axis, "head_dim"))
     return self.constrain(y, ("batch", "seq", axis, None))
 
-  def _bias(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
+  def _with_bias(self, name: str, y: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     init = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
-    bias = self.param(f"{name}_bias", init, shape, self.params_dtype)
-    return bias.astype(self.dtype)
+    bias = self.param(f"{name}_bias", init, y.shape[2:], self.params_dtype)
+    return y + bias.astype(self.dtype)[None, None]
 
   def _combine(self, x: jax.Array) -> jax.Array:
     c = self.config
@@ -245,4 +245,4 @@ class Attention(nn.Module):
       self.params_dtype,
     )
     y = project(x, kernel.astype(self.dtype), inputs=2)
-    return y + self._bias("output", (c.dim,), ("embed",)) if c.attention_bias else y
+    return self._with_bias("output", y, ("embed",)) if c.attention_bias else y

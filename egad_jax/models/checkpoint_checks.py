@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 
 from egad_jax.errors import InputError
+from egad_jax.models.config import DecoderConfig
 from egad_jax.models.foreign_keys import listed
 from egad_jax.models.layout import Tensor
 
@@ -88,16 +89,26 @@ def check_shape(source: str, name: str, *, expected: tuple[int, ...], got: tuple
     )
 
 
-def check_depth(source: str, num_layers: int, count: int) -> None:
-  """Checks a claimed number of layers against the number of tensors, before lists are made.
+def check_depth(source: str, config: DecoderConfig, count: int) -> None:
+  """Checks claimed numbers of layers and experts, before lists with entries for each are made.
+
+  Args:
+    source: name of the checkpoint, for messages.
+    config: the architecture that it claims.
+    count: number of tensors that it has.
 
   Raises:
-    InputError: there are fewer tensors than layers.
+    InputError: there are fewer tensors than layers, or than experts of all layers.
   """
-  if num_layers > count:
+  if config.num_layers > count:
     raise InputError(
-      f"{source} lacks tensors: it has {count}, too few for the {num_layers} layers "
+      f"{source} lacks tensors: it has {count}, too few for the {config.num_layers} layers "
       "that its config claims."
+    )
+  if config.experts is not None and config.num_layers * config.experts.count > count:
+    raise InputError(
+      f"{source} lacks tensors: it has {count}, too few for the {config.experts.count} experts of "
+      f"each of {config.num_layers} layers that its config claims."
     )
 
 

@@ -63,6 +63,7 @@ class Family(NamedTuple):
     gguf: how GGUF describes the family; None if it is not read from GGUF.
     prefix: beginning of all names of tensors but the unembedding's, which some files leave out; ""
       if no files do.
+    own_code: classes that auto_map may name, because transformers has the same ones built in.
     derived: expression of further names of tensors that follow from the config.
   """
 
@@ -77,6 +78,7 @@ class Family(NamedTuple):
   gguf_names: tuple[str, ...] = ()
   gguf: GGUFFamily | None = None
   prefix: str = ""
+  own_code: tuple[str, ...] = ()
   derived: str = ""
 
   def is_derived(self, name: str) -> bool:
@@ -128,8 +130,9 @@ def family_from_hf(source: str, data: Mapping[str, Any]) -> Family:
       f"transformers' {family.architectures[0]}, or use another."
     )
   code = data.get("auto_map") or {}
-  own = [] if isinstance(code, dict) else [code]
-  if own or any(key != "AutoTokenizer" for key in code):
+  if not isinstance(code, dict) or any(
+    key != "AutoTokenizer" and value not in family.own_code for key, value in code.items()
+  ):
     raise InputError(
       f"{source}: auto_map names a program of the model's own ({shown(code)}), which is not run. "
       f"If the model is a plain {family.title} all the same, remove auto_map; else use another."

@@ -81,7 +81,7 @@ def read_gguf(path: pathlib.Path) -> GGUFModel:
   config = family.gguf.config(GGUFConfig(source, architecture, metadata, found))
   config = dataclasses.replace(config, family=family.name)
   shapes = {name: stored.shape for name, stored in found.items() if name != ROPE_FACTORS}
-  check_depth(source, config.num_layers, len(shapes))
+  check_depth(source, config, len(shapes))
   tensors = layout.tensors(family.tensors, config)
   check_tensors(source, family.title, tensors, lambda tensor: tensor.gguf or "", shapes)
   transforms = family.gguf.transforms

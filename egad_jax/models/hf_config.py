@@ -162,7 +162,9 @@ _ACTIVATIONS = {
 
 
 def config_keys(
-  *read: str, neutral: Mapping[str, tuple[Any, ...]] = types.MappingProxyType({})
+  *read: str,
+  neutral: Mapping[str, tuple[Any, ...]] = types.MappingProxyType({}),
+  harmless: Iterable[str] = (),
 ) -> Table:
   """The table of a family's config.json.
 
@@ -170,11 +172,13 @@ def config_keys(
     *read: keys that the family reads besides those that every family reads.
     neutral: key -> values that mean the same as its absence, where the family departs from the
       rule for all families; see `Table`.
+    harmless: keys that this family's class ignores, though they mean something to another.
   """
   known = _READ | frozenset(read)
-  merged = {key: values for key, values in (_NEUTRAL | dict(neutral)).items() if key not in known}
-  harmless = ANY_MODEL - known - merged.keys()
-  return Table(read=known, harmless=harmless, neutral=merged, remedy=_REMEDY, hints=_HINTS)
+  idle = (ANY_MODEL | frozenset(harmless)) - known
+  merged = _NEUTRAL | dict(neutral)
+  merged = {key: values for key, values in merged.items() if key not in known | idle}
+  return Table(read=known, harmless=idle, neutral=merged, remedy=_REMEDY, hints=_HINTS)
 
 
 class HFConfig:
@@ -198,6 +202,10 @@ class HFConfig:
     """A positive integer; a key that is null takes `default`."""
     value = self.get(key)
     return positive_integer(self.source, key, default if value is None else value)
+
+  def count(self, key: str) -> int:
+    """A positive integer or 0."""
+    return 0 if self.get(key) == 0 and self.get(key) is not False else self.integer(key)
 
   def number(self, key: str) -> float:
     """A positive number."""
@@ -288,12 +296,22 @@ class HFConfig:
       fields["mlp_dim"] = self.integer("intermediate_size")
     return checked_config(self.source, **(common | fields))
 
-  def window(self, key: str = "sliding_window") -> int | None:
+  def factor(self, key: str) -> float | None:
+    """A positive number that multiplies or divides something; None for 1."""
+    value = self.number(key)
+    return None if value == 1 else value
+
+  def query_scale(self, key: str) -> float | None:
+    """`DecoderConfig.query_scale` where a key holds scale ** -2, as Gemma's does."""
+    scalar, heads = self.number(key), self.integer("num_attention_heads")
+    usual = self.integer("head_dim", self.integer("hidden_size") // heads)
+    return None if scalar == usual else scalar**-0.5
+
+  def window(self) -> int | None:
     """The window of layers that have one; None if it reaches over all positions."""
-    value = self.get(key)
-    if value is None:
+    if self.get("sliding_window") is None:
       return None
-    window = self.integer(key)
+    window = self.integer("sliding_window")
     return None if window >= self.integer("max_position_embeddings") else window
 
 
@@ -336,6 +354,14 @@ def layer_types(config: DecoderConfig) -> list[str]:
   """`layer_types` of a config.json, from the windows of the layers."""
   kinds = (config.kind(i) for i in range(config.num_layers))
   return [FULL if kind.window is None else _SLIDING for kind in kinds]
+
+
+def query_scalar(config: DecoderConfig) -> float:
+  """query_scale ** -2, which Gemma's config.json holds; undoes `HFConfig.query_scale`."""
+  if config.query_scale is None:
+    return config.head_dim
+  scalar = config.query_scale**-2
+  return round(scalar) if round(scalar) ** -0.5 == config.query_scale else scalar
 
 
 def common_window(config: DecoderConfig) -> int | None:

@@ -53,7 +53,7 @@ class MLP(nn.Module):
       return y
     zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[1:])
     bias = self.param(f"{name}_bias", zeros, (width,), self.params_dtype)
-    return y + bias.astype(self.dtype)
+    return y + bias.astype(self.dtype)[None, None]
 
 
 class ExpertMLPs(nn.Module):

@@ -84,7 +84,7 @@ def read_directory(directory: pathlib.Path) -> DirectoryModel:
   unread = [f"{CONFIG}: {key}" for key in families.unread_keys(data)] + unread
   with contextlib.ExitStack() as stack:
     found, more = _open_tensors(directory, stack, family)
-    check_depth(str(directory), config.num_layers, len(found))
+    check_depth(str(directory), config, len(found))
     tensors = layout.tensors(family.tensors, config)
     found = _with_prefix(family, {n: at for n, at in found.items() if not family.is_derived(n)})
     if config.tie_embeddings:
