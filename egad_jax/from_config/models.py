@@ -129,6 +129,8 @@ def _replace(shape: DecoderConfig, **sizes: int) -> DecoderConfig:
   if shape.embedding_scale == math.sqrt(shape.dim):
     # Gemma's factor follows from the width.
     changes["embedding_scale"] = math.sqrt(dim)
+  if len(shape.pattern) > sizes.get("num_layers", shape.num_layers):
+    changes["pattern"] = shape.pattern[: sizes["num_layers"]]
   return dataclasses.replace(shape, **changes)
 
 

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from egad_jax.errors import InputError
-from egad_jax.files.gguf_file import Texts, open_gguf
+from egad_jax.files.gguf_file import Texts
+from egad_jax.files.gguf_parts import open_parts
 from egad_jax.models import layout
 from egad_jax.models.checkpoint_checks import check_depth, check_finite, check_tensors
 from egad_jax.models.config import DecoderConfig
@@ -68,14 +69,14 @@ def read_gguf(path: pathlib.Path) -> GGUFModel:
   """Reads a model.
 
   Args:
-    path: the GGUF file.
+    path: the GGUF file, or the first of its parts, which are beside it.
 
   Raises:
-    InputError: the file is missing, truncated or not GGUF; its architecture cannot be represented
+    InputError: a file is missing, truncated or not GGUF; its architecture cannot be represented
       exactly; or a tensor is missing, unexpected, of the wrong shape or not finite.
   """
-  metadata, found = open_gguf(path)
   source = str(path)
+  metadata, found = open_parts(path)
   architecture, family = _family(source, metadata)
   assert family.gguf is not None
   config = family.gguf.config(GGUFConfig(source, architecture, metadata, found))
@@ -121,12 +122,6 @@ def _family(source: str, metadata: Mapping[str, Any]) -> tuple[str, Family]:
     raise InputError(
       f"{source}: general.type must be 'model'; got {shown(kind)}, which is a part that is used "
       "with a model. Merge it into the model first, or give the model's own file."
-    )
-  parts = metadata.get("split.count", 0)
-  if not is_one_of(parts, (0, 1)):
-    raise InputError(
-      f"{source} is one of {shown(parts)} parts (split.count). Join them first: "
-      "llama-gguf-split --merge FIRST_PART OUTPUT.gguf."
     )
   architecture = need(source, metadata, "general.architecture")
   known = {name: family for family in families().values() for name in family.gguf_names}

@@ -88,7 +88,7 @@ def test_wrong_tensors_are_named(tmp_path, params, write_gguf, tensors, message)
     ({"llama.attention.value_length": 8}, "llama.attention.value_length must be 4; got 8"),
     ({"general.type": "adapter"}, "general.type must be 'model'; got 'adapter'.*Merge it into"),
     ({"general.type": "mmproj"}, "general.type must be 'model'"),
-    ({"split.count": 3}, r"is one of 3 parts \(split.count\). Join them.*llama-gguf-split --merge"),
+    ({"split.count": 3}, r"one of 3 parts \(split.count\).*end in -00001-of-00003.gguf.*--merge"),
     ({"tokenizer.ggml.eot_token_id": 40}, "eot_token_id.*must be one or more ids from 0 to 39"),
     ({"tokenizer.ggml.eos_token_id": "</s>"}, "must be one or more ids from 0 to 39; got '</s>'"),
     ({"llama.attention.head_count_kv": 4}, r"a.gguf: num_heads \(6\) must be a multiple"),
@@ -213,7 +213,7 @@ def test_numbers_for_each_layer_are_refused(tmp_path):
 @pytest.mark.parametrize("value", [[1, 2], ["none", "model"]])
 def test_a_list_in_place_of_a_value(tmp_path, key, value):
   path = tiny_llama.make_gguf(tmp_path / "a.gguf", metadata={key: value})
-  with pytest.raises(InputError, match=f"{key}|is one of .* parts"):
+  with pytest.raises(InputError, match=key):
     read_gguf(path)
 
 
