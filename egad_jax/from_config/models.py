@@ -86,9 +86,23 @@ def planned_shape(who: str, source: str, name: str) -> DecoderConfig:
 
 
 def _load(
-  who: str, source: str, name: str, tokenizer: Tokenizer | Vocabulary, planned: bool
+  who: str,
+  source: str,
+  name: str,
+  tokenizer: Tokenizer | Vocabulary,
+  planned: bool,
+  grow: bool = False,
 ) -> Pretrained:
-  """Reads a model; its params are None if they are random, or if nothing is read for a plan."""
+  """Reads a model; its params are None if they are random, or if nothing is read for a plan.
+
+  Args:
+    who: "teacher" or "student", for messages.
+    source: the value of config.teacher.source or config.student.source.
+    name: name of the architecture that the config states; "" if it states none.
+    tokenizer: the tokenizer that makes the model's rows.
+    planned: whether this is for a plan.
+    grow: whether ids that the model lacks get rows, each the mean of the others.
+  """
   size = tokenizer.vocab_size
   if source.startswith(RANDOM):
     return Pretrained(
@@ -97,7 +111,7 @@ def _load(
   if planned:
     return Pretrained(planned_shape(who, source, name), None, None, source)
   with progress.phase(f"reading the {who}, {source}"):
-    read = load_pretrained(source, tokenizer_size=size)
+    read = load_pretrained(source, tokenizer_size=size, grow=grow)
   if name:
     _check_architecture(who, source, read.config, name)
   return read
@@ -144,7 +158,8 @@ def _student(
   options = config.student
   if options.init == "source":
     named = (options.source, options.architecture)
-    return _load("student", *named, tokenizer, planned)
+    # Its own tokenizer was compared with the teacher's, so that rows it lacks are of added tokens.
+    return _load("student", *named, tokenizer, planned, grow=not options.tokenizer)
   if options.init == "random":
     names = ("dim", "num_heads", "num_kv_heads", "mlp_dim")
     sizes = {name: options[name] for name in names}

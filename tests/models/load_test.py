@@ -166,3 +166,19 @@ def test_an_end_token_that_the_tokenizer_lacks(tmp_path):
     InputError, match="name the end token 260, but the tokenizer has the ids 0 to"
   ):
     load_pretrained(str(path), tokenizer_size=260)
+
+
+def test_rows_of_further_ids_begin_as_the_mean(tmp_path, caplog):
+  arrays = tiny_llama.tensors()
+  path = str(tiny_llama.make(tmp_path / "m", arrays))
+  read = load_pretrained(path, tokenizer_size=263, grow=True)
+  assert read.config.vocab_size == 263
+  assert "260 rows of embedding for the 263 ids of the tokenizer; the 3 further" in caplog.text
+  names = {"embedding": "model.embed_tokens.weight", "unembedding": "lm_head.weight"}
+  for ours, theirs in names.items():
+    table = read.params[ours]
+    np.testing.assert_array_equal(table[:260], arrays[theirs])
+    np.testing.assert_allclose(table[260:], [arrays[theirs].mean(0)] * 3, atol=1e-6)
+  small = load_pretrained(path, tokenizer_size=259, grow=True)
+  assert small.config.vocab_size == 260
+  assert not small.params["embedding"][259:].any()
