@@ -1,8 +1,8 @@
 """Writes tests/fixtures/families/*.npz: what transformers computes for small models of each family.
 
 Run in the environment of requirements-parity.txt:
-`python tests/parity/make_families_golden.py [FAMILY …]` rewrites the fixtures;
-`python tests/parity/make_families_golden.py --check` compares a new computation with them instead.
+`python -m tests.parity.make_families_golden [FAMILY …]` rewrites the fixtures;
+`python -m tests.parity.make_families_golden --check` compares a new computation with them instead.
 """
 
 from __future__ import annotations
