@@ -77,7 +77,7 @@ def loaded_whole(directory: pathlib.Path) -> Any:
 def check(name: str, index: int, root: pathlib.Path) -> None:
   """One configuration of one family."""
   data, shapes = saved(name, CASES[name][index], root / "saved")
-  source = write_model(root / "made", data, weights(shapes, index))
+  source = write_model(root / "made", data, weights(name, shapes, index))
   theirs, read = load(source), load_pretrained(str(source))
   texts = prompts(read.config.vocab_size)
   wanted = np.concatenate([logits(theirs, text) for text in texts])
@@ -106,7 +106,7 @@ def check(name: str, index: int, root: pathlib.Path) -> None:
 def check_command(name: str, root: pathlib.Path) -> None:
   """launch/generate.py on a directory with a tokenizer of bytes."""
   data, shapes = saved(name, CASES[name][0] | {"vocab_size": 260}, root / "saved")
-  directory = write_model(root / "made", data, weights(shapes, 5))
+  directory = write_model(root / "made", data, weights(name, shapes, 5))
   tokenizer = tiny_llama.tokenizer()
   fast = transformers.PreTrainedTokenizerFast(
     tokenizer_object=tokenizer, eos_token=tiny_llama.SPECIAL[0], pad_token=tiny_llama.SPECIAL[3]

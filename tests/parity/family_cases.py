@@ -178,20 +178,22 @@ CASES: Mapping[str, tuple[dict[str, Any], ...]] = {
 }
 
 
-def weights(shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, np.ndarray]:
+def weights(family: str, shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, np.ndarray]:
   """Values of all tensors of a checkpoint, float32, the same on every machine.
 
   Args:
+    family: name of the family; Gemma's norms are stored less 1.
     shapes: shape of each tensor by its name in Hugging Face's files.
     seed: changes all values.
   """
   made = {}
+  norm = 0.0 if family.startswith("gemma") else 1.0
   for name, shape in shapes.items():
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     # The legacy generator, whose numbers never change.
     values = np.random.RandomState(int.from_bytes(digest[:4], "little")).standard_normal(shape)
     width = 0.3 if len(shape) < 2 else 1.3 / np.sqrt(shape[-1])
-    made[name] = ((1.0 if "norm" in name else 0.0) + width * values).astype(np.float32)
+    made[name] = ((norm if "norm" in name else 0.0) + width * values).astype(np.float32)
   return made
 
 

@@ -61,7 +61,7 @@ def golden(family: str, index: int, case: dict[str, Any]) -> dict[str, np.ndarra
   with tempfile.TemporaryDirectory() as scratch:
     root = pathlib.Path(scratch)
     data, shapes = saved(family, case, root / "saved")
-    model = load(write_model(root / "made", data, weights(shapes, index)))
+    model = load(write_model(root / "made", data, weights(family, shapes, index)))
     texts = prompts(case["vocab_size"])
     return {
       "config": np.array(json.dumps(data)),

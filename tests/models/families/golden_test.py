@@ -39,7 +39,7 @@ def loaded(name, index):
   with np.load(FIXTURES / f"{name}.npz") as file:
     stored = {key: file[f"{index}/{key}"] for key in ("config", "shapes", "logits", "greedy")}
   data, shapes = json.loads(str(stored["config"])), json.loads(str(stored["shapes"]))
-  arrays = weights(shapes, index)
+  arrays = weights(name, shapes, index)
   with tempfile.TemporaryDirectory() as directory:
     read = load_pretrained(str(write_model(Path(directory), data, arrays)))
   return stored, data, arrays, read
