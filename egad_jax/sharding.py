@@ -41,6 +41,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
   ("kv_heads", "tensor"),
   ("head_dim", None),
   ("mlp", "tensor"),
+  ("experts", "tensor"),
   ("taps", None),
 )
 
@@ -232,6 +233,13 @@ def split(
     )
 
   return on_parts
+
+
+def experts_axis(mesh: Mesh, count: int) -> str | None:
+  """The mesh axis over which `count` experts are split; None if every device has all of them."""
+  axis = dict(RULES)["experts"]
+  assert isinstance(axis, str)
+  return axis if mesh.shape[axis] > 1 and count % mesh.shape[axis] == 0 else None
 
 
 def head_devices(mesh: Mesh) -> int:

@@ -317,6 +317,19 @@ class Tokenizer:
     added = self._specification["added_tokens"]
     return {entry["id"]: entry["content"] for entry in added if entry["special"]}
 
+  def added_to(self, other: Tokenizer) -> list[str] | None:
+    """The added tokens that only this tokenizer has; None if they differ in anything else.
+
+    Args:
+      other: a tokenizer whose every id may have the same token here.
+    """
+    own = self._token_of
+    if any(own.get(index) != token for index, token in other._token_of.items()):
+      return None
+    more = sorted(own.keys() - other._token_of.keys())
+    added = {entry["id"] for entry in self._specification["added_tokens"]}
+    return [own[index] for index in more] if added.issuperset(more) else None
+
   def apply_chat(
     self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
   ) -> str:

@@ -59,7 +59,10 @@ def make_attention(config: Config, who: str, shape: DecoderConfig, mesh: Any) ->
   else:
     capability = _compute_capability(_device(mesh))
     reason = cudnn.unserved(
-      **sizes, dtype=jnp.dtype(DTYPES[config[who].dtype]), capability=capability
+      **sizes,
+      soft_cap=shape.attention_soft_cap,
+      dtype=jnp.dtype(DTYPES[config[who].dtype]),
+      capability=capability,
     )
   if reason is None:
     return splash.splash_attention(mesh) if kernel == "splash" else cudnn.cudnn_attention(mesh)

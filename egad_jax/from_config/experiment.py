@@ -32,7 +32,7 @@ from egad_jax.from_config.trackers import make_trackers
 from egad_jax.from_config.validation import compiler_options, validate
 from egad_jax.from_config.values import RANDOM, TRAIN, Config
 from egad_jax.methods import TWO_TOKENIZERS, Method
-from egad_jax.models import llama
+from egad_jax.models import family
 from egad_jax.training.batch_source import BatchSource, PackedRows
 from egad_jax.training.experiment import (
   EvaluationOptions,
@@ -143,7 +143,7 @@ def build(
   check_prompts(config, models, tokenizers)
   _check_size(config, rows, meshes[0])
   # A student that cannot be exported must be refused before it is trained.
-  llama.config_to_hf(models.student.config, bos_id=None, eos_id=None, pad_id=None, dtype="float32")
+  family.config_to_hf(models.student.config, bos_id=None, eos_id=None, pad_id=None, dtype="float32")
   return _assemble(config, method, models, tokenizers, rows, meshes, extensions)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -97,9 +98,23 @@ def planned_shape(who: str, source: str, name: str) -> DecoderConfig:
 
 
 def _load(
-  who: str, source: str, name: str, tokenizer: Tokenizer | Vocabulary, planned: bool
+  who: str,
+  source: str,
+  name: str,
+  tokenizer: Tokenizer | Vocabulary,
+  planned: bool,
+  grow: bool = False,
 ) -> Pretrained:
-  """Reads a model; its params are None if they are random, or if nothing is read for a plan."""
+  """Reads a model; its params are None if they are random, or if nothing is read for a plan.
+
+  Args:
+    who: "teacher" or "student", for messages.
+    source: the value of config.teacher.source or config.student.source.
+    name: name of the architecture that the config states; "" if it states none.
+    tokenizer: the tokenizer that makes the model's rows.
+    planned: whether this is for a plan.
+    grow: whether ids that the model lacks get rows, each the mean of the others.
+  """
   size = tokenizer.vocab_size
   if source.startswith(RANDOM):
     return Pretrained(
@@ -108,7 +123,7 @@ def _load(
   if planned:
     return Pretrained(planned_shape(who, source, name), None, None, source)
   with progress.phase(f"reading the {who}, {source}"):
-    read = load_pretrained(source, tokenizer_size=size)
+    read = load_pretrained(source, tokenizer_size=size, grow=grow)
   if name:
     _check_architecture(who, source, read.config, name)
   return read
@@ -137,6 +152,11 @@ def _replace(shape: DecoderConfig, **sizes: int) -> DecoderConfig:
       )
     sizes["head_dim"] = dim // heads
   changes: dict[str, Any] = {**sizes}
+  if shape.embedding_scale == math.sqrt(shape.dim):
+    # Gemma's factor follows from the width.
+    changes["embedding_scale"] = math.sqrt(dim)
+  if len(shape.pattern) > sizes.get("num_layers", shape.num_layers):
+    changes["pattern"] = shape.pattern[: sizes["num_layers"]]
   return dataclasses.replace(shape, **changes)
 
 
@@ -150,7 +170,8 @@ def _student(
   options = config.student
   if options.init == "source":
     named = (options.source, options.architecture)
-    return _load("student", *named, tokenizer, planned)
+    # Its own tokenizer was compared with the teacher's, so that rows it lacks are of added tokens.
+    return _load("student", *named, tokenizer, planned, grow=not options.tokenizer)
   if options.init == "random":
     names = ("dim", "num_heads", "num_kv_heads", "mlp_dim")
     sizes = {name: options[name] for name in names}
@@ -258,12 +279,14 @@ def make_models(
       remat=config.student.remat,
       constrain=sharding.constrain(mesh),
       attention=make_attention(config, "student", student.config, mesh),
+      mesh=mesh,
     ),
     teacher=make_model(
       teacher.config,
       dtype=DTYPES[config.teacher.dtype],
       constrain=sharding.constrain(teacher_mesh),
       attention=make_attention(config, "teacher", teacher.config, teacher_mesh),
+      mesh=teacher_mesh,
       layers_on_host=config.teacher.placement == "host",
     ),
     student_params=student.params,

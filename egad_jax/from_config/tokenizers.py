@@ -10,6 +10,7 @@ from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
 from egad_jax.from_config.values import RANDOM, TRAIN, Config
 from egad_jax.methods import TWO_TOKENIZERS
+from egad_jax.models.foreign_keys import listed
 
 _LOG = logging.getLogger(__name__)
 
@@ -19,7 +20,8 @@ def make_tokenizers(config: Config, corpus: corpora.Corpus) -> tuple[Tokenizer, 
 
   Two tokenizers may have the same vocabulary and still give a text different ids, because they
   split it differently or begin it with another token. The teacher's is then used for both, with a
-  warning; but a method for two tokenizers uses both.
+  warning; but a method for two tokenizers uses both. The same holds if the student's vocabulary is
+  the teacher's without some added tokens, such as those of a later release of the family.
 
   Args:
     config: checked by `validate`.
@@ -54,6 +56,17 @@ def make_tokenizers(config: Config, corpus: corpora.Corpus) -> tuple[Tokenizer, 
       key,
       own,
       ", ".join(parts),
+    )
+    return teacher, teacher
+  added = teacher.added_to(student)
+  if added is not None and config.method not in TWO_TOKENIZERS:
+    _LOG.warning(
+      "The tokenizer of config.%s (%s) lacks %d added tokens of the teacher's (%s). The teacher's "
+      "makes the rows, and is exported with the student.",
+      key,
+      own,
+      len(added),
+      listed(added),
     )
     return teacher, teacher
   different = (

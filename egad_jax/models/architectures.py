@@ -74,6 +74,7 @@ def _qwen3(
     rope_theta=1_000_000.0,
     norm_eps=1e-6,
     qk_norm=True,
+    family="qwen3",
     tie_embeddings=tie_embeddings,
     max_seq_len=40960,
   )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,6 +20,8 @@ KeysValues = tuple[jax.Array, jax.Array]
 # Constrains an activation's sharding on the device mesh by its axes' logical names; None leaves an
 # axis open.
 Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
+# Finite, because a query that sees no key, as padding in a cache, must not give NaN.
+_MASKED = -1e30
 
 
 def packed_mask(
@@ -65,6 +67,23 @@ def _in_window(queries: jax.Array, keys: jax.Array, window: int | None) -> jax.A
   return queries[:, :, None] - keys[:, None, :] < window
 
 
+class AttentionLogits(NamedTuple):
+  """What happens to the products of queries and keys before the softmax.
+
+  Attributes:
+    window: number of tokens that a token sees, itself included; None for no limit.
+    scale: factor of the products; None for head_dim ** -0.5.
+    soft_cap: c of c·tanh(logits / c), applied before the mask; None for no cap.
+  """
+
+  window: int | None = None
+  scale: float | None = None
+  soft_cap: float | None = None
+
+
+PLAIN_LOGITS = AttentionLogits()
+
+
 @dataclasses.dataclass(frozen=True)
 class PackedAttention:
   """An implementation of attention in packed rows; all give the same values, up to rounding.
@@ -73,18 +92,22 @@ class PackedAttention:
     name: name of the implementation, such as "xla".
     prepare: `(positions, segment_ids, window) -> seen`: from int32 `[batch, seq]` arrays, the mask
       or segment ids that `attend` reads in all layers with that window.
-    attend: `(query, key, value, seen, window) -> out`, all `[batch, seq, heads, head_dim]`, where
-      keys and values may have fewer, shared heads; `out` has the dtype of the query. Logits are
-      scaled by head_dim ** -0.5; the softmax is float32 whatever the dtype.
+    attend: `(query, key, value, seen, logits) -> out`, all `[batch, seq, heads, head_dim]`, where
+      keys and values may have fewer, shared heads, and `logits` are `AttentionLogits`; `out` has
+      the dtype of the query. The softmax is float32 whatever the dtype.
   """
 
   name: str
   prepare: Callable[[jax.Array, jax.Array, int | None], Any]
-  attend: Callable[[jax.Array, jax.Array, jax.Array, Any, int | None], jax.Array]
+  attend: Callable[[jax.Array, jax.Array, jax.Array, Any, AttentionLogits], jax.Array]
 
 
 def masked_attention(
-  query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  mask: jax.Array,
+  logits: AttentionLogits = PLAIN_LOGITS,
 ) -> jax.Array:
   """Attention that XLA compiles; it keeps all logits, float32 `[batch, num_heads, seq, keys]`.
 
@@ -93,19 +116,32 @@ def masked_attention(
     key: `[batch, keys, num_kv_heads, head_dim]`.
     value: `[batch, keys, num_kv_heads, head_dim]`.
     mask: bool `[batch, 1, seq, keys]`, True where the query sees the key.
+    logits: the scale and the soft cap; the mask includes the window.
 
   Returns:
     `[batch, seq, num_heads, head_dim]` in the dtype of the query.
   """
-  # This form takes the softmax in float32 whatever the compute dtype.
-  return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
+  if logits.soft_cap is None:
+    # This form takes the softmax in float32 whatever the compute dtype.
+    return jax.nn.dot_product_attention(
+      query, key, value, mask=mask, scale=logits.scale, implementation="xla"
+    )
+  # JAX's own function has no soft cap.
+  batch, seq, num_heads, head_dim = query.shape
+  grouped = query.reshape(batch, seq, key.shape[2], -1, head_dim)
+  scale = head_dim**-0.5 if logits.scale is None else logits.scale
+  products = jnp.einsum("bqhgd,bkhd->bhgqk", grouped, key, preferred_element_type=jnp.float32)
+  capped = logits.soft_cap * jnp.tanh(products * (scale / logits.soft_cap))
+  weights = jax.nn.softmax(jnp.where(mask[:, :, None], capped, _MASKED), axis=-1)
+  out = jnp.einsum("bhgqk,bkhd->bqhgd", weights.astype(value.dtype), value)
+  return out.reshape(batch, seq, num_heads, head_dim)
 
 
 # Works on every device, and XLA itself partitions it over a mesh.
 XLA = PackedAttention(
   "xla",
   lambda positions, segment_ids, window: packed_mask(positions, segment_ids, window=window),
-  lambda query, key, value, mask, window: masked_attention(query, key, value, mask),
+  masked_attention,
 )
 
 
@@ -154,17 +190,23 @@ class Attention(nn.Module):
     key = self._project("key", x, c.num_kv_heads, "kv_heads")
     value = self._project("value", x, c.num_kv_heads, "kv_heads")
     if c.qk_norm:
-      query = RMSNorm(c.norm_eps, self.params_dtype, "head_dim", name="query_norm")(query)
-      key = RMSNorm(c.norm_eps, self.params_dtype, "head_dim", name="key_norm")(key)
+      query = self._norm("query_norm", "heads")(query)
+      key = self._norm("key_norm", "kv_heads")(key)
     if self.kind.rope:
       query, key = rotary.rotate(query, cos_sin), rotary.rotate(key, cos_sin)
+    logits = AttentionLogits(self.kind.window, c.query_scale, c.attention_soft_cap)
     if cache is None:
-      return self._combine(self.packed.attend(query, key, value, seen, self.kind.window)), None
+      return self._combine(self.packed.attend(query, key, value, seen, logits)), None
     key, value = (
       lax.dynamic_update_slice_in_dim(old, new, cache_length, axis=1)
       for old, new in zip(cache, (key, value), strict=True)
     )
-    return self._combine(masked_attention(query, key, value, seen)), (key, value)
+    return self._combine(masked_attention(query, key, value, seen, logits)), (key, value)
+
+  def _norm(self, name: str, heads: str) -> RMSNorm:
+    c = self.config
+    axes = (heads, "head_dim") if c.qk_norm_over_heads else ("head_dim",)
+    return RMSNorm(c.norm_eps, self.params_dtype, axes, c.norm_offset, name=name)
 
   def _project(self, name: str, x: jax.Array, heads: int, axis: str) -> jax.Array:
     init = nn.initializers.variance_scaling(
@@ -177,7 +219,14 @@ class Attention(nn.Module):
       self.params_dtype,
     )
     y = project(x, kernel.astype(self.dtype))
+    if self.config.qkv_bias:
+      y = self._with_bias(name, y, (axis, "head_dim"))
     return self.constrain(y, ("batch", "seq", axis, None))
+
+  def _with_bias(self, name: str, y: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    init = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
+    bias = self.param(f"{name}_bias", init, y.shape[2:], self.params_dtype)
+    return y + bias.astype(self.dtype)[None, None]
 
   def _combine(self, x: jax.Array) -> jax.Array:
     c = self.config
@@ -195,4 +244,5 @@ class Attention(nn.Module):
       (c.num_heads, c.head_dim, c.dim),
       self.params_dtype,
     )
-    return project(x, kernel.astype(self.dtype), inputs=2)
+    y = project(x, kernel.astype(self.dtype), inputs=2)
+    return self._with_bias("output", y, ("embed",)) if c.attention_bias else y

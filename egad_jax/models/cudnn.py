@@ -12,23 +12,31 @@ backward pass; XLA's form takes as many float32 values for every attention head.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
-from egad_jax.models.attention import PackedAttention, packed_mask
+from egad_jax.models.attention import AttentionLogits, PackedAttention, packed_mask
 from egad_jax.models.per_device import per_device
 
 _AMPERE, _HOPPER = (8, 0), (9, 0)
 
 
 def unserved(
-  *, seq_len: int, head_dim: int, dtype: jnp.dtype, capability: tuple[int, ...] | None
+  *,
+  seq_len: int,
+  head_dim: int,
+  soft_cap: float | None,
+  dtype: jnp.dtype,
+  capability: tuple[int, ...] | None,
 ) -> str | None:
   """Why cuDNN cannot take such arrays; None if it can.
 
   Args:
     seq_len: number of tokens of a row.
     head_dim: width of an attention head.
+    soft_cap: soft cap of attention's logits; None for none.
     dtype: the compute dtype.
     capability: the GPU's compute capability, such as (9, 0); None for other devices.
   """
@@ -36,6 +44,8 @@ def unserved(
     return "it needs an NVIDIA GPU of compute capability 8.0 or above"
   if jnp.dtype(dtype) != jnp.bfloat16:
     return f"the dtype must be bfloat16, and it is {jnp.dtype(dtype).name}"
+  if soft_cap is not None:
+    return f"it has no soft cap of attention's logits, and the model has one of {soft_cap:g}"
   largest = 256 if capability >= _HOPPER else 128
   if head_dim % 8 or head_dim > largest:
     return f"head_dim must be a multiple of 8 and at most {largest}, and it is {head_dim}"
@@ -55,10 +65,17 @@ def cudnn_attention(mesh: jax.sharding.Mesh | None = None) -> PackedAttention:
   """
 
   def attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, window: int | None
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array,
+    logits: AttentionLogits,
   ) -> jax.Array:
-    del window  # The mask includes it.
-    return per_device(mesh, _attend, ("batch", None, "seq", None))(query, key, value, mask)
+    if logits.soft_cap is not None:
+      raise NotImplementedError("cuDNN's attention has no soft cap.")
+    # The mask includes the window.
+    kernel = functools.partial(_attend, scale=logits.scale)
+    return per_device(mesh, kernel, ("batch", None, "seq", None))(query, key, value, mask)
 
   return PackedAttention(
     "cudnn",
@@ -67,7 +84,9 @@ def cudnn_attention(mesh: jax.sharding.Mesh | None = None) -> PackedAttention:
   )
 
 
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+def _attend(
+  query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, *, scale: float | None
+) -> jax.Array:
   return jax.nn.dot_product_attention(
-    query, key, value, mask=mask, is_causal=True, implementation="cudnn"
+    query, key, value, mask=mask, is_causal=True, scale=scale, implementation="cudnn"
   )

@@ -11,7 +11,7 @@ from etils import epath
 
 from egad_jax.files import owned, paths
 from egad_jax.files.replacing import replacing
-from egad_jax.models import llama
+from egad_jax.models import family, layout
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.directory_layout import CONFIG, SINGLE
 from egad_jax.models.generation_settings import FILE as GENERATION_CONFIG
@@ -71,19 +71,19 @@ def export_student(
     The directory, as `paths.parse` returns it.
 
   Raises:
-    InputError: Llama cannot express the architecture, `dtype` is another, or the directory holds
-      something that we did not write.
+    InputError: the model's family cannot express the architecture, `dtype` is another, or the
+      directory holds something that we did not write.
   """
   target = paths.parse(directory, what)
   config, params = _without_padding(config, params, tokenizer.vocab_size)
   ends = generation.learnt_ends(tokenizer)
   eos = list(ends) if len(ends) > 1 else ends[0]
-  hf_config = llama.config_to_hf(
+  hf_config = family.config_to_hf(
     config, dtype=dtype, bos_id=tokenizer.bos_id, eos_id=eos, pad_id=tokenizer.pad_id
   )
   special = {key: hf_config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
   with replacing(target, what, owned.EXPORT) as staged:
-    write_safetensors(staged / SINGLE, llama.take_apart(config, params), dtype=dtype)
+    write_safetensors(staged / SINGLE, layout.by_name(family.tensors(config), params), dtype=dtype)
     _write_json(staged / CONFIG, hf_config)
     _write_json(staged / GENERATION_CONFIG, special | dict(generation.sampling))
     tokenizer.save(staged)

@@ -9,10 +9,74 @@ from typing import Any, NamedTuple, Protocol
 
 from egad_jax.errors import InputError
 from egad_jax.files.json_file import read_json
-from egad_jax.models.foreign_keys import CORRECT, shown
-from egad_jax.models.key_tables import GENERATION_CONFIG, LEGACY_GENERATION, SAMPLING
+from egad_jax.models.foreign_keys import CORRECT, Table, shown
+from egad_jax.models.hf_config import ANY_MODEL
 
 FILE = "generation_config.json"
+# Sampling settings, which the export passes on. They do not affect the model's distribution.
+SAMPLING = (
+  "do_sample",
+  "temperature",
+  "top_k",
+  "top_p",
+  "min_p",
+  "typical_p",
+  "repetition_penalty",
+)
+GENERATION_CONFIG = Table(
+  read=frozenset({"eos_token_id", *SAMPLING}),
+  harmless=frozenset(
+    {
+      *("_from_model_config", "_commit_hash", "transformers_version", "bos_token_id"),
+      *("pad_token_id", "decoder_start_token_id", "use_cache", "cache_implementation"),
+      *("cache_config", "max_cache_len", "return_dict_in_generate", "output_scores"),
+      *("output_logits", "output_attentions", "output_hidden_states", "renormalize_logits"),
+      *("max_length", "max_new_tokens", "max_time", "num_return_sequences", "low_memory"),
+      *("compile_config", "disable_compile", "prefill_chunk_size", "continuous_batching_config"),
+      # Settings of speculative decoding, which gives the same text.
+      *("is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule", "use_mtp"),
+      *("assistant_confidence_threshold", "prompt_lookup_num_tokens", "max_matching_ngram_size"),
+      *("assistant_early_exit", "assistant_lookbehind", "target_lookbehind"),
+      *("assistant_ensemble_weight", "speculation_type", "trust_remote_code"),
+    }
+  ),
+  # Settings that lead to other texts than sampling does; they are named and not passed on.
+  neutral={
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "early_stopping": (False,),
+    "stop_strings": (),
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0,),
+    "length_penalty": (1,),
+    "penalty_alpha": (0,),
+    "dola_layers": (),
+    "top_h": (),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "encoder_repetition_penalty": (1,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "bad_words_ids": (),
+    "force_words_ids": (),
+    "constraints": (),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "remove_invalid_values": (False,),
+    "exponential_decay_length_penalty": (),
+    "suppress_tokens": (),
+    "begin_suppress_tokens": (),
+    "sequence_bias": (),
+    "token_healing": (False,),
+    "guidance_scale": (1,),
+    "watermarking_config": (),
+  },
+)
+# Keys of generation that transformers 4 also had in config.json.
+LEGACY_GENERATION = frozenset(
+  (GENERATION_CONFIG.harmless | GENERATION_CONFIG.neutral.keys() | set(SAMPLING)) - ANY_MODEL
+)
 
 
 class EndTokens(Protocol):

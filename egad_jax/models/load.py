@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import pathlib
 from typing import NamedTuple
@@ -41,14 +42,18 @@ class Pretrained(NamedTuple):
   unread: tuple[str, ...] = ()
 
 
-def load_pretrained(source: str, *, tokenizer_size: int | None = None) -> Pretrained:
-  """Reads a model of the Llama family; one warning names all that is not read.
+def load_pretrained(
+  source: str, *, tokenizer_size: int | None = None, grow: bool = False
+) -> Pretrained:
+  """Reads a model; one warning names all that is not read.
 
   Args:
     source: a `*.gguf` file, a Hugging Face directory (config.json and safetensors), or
       `python:PACKAGE/FILE` for a file inside an installed Python package.
     tokenizer_size: number of ids of the tokenizer; rows of the embedding and the unembedding
       beyond it are padding and are set to zero. None keeps all rows.
+    grow: whether tables with fewer rows than the tokenizer has ids get the mean of their rows for
+      each further id, with a warning; otherwise such a model is refused.
 
   Raises:
     InputError: the source cannot be found, read or represented exactly, has fewer rows than the
@@ -61,6 +66,8 @@ def load_pretrained(source: str, *, tokenizer_size: int | None = None) -> Pretra
     raise InputError(
       f"{source} cannot be read: {error}. Check who may read it, or copy it again."
     ) from error
+  if grow and tokenizer_size is not None:
+    read = _grown(source, read, tokenizer_size)
   if tokenizer_size is not None:
     _zero_padding(source, read.params or {}, tokenizer_size)
     _check_ends(source, read.generation, tokenizer_size)
@@ -98,6 +105,32 @@ def _check_ends(source: str, generation: GenerationSettings, tokenizer_size: int
         f"{tokenizer_size - 1} only. Use the tokenizer that belongs to the model, or correct "
         "eos_token_id."
       )
+
+
+def _grown(source: str, read: Pretrained, rows: int) -> Pretrained:
+  """The model with at least this many rows in its tables; further rows are the mean of the others.
+
+  The mean makes a new token neither likely nor unlikely, and its embedding an ordinary one.
+  """
+  lacking = rows - read.config.vocab_size
+  if lacking <= 0 or read.params is None:
+    return read
+  _LOG.warning(
+    "%s has %d rows of embedding for the %d ids of the tokenizer; the %d further ones begin as the "
+    "mean of its rows.",
+    source,
+    read.config.vocab_size,
+    rows,
+    lacking,
+  )
+  tables = {}
+  for name in ("embedding", "unembedding"):
+    if name in read.params:
+      table = read.params[name]
+      mean = table.mean(axis=0, dtype=np.float64).astype(table.dtype)
+      tables[name] = np.concatenate([table, np.broadcast_to(mean, (lacking, len(mean)))])
+  config = dataclasses.replace(read.config, vocab_size=rows)
+  return read._replace(config=config, params=read.params | tables)
 
 
 def _zero_padding(source: str, params: Params, tokenizer_size: int) -> None:

@@ -10,18 +10,24 @@ import numpy as np
 
 from egad_jax.errors import InputError
 from egad_jax.models import rotary
-from egad_jax.models.config import Llama3RopeScaling
+from egad_jax.models.config import (
+  DecoderConfig,
+  LinearRopeScaling,
+  Llama3RopeScaling,
+  RopeScaling,
+)
 from egad_jax.models.foreign_keys import listed, positive_integer, positive_number, shown
 
-_DEFAULT_THETA = 10_000.0
 _LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 _KNOWN_KEYS = frozenset({"rope_type", "type", "rope_theta", *_LLAMA3_KEYS})
-_REMEDY = "Correct the file, or use a model with plain or llama3 rotary positions."
+_REMEDY = "Correct the file, or use a model with plain, linear or llama3 rotary positions."
 # Largest relative difference allowed between stored factors and those of the fitted scaling.
 _MAX_ERROR = 1e-4
 
 
-def rope_from_hf(source: str, data: Mapping[str, Any]) -> tuple[float, Llama3RopeScaling | None]:
+def rope_from_hf(
+  source: str, data: Mapping[str, Any], *, default_theta: float = 10_000.0
+) -> tuple[float, RopeScaling | None]:
   """The base and the scaling of a config.json.
 
   transformers 5 writes `rope_parameters`, older versions `rope_theta` and `rope_scaling`. If a file
@@ -30,6 +36,7 @@ def rope_from_hf(source: str, data: Mapping[str, Any]) -> tuple[float, Llama3Rop
   Args:
     source: name of the file, for messages.
     data: content of the file.
+    default_theta: base of the wavelengths if the file has none.
 
   Returns:
     The base of the wavelengths, and the scaling or None.
@@ -45,14 +52,14 @@ def rope_from_hf(source: str, data: Mapping[str, Any]) -> tuple[float, Llama3Rop
     del rope["partial_rotary_factor"]
   unknown = sorted(rope.keys() - _KNOWN_KEYS)
   kind = _agreed(source, rope, "rope_type", "type", default="default")
-  if kind not in ("default", "llama3"):
+  if isinstance(kind, (list, dict)) or kind not in ("default", "linear", "llama3"):
     raise InputError(
-      f'{source}: rope scaling must be absent or "llama3"; got {shown(kind)}. {_REMEDY}'
+      f'{source}: rope scaling must be absent, "linear" or "llama3"; got {shown(kind)}. {_REMEDY}'
     )
   if unknown:
     raise InputError(f"{source}: rope scaling has keys not known: {listed(unknown)}. {_REMEDY}")
   bases = {"rope_theta": data.get("rope_theta"), "its rope_theta": rope.get("rope_theta")}
-  base = _agreed(source, bases, *bases, default=_DEFAULT_THETA)
+  base = _agreed(source, bases, *bases, default=default_theta)
   theta = positive_number(source, "rope_theta", base)
   if kind == "default":
     if rope.get("factor", 1) != 1:
@@ -61,7 +68,25 @@ def rope_from_hf(source: str, data: Mapping[str, Any]) -> tuple[float, Llama3Rop
         f"{_REMEDY}"
       )
     return theta, None
+  if kind == "linear":
+    return theta, LinearRopeScaling(positive_number(source, "factor", rope.get("factor")))
   return theta, _llama3(source, data, rope)
+
+
+def rope_to_hf(config: DecoderConfig) -> dict[str, Any]:
+  """`rope_theta` and `rope_scaling` of a config.json, in the spelling that transformers 4 reads."""
+  scaling: dict[str, Any] | None = None
+  if isinstance(config.rope_scaling, LinearRopeScaling):
+    scaling = {"rope_type": "linear", "factor": config.rope_scaling.factor}
+  elif config.rope_scaling is not None:
+    scaling = {
+      "rope_type": "llama3",
+      "factor": config.rope_scaling.factor,
+      "low_freq_factor": config.rope_scaling.low_freq_factor,
+      "high_freq_factor": config.rope_scaling.high_freq_factor,
+      "original_max_position_embeddings": config.rope_scaling.original_max_seq_len,
+    }
+  return {"rope_scaling": scaling, "rope_theta": config.rope_theta}
 
 
 def _llama3(source: str, data: Mapping[str, Any], rope: Mapping[str, Any]) -> Llama3RopeScaling:

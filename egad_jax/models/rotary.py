@@ -8,12 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egad_jax.models.config import Llama3RopeScaling
+from egad_jax.models.config import LinearRopeScaling, RopeScaling
 
 
-def frequencies(
-  head_dim: int, *, theta: float, scaling: Llama3RopeScaling | None = None
-) -> np.ndarray:
+def frequencies(head_dim: int, *, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
   """Angular frequencies in radians per position, float32 `[head_dim // 2]`.
 
   Args:
@@ -27,16 +25,18 @@ def frequencies(
   return plain.astype(np.float32)
 
 
-def scaling_factors(plain: np.ndarray, scaling: Llama3RopeScaling) -> np.ndarray:
+def scaling_factors(plain: np.ndarray, scaling: RopeScaling) -> np.ndarray:
   """The divisor of each unscaled frequency, `[head_dim // 2]`, from 1 to `scaling.factor`.
 
-  As in Meta's reference code of Llama 3.1, 1 / factor is interpolated linearly in the number of
-  turns that a frequency makes over the original context.
+  Llama 3's is as in Meta's reference code of Llama 3.1: 1 / factor is interpolated linearly in the
+  number of turns that a frequency makes over the original context.
 
   Args:
     plain: float64 `[head_dim // 2]`, unscaled frequencies in radians per position.
     scaling: the scaling.
   """
+  if isinstance(scaling, LinearRopeScaling):
+    return np.full_like(plain, scaling.factor)
   turns = scaling.original_max_seq_len * plain / (2 * math.pi)
   low, high = scaling.low_freq_factor, scaling.high_freq_factor
   smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)

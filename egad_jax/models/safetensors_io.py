@@ -16,18 +16,28 @@ import safetensors.numpy
 from egad_jax.errors import InputError
 from egad_jax.files.json_file import read_json
 from egad_jax.files.regular_file import is_there, require_regular
-from egad_jax.models import llama
+from egad_jax.models import family as families
+from egad_jax.models import layout
+from egad_jax.models.checkpoint_checks import check_depth, check_finite, check_tensors
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.directory_layout import CONFIG, INDEX, SINGLE, check_layout, other_weights
-from egad_jax.models.foreign_keys import check_closed, listed, shown
+from egad_jax.models.family import Family
+from egad_jax.models.foreign_keys import Table, check_closed, listed, shown
 from egad_jax.models.generation_settings import GenerationSettings, read_settings
-from egad_jax.models.key_tables import INDEX_METADATA, SAFETENSORS_INDEX
+from egad_jax.models.layout import Tensor
 from egad_jax.models.model import Params
 
 # Name of a file directly in the directory; it may be a link, as in Hugging Face's cache.
 _SHARD_NAME = re.compile(r"[\w +,.=@-]{1,200}\.safetensors", re.ASCII)
 # Safetensors' names of the dtypes that are read.
 _FLOATING = ("F64", "F32", "F16", "BF16")
+SAFETENSORS_INDEX = Table(read=frozenset({"weight_map"}), harmless=frozenset({"metadata"}))
+
+# Metadata of the index, where programs that made it leave notes for people.
+INDEX_METADATA = Table(
+  read=frozenset(),
+  harmless=frozenset({"total_size", "total_parameters", "format", "mergekit_version"}),
+)
 _DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -55,7 +65,7 @@ class _Stored(NamedTuple):
 
 
 def read_directory(directory: pathlib.Path) -> DirectoryModel:
-  """Reads a Llama model from `config.json`, `generation_config.json` and safetensors.
+  """Reads a model from `config.json`, `generation_config.json` and safetensors.
 
   Args:
     directory: directory with config.json and model.safetensors, or the index of its shards.
@@ -68,21 +78,24 @@ def read_directory(directory: pathlib.Path) -> DirectoryModel:
   check_layout(directory)
   config_path = directory / CONFIG
   data = read_json(config_path)
-  config = llama.config_from_hf(str(config_path), data)
+  family = families.family_from_hf(str(config_path), data)
+  config = families.config_from_hf(str(config_path), data)
   generation, unread = read_settings(directory, data, config.vocab_size)
-  unread = [f"{CONFIG}: {key}" for key in llama.unread_keys(data)] + unread
+  unread = [f"{CONFIG}: {key}" for key in families.unread_keys(data)] + unread
   with contextlib.ExitStack() as stack:
-    found, more = _open_tensors(directory, stack)
-    found = {name: at for name, at in found.items() if not llama.is_derived(name)}
+    found, more = _open_tensors(directory, stack, family)
+    check_depth(str(directory), config, len(found))
+    tensors = layout.tensors(family.tensors, config)
+    found = _with_prefix(family, {n: at for n, at in found.items() if not family.is_derived(n)})
     if config.tie_embeddings:
-      _one_table(directory, found)
+      _one_table(directory, found, family)
     shapes = {name: _shape(at) for name, at in found.items()}
-    llama.check_tensors(str(directory), config, lambda tensor: tensor.hf, shapes)
+    check_tensors(str(directory), family.title, tensors, lambda tensor: tensor.hf, shapes)
 
-    def read(tensor: llama.Tensor) -> np.ndarray:
+    def read(tensor: Tensor) -> np.ndarray:
       return _read_floating(directory, found[tensor.hf])
 
-    params = llama.assemble(config, read)
+    params = layout.assemble(tensors, read)
   return DirectoryModel(config, params, generation, (*unread, *more))
 
 
@@ -106,8 +119,16 @@ def write_safetensors(
   safetensors.numpy.save_file(cast, path, metadata={"format": "pt"})
 
 
+def _with_prefix(family: Family, found: dict[str, _Stored]) -> dict[str, _Stored]:
+  """The tensors by their full names, if the file leaves the family's prefix out of all of them."""
+  if not family.prefix or any(name.startswith(family.prefix) for name in found):
+    return found
+  named = {row.hf for row in family.tensors}
+  return {name if name in named else family.prefix + name: at for name, at in found.items()}
+
+
 def _open_tensors(
-  directory: pathlib.Path, stack: contextlib.ExitStack
+  directory: pathlib.Path, stack: contextlib.ExitStack, family: Family
 ) -> tuple[dict[str, _Stored], list[str]]:
   """Opens the safetensors files; returns the tensors by name, and what beside them is not read."""
   index = directory / INDEX
@@ -127,7 +148,7 @@ def _open_tensors(
       )
     found[name] = _Stored(files[file], name)
   for file, held in names.items():
-    unnamed = [n for n in sorted(held - weight_map.keys()) if not llama.is_derived(n)]
+    unnamed = [n for n in sorted(held - weight_map.keys()) if not family.is_derived(n)]
     if unnamed:
       raise InputError(
         f"{directory / file} has unexpected tensors: {listed(unnamed)}, which {INDEX} does not "
@@ -173,13 +194,14 @@ def _open_shard(path: pathlib.Path, stack: contextlib.ExitStack) -> Any:
     ) from error
 
 
-def _one_table(directory: pathlib.Path, found: dict[str, _Stored]) -> None:
+def _one_table(directory: pathlib.Path, found: dict[str, _Stored], family: Family) -> None:
   """Reduces the two names that a tied embedding may have to one.
 
   Raises:
     InputError: both are there with different values.
   """
-  table, head = "model.embed_tokens.weight", "lm_head.weight"
+  names = {row.ours[0]: row.hf for row in family.tensors}
+  table, head = names["embedding"], names["unembedding"]
   copy = found.pop(head, None)
   if copy is None:
     return
@@ -205,5 +227,5 @@ def _read_floating(directory: pathlib.Path, at: _Stored) -> np.ndarray:
       "Quantized weights are read from GGUF only: use the model's GGUF file."
     )
   array = at.shard.get_tensor(at.name)
-  llama.check_finite(str(directory), at.name, array)
+  check_finite(str(directory), at.name, array)
   return array

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-from egad_jax.models.attention import PackedAttention
+from egad_jax.models.attention import AttentionLogits, PackedAttention
 from egad_jax.models.per_device import per_device
 
 # Lanes of a TPU vector; the sizes of blocks are multiples of it.
@@ -58,11 +58,11 @@ def splash_attention(
     key: jax.Array,
     value: jax.Array,
     segment_ids: jax.Array,
-    window: int | None,
+    logits: AttentionLogits,
   ) -> jax.Array:
     if reason := unserved(seq_len=query.shape[1], head_dim=query.shape[3]):
       raise ValueError(f"splash attention: {reason}.")
-    kernel = functools.partial(_attend, window=window, interpret=interpret)
+    kernel = functools.partial(_attend, logits=logits, interpret=interpret)
     return per_device(mesh, kernel, ("batch", "seq"))(query, key, value, segment_ids)
 
   return PackedAttention("splash", lambda positions, segment_ids, window: segment_ids, attend)
@@ -80,16 +80,16 @@ def _attend(
   value: jax.Array,
   segment_ids: jax.Array,
   *,
-  window: int | None,
+  logits: AttentionLogits,
   interpret: bool,
 ) -> jax.Array:
   _, seq_len, num_heads, head_dim = query.shape
   square = (seq_len, seq_len)
   mask = (
     masks.CausalMask(square)
-    if window is None
+    if logits.window is None
     # A token sees itself and window - 1 tokens before it; the kernel counts only the latter.
-    else masks.LocalMask(square, (window - 1, 0), offset=0)
+    else masks.LocalMask(square, (logits.window - 1, 0), offset=0)
   )
   size = _block(seq_len)
   # The kernel is made in every trace because it holds arrays of the trace.
@@ -105,11 +105,13 @@ def _attend(
     ),
     head_shards=1,
     q_seq_shards=1,
+    attn_logits_soft_cap=logits.soft_cap,
     interpret=interpret,
   )
   # The kernel does not scale the logits, so the query is scaled. This is exact if the scale is a
   # power of two (head_dim 64 or 256), else one rounding more than in XLA's form.
-  query = (query.astype(jnp.float32) * head_dim**-0.5).astype(query.dtype)
+  scale = head_dim**-0.5 if logits.scale is None else logits.scale
+  query = (query.astype(jnp.float32) * scale).astype(query.dtype)
 
   def of_row(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
     return kernel(q, k, v, segment_ids=kernels.SegmentIds(ids, ids))

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from egad_jax.errors import InputError
-from egad_jax.models.config import DecoderConfig, LayerKind
+from egad_jax.models.config import DecoderConfig, shortest_pattern
 from egad_jax.models.model import Params
 
 
@@ -48,7 +48,7 @@ def shape_from_layers(config: DecoderConfig, layer_indices: Sequence[int]) -> De
       f"the student's layers must be some of the teacher's, 0 to {config.num_layers - 1}; "
       f"got {tuple(layer_indices)}."
     )
-  pattern = _shortest_pattern([config.kind(i) for i in layer_indices])
+  pattern = shortest_pattern([config.kind(i) for i in layer_indices])
   return dataclasses.replace(config, num_layers=len(layer_indices), pattern=pattern)
 
 
@@ -70,22 +70,22 @@ def student_from_layers(
     InputError: there are no indices, or one is out of range.
   """
   student = shape_from_layers(config, layer_indices)
-  pattern = student.pattern
-  layers = {}
-  for slot in range(len(pattern)):
-    chosen = [_layer(config, params, i) for i in layer_indices[slot :: len(pattern)]]
-    layers[f"block_{slot}"] = jax.tree.map(lambda *arrays: np.stack(arrays), *chosen)
-  rest = {name: value for name, value in params.items() if name != "layers"}
-  return student, {**jax.tree.map(np.array, rest), "layers": layers}
+  chosen: dict[str, dict[str, list[Params]]] = {}
+  for layer, index in enumerate(layer_indices):
+    group, slot, _ = student.place(layer)
+    blocks = chosen.setdefault(group, {})
+    blocks.setdefault(f"block_{slot}", []).append(_layer(config, params, index))
+  stacked = {
+    group: {
+      name: jax.tree.map(lambda *arrays: np.stack(arrays), *layers)
+      for name, layers in blocks.items()
+    }
+    for group, blocks in chosen.items()
+  }
+  rest = {name: value for name, value in params.items() if name not in ("layers", "tail")}
+  return student, {**jax.tree.map(np.array, rest), **stacked}
 
 
 def _layer(config: DecoderConfig, params: Params, index: int) -> Params:
-  repeat, slot = divmod(index, len(config.pattern))
-  return jax.tree.map(lambda a: np.asarray(a[repeat]), params["layers"][f"block_{slot}"])
-
-
-def _shortest_pattern(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
-  """The shortest pattern whose repetition gives `kinds`."""
-  lengths = (n for n in range(1, len(kinds) + 1) if len(kinds) % n == 0)
-  fits = (n for n in lengths if all(kinds[i] == kinds[i % n] for i in range(len(kinds))))
-  return tuple(kinds[: next(fits)])
+  group, slot, repeat = config.place(index)
+  return jax.tree.map(lambda a: np.asarray(a[repeat]), params[group][f"block_{slot}"])

@@ -35,7 +35,8 @@ def minimum_flops(experiment: Experiment) -> ModelFlops:
   def flops(model: Any, vocab_size: int, passes: int) -> int:
     c = model.config
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    layers = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes["layers"]))
+    groups = [shapes[name] for name in ("layers", "tail") if name in shapes]
+    layers = sum(math.prod(x.shape) for x in jax.tree.leaves(groups))
     windows = (c.kind(i).window or seq_len for i in range(c.num_layers))
     keys = sum(min(window, seq_len / 2) for window in windows)
     per_token = 2 * layers + 2 * vocab_size * c.dim + 4 * keys * c.num_heads * c.head_dim

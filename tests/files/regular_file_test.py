@@ -76,10 +76,11 @@ def test_what_is_no_file_is_refused_at_once_by_whatever_reads(other, name, read)
 
 def test_weights_that_are_no_file_are_refused(other, tmp_path):
   from egad_jax.models import safetensors_io
+  from egad_jax.models.family import families
 
   path = other("model.safetensors")
   with safetensors_io.contextlib.ExitStack() as stack, pytest.raises(InputError, match="it is a"):
-    safetensors_io._open_tensors(path.parent, stack)
+    safetensors_io._open_tensors(path.parent, stack, families()["llama"])
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from egad_jax.data.batches import PairedBatch
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
 from egad_jax.training.compiled_run import CompiledRun
+from tests.models import tiny_llama
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,53 @@ def test_one_vocabulary_split_in_two_ways_is_the_teachers_and_that_is_said(
   assert "has the teacher's vocabulary, but differs in: tokens around a text" in caplog.text
 
 
+@pytest.fixture(scope="module")
+def with_added_tokens(saved, tmp_path_factory):
+  """The tokenizer of 265 entries with two added tokens more, as a later release of a family has."""
+  directory = tmp_path_factory.mktemp("added")
+  Tokenizer.from_directory(saved[265]).save(directory)
+  path = directory / "tokenizer.json"
+  data = json.loads(path.read_text())
+  for index, text in enumerate(("<tool_call>", "</tool_call>"), 265):
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    data["added_tokens"].append({"id": index, "content": text} | flags)
+  path.write_text(json.dumps(data))
+  return str(directory)
+
+
+def test_a_student_may_lack_added_tokens_of_the_teacher(
+  build_one, saved, with_added_tokens, caplog, monkeypatch
+):
+  monkeypatch.setattr(logging.getLogger("egad_jax"), "propagate", True)
+  run = build_one(data__tokenizer=with_added_tokens, student__tokenizer=saved[265])
+  assert run.tokenizers.student is run.tokenizers.teacher
+  assert run.tokenizers.student.vocab_size == 267
+  assert "lacks 2 added tokens of the teacher's (<tool_call>, </tool_call>)" in caplog.text
+
+
+def test_a_teacher_may_not_lack_tokens_of_the_student(build_one, saved, with_added_tokens):
+  for teacher, student in ((saved[265], with_added_tokens), (saved[265], saved[260])):
+    with pytest.raises(InputError, match=r"is not the teacher's \(265 .*config\.method=x_token"):
+      build_one(data__tokenizer=teacher, student__tokenizer=student)
+
+
+def test_models_of_one_family_with_other_padding_share_a_tokenizer(build_one, saved, tmp_path):
+  """As Qwen2.5's 151,936 and 152,064 rows of one tokenizer."""
+  for name, rows in (("teacher", 272), ("student", 268)):
+    directory = tiny_llama.make(tmp_path / name, tiny_llama.tensors(rows=rows), vocab_size=rows)
+    for stale in directory.glob("token*"):
+      stale.unlink()
+    Tokenizer.from_directory(saved[265]).save(directory)
+  run = build_one(
+    teacher__source=str(tmp_path / "teacher"),
+    data__tokenizer="",
+    student__init="source",
+    student__source=str(tmp_path / "student"),
+  )
+  assert run.tokenizers.student is run.tokenizers.teacher
+  assert (run.models.student.config.vocab_size, run.models.teacher.config.vocab_size) == (268, 272)
+
+
 def test_x_token_splits_one_vocabulary_in_two_ways(build_one, saved, with_beginning):
   run = build_one(method="x_token", data__tokenizer=saved[265], student__tokenizer=with_beginning)
   assert (run.tokenizers.student.prefix_ids, run.tokenizers.teacher.prefix_ids) == ((0,), ())
@@ -92,7 +140,7 @@ def test_a_student_source_of_x_token_brings_its_tokenizer(build_one, saved, monk
   # Its weights are another matter: what is asked for is recorded.
   asked = {}
 
-  def load(source, *, tokenizer_size):
+  def load(source, *, tokenizer_size, grow):
     asked[source] = tokenizer_size
     raise InputError("no weights")
 

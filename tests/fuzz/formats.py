@@ -21,7 +21,7 @@ from egad_jax.data import chat, corpus, documents
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.durability import workdir
 from egad_jax.errors import InputError
-from egad_jax.models import llama
+from egad_jax.models import family, layout
 from egad_jax.models.load import load_pretrained
 from launch import command_line
 from tests.fuzz.byte_mutations import INTEGERS, mutate_bytes
@@ -62,8 +62,10 @@ def _all(*steps: Callable[[], None]) -> None:
 def _read_model(path: pathlib.Path) -> None:
   model = load_pretrained(str(path))
   assert model.params is not None
-  for tensor in llama.tensors(model.config):
-    assert llama.take_apart(model.config, model.params)[tensor.hf].shape == tensor.shape
+  for tensor in family.tensors(model.config):
+    assert (
+      layout.by_name(family.tensors(model.config), model.params)[tensor.hf].shape == tensor.shape
+    )
     break
   for leaf in jax.tree.leaves(model.params):
     assert leaf.dtype == np.float32

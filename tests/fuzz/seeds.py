@@ -15,7 +15,7 @@ from configs import default
 from egad_jax import from_config
 from egad_jax.data.gguf_tokenizer import TokenType
 from egad_jax.data.tokenizer import Tokenizer
-from egad_jax.models import llama
+from egad_jax.models import family
 from egad_jax.models.config import DecoderConfig, Llama3RopeScaling
 from egad_jax.models.safetensors_io import write_safetensors
 
@@ -171,13 +171,13 @@ def _arrays(config: DecoderConfig) -> dict[str, np.ndarray]:
   rng = np.random.default_rng(0)
   return {
     tensor.hf: rng.standard_normal(tensor.shape).astype(np.float32)
-    for tensor in llama.tensors(config)
+    for tensor in family.tensors(config)
   }
 
 
 def _directory(directory: pathlib.Path, config: DecoderConfig, *, shards: int) -> dict[str, bytes]:
   directory.mkdir()
-  data = llama.config_to_hf(config, bos_id=1, eos_id=2, pad_id=2, dtype="float32")
+  data = family.config_to_hf(config, bos_id=1, eos_id=2, pad_id=2, dtype="float32")
   (directory / "config.json").write_text(json.dumps(data))
   arrays = _arrays(config)
   if shards == 1:
@@ -214,7 +214,7 @@ def _gguf(path: pathlib.Path, tokenizer: Tokenizer, kind: gguf.GGMLQuantizationT
   writer.add_eos_token_id(tokenizer.eos_id)
   writer.add_chat_template(TEMPLATES[0])
   arrays = _arrays(CONFIG)
-  for tensor in llama.tensors(CONFIG):
+  for tensor in family.tensors(CONFIG):
     stored = kind if len(tensor.shape) > 1 else gguf.GGMLQuantizationType.F32
     writer.add_tensor(tensor.gguf, gguf.quantize(arrays[tensor.hf], stored), raw_dtype=stored)
   writer.write_header_to_file()

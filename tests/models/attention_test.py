@@ -17,7 +17,14 @@ from egad_jax import sharding
 from egad_jax.chips import topology
 from egad_jax.models import cudnn, splash
 from egad_jax.models.architectures import architecture
-from egad_jax.models.attention import XLA, cached_mask, packed_mask
+from egad_jax.models.attention import (
+  PLAIN_LOGITS,
+  XLA,
+  AttentionLogits,
+  cached_mask,
+  masked_attention,
+  packed_mask,
+)
 from egad_jax.models.config import LayerKind
 from egad_jax.models.cudnn import cudnn_attention
 from egad_jax.models.model import make_model
@@ -79,11 +86,12 @@ def projections(*, heads, kv_heads, head_dim=16, rows=2, dtype=jnp.float32):
   return tuple((2 * rng.standard_normal(shape, np.float32)).astype(dtype) for shape in shapes)
 
 
-def output_and_gradients(attention, rows, *, window=None):
+def output_and_gradients(attention, rows, **logits):
   """A compiled function of (query, key, value) and the weight of each output in the objective."""
 
   def objective(arrays, weight):
-    out = attention.attend(*arrays, attention.prepare(*rows, window), window)
+    how = AttentionLogits(**logits)
+    out = attention.attend(*arrays, attention.prepare(*rows, how.window), how)
     return jnp.sum(jnp.sin(out.astype(jnp.float32)) * weight), out
 
   run = jax.jit(jax.value_and_grad(objective, has_aux=True))
@@ -95,8 +103,8 @@ def output_and_gradients(attention, rows, *, window=None):
   return both
 
 
-def value_and_gradients(attention, arrays, rows, *, window=None):
-  return output_and_gradients(attention, rows, window=window)(arrays, np.float32(1))
+def value_and_gradients(attention, arrays, rows, **logits):
+  return output_and_gradients(attention, rows, **logits)(arrays, np.float32(1))
 
 
 def assert_close(got, wanted, *, atol):
@@ -109,13 +117,34 @@ def assert_close(got, wanted, *, atol):
 
 @pytest.mark.short_form(2)
 @pytest.mark.parametrize(
-  ("kv_heads", "window"), [(2, None), (2, 40), (4, None), (1, 40), (1, None), (4, 40)]
+  ("kv_heads", "logits"),
+  [
+    (2, {}),
+    (2, {"window": 40, "soft_cap": 3.0, "scale": 0.3}),
+    (4, {}),
+    (1, {"window": 40}),
+    (1, {"soft_cap": 3.0}),
+    (4, {"window": 40, "scale": 0.1}),
+  ],
 )
-def test_splash_equals_xla_in_value_and_gradient(small_blocks, kv_heads, window):
+def test_splash_equals_xla_in_value_and_gradient(small_blocks, kv_heads, logits):
   arrays, rows = projections(heads=4, kv_heads=kv_heads), packed_rows()
   kernel = splash_attention(interpret=True)
-  got = value_and_gradients(kernel, arrays, rows, window=window)
-  assert_close(got, value_and_gradients(XLA, arrays, rows, window=window), atol=1e-5)
+  got = value_and_gradients(kernel, arrays, rows, **logits)
+  assert_close(got, value_and_gradients(XLA, arrays, rows, **logits), atol=1e-5)
+
+
+def test_soft_cap_and_scale_of_xla():
+  """Against the formula in loops over heads and queries."""
+  query, key, value = (x[:, :9] for x in projections(heads=3, kv_heads=1, rows=1))
+  mask = np.tri(9, dtype=bool)[None, None]
+  how = AttentionLogits(scale=0.3, soft_cap=2.0)
+  got = np.asarray(masked_attention(query, key, value, mask, how))
+  for head in range(3):
+    for i in range(9):
+      logits = 2.0 * np.tanh(0.3 * key[0, : i + 1, 0] @ query[0, i, head] / 2.0)
+      weights = np.exp(logits) / np.exp(logits).sum()
+      np.testing.assert_allclose(got[0, i, head], weights @ value[0, : i + 1, 0], atol=1e-5)
 
 
 def test_bfloat16_splash_is_about_as_exact_as_xla(small_blocks):
@@ -137,7 +166,9 @@ def test_bfloat16_splash_is_about_as_exact_as_xla(small_blocks):
 def test_logits_are_scaled_once(small_blocks, attention):
   query, key, value = projections(heads=2, kv_heads=1, head_dim=24)
   positions, segments = packed_rows()
-  run = jax.jit(lambda *x: attention.attend(*x, attention.prepare(positions, segments, None), None))
+  run = jax.jit(
+    lambda *x: attention.attend(*x, attention.prepare(positions, segments, None), PLAIN_LOGITS)
+  )
   out, segments = np.asarray(run(query, key, value)), np.asarray(segments)
   place = 150
   seen = np.flatnonzero((segments[0] == segments[0, place]) & (np.arange(SEQ) <= place))
@@ -246,7 +277,7 @@ def test_what_splash_cannot_serve(seq_len, head_dim, reason):
   if reason:
     x = jnp.zeros((1, seq_len, 1, head_dim))
     with pytest.raises(ValueError, match=f"splash attention: {reason}"):
-      splash_attention().attend(x, x, x, jnp.zeros((1, seq_len), jnp.int32), None)
+      splash_attention().attend(x, x, x, jnp.zeros((1, seq_len), jnp.int32), PLAIN_LOGITS)
 
 
 @pytest.mark.parametrize(("seq_len", "size"), [(128, 128), (640, 128), (768, 384), (4096, 512)])
@@ -311,6 +342,7 @@ def test_a_decoder_with_splash_compiles_for_tpus(absent_mesh):
     ({"head_dim": 256}, "head_dim must be a multiple of 8 and at most 128, and it is 256"),
     ({"head_dim": 12}, "head_dim must be a multiple of 8 and at most 128, and it is 12"),
     ({"dtype": jnp.float32}, "the dtype must be bfloat16, and it is float32"),
+    ({"soft_cap": 50.0}, "it has no soft cap of attention's logits, and the model has one of 50"),
     ({"seq_len": 127}, "rows must have an even number of tokens, and they have 127"),
     ({"capability": (7, 5)}, "it needs an NVIDIA GPU of compute capability 8.0 or above"),
     ({"capability": None}, "it needs an NVIDIA GPU of compute capability 8.0 or above"),
@@ -318,6 +350,7 @@ def test_a_decoder_with_splash_compiles_for_tpus(absent_mesh):
 )
 def test_what_cudnn_cannot_serve(changes, reason):
   served = {"seq_len": 128, "head_dim": 64, "dtype": jnp.bfloat16, "capability": (8, 0)}
+  served["soft_cap"] = None
   assert cudnn.unserved(**served | changes) == reason
 
 
@@ -341,7 +374,7 @@ def test_cudnn_lowers_for_cuda(monkeypatch, on_mesh):
   rows = packed_rows()
 
   def objective(*arrays):
-    out = attention.attend(*arrays, attention.prepare(*rows, None), None)
+    out = attention.attend(*arrays, attention.prepare(*rows, None), PLAIN_LOGITS)
     return jnp.sum(out.astype(jnp.float32))
 
   gradient = jax.jit(jax.grad(objective, (0, 1, 2)))

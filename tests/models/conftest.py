@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from egad_jax.models import llama
+from egad_jax.models import family, layout
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.model import Params, make_model
 
@@ -64,10 +64,11 @@ def write_gguf(config: DecoderConfig) -> Callable[..., pathlib.Path]:
     metadata: dict[str, Any] | None = None,
     architecture: str = "llama",
   ) -> pathlib.Path:
-    arrays = llama.take_apart(config, params)
+    arrays = layout.by_name(family.tensors(config), params)
     named = {}
-    for tensor in llama.tensors(config):
-      heads = {"query": config.num_heads, "key": config.num_kv_heads}.get(tensor.path[-1])
+    for tensor in family.tensors(config):
+      counts = {"attention/query": config.num_heads, "attention/key": config.num_kv_heads}
+      heads = counts.get(tensor.first)
       array = arrays[tensor.hf]
       named[tensor.gguf] = array if heads is None else permute(array, heads)
     values: dict[str, Any] = {

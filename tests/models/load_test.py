@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from egad_jax.errors import InputError
-from egad_jax.models import llama
+from egad_jax.models import family, layout
 from egad_jax.models.directory_layout import INDEX, SINGLE
 from egad_jax.models.generation import generate
 from egad_jax.models.license import License
@@ -29,9 +29,9 @@ def test_gguf_file(tmp_path, config, params, write_gguf):
 def test_directory_with_a_model_card(tmp_path, config, params):
   directory = tmp_path / "some-model"
   directory.mkdir()
-  data = llama.config_to_hf(config, bos_id=1, eos_id=2, pad_id=2, dtype="float32")
+  data = family.config_to_hf(config, bos_id=1, eos_id=2, pad_id=2, dtype="float32")
   (directory / "config.json").write_text(json.dumps(data))
-  write_safetensors(directory / SINGLE, llama.take_apart(config, params))
+  write_safetensors(directory / SINGLE, layout.by_name(family.tensors(config), params))
   assert load_pretrained(str(directory)).license is None
   (directory / "README.md").write_text("---\ntags: [x]\nlicense: apache-2.0\n---\nlicense: mit\n")
   read = load_pretrained(str(directory))
@@ -126,7 +126,7 @@ def test_an_index_left_behind(tmp_path):
 
 def test_what_is_not_read_is_named_in_one_warning(tmp_path, caplog):
   path = tiny_llama.make(
-    tmp_path / "m", generation_config={"num_beams": 4, "suppress_tokens": [3]}, of_tomorrow=1
+    tmp_path / "m", generation_config={"num_beams": 4, "suppress_tokens": [3]}, of_tomorrow=False
   )
   (path / "pytorch_model.bin").write_bytes(b"x")
   read = load_pretrained(str(path))
@@ -166,3 +166,19 @@ def test_an_end_token_that_the_tokenizer_lacks(tmp_path):
     InputError, match="name the end token 260, but the tokenizer has the ids 0 to"
   ):
     load_pretrained(str(path), tokenizer_size=260)
+
+
+def test_rows_of_further_ids_begin_as_the_mean(tmp_path, caplog):
+  arrays = tiny_llama.tensors()
+  path = str(tiny_llama.make(tmp_path / "m", arrays))
+  read = load_pretrained(path, tokenizer_size=263, grow=True)
+  assert read.config.vocab_size == 263
+  assert "260 rows of embedding for the 263 ids of the tokenizer; the 3 further" in caplog.text
+  names = {"embedding": "model.embed_tokens.weight", "unembedding": "lm_head.weight"}
+  for ours, theirs in names.items():
+    table = read.params[ours]
+    np.testing.assert_array_equal(table[:260], arrays[theirs])
+    np.testing.assert_allclose(table[260:], [arrays[theirs].mean(0)] * 3, atol=1e-6)
+  small = load_pretrained(path, tokenizer_size=259, grow=True)
+  assert small.config.vocab_size == 260
+  assert not small.params["embedding"][259:].any()

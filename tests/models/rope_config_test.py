@@ -9,7 +9,7 @@ import pytest
 
 from egad_jax.errors import InputError
 from egad_jax.models import rotary
-from egad_jax.models.config import Llama3RopeScaling
+from egad_jax.models.config import LinearRopeScaling, Llama3RopeScaling
 from egad_jax.models.rope_config import rope_from_factors, rope_from_hf
 
 LLAMA3 = {
@@ -32,6 +32,7 @@ LLAMA3 = {
     ({"rope_scaling": {"type": "default", "factor": 1.0}}, (10_000.0, None)),
     ({"rope_scaling": LLAMA3 | {"type": "llama3"}}, (10_000.0, Llama3RopeScaling(8.0))),
     ({"rope_scaling": LLAMA3, "rope_parameters": LLAMA3}, (10_000.0, Llama3RopeScaling(8.0))),
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, (10_000.0, LinearRopeScaling(2.0))),
     ({"rope_parameters": LLAMA3 | {"rope_theta": 5.0}}, (5.0, Llama3RopeScaling(8.0))),
     ({"rope_parameters": LLAMA3 | {"partial_rotary_factor": 1.0}}, (1e4, Llama3RopeScaling(8.0))),
   ],
@@ -56,7 +57,8 @@ def test_both_layouts_of_config_json(data, wanted):
       "says rope_parameters .* and rope_scaling .*; they must agree",
     ),
     ({"rope_scaling": LLAMA3 | {"type": "linear"}}, "says rope_type 'llama3' and type 'linear'"),
-    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "absent or \"llama3\"; got 'linear'"),
+    ({"rope_scaling": {"type": "longrope"}}, '"linear" or "llama3"; got \'longrope\''),
+    ({"rope_scaling": {"type": "linear"}}, "factor must be a positive number below 1e38; got None"),
     ({"rope_scaling": {"rope_type": "yarn"}}, "got 'yarn'"),
     ({"rope_scaling": {"factor": 2.0}}, r"has a factor \(2\.0\) but no type that uses it"),
     ({"rope_scaling": LLAMA3 | {"attention_factor": 0.5}}, "keys not known: attention_factor"),

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from egad_jax.errors import InputError
-from egad_jax.models import llama
+from egad_jax.models import family, layout
 from egad_jax.models.safetensors_io import INDEX, SINGLE, read_directory, write_safetensors
 
 DOWN = "model.layers.0.mlp.down_proj.weight"
@@ -21,20 +21,20 @@ DOWN = "model.layers.0.mlp.down_proj.weight"
 @pytest.fixture
 def directory(tmp_path, config, params):
   """A Hugging Face directory with one safetensors file."""
-  data = llama.config_to_hf(config, bos_id=1, eos_id=2, pad_id=2, dtype="float32")
+  data = family.config_to_hf(config, bos_id=1, eos_id=2, pad_id=2, dtype="float32")
   (tmp_path / "config.json").write_text(json.dumps(data))
-  write_safetensors(tmp_path / SINGLE, llama.take_apart(config, params))
+  write_safetensors(tmp_path / SINGLE, layout.by_name(family.tensors(config), params))
   return tmp_path
 
 
 def rewrite(directory, config, params, changes):
-  arrays = llama.take_apart(config, params) | changes
+  arrays = layout.by_name(family.tensors(config), params) | changes
   write_safetensors(directory / SINGLE, {name: a for name, a in arrays.items() if a is not None})
 
 
 def shard(directory, config, params):
   """Turns the directory into one with two shards and their index."""
-  arrays = llama.take_apart(config, params)
+  arrays = layout.by_name(family.tensors(config), params)
   (directory / SINGLE).unlink()
   names = sorted(arrays)
   weight_map = {}
@@ -60,7 +60,7 @@ def test_shards_equal_the_whole(directory, config, params):
 
 
 def test_bfloat16_is_rounded_and_read_as_float32(directory, config, params):
-  arrays = llama.take_apart(config, params)
+  arrays = layout.by_name(family.tensors(config), params)
   write_safetensors(directory / SINGLE, arrays, dtype="bfloat16")
   read = read_directory(directory).params
   rounded = params["embedding"].astype(ml_dtypes.bfloat16).astype(np.float32)
@@ -71,9 +71,9 @@ def test_bfloat16_is_rounded_and_read_as_float32(directory, config, params):
 def test_untied_has_a_head_of_its_own(tmp_path, config, params):
   config = dataclasses.replace(config, tie_embeddings=False)
   params = params | {"unembedding": params["embedding"] + 1}
-  data = llama.config_to_hf(config, bos_id=1, eos_id=2, pad_id=2, dtype="float32")
+  data = family.config_to_hf(config, bos_id=1, eos_id=2, pad_id=2, dtype="float32")
   (tmp_path / "config.json").write_text(json.dumps(data))
-  write_safetensors(tmp_path / SINGLE, llama.take_apart(config, params))
+  write_safetensors(tmp_path / SINGLE, layout.by_name(family.tensors(config), params))
   jax.tree.map(np.testing.assert_array_equal, read_directory(tmp_path).params, params)
 
 
@@ -145,7 +145,9 @@ def test_derived_buffers_are_passed_over(directory, config, params, name):
   ],
 )
 def test_other_names_come_with_help(directory, config, params, rename, message):
-  arrays = {rename(name): array for name, array in llama.take_apart(config, params).items()}
+  arrays = {
+    rename(name): array for name, array in layout.by_name(family.tensors(config), params).items()
+  }
   write_safetensors(directory / SINGLE, arrays)
   with pytest.raises(InputError, match=f"lacks tensors: .*{message}"):
     read_directory(directory)
@@ -166,7 +168,7 @@ def test_wrong_tensors_are_named(directory, config, params, changes, message):
 
 
 def test_integers_are_refused(directory, config, params):
-  arrays = llama.take_apart(config, params)
+  arrays = layout.by_name(family.tensors(config), params)
   arrays[DOWN] = arrays[DOWN].astype(np.int8)
   safetensors.numpy.save_file(arrays, directory / SINGLE)
   with pytest.raises(InputError, match=f"{DOWN} must be float32.*got I8"):
@@ -178,7 +180,7 @@ def test_integers_are_refused(directory, config, params):
 
 
 def test_float64_and_float16_are_read_as_float32(directory, config, params):
-  arrays = llama.take_apart(config, params)
+  arrays = layout.by_name(family.tensors(config), params)
   arrays[DOWN] = arrays[DOWN].astype(np.float64) + 1e-12
   table = "model.embed_tokens.weight"
   safetensors.numpy.save_file(
@@ -227,7 +229,7 @@ def test_index_that_disagrees_with_its_shards(directory, config, params):
 
 
 def test_the_index_decides_between_two_copies(directory, config, params):
-  arrays = llama.take_apart(config, params)
+  arrays = layout.by_name(family.tensors(config), params)
   weight_map = shard(directory, config, params)
   right = weight_map[DOWN]
   (other,) = set(weight_map.values()) - {right}
@@ -272,7 +274,7 @@ def test_what_is_beside_the_model_is_named(directory, config, params):
   for name in ("consolidated.safetensors", "pytorch_model.bin"):
     (directory / name).write_bytes(b"x")
   path = directory / "config.json"
-  path.write_text(json.dumps(json.loads(path.read_text()) | {"of_today": 1}))
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"of_today": []}))
   assert read_directory(directory).unread == (
     "config.json: of_today",
     "the file consolidated.safetensors",
@@ -321,7 +323,7 @@ def test_links_into_a_cache_are_followed(directory, config, params):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_refused(directory, config, params, value):
-  arrays = llama.take_apart(config, params)
+  arrays = layout.by_name(family.tensors(config), params)
   arrays[DOWN][-1, -1] = value
   write_safetensors(directory / SINGLE, arrays)
   with pytest.raises(InputError, match=f"{DOWN} must hold finite float32"):

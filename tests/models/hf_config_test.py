@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from egad_jax.errors import InputError
-from egad_jax.models import key_tables, llama
+from egad_jax.models import family, generation_settings, safetensors_io
 from tests.models import tiny_llama
 
 # What transformers 4.40 and 5.23 write for a plain Llama: `LlamaConfig().to_dict()`, cut to what is
@@ -101,15 +101,23 @@ def config(**changes):
 
 @pytest.mark.parametrize("written", [TRANSFORMERS_4, TRANSFORMERS_5, SMOLLM2])
 def test_what_other_programs_write_by_default_is_not_worth_a_word(written):
-  wanted = llama.config_from_hf("config.json", config())
-  assert llama.config_from_hf("config.json", config(**written)) == wanted
-  assert llama.unread_keys(config(**written)) == []
+  wanted = family.config_from_hf("config.json", config())
+  assert family.config_from_hf("config.json", config(**written)) == wanted
+  assert family.unread_keys(config(**written)) == []
 
 
-def test_keys_of_tomorrow_are_named_unless_they_are_null():
-  written = config(of_tomorrow=False, mtp_heads=2, not_set=None)
-  llama.config_from_hf("config.json", written)
-  assert llama.unread_keys(written) == ["of_tomorrow", "mtp_heads"]
+def test_keys_of_tomorrow_that_ask_for_nothing_are_named_unless_they_are_null():
+  written = config(of_tomorrow=False, mtp_heads={}, _private=3, not_set=None)
+  family.config_from_hf("config.json", written)
+  assert family.unread_keys(written) == ["of_tomorrow", "mtp_heads", "_private"]
+
+
+@pytest.mark.parametrize("value", [2, True, "relu2", [1], {"a": 1}, 0])
+def test_keys_of_tomorrow_that_may_change_the_model_are_refused(value):
+  with pytest.raises(
+    InputError, match=r"has keys that are not known: of_tomorrow\. .*remove them from the file"
+  ):
+    family.config_from_hf("config.json", config(of_tomorrow=value))
 
 
 @pytest.mark.parametrize(
@@ -119,13 +127,13 @@ def test_keys_of_tomorrow_are_named_unless_they_are_null():
     ({"architectures": ["LlamaModel"]}, "which has another head or other layers. Save the model"),
     ({"architectures": "LlamaForCausalLM"}, r"architectures must be \['LlamaForCausalLM'\]"),
     ({"architectures": ["LlamaForCausalLM", 5]}, "architectures must be"),
-    ({"model_type": "mistral"}, "Other families are not supported"),
+    ({"model_type": "mamba"}, "one of .*llama.*; got 'mamba'. Other families are not supported"),
     ({"model_type": ["llama"]}, "model_type must be"),
     ({"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}, "auto_map names a program .*remove"),
     ({"auto_map": "x"}, "auto_map names a program"),
     ({"hidden_act": "gelu_new"}, "hidden_act must be 'silu'; got 'gelu_new'. That is another comp"),
-    ({"attention_bias": "false"}, "attention_bias must be False; got 'false'"),
-    ({"mlp_bias": 1}, "mlp_bias must be False; got 1"),
+    ({"attention_bias": "false"}, "attention_bias must be true or false; got 'false'"),
+    ({"mlp_bias": 1}, "mlp_bias must be true or false; got 1"),
     ({"pretraining_tp": 2}, "pretraining_tp must be 1; got 2"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor must be 1; got 0.5"),
     ({"rope_interleaved": True}, "rope_interleaved must be False; got True"),
@@ -158,13 +166,13 @@ def test_keys_of_tomorrow_are_named_unless_they_are_null():
     ),
     (
       {"attention_bias": list(range(10**5))},
-      r"attention_bias must be False; got \[0, 1.* \[\.\.\.\]",
+      r"attention_bias must be true or false; got \[0, 1.* \[\.\.\.\]",
     ),
   ],
 )
 def test_what_would_be_another_model_is_refused_by_name(changes, message):
   with pytest.raises(InputError, match=rf"config\.json: .*{message}") as raised:
-    llama.config_from_hf("config.json", config(**changes))
+    family.config_from_hf("config.json", config(**changes))
   assert len(str(raised.value)) < 500
 
 
@@ -187,17 +195,24 @@ def test_what_would_be_another_model_is_refused_by_name(changes, message):
   ],
 )
 def test_other_spellings_of_the_same_model(changes):
-  wanted = llama.config_from_hf("config.json", config())
-  assert llama.config_from_hf("config.json", config(**changes)) == wanted
+  wanted = family.config_from_hf("config.json", config())
+  assert family.config_from_hf("config.json", config(**changes)) == wanted
 
 
 def test_absent_epsilon_is_transformers_default():
   written = {key: value for key, value in config().items() if key != "rms_norm_eps"}
-  assert llama.config_from_hf("config.json", written).norm_eps == 1e-6
+  assert family.config_from_hf("config.json", written).norm_eps == 1e-6
 
 
 def test_no_key_is_in_two_parts_of_a_table():
-  for name in ("LLAMA_CONFIG", "GENERATION_CONFIG", "SAFETENSORS_INDEX", "LLAMA_GGUF"):
-    table = getattr(key_tables, name)
+  tables = {
+    "generation_config.json": generation_settings.GENERATION_CONFIG,
+    "index": safetensors_io.SAFETENSORS_INDEX,
+  }
+  for name, found in family.families().items():
+    tables[name] = found.keys
+    if found.gguf is not None:
+      tables[f"{name} in GGUF"] = found.gguf.keys
+  for name, table in tables.items():
     parts = (table.read, table.harmless, set(table.neutral))
     assert len(frozenset().union(*parts)) == sum(map(len, parts)), name

@@ -1,0 +1,262 @@
+"""The tensors of foreign checkpoints, and the parameters of ours to which they correspond.
+
+A family lists its tensors once, as `Row`s; imports and exports in all formats follow from them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from egad_jax.models.config import DecoderConfig
+from egad_jax.models.model import Params
+
+# Parameters with a row for each id or position. All other parameters outside a product are vectors
+# in files.
+_TABLES = ("embedding", "unembedding", "positions")
+
+
+class Row(NamedTuple):
+  """One line of a family's list of tensors.
+
+  Attributes:
+    ours: paths of the parameters that the tensor holds one after the other along its outputs; in a
+      layer, below its block. The tensor exists if the architecture has the first of them.
+    hf: name in Hugging Face safetensors, with {layer} and {expert} for their indices.
+    gguf: name in GGUF; None if the family is not read from GGUF.
+    in_out: whether a matrix is stored as `[in, out]` (Conv1D of transformers), not `[out, in]`.
+  """
+
+  ours: tuple[str, ...]
+  hf: str
+  gguf: str | None = None
+  in_out: bool = False
+
+
+def row(ours: str, hf: str, gguf: str | None = None, *, in_out: bool = False) -> Row:
+  """A `Row` whose paths are separated by spaces, and whose names lack ".weight" or ".bias".
+
+  The suffix is ".bias" if the parameters are biases.
+  """
+  paths = tuple(ours.split())
+  suffix = ".bias" if paths[0].endswith("bias") else ".weight"
+  return Row(paths, hf + suffix, None if gguf is None else gguf + suffix, in_out)
+
+
+class _Axes(NamedTuple):
+  """Shape of a parameter, without the axes of layers and experts."""
+
+  inputs: tuple[int, ...]  # Axes that a product contracts; () if the parameter is in no product.
+  outputs: tuple[int, ...]
+  experts: int | None = None
+
+
+class Part(NamedTuple):
+  """A parameter, or one layer's part of it, that a tensor of a checkpoint holds.
+
+  Attributes:
+    path: keys of the parameter in the nested dict.
+    at: indices on its leading axes, of layers and of experts; () if it is not in a layer.
+    shape: shape of the part.
+    width: number of the tensor's outputs that it takes.
+    stacked: lengths of the leading axes.
+  """
+
+  path: tuple[str, ...]
+  at: tuple[int, ...]
+  shape: tuple[int, ...]
+  width: int
+  stacked: tuple[int, ...]
+
+
+class Tensor(NamedTuple):
+  """One tensor of a checkpoint, and the parameters that it corresponds to.
+
+  Attributes:
+    hf: name in Hugging Face safetensors.
+    gguf: name in GGUF; None if the family is not read from GGUF.
+    shape: shape in the files.
+    parts: the parameters that it holds, in order along its outputs.
+    matrix: whether it is a matrix of a product, and not a vector or a table.
+    in_out: whether the matrix is stored as `[in, out]`.
+  """
+
+  hf: str
+  gguf: str | None
+  shape: tuple[int, ...]
+  parts: tuple[Part, ...]
+  matrix: bool
+  in_out: bool
+
+  @property
+  def first(self) -> str:
+    """The path of its first parameter, as in a `Row`."""
+    part = self.parts[0]
+    return "/".join(part.path[2 if part.at else 0 :])
+
+  def split(self, array: np.ndarray) -> list[np.ndarray]:
+    """The values of each part in our layout, from an array of `shape`."""
+    if self.matrix and not self.in_out:
+      array = array.T
+    ends = np.cumsum([part.width for part in self.parts])[:-1]
+    pieces = np.split(array, ends, axis=-1 if self.matrix else 0)
+    return [piece.reshape(part.shape) for piece, part in zip(pieces, self.parts, strict=True)]
+
+  def join(self, pieces: Sequence[np.ndarray]) -> np.ndarray:
+    """Undoes `split`; the result is contiguous."""
+    if not self.matrix:
+      flat = [piece.reshape(-1, *self.shape[1:]) for piece in pieces]
+      return np.ascontiguousarray(np.concatenate(flat))
+    widths = (part.width for part in self.parts)
+    array = np.concatenate(
+      [piece.reshape(-1, width) for piece, width in zip(pieces, widths, strict=True)], axis=-1
+    )
+    return np.ascontiguousarray(array if self.in_out else array.T)
+
+
+def tensors(rows: Sequence[Row], config: DecoderConfig) -> list[Tensor]:
+  """All tensors of a checkpoint of an architecture, from its family's rows."""
+  whole, in_layer = _outside_layers(config), _in_layer(config)
+  found = [
+    _tensor(r, [((path,), whole[path], (), ()) for path in r.ours])
+    for r in rows
+    if r.ours[0] in whole
+  ]
+  layer_rows = [r for r in rows if r.ours[0] in in_layer]
+  for layer in range(config.num_layers):
+    group, slot, repeat = config.place(layer)
+    stacked = config.repeats if group == "layers" else 1
+    for r in layer_rows:
+      experts = in_layer[r.ours[0]].experts
+      for expert in range(experts) if experts is not None and "{expert}" in r.hf else (None,):
+        places = []
+        for path in r.ours:
+          axes = in_layer[path]
+          own = () if expert is None else (expert,)
+          lengths = () if axes.experts is None else (axes.experts,)
+          keys = (group, f"block_{slot}", *path.split("/"))
+          places.append((keys, axes, (repeat, *own), (stacked, *lengths)))
+        found.append(_tensor(r, places, layer=layer, expert=expert))
+  return found
+
+
+def _tensor(
+  r: Row,
+  places: Sequence[tuple[tuple[str, ...], _Axes, tuple[int, ...], tuple[int, ...]]],
+  **indices: Any,
+) -> Tensor:
+  axes = places[0][1]
+  is_table = places[0][0][0] in _TABLES
+  parts = []
+  for path, (ins, outs, _), index, stacked in places:
+    width = outs[0] if is_table else math.prod(outs)
+    path = tuple(key for name in path for key in name.split("/"))
+    parts.append(Part(path, index, ins + outs, width, stacked))
+  total = sum(part.width for part in parts)
+  shape: tuple[int, ...] = (total, *axes.outputs[1:]) if is_table else (total,)
+  if axes.inputs:
+    contracted = math.prod(axes.inputs)
+    shape = (contracted, total) if r.in_out else (total, contracted)
+  gguf = None if r.gguf is None else r.gguf.format(**indices)
+  name = r.hf.format(**indices)
+  return Tensor(name, gguf, shape, tuple(parts), bool(axes.inputs), r.in_out)
+
+
+def _outside_layers(c: DecoderConfig) -> dict[str, _Axes]:
+  found = {"embedding": _Axes((), (c.vocab_size, c.dim))}
+  if c.learned_positions:
+    found["positions"] = _Axes((), (c.max_seq_len, c.dim))
+  found["final_norm/scale"] = _Axes((), (c.dim,))
+  if c.layer_norm:
+    found["final_norm/bias"] = _Axes((), (c.dim,))
+  if not c.tie_embeddings:
+    found["unembedding"] = _Axes((), (c.vocab_size, c.dim))
+  return found
+
+
+def _in_layer(c: DecoderConfig) -> dict[str, _Axes]:
+  """Axes of each parameter of a layer by its path below the block."""
+  dim, queries, keys = (c.dim,), (c.num_heads, c.head_dim), (c.num_kv_heads, c.head_dim)
+  found = {
+    "attention/query": _Axes(dim, queries),
+    "attention/key": _Axes(dim, keys),
+    "attention/value": _Axes(dim, keys),
+    "attention/output": _Axes(queries, dim),
+  }
+  if c.qkv_bias:
+    sizes = {"query": queries, "key": keys, "value": keys}
+    found |= {f"attention/{name}_bias": _Axes((), size) for name, size in sizes.items()}
+  if c.attention_bias:
+    found["attention/output_bias"] = _Axes((), dim)
+  if c.qk_norm:
+    for name, size in {"query": queries, "key": keys}.items():
+      scale = size if c.qk_norm_over_heads else size[1:]
+      found[f"attention/{name}_norm/scale"] = _Axes((), scale)
+  found |= _mlp(c)
+  norms = [name for name in ("attention_norm", "mlp_norm") if c.pre_norms]
+  norms += [name for name in ("attention_post_norm", "mlp_post_norm") if c.post_norms]
+  for name in norms:
+    found[f"{name}/scale"] = _Axes((), dim)
+    if c.layer_norm:
+      found[f"{name}/bias"] = _Axes((), dim)
+  return found
+
+
+def _mlp(c: DecoderConfig) -> dict[str, _Axes]:
+  dim = (c.dim,)
+  inner = (c.mlp_dim if c.experts is None else c.experts.mlp_dim,)
+  count = None if c.experts is None else c.experts.count
+  found = {"mlp/up": _Axes(dim, inner, count), "mlp/down": _Axes(inner, dim, count)}
+  if c.gated_mlp:
+    found["mlp/gate"] = _Axes(dim, inner, count)
+  if count is not None:
+    found["mlp/router"] = _Axes(dim, (count,))
+  if c.mlp_bias:
+    found |= {f"{path}_bias": _Axes((), axes.outputs) for path, axes in list(found.items())}
+  return found
+
+
+def assemble(found: Sequence[Tensor], read: Callable[[Tensor], np.ndarray]) -> Params:
+  """Builds the parameters of a model from a checkpoint.
+
+  Args:
+    found: all tensors of the checkpoint, from `tensors`.
+    read: returns the values of one tensor, in the files' layout.
+
+  Returns:
+    numpy float32 parameters in the layout of `Model.init`.
+  """
+  params: Params = {}
+  for tensor in found:
+    for part, array in zip(tensor.parts, tensor.split(read(tensor)), strict=True):
+      node = params
+      for key in part.path[:-1]:
+        node = node.setdefault(key, {})
+      leaf = part.path[-1]
+      if not part.at:
+        node[leaf] = np.array(array, np.float32)
+        continue
+      if leaf not in node:
+        node[leaf] = np.empty((*part.stacked, *part.shape), np.float32)
+      node[leaf][part.at] = array
+  return params
+
+
+def take_apart(found: Sequence[Tensor], params: Params) -> Iterator[tuple[Tensor, np.ndarray]]:
+  """Each tensor with its values in the layout of Hugging Face's files; undoes `assemble`."""
+  for tensor in found:
+    pieces = []
+    for part in tensor.parts:
+      node: Any = params
+      for key in part.path:
+        node = node[key]
+      pieces.append(np.asarray(node[part.at] if part.at else node))
+    yield tensor, tensor.join(pieces)
+
+
+def by_name(found: Sequence[Tensor], params: Params) -> Mapping[str, np.ndarray]:
+  """Hugging Face name -> array in the layout of its files, from parameters."""
+  return {tensor.hf: array for tensor, array in take_apart(found, params)}
