@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from egad_jax import methods
 from egad_jax.head import dense_head, distillation_head
-from egad_jax.head.chunked import default_chunk_size
+from egad_jax.head.chunks import default_chunk_size
 from egad_jax.head.inputs import TokenLoss
 from egad_jax.head.logits import logits_from
 from egad_jax.head.tpu import Kernels, kernel_chunk_size

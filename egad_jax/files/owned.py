@@ -126,12 +126,12 @@ def require_outside(path: epath.Path, what: str) -> None:
   Raises:
     InputError: it is inside one.
   """
-  place = paths.real(path)
-  for above in place.parents:
+  real = paths.real(path)
+  for above in real.parents:
     mark = read_mark(above)
     if mark is None:
       continue
-    child = place.relative_to(above).parts[0]
+    child = real.relative_to(above).parts[0]
     if mark["kind"] in (EXPORT, DATA) or child in mark.get("closed", ()):
       inside = above / child if mark["kind"] == WORKDIR else above
       raise InputError(
@@ -153,10 +153,10 @@ def require_apart(target: epath.Path, what: str, inputs: Mapping[str, pathlib.Pa
   """
   if not paths.is_local(target):
     return
-  place = paths.real(target)
+  real = paths.real(target)
   for key, path in inputs.items():
     source = paths.real(path)
-    if _within(source, place) or _within(place, source):
+    if _within(source, real) or _within(real, source):
       raise InputError(
         f"{what} {target} and {key} ({path}) must be apart, or what is read would be replaced. "
         "Give another directory."

@@ -48,23 +48,23 @@ def require_replaceable(target: epath.Path, what: str, kind: str) -> None:
 
 def _require_place(target: epath.Path, what: str) -> None:
   """Checks the location of a directory on a disk: its links, its parents and their permissions."""
-  place, remedy = paths.real(target), "Give another directory."
-  if os.path.islink(target) and not place.exists():
-    raise InputError(f"{what} {target} is a link to {place}, which does not exist. {remedy}")
-  if place.exists() and not place.is_dir():
+  real, remedy = paths.real(target), "Give another directory."
+  if os.path.islink(target) and not real.exists():
+    raise InputError(f"{what} {target} is a link to {real}, which does not exist. {remedy}")
+  if real.exists() and not real.is_dir():
     raise InputError(f"{what} {target} is a file, not a directory. {remedy}")
   here = pathlib.Path.cwd()
-  if place.exists() and any(os.path.samefile(place, path) for path in (here, *here.parents)):
+  if real.exists() and any(os.path.samefile(real, path) for path in (here, *here.parents)):
     raise InputError(
       f"{what} {target} is, or holds, the current directory, which cannot be replaced. {remedy}"
     )
-  if os.path.ismount(place):
+  if os.path.ismount(real):
     raise InputError(
       f"{what} {target} is a mount point, which cannot be replaced. Give a directory in it, like "
       f"{target}/model."
     )
   owned.require_outside(target, what)
-  above = next(path for path in place.parents if path.exists())
+  above = next(path for path in real.parents if path.exists())
   if not above.is_dir():
     raise InputError(f"{what} {target} lies below {above}, which is a file. {remedy}")
   if not _may_write(above):
@@ -97,19 +97,19 @@ def replacing(target: epath.Path, what: str, kind: str) -> Iterator[pathlib.Path
       yield work
       _upload(work, target, kind)
     return
-  place = paths.real(target)
-  place.parent.mkdir(parents=True, exist_ok=True)
-  with scratch(place.parent, replaces=place.name) as work:
+  real = paths.real(target)
+  real.parent.mkdir(parents=True, exist_ok=True)
+  with scratch(real.parent, replaces=real.name) as work:
     yield work
     owned.write_mark(work, kind, _entries(work))
     require_replaceable(target, what, kind)
-    if place.exists():
+    if real.exists():
       # Renaming cannot replace a directory that holds files; the old one goes with the scratch.
-      place.rename(work.parent / "old")
+      real.rename(work.parent / "old")
     try:
-      work.rename(place)
+      work.rename(real)
     finally:
-      _put_back(work.parent / "old", place)
+      _put_back(work.parent / "old", real)
 
 
 def _entries(directory: pathlib.Path) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def sweep(parent: pathlib.Path) -> None:
       shutil.rmtree(work, ignore_errors=True)
 
 
-def _put_back(old: pathlib.Path, place: pathlib.Path) -> None:
+def _put_back(old: pathlib.Path, real: pathlib.Path) -> None:
   """Renames the old directory back if a replacement stopped half-way."""
-  if old.exists() and not os.path.lexists(place):
-    old.rename(place)
+  if old.exists() and not os.path.lexists(real):
+    old.rename(real)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from egad_jax.head.chunks import default_chunk_size, tokens_by_chunk
 from egad_jax.head.closed_form import has_closed_form, loss_and_gradient
 from egad_jax.head.inputs import Head, Inputs, TokenLoss, check_inputs
 from egad_jax.head.logits import logits_from, soft_capped
@@ -31,52 +32,6 @@ from egad_jax.head.teacher import (
 from egad_jax.head.tpu import ChunkByKernels, Kernels, chunk_by_kernels, kernel_chunk_size
 from egad_jax.teachers.outputs import Hidden, Outputs
 from egad_jax.types import Stats
-
-# Largest number of elements in a chunk's logits when no chunk size is given: 640 MiB in float32.
-_CHUNK_ELEMENTS = 5 * 2**25
-
-
-def default_chunk_size(num_tokens: int, vocab_size: int) -> int:
-  """Returns the tokens per chunk that keep one float32 copy of its logits within 640 MiB.
-
-  Args:
-    num_tokens: number of tokens that the head is called with, masked or not.
-    vocab_size: columns of the logits on one device.
-
-  Returns:
-    A power of two, so that it divides most batches and no chunk needs padding; at least 128 (the
-    side of a matrix unit) even where the logits then exceed the budget. `num_tokens` if that is
-    smaller.
-
-  >>> default_chunk_size(8192, 151_936)
-  1024
-  """
-  affordable = max(128, _CHUNK_ELEMENTS // vocab_size)
-  return min(num_tokens, 1 << affordable.bit_length() - 1)
-
-
-def tokens_by_chunk(mask: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
-  """Lists the tokens in the mask, in order and without gaps, to be cut into chunks.
-
-  Args:
-    mask: bool [num_tokens], true at tokens to list.
-    chunk: tokens per chunk.
-
-  Returns:
-    (indices int32 [ceil(num_tokens / chunk) * chunk], number of chunks int32). The tokens in the
-    mask come first; after them come increasing indices >= num_tokens, which no token has. Chunks
-    beyond the returned number hold only such indices, so every mask fits.
-
-  >>> tokens, chunks = tokens_by_chunk(jnp.array([False, True, False, True, True]), chunk=2)
-  >>> tokens.tolist(), int(chunks)
-  ([1, 3, 4, 8, 9, 10], 2)
-  """
-  num_tokens = mask.size
-  places = jnp.arange(-(-num_tokens // chunk) * chunk, dtype=jnp.int32)
-  count = jnp.sum(mask, dtype=jnp.int32)
-  inside_first = jnp.argsort(~mask, stable=True).astype(jnp.int32)
-  inside_first = jnp.pad(inside_first, (0, places.size - num_tokens))
-  return jnp.where(places < count, inside_first, num_tokens + places), (count + chunk - 1) // chunk
 
 
 @jax.custom_jvp

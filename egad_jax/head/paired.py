@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from egad_jax.data.batches import PairedBatch
-from egad_jax.head.chunked import default_chunk_size
+from egad_jax.head.chunks import default_chunk_size
 from egad_jax.head.long_spans import LONG_SPANS
 from egad_jax.head.span_blocks import cut_into_blocks
 from egad_jax.head.span_terms import Side, Terms, TermsOfPairs

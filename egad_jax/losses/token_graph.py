@@ -64,9 +64,9 @@ def nearest_neighbours(
   row = jax.lax.broadcasted_iota(jnp.int32, distances.shape, rank - 2)
   column = jax.lax.broadcasted_iota(jnp.int32, distances.shape, rank - 1)
   candidates = _pairs(mask) & (row != column)
-  places = max(1, min(neighbours, distances.shape[-1] - 1))
+  count = max(1, min(neighbours, distances.shape[-1] - 1))
   nearness = jnp.where(candidates, -jax.lax.stop_gradient(distances), -jnp.inf)
-  best, indices = jax.lax.top_k(nearness, places)
+  best, indices = jax.lax.top_k(nearness, count)
   return indices, best > -jnp.inf
 
 

@@ -18,7 +18,7 @@ from jax.experimental import topologies
 from egad_jax import sharding
 from egad_jax.chips import CHIPS, Topology
 from egad_jax.errors import InputError
-from egad_jax.head.chunked import default_chunk_size
+from egad_jax.head.chunks import default_chunk_size
 from egad_jax.head.long_spans import LONG_SPANS
 from egad_jax.head.on_mesh import vocabulary_parts
 from egad_jax.head.paired import blocks_of_chunk

@@ -77,8 +77,8 @@ class CompiledRun:
     experiment, size = self.experiment, self.experiment.optimization.batch_size
     part = sharding.process_rows(experiment.mesh, size)
     rows = experiment.batch_source.stream(start_step, state_of, part)
-    placed = (sharding.device_put_batch(batch, experiment.mesh) for batch in rows)
-    return self._teacher.attach(placed, experiment.optimization.accumulation)
+    on_devices = (sharding.device_put_batch(batch, experiment.mesh) for batch in rows)
+    return self._teacher.attach(on_devices, experiment.optimization.accumulation)
 
   def held_out(self) -> list[AnyBatch]:
     """The held-out batches, on the devices; read once and kept there."""

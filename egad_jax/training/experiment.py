@@ -216,8 +216,8 @@ class Experiment:
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state())
     if self.models.student_params is None:
       return jax.jit(self.init_state, out_shardings=shardings)()
-    placed = sharding.device_put(self.models.student_params, shardings.trainable["student"])
-    return jax.jit(self.init_state, out_shardings=shardings)(placed)
+    student = sharding.device_put(self.models.student_params, shardings.trainable["student"])
+    return jax.jit(self.init_state, out_shardings=shardings)(student)
 
   def abstract_frozen(self) -> Frozen:
     """`Frozen` as a tree of `jax.ShapeDtypeStruct`s with shardings."""

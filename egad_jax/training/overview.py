@@ -31,7 +31,7 @@ def lines(experiment: Experiment, workdir: Workdir) -> list[str]:
   parts = [f"{micro:,} at once"] if optimization.accumulation > 1 else []
   parts += [f"{micro // devices:,} a device"] if devices > 1 else []
   split = f" ({', '.join(parts)})" if parts else ""
-  places = optimization.batch_size * rows.seq_len
+  update_tokens = optimization.batch_size * rows.seq_len
   epochs = optimization.steps * optimization.batch_size / rows.train_size
   return [
     f"devices:  {_devices(experiment)}",
@@ -42,9 +42,9 @@ def lines(experiment: Experiment, workdir: Workdir) -> list[str]:
     f"data:     {rows.train_size:,} rows of {rows.seq_len:,} tokens to train on "
     f"({rows.num_targets[TRAIN]:,} tokens to predict, {rows.utilization:.0%} full); held out: "
     f"{held_out:,} of {rows.held_out_size:,} rows ({rows.num_targets[HELD_OUT]:,} tokens)",
-    f"batch:    {optimization.batch_size:,} rows{split}, {places:,} tokens an update",
+    f"batch:    {optimization.batch_size:,} rows{split}, {update_tokens:,} tokens an update",
     f"training: {optimization.steps:,} steps are {epochs:,.2f} epochs, "
-    f"{optimization.steps * places:,} tokens",
+    f"{optimization.steps * update_tokens:,} tokens",
     f"results:  {workdir.path}",
   ]
 
