@@ -69,6 +69,7 @@ def main() -> None:
   accelerators.import_jax()
   import jax
 
+  from egad_jax import device_arrays
   from egad_jax.data.tokenizer import Tokenizer
   from egad_jax.models.generation import generate
   from egad_jax.models.load import load_pretrained
@@ -86,10 +87,12 @@ def main() -> None:
     prompt = tokenizer.encode_prompt(text)
   with progress.phase(f"reading {model}"):
     pretrained = load_pretrained(model, tokenizer_size=tokenizer.vocab_size)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    params = device_arrays.put(pretrained.params, jax.tree.map(lambda _: device, pretrained.params))
   with progress.phase("generating"):
     [continuation] = generate(
       make_model(pretrained.config),
-      jax.device_put(pretrained.params),
+      params,
       [prompt],
       max_new_tokens=MAX_NEW_TOKENS.value,
       temperature=TEMPERATURE.value,
