@@ -235,6 +235,13 @@ def split(
   return on_parts
 
 
+def experts_axis(mesh: Mesh, count: int) -> str | None:
+  """The mesh axis over which `count` experts are split; None if every device has all of them."""
+  axis = dict(RULES)["experts"]
+  assert isinstance(axis, str)
+  return axis if mesh.shape[axis] > 1 and count % mesh.shape[axis] == 0 else None
+
+
 def head_devices(mesh: Mesh) -> int:
   """The number of parts that attention heads are split into, if it divides their number."""
   axis = dict(RULES)["heads"]

@@ -80,6 +80,7 @@ class Block(nn.Module):
   params_dtype: jnp.dtype
   constrain: Constrain
   packed: PackedAttention
+  mesh: jax.sharding.Mesh | None
 
   @nn.compact
   def __call__(
@@ -98,8 +99,11 @@ class Block(nn.Module):
     )
     attended = self._norm("attention_post_norm", attended, c.post_norms)
     x = self.constrain(x + self._scaled(attended), ("batch", "seq", None))
-    mlp = MLP if c.experts is None else ExpertMLPs
-    changed = mlp(c, *common, name="mlp")(self._norm("mlp_norm", x, c.pre_norms))
+    if c.experts is None:
+      mlp: nn.Module = MLP(c, *common, name="mlp")
+    else:
+      mlp = ExpertMLPs(c, self.dtype, self.params_dtype, self.mesh, name="mlp")
+    changed = mlp(self._norm("mlp_norm", x, c.pre_norms))
     x = x + self._scaled(self._norm("mlp_post_norm", changed, c.post_norms))
     return self.constrain(x, ("batch", "seq", None)), cache
 
@@ -121,6 +125,7 @@ class Repeat(nn.Module):
   constrain: Constrain
   remat: str
   packed: PackedAttention
+  mesh: jax.sharding.Mesh | None
 
   @nn.compact
   def __call__(
@@ -147,7 +152,7 @@ class Repeat(nn.Module):
     if self.remat != "none":
       # Inside a scan CSE cannot undo the rematerialisation, so its barrier would only cost time.
       block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
-    common = (self.dtype, self.params_dtype, self.constrain, self.packed)
+    common = (self.dtype, self.params_dtype, self.constrain, self.packed, self.mesh)
     written = []
     for i, kind in enumerate(self.pattern):
       layer = block(self.config, kind, *common, name=f"block_{i}")
@@ -169,6 +174,7 @@ class Decoder(nn.Module):
     constrain: constrains the sharding of activations by logical axis names.
     remat: key of `REMAT_POLICIES`, what the backward pass keeps of each layer.
     packed: implementation of attention in packed rows.
+    mesh: the mesh over which a mixture of experts is sharded; None for one device.
     layers_on_host: whether layers' parameters may be in host memory, to be copied when needed.
   """
 
@@ -178,6 +184,7 @@ class Decoder(nn.Module):
   constrain: Constrain = nn.with_logical_constraint
   remat: str = "none"
   packed: PackedAttention = XLA
+  mesh: jax.sharding.Mesh | None = None
   layers_on_host: bool = False
 
   @nn.compact
@@ -312,7 +319,7 @@ class Decoder(nn.Module):
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
     common = (self.dtype, self.params_dtype, self.constrain)
-    return scanned(c, pattern, *common, self.remat, self.packed, name=name)
+    return scanned(c, pattern, *common, self.remat, self.packed, self.mesh, name=name)
 
 
 def _inner_taps(config: DecoderConfig, taps: Sequence[int]) -> list[int]:

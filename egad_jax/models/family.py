@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
-import pkgutil
 import re
 import types
 from collections.abc import Callable, Mapping
@@ -20,6 +18,7 @@ import numpy as np
 from egad_jax.errors import InputError
 from egad_jax.models import layout
 from egad_jax.models.config import DecoderConfig
+from egad_jax.models.families import declared
 from egad_jax.models.foreign_keys import Table, check_closed, listed, shown
 from egad_jax.models.generation_settings import LEGACY_GENERATION
 from egad_jax.models.hf_config import HFConfig
@@ -89,13 +88,7 @@ class Family(NamedTuple):
 @functools.cache
 def families() -> Mapping[str, Family]:
   """All families by name, in the order of their names."""
-  package = importlib.import_module("egad_jax.models.families")
-  modules = (
-    importlib.import_module(f"{package.__name__}.{module.name}")
-    for module in pkgutil.iter_modules(package.__path__)
-  )
-  found = [module.FAMILY for module in modules]
-  return types.MappingProxyType({family.name: family for family in found})
+  return types.MappingProxyType({family.name: family for family in declared()})
 
 
 def tensors(config: DecoderConfig) -> list[Tensor]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from egad_jax import sharding
 from egad_jax.models.attention import Constrain
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.dense import project
@@ -60,41 +61,46 @@ class ExpertMLPs(nn.Module):
   """A mixture of experts: each token adds up the outputs of the experts that its router chooses.
 
   The tokens are sorted by expert, so that the products with all experts' weights are one grouped
-  product, of as many rows as tokens times chosen experts. No token is dropped.
+  product, of as many rows as tokens times chosen experts. No token is dropped. On a mesh every
+  device has some of the experts and its own rows of the batch; the devices that share rows add up
+  their experts' outputs.
+
+  Attributes:
+    config: the architecture, with experts.
+    dtype: the compute dtype.
+    params_dtype: dtype of the parameters.
+    mesh: the mesh over which the arrays are sharded; None for one device.
   """
 
   config: DecoderConfig
   dtype: jnp.dtype
   params_dtype: jnp.dtype
-  constrain: Constrain
+  mesh: jax.sharding.Mesh | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `x` `[batch, seq, dim]` to the same shape."""
     c, experts = self.config, self.config.experts
     assert experts is not None
-    chosen, count = experts.chosen, experts.count
+    count, width = experts.count, experts.mlp_dim
     router = self._weight("router", (c.dim, count), ("embed", None), 1.0)
-    flat = x.reshape(-1, c.dim)
     # Softmax in float32, as everywhere; the products are in the compute dtype, as in training.
-    probs = jax.nn.softmax((flat @ router).astype(jnp.float32), axis=-1)
-    weights, ids = lax.top_k(probs, chosen)
+    probs = jax.nn.softmax(project(x, router).astype(jnp.float32), axis=-1)
+    weights, ids = lax.top_k(probs, experts.chosen)
     if experts.renormalize:
       weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
-    order = jnp.argsort(ids.reshape(-1))
-    sizes = jnp.bincount(ids.reshape(-1), length=count).astype(jnp.int32)
-    rows = flat[order // chosen]
-    inner_axes, outer_axes = ("experts", "embed", None), ("experts", None, "embed")
-    gate = self._weight("gate", (count, c.dim, experts.mlp_dim), inner_axes, 1.0)
-    up = self._weight("up", (count, c.dim, experts.mlp_dim), inner_axes, 1.0)
-    scale = 1.0 / (2 * c.num_layers)
-    down = self._weight("down", (count, experts.mlp_dim, c.dim), outer_axes, scale)
-    function = _ACTIVATIONS[c.activation]
-    inner = function(lax.ragged_dot(rows, gate, sizes)) * lax.ragged_dot(rows, up, sizes)
-    outputs = lax.ragged_dot(inner, down, sizes).astype(jnp.float32)
-    outputs = outputs * weights.reshape(-1)[order][:, None]
-    unsorted = outputs[jnp.argsort(order)].reshape(*ids.shape, c.dim)
-    return jnp.sum(unsorted, axis=1).astype(self.dtype).reshape(x.shape)
+    inner, outer = ("experts", "embed", None), ("experts", None, "embed")
+    gate = self._weight("gate", (count, c.dim, width), inner, 1.0)
+    up = self._weight("up", (count, c.dim, width), inner, 1.0)
+    down = self._weight("down", (count, width, c.dim), outer, 1.0 / (2 * c.num_layers))
+    arrays = (x, weights, ids, gate, up, down)
+    function = functools.partial(_grouped, _ACTIVATIONS[c.activation])
+    if self.mesh is None:
+      return function(*arrays)
+    axis = sharding.experts_axis(self.mesh, count)
+    rows, whole = ("batch", "seq", None), ("experts", None, None)
+    split = functools.partial(function, axis=axis)
+    return sharding.split(self.mesh, split, (rows,) * 3 + (whole,) * 3)(*arrays)
 
   def _weight(
     self, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], scale: float
@@ -104,3 +110,47 @@ class ExpertMLPs(nn.Module):
     )
     init = nn.with_logical_partitioning(init, axes)
     return self.param(name, init, shape, self.params_dtype).astype(self.dtype)
+
+
+def _grouped(
+  activation: Callable[[jax.Array], jax.Array],
+  x: jax.Array,
+  weights: jax.Array,
+  ids: jax.Array,
+  gate: jax.Array,
+  up: jax.Array,
+  down: jax.Array,
+  *,
+  axis: str | None = None,
+) -> jax.Array:
+  """The weighted sum of the outputs of each token's experts.
+
+  Args:
+    activation: the function between the products.
+    x: `[batch, seq, dim]`.
+    weights: float32 `[batch, seq, chosen]`, weight of each chosen expert.
+    ids: int32 `[batch, seq, chosen]`, the chosen experts.
+    gate: `[experts, dim, mlp_dim]`, of all experts or of those of this device.
+    up: `[experts, dim, mlp_dim]`.
+    down: `[experts, mlp_dim, dim]`.
+    axis: mesh axis over which the experts are split; None if all are here.
+
+  Returns:
+    `[batch, seq, dim]` in the dtype of `x`.
+  """
+  count, chosen, dim = gate.shape[0], ids.shape[-1], x.shape[-1]
+  own = ids.reshape(-1) - (0 if axis is None else lax.axis_index(axis) * count)
+  # Experts of other devices sort behind those that are here, into no group.
+  own = jnp.where((own >= 0) & (own < count), own, count)
+  order = jnp.argsort(own)
+  sizes = jnp.bincount(own, length=count).astype(jnp.int32)
+  rows = x.reshape(-1, dim)[order // chosen]
+  inner = activation(lax.ragged_dot(rows, gate, sizes)) * lax.ragged_dot(rows, up, sizes)
+  outputs = lax.ragged_dot(inner, down, sizes).astype(jnp.float32)
+  outputs = outputs * weights.reshape(-1)[order][:, None]
+  here = jnp.arange(len(order)) < jnp.sum(sizes)
+  outputs = jnp.where(here[:, None], outputs, 0)
+  total = jnp.sum(outputs[jnp.argsort(order)].reshape(-1, chosen, dim), axis=1)
+  if axis is not None:
+    total = lax.psum(total, axis)
+  return total.astype(x.dtype).reshape(x.shape)

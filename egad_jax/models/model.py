@@ -55,6 +55,7 @@ def make_model(
   params_dtype: Any = jnp.float32,
   constrain: Constrain = nn.with_logical_constraint,
   attention: PackedAttention = XLA,
+  mesh: jax.sharding.Mesh | None = None,
   layers_on_host: bool = False,
 ) -> Model:
   """Makes the functions of a decoder.
@@ -69,6 +70,7 @@ def make_model(
     constrain: constrains an activation's sharding by the logical names of its axes; the default,
       Flax's own, does nothing unless its rules are set.
     attention: implementation of attention in `apply`; `decode` always uses `masked_attention`.
+    mesh: the mesh over which the arrays are sharded, for a mixture of experts; None for one device.
     layers_on_host: whether parameters of layers may be in host memory; each layer's are copied to
       the devices when it runs.
 
@@ -78,12 +80,12 @@ def make_model(
   if remat not in REMAT_POLICIES:
     raise ValueError(f'remat must be one of {", ".join(REMAT_POLICIES)}; got "{remat}".')
   dtypes = jnp.dtype(dtype), jnp.dtype(params_dtype)
-  decoder = Decoder(config, *dtypes, constrain, remat, attention, layers_on_host)
+  decoder = Decoder(config, *dtypes, constrain, remat, attention, mesh, layers_on_host)
 
   def boxed_init(key: jax.Array) -> Params:
     ids = jnp.zeros((1, 1), jnp.int32)
     # Parameters do not depend on the attention, whose kernels cannot take rows of one token.
-    plain = decoder.clone(packed=XLA, layers_on_host=False)
+    plain = decoder.clone(packed=XLA, mesh=None, layers_on_host=False)
     return plain.init(key, ids, ids, ids)["params"]
 
   def init(key: jax.Array) -> Params:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import pytest
 
@@ -9,7 +11,7 @@ from configs import quickstart
 from egad_jax import from_config
 from egad_jax.data.batches import PairedBatch
 from egad_jax.errors import InputError
-from egad_jax.models.architectures import architecture
+from egad_jax.models.architectures import ARCHITECTURES, architecture
 from egad_jax.training.programs import lower_train_step
 from tests.from_config.configs import changed
 
@@ -125,7 +127,9 @@ def test_a_source_must_have_the_architecture_that_was_planned(small, tmp_path, m
     from_config.build(config, tmp_path)
 
 
-def test_a_student_that_cannot_be_exported_is_refused_before_training(small, tmp_path):
+def test_a_student_that_cannot_be_exported_is_refused_before_training(small, tmp_path, monkeypatch):
+  odd = dataclasses.replace(architecture("tiny"), logit_soft_cap=30.0)
+  monkeypatch.setitem(ARCHITECTURES, "odd", odd)
   sizes = {f"student__{n}": 0 for n in ("dim", "num_heads", "num_kv_heads", "mlp_dim")}
-  with pytest.raises(InputError, match="only models of the Llama family can be exported"):
-    from_config.build(small(student__architecture="qwen3-0.6b", **sizes), tmp_path)
+  with pytest.raises(InputError, match="Llama family cannot be exported with logit_soft_"):
+    from_config.build(small(student__architecture="odd", **sizes), tmp_path)

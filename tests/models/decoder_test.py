@@ -34,10 +34,11 @@ def reference_layer(config, kind, p, x):
   """One layer for one unpacked row `[seq, dim]`, in loops over heads and positions."""
   normed = norm(x, p["attention_norm"]["scale"], config.norm_eps)
   a = p["attention"]
+  theta = kind.rope_theta or config.rope_theta
   turn = np.exp(
     1j
     * np.arange(len(x))[:, None]
-    * config.rope_theta ** (-np.arange(config.head_dim // 2) * 2 / config.head_dim)
+    * theta ** (-np.arange(config.head_dim // 2) * 2 / config.head_dim)
   )
 
   def rotated(y, which):
@@ -68,8 +69,8 @@ def reference(config, params, tokens):
   params = jax.tree.map(np.float64, params)
   states = [params["embedding"][tokens]]
   for layer in range(config.num_layers):
-    repeat, slot = divmod(layer, len(config.pattern))
-    stacked = params["layers"][f"block_{slot}"]
+    group, slot, repeat = config.place(layer)
+    stacked = params[group][f"block_{slot}"]
     one = jax.tree.map(lambda a, r=repeat: a[r], stacked)
     states.append(reference_layer(config, config.kind(layer), one, states[-1]))
   states[-1] = norm(states[-1], params["final_norm"]["scale"], config.norm_eps)
@@ -84,7 +85,14 @@ def shaken(config):
 
 
 @pytest.mark.parametrize(
-  ("pattern", "qk_norm"), [((FULL,), False), ((UNROTATED, LOCAL), False), ((FULL,), True)]
+  ("pattern", "qk_norm"),
+  [
+    ((FULL,), False),
+    ((UNROTATED, LOCAL), False),
+    ((FULL,), True),
+    # The last period is partial, and its layers have a base of their own.
+    ((LayerKind(window=3, rope_theta=30.0), LayerKind(rope_theta=30.0), FULL), False),
+  ],
 )
 def test_hidden_states_and_taps_equal_the_reference(config, pattern, qk_norm):
   config = dataclasses.replace(config, num_layers=4, pattern=pattern, qk_norm=qk_norm)
@@ -104,6 +112,34 @@ def test_no_taps_make_an_empty_array_and_the_same_hidden_states(config, params):
   assert tapped.shape == (0, 2, 8, config.dim)
   with_taps, _ = applied(config, params, batch(config), taps=(1,))
   np.testing.assert_array_equal(hidden, with_taps)
+
+
+def test_a_partial_period_is_the_same_layers_as_whole_ones(config):
+  """Three layers as a pattern of two and a half, and as a pattern of three."""
+  kinds = (LOCAL, FULL, LOCAL)
+  partial = dataclasses.replace(config, num_layers=3, pattern=kinds[:2])
+  whole = dataclasses.replace(config, num_layers=3, pattern=kinds)
+  params = shaken(partial)
+  assert {g: list(params[g]) for g in ("layers", "tail")} == {
+    "layers": ["block_0", "block_1"],
+    "tail": ["block_0"],
+  }
+  layers = {**params["layers"], "block_2": params["tail"]["block_0"]}
+  again = {k: v for k, v in params.items() if k != "tail"} | {"layers": layers}
+  rows, taps = batch(config), (3, 1, 2)
+
+  def gradient(config, params):
+    def objective(p):
+      hidden, tapped = make_model(config, remat="full").apply(p, *rows, taps=taps)
+      return jnp.sum(jnp.sin(hidden)) + jnp.sum(tapped**2), (hidden, tapped)
+
+    return jax.jit(jax.grad(objective, has_aux=True))(params)
+
+  (got, states), (wanted, same) = gradient(partial, params), gradient(whole, again)
+  close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
+  jax.tree.map(close, states, same)
+  jax.tree.map(close, got["tail"]["block_0"], wanted["layers"]["block_2"])
+  jax.tree.map(close, got["layers"]["block_1"], wanted["layers"]["block_1"])
 
 
 @pytest.mark.parametrize("taps", [(4,), (-1,), (1, 1)])

@@ -90,6 +90,23 @@ def test_kinds_go_with_their_layers(config):
   assert student_from_layers(config, params, (0, 2, 5))[0].pattern == (local, full, full)
 
 
+def test_layers_go_into_and_come_out_of_a_partial_period(config):
+  local, full = LayerKind(window=4), LayerKind()
+  config = dataclasses.replace(config, num_layers=5, pattern=(local, local, full))
+  params = jax.device_get(jax.jit(make_model(config).init)(jax.random.key(0)))
+  up = lambda params, place: params[place[0]][f"block_{place[1]}"]["mlp"]["up"][place[2]]
+  # Layers 0, 2, 4 are local, full, local: a pattern of two and a half.
+  student, kept = student_from_layers(config, params, (0, 2, 4))
+  assert (student.pattern, student.tail) == ((local, full), (local,))
+  for new, old in enumerate((0, 2, 4)):
+    np.testing.assert_array_equal(up(kept, student.place(new)), up(params, config.place(old)))
+  shapes = jax.eval_shape(make_model(student).init, jax.random.key(0))
+  assert jax.tree.map(np.shape, kept) == jax.tree.map(np.shape, shapes)
+  same, whole = student_from_layers(config, params, range(5))
+  assert same == config
+  jax.tree.map(np.testing.assert_array_equal, whole, params)
+
+
 @pytest.mark.parametrize("layers", [(), (0, 3), (-1,)])
 def test_impossible_layers_are_refused(config, params, layers):
   with pytest.raises(InputError, match="must be some of the teacher's, 0 to 2"):

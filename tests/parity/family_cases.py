@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
@@ -176,20 +178,22 @@ CASES: Mapping[str, tuple[dict[str, Any], ...]] = {
 }
 
 
-def weights(shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, np.ndarray]:
+def weights(family: str, shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, np.ndarray]:
   """Values of all tensors of a checkpoint, float32, the same on every machine.
 
   Args:
+    family: name of the family; Gemma's norms are stored less 1.
     shapes: shape of each tensor by its name in Hugging Face's files.
     seed: changes all values.
   """
   made = {}
+  norm = 0.0 if family.startswith("gemma") else 1.0
   for name, shape in shapes.items():
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     # The legacy generator, whose numbers never change.
     values = np.random.RandomState(int.from_bytes(digest[:4], "little")).standard_normal(shape)
     width = 0.3 if len(shape) < 2 else 1.3 / np.sqrt(shape[-1])
-    made[name] = ((1.0 if "norm" in name else 0.0) + width * values).astype(np.float32)
+    made[name] = ((norm if "norm" in name else 0.0) + width * values).astype(np.float32)
   return made
 
 
@@ -209,3 +213,25 @@ def prompts(vocab_size: int) -> list[list[int]]:
   """Three prompts of different lengths, the longest above every window."""
   random = np.random.RandomState(7)
   return [random.randint(0, vocab_size, size).tolist() for size in (13, 7, 3)]
+
+
+def rows_of(texts: Sequence[Sequence[int]]) -> tuple[np.ndarray, ...]:
+  """(tokens, positions, segment ids): one row with all texts packed, then one row for each text."""
+  total = sum(map(len, texts)) + 2
+  rows = np.zeros((3, 1 + len(texts), total), np.int32)
+  start = 0
+  for i, text in enumerate(texts):
+    size = len(text)
+    for row, first in ((0, start), (1 + i, 0)):
+      rows[0, row, first : first + size] = text
+      rows[1, row, first : first + size] = np.arange(size)
+      rows[2, row, first : first + size] = 1 + i
+    start += size
+  return tuple(rows)
+
+
+def head(model: Any, params: Any, hidden: jax.Array) -> jax.Array:
+  """Logits of hidden states, as the distillation head and the generation compute them."""
+  logits = hidden @ model.unembedding(params).T
+  cap = model.config.logit_soft_cap
+  return logits if cap is None else cap * jnp.tanh(logits / cap)

@@ -1,8 +1,8 @@
 """Writes tests/fixtures/families/*.npz: what transformers computes for small models of each family.
 
 Run in the environment of requirements-parity.txt:
-`python tests/parity/make_families_golden.py [FAMILY …]` rewrites the fixtures;
-`python tests/parity/make_families_golden.py --check` compares a new computation with them instead.
+`python -m tests.parity.make_families_golden [FAMILY …]` rewrites the fixtures;
+`python -m tests.parity.make_families_golden --check` compares a new computation with them instead.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def golden(family: str, index: int, case: dict[str, Any]) -> dict[str, np.ndarra
   with tempfile.TemporaryDirectory() as scratch:
     root = pathlib.Path(scratch)
     data, shapes = saved(family, case, root / "saved")
-    model = load(write_model(root / "made", data, weights(shapes, index)))
+    model = load(write_model(root / "made", data, weights(family, shapes, index)))
     texts = prompts(case["vocab_size"])
     return {
       "config": np.array(json.dumps(data)),

@@ -20,7 +20,15 @@ from egad_jax.models import family, layout
 from egad_jax.models.generation import generate
 from egad_jax.models.load import load_pretrained
 from egad_jax.models.model import make_model
-from tests.parity.family_cases import CASES, FIXTURES, prompts, weights, write_model
+from tests.parity.family_cases import (
+  CASES,
+  FIXTURES,
+  head,
+  prompts,
+  rows_of,
+  weights,
+  write_model,
+)
 
 TOLERANCE = 1e-4
 EVERY = [(name, index) for index in range(3) for name in sorted(CASES)]
@@ -32,33 +40,11 @@ def loaded(name, index):
   with np.load(FIXTURES / f"{name}.npz") as file:
     stored = {key: file[f"{index}/{key}"] for key in ("config", "shapes", "logits", "greedy")}
   data, shapes = json.loads(str(stored["config"])), json.loads(str(stored["shapes"]))
-  arrays = weights(shapes, index)
+  arrays = weights(name, shapes, index)
   with tempfile.TemporaryDirectory() as directory:
     read = load_pretrained(str(write_model(Path(directory), data, arrays)))
     read = read._replace(params=lazy_arrays.read_all(read.params))
   return stored, data, arrays, read
-
-
-def rows_of(texts):
-  """(tokens, positions, segment ids): one row with all texts packed, then one row for each text."""
-  total = sum(map(len, texts)) + 2
-  rows = np.zeros((3, 1 + len(texts), total), np.int32)
-  start = 0
-  for i, text in enumerate(texts):
-    size = len(text)
-    for row, first in ((0, start), (1 + i, 0)):
-      rows[0, row, first : first + size] = text
-      rows[1, row, first : first + size] = np.arange(size)
-      rows[2, row, first : first + size] = 1 + i
-    start += size
-  return tuple(rows)
-
-
-def head(model, params, hidden):
-  """Logits of hidden states, as the distillation head and the generation compute them."""
-  logits = hidden @ model.unembedding(params).T
-  cap = model.config.logit_soft_cap
-  return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
 def test_there_is_a_fixture_for_every_family():
