@@ -25,7 +25,8 @@ from egad_jax.errors import InputError
 from launch import accelerators, command_line
 
 MODEL = command_line.required(
-  "model", "A workdir (its export), Hugging Face directory, GGUF file or python:PACKAGE/FILE."
+  "model",
+  "A workdir (its export), Hugging Face directory, GGUF file, hf:NAME or python:PACKAGE/FILE.",
 )
 TOKENIZER = flags.DEFINE_string(
   "tokenizer", "", "Where its tokenizer is, like --model; the model itself if empty."

@@ -16,7 +16,7 @@ from egad_jax.models.config import DecoderConfig
 from egad_jax.models.directory_layout import SINGLE
 from egad_jax.models.load import load_pretrained
 from egad_jax.models.model import make_model
-from egad_jax.models.safetensors_io import write_safetensors
+from tests.models.safetensors_files import write_safetensors
 
 CONFIG = DecoderConfig(
   vocab_size=48,

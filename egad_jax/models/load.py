@@ -1,4 +1,4 @@
-"""Loads pretrained models from a GGUF file, a Hugging Face directory, or a file in a package."""
+"""Loads pretrained models: GGUF files and Hugging Face directories, local or on the Hub."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from egad_jax import sources
 from egad_jax.errors import InputError
+from egad_jax.files import hub
 from egad_jax.lazy_arrays import BLOCK_BYTES, LazyArray, blocks, with_rows
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.generation_settings import NO_SETTINGS, GenerationSettings
@@ -32,7 +33,7 @@ class Pretrained(NamedTuple):
     params: `LazyArray`s in the layout of `Model.init`, read from the files whenever they are used;
       None for random values.
     license: the licence that the files state; None if they state none.
-    name: name of the file, without its suffix, or of the directory.
+    name: name of the file, without its suffix, of the directory, or on the Hub.
     generation: end tokens and sampling settings that the files state.
     unread: keys, files and tensors that are neither read nor known to be harmless, such as
       "config.json: some_key".
@@ -52,8 +53,8 @@ def load_pretrained(
   """Reads and checks all of a model but its values; one warning names all that is not read.
 
   Args:
-    source: a `*.gguf` file, a Hugging Face directory (config.json and safetensors), or
-      `python:PACKAGE/FILE` for a file inside an installed Python package.
+    source: a `*.gguf` file, a Hugging Face directory (config.json and safetensors),
+      `hf:NAME[@REVISION]`, or `python:PACKAGE/FILE` for a file inside an installed Python package.
     tokenizer_size: number of ids of the tokenizer; rows of the embedding and the unembedding
       beyond it are padding and are set to zero. None keeps all rows.
     grow: whether tables with fewer rows than the tokenizer has ids get the mean of their rows for
@@ -70,6 +71,8 @@ def load_pretrained(
     raise InputError(
       f"{source} cannot be read: {error}. Check who may read it, or copy it again."
     ) from error
+  if hub.is_on_hub(source):
+    read = read._replace(name=hub.name_of(source))
   if grow and tokenizer_size is not None:
     read = _grown(source, read, tokenizer_size)
   if tokenizer_size is not None:

@@ -1,17 +1,15 @@
-"""Reads Hugging Face directories, with one or several safetensors files, and writes safetensors."""
+"""Reads Hugging Face directories with one or several safetensors files."""
 
 from __future__ import annotations
 
 import contextlib
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from egad_jax.errors import InputError
 from egad_jax.files.json_file import read_json
@@ -38,7 +36,6 @@ INDEX_METADATA = Table(
   read=frozenset(),
   harmless=frozenset({"total_size", "total_parameters", "format", "mergekit_version"}),
 )
-_DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
 class DirectoryModel(NamedTuple):
@@ -111,26 +108,6 @@ def read_directory(directory: pathlib.Path) -> DirectoryModel:
   check_tensors(str(directory), family.title, tensors, lambda tensor: tensor.hf, shapes)
   params = layout.assemble(tensors, lambda tensor, slices: found[tensor.hf].read(slices))
   return DirectoryModel(config, params, generation, (*unread, *more))
-
-
-def write_safetensors(
-  path: pathlib.Path, tensors: Mapping[str, np.ndarray], *, dtype: str = "float32"
-) -> None:
-  """Writes one safetensors file that transformers reads.
-
-  Args:
-    path: path of the file.
-    tensors: name -> array.
-    dtype: dtype to which the arrays are cast, "float32" or "bfloat16".
-
-  Raises:
-    InputError: `dtype` is another.
-  """
-  if dtype not in _DTYPES:
-    raise InputError(f'dtype must be one of {", ".join(_DTYPES)}; got "{dtype}".')
-  cast = {name: np.ascontiguousarray(t.astype(_DTYPES[dtype])) for name, t in tensors.items()}
-  # transformers refuses files whose metadata do not name a framework.
-  safetensors.numpy.save_file(cast, path, metadata={"format": "pt"})
 
 
 def _with_prefix(family: Family, found: dict[str, _Stored]) -> dict[str, _Stored]:

@@ -149,6 +149,7 @@ class Experiment:
     programs: options for building and compiling the run's programs.
     evaluation: the held-out rows and the prompts of an evaluation, and their sizes.
     seed: seed of the random initial values and the data order.
+    export_dtype: dtype of the exported weights, "float32" or "bfloat16".
   """
 
   method_name: str
@@ -163,6 +164,7 @@ class Experiment:
   programs: ProgramOptions
   evaluation: EvaluationOptions
   seed: int
+  export_dtype: str = "float32"
 
   def init_state(self, host_params: Params | None = None) -> TrainState:
     """The state before the first step, traceable; `host_params` replace random student values."""

@@ -17,8 +17,8 @@ from egad_jax.models.generation import generate
 from egad_jax.models.license import License
 from egad_jax.models.load import load_pretrained
 from egad_jax.models.model import make_model
-from egad_jax.models.safetensors_io import write_safetensors
 from tests.models import tiny_llama
+from tests.models.safetensors_files import write_safetensors
 
 
 def test_gguf_file(tmp_path, config, params, write_gguf):

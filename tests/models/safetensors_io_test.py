@@ -14,7 +14,8 @@ import safetensors.numpy
 from egad_jax import lazy_arrays
 from egad_jax.errors import InputError
 from egad_jax.models import family, layout
-from egad_jax.models.safetensors_io import INDEX, SINGLE, read_directory, write_safetensors
+from egad_jax.models.safetensors_io import INDEX, SINGLE, read_directory
+from tests.models.safetensors_files import write_safetensors
 
 DOWN = "model.layers.0.mlp.down_proj.weight"
 
@@ -291,11 +292,6 @@ def test_broken_config(directory, text, message):
   (directory / "config.json").write_text(text)
   with pytest.raises(InputError, match=message):
     read_directory(directory)
-
-
-def test_unknown_dtype(tmp_path):
-  with pytest.raises(InputError, match='dtype must be one of float32, bfloat16; got "int8"'):
-    write_safetensors(tmp_path / SINGLE, {}, dtype="int8")
 
 
 @pytest.mark.parametrize(
