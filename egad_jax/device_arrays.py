@@ -1,9 +1,9 @@
-"""Copies arrays from the host, or from files, to the devices of a mesh."""
+"""Copies arrays from the host, or from files, to the devices of a mesh, and back."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,27 @@ def put(tree: Any, shardings: Any, dtypes: Any = None) -> Any:
   if dtypes is None:
     dtypes = jax.tree.map(lambda x: x.dtype, tree)
   return jax.tree.map(_put, tree, shardings, dtypes)
+
+
+def get(array: Any, fetch: Callable[[jax.Array], np.ndarray]) -> np.ndarray:
+  """An array as a whole NumPy array on every process.
+
+  An array on devices comes in blocks of about `BLOCK_BYTES`, since each device of the mesh holds a
+  copy of what is gathered; and JAX keeps no copy of the whole on the host, as it does where an
+  array is converted at once.
+
+  Args:
+    array: an array on devices, of at least one axis, or one on the host.
+    fetch: copies a small array to the host of every process.
+  """
+  if not isinstance(array, jax.Array):
+    return np.asarray(array)
+  out = np.empty(array.shape, array.dtype)
+  at_once = max(1, BLOCK_BYTES // max(1, array.nbytes // max(1, len(array))))
+  for start in range(0, len(array), at_once):
+    size = min(at_once, len(array) - start)
+    out[start : start + size] = fetch(jax.lax.dynamic_slice_in_dim(array, start, size))
+  return out
 
 
 def _put(array: Any, sharding: Sharding, dtype: Any) -> jax.Array:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 # Bytes that one copy from files to a device, or one digest, takes of an array at a time.
-BLOCK_BYTES = 2**28
+BLOCK_BYTES = 2**26
 
 Slices = tuple[slice, ...]
 # `(out, slices) -> None` writes the values at `slices`, cast to the dtype of `out`, into `out`.

@@ -18,6 +18,8 @@ from egad_jax.models.model import Params
 # Parameters with a row for each id or position. All other parameters outside a product are vectors
 # in files.
 _TABLES = ("embedding", "unembedding", "positions")
+# Rows and columns of a tile in which a matrix is transposed.
+_TILE = 256
 
 
 class Row(NamedTuple):
@@ -147,19 +149,31 @@ class Tensor(NamedTuple):
     if self.in_out:
       array = read(self, (inputs.flat, columns))
     else:
-      array = read(self, (columns, inputs.flat)).T
+      array = _transposed(read(self, (columns, inputs.flat)))
     return array.reshape(inputs.shape + outputs.shape)[inputs.inside + outputs.inside]
 
   def join(self, pieces: Sequence[np.ndarray]) -> np.ndarray:
-    """The tensor of whole parts, in order; the result is contiguous."""
+    """The tensor of whole parts, in order; a view of a single part."""
     if not self.matrix:
       flat = [piece.reshape(-1, *self.shape[1:]) for piece in pieces]
-      return np.ascontiguousarray(np.concatenate(flat))
+      return flat[0] if len(flat) == 1 else np.concatenate(flat)
     widths = (part.width for part in self.parts)
-    array = np.concatenate(
-      [piece.reshape(-1, width) for piece, width in zip(pieces, widths, strict=True)], axis=-1
-    )
-    return np.ascontiguousarray(array if self.in_out else array.T)
+    columns = [piece.reshape(-1, width) for piece, width in zip(pieces, widths, strict=True)]
+    array = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=-1)
+    return array if self.in_out else array.T
+
+
+def _transposed(array: np.ndarray) -> np.ndarray:
+  """A transposed copy of a matrix, made in tiles that fit a cache: several times as fast."""
+  rows, columns = array.shape
+  out = np.empty((columns, rows), array.dtype)
+  # NumPy copies integers faster than dtypes that it does not know.
+  bits = np.dtype(f"u{array.dtype.itemsize}")
+  source, target = array.view(bits), out.view(bits)
+  for i in range(0, rows, _TILE):
+    for j in range(0, columns, _TILE):
+      target[j : j + _TILE, i : i + _TILE] = source[i : i + _TILE, j : j + _TILE].T
+  return out
 
 
 # `(tensor, slices) -> values`: the values of a tensor, in the dtype of the files, at `slices`: one
@@ -333,5 +347,5 @@ def take_apart(
 
 
 def by_name(found: Sequence[Tensor], params: Params) -> Mapping[str, np.ndarray]:
-  """Hugging Face name -> array in the layout of its files, from parameters."""
-  return {tensor.hf: array for tensor, array in take_apart(found, params)}
+  """Hugging Face name -> contiguous array in the layout of its files, from parameters."""
+  return {t.hf: np.ascontiguousarray(array) for t, array in take_apart(found, params)}

@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from egad_jax.errors import InputError
+from egad_jax.lazy_arrays import blocks
 from egad_jax.models.directory_layout import INDEX, SINGLE
 
 # Bytes of tensors in a file, as in transformers; a larger tensor has a file to itself.
@@ -24,6 +25,7 @@ MOST_BYTES = 5 * 10**9
 _DTYPES = {"float32": (np.float32, "F32"), "bfloat16": (ml_dtypes.bfloat16, "BF16")}
 # The header is padded to this, so that the values of any dtype are aligned in the file.
 _ALIGNMENT = 8
+_BLOCK_BYTES = 2**26
 
 
 class ShardedWriter:
@@ -100,7 +102,10 @@ class ShardedWriter:
     path, offset = self._places[name]
     with open(path, "r+b") as file:
       file.seek(offset)
-      file.write(np.ascontiguousarray(array, self._dtype).reshape(-1).view(np.uint8).data)
+      # A block at a time, since each is copied: cast, or transposed.
+      for index in blocks(array.shape, array.dtype.itemsize, _BLOCK_BYTES):
+        block = np.ascontiguousarray(array[index], self._dtype)
+        file.write(block.reshape(-1).view(np.uint8).data)
 
 
 def check_dtype(dtype: str) -> None:

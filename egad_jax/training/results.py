@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from egad_jax import processes, progress
+from egad_jax import device_arrays, processes, progress
 from egad_jax.data.batches import Batch, PairedBatch
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.durability import identity
@@ -240,7 +240,7 @@ def export(
     generation=models.student_generation,
     dtype=experiment.export_dtype,
     what=what,
-    fetch=processes.fetch,
+    fetch=lambda array: device_arrays.get(array, processes.fetch),
     writes=writes,
   )
 

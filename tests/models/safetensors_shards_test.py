@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 
 from egad_jax.errors import InputError
+from egad_jax.models import safetensors_shards
 from egad_jax.models.directory_layout import INDEX, SINGLE
 from egad_jax.models.safetensors_shards import ShardedWriter
 from tests.models.safetensors_files import write_safetensors
@@ -71,6 +72,14 @@ def test_values_are_rounded_to_the_dtype(tmp_path):
   read = safetensors.numpy.load_file(tmp_path / SINGLE)
   for name, array in read.items():
     np.testing.assert_array_equal(array, ARRAYS[name].astype(ml_dtypes.bfloat16))
+
+
+def test_views_are_written_in_order_whatever_the_block(tmp_path, monkeypatch):
+  monkeypatch.setattr(safetensors_shards, "_BLOCK_BYTES", 20)
+  array = np.arange(24.0, dtype=np.float32).reshape(4, 6)
+  writer = ShardedWriter(tmp_path, [("a", (6, 4))])
+  writer.write("a", array.T)
+  np.testing.assert_array_equal(safetensors.numpy.load_file(tmp_path / SINGLE)["a"], array.T)
 
 
 def test_another_shape_or_dtype_is_refused(tmp_path):
