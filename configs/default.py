@@ -35,9 +35,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.compilation_cache = "~/.cache/egad_jax/compilation"
 
   config.teacher = teacher = ml_collections.ConfigDict()
-  # Weights of the teacher: FILE.gguf, a Hugging Face directory, python:PACKAGE/FILE.gguf (a file
-  # inside an installed package), or random:ARCHITECTURE (a name in models/architectures.py).
-  # Required: "" is an error.
+  # Weights of the teacher: hf:NAME or hf:NAME@REVISION (a model on the Hugging Face Hub, downloaded
+  # once), a Hugging Face directory, FILE.gguf, python:PACKAGE/FILE.gguf (a file inside an installed
+  # package), or random:ARCHITECTURE (a name in models/architectures.py). Required: "" is an error.
   teacher.source = ""
   # Architecture that the source must have, a name in models/architectures.py; "": any. A plan reads
   # no files and needs the name.
@@ -74,8 +74,8 @@ def get_config() -> ml_collections.ConfigDict:
   student.num_heads = 0  # Attention heads; must divide dim.
   student.num_kv_heads = 0  # Attention heads of keys and values.
   student.mlp_dim = 0  # Width inside the MLP.
-  # Student's tokenizer, which only x_token allows to have another vocabulary than the teacher's: a
-  # directory, a .gguf file, or train:N (N entries, trained on the corpus). "": that of
+  # Student's tokenizer, which only x_token allows to have another vocabulary than the teacher's:
+  # hf:NAME, a directory, a .gguf file, or train:N (N entries, trained on the corpus). "": that of
   # student.source with init=source, else the teacher's.
   student.tokenizer = ""
   student.dtype = "bfloat16"  # Dtype of its compute; its parameters are trained in float32.
@@ -89,8 +89,8 @@ def get_config() -> ml_collections.ConfigDict:
   # Local directory for prepared corpora and packed rows; "": data/ in the workdir, or
   # ~/.cache/egad_jax/data if the workdir is in an object store.
   data.cache = ""
-  # Teacher's tokenizer: a directory, a .gguf file, or train:N (N entries, trained on the corpus);
-  # "": that of teacher.source.
+  # Teacher's tokenizer: hf:NAME, a directory, a .gguf file, or train:N (N entries, trained on the
+  # corpus); "": that of teacher.source.
   data.tokenizer = ""
   # Share of the documents kept for evaluation, chosen by a hash of their text; between 0 and 1.
   data.held_out_fraction = 0.02
@@ -283,6 +283,9 @@ def get_config() -> ml_collections.ConfigDict:
   checkpoint.every_seconds = 600.0  # Seconds between checkpoints; 0: only by steps and at the end.
   checkpoint.keep = 2  # Number of latest checkpoints to keep; at least 1.
   checkpoint.keep_best = True  # Whether to keep the one of lowest held-out forward KL besides.
+
+  config.export = ml_collections.ConfigDict()
+  config.export.dtype = "float32"  # Dtype of the exported weights: float32 or bfloat16.
 
   config.eval = evaluation = ml_collections.ConfigDict()
   evaluation.every_steps = 200  # Steps between evaluations; 0: only before and after training.

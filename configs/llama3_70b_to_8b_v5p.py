@@ -20,11 +20,11 @@ def get_config() -> ml_collections.ConfigDict:
   """Returns `default` with the models, data and sizes of this run."""
   config = default.get_config()
   config.steps = 20_000
-  # Directories of the checkpoints. A plan does not read them: it uses the architectures' names.
-  config.teacher.source = "models/Llama-3.1-70B-Instruct"
+  # A plan does not read the models: it uses the architectures' names.
+  config.teacher.source = "hf:meta-llama/Llama-3.1-70B-Instruct"
   config.teacher.architecture = "llama-3.1-70b"
   config.student.init = "source"
-  config.student.source = "models/Llama-3.1-8B-Instruct"
+  config.student.source = "hf:meta-llama/Llama-3.1-8B-Instruct"
   config.student.architecture = "llama-3.1-8b"
   config.data.source = "data/*.jsonl"
   config.batch_size = 256

@@ -7,7 +7,7 @@ Plan: python launch/plan.py --config=configs/qwen3_1_7b_to_0_6b_v5e.py --topolog
 Plan's result, with the settings that docs/planning.md names:
 fits with 11.15 of 16 GiB at 57,344 tokens a chip; modelled 33,497 tokens/s, MFU
 32 %, without communication. With batch_size=400 15.17 GiB at 102,400 tokens a chip.
-Not run yet: weights of this family cannot be imported so far.
+Not run yet.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ def get_config() -> ml_collections.ConfigDict:
   """Returns `default` with the models, data and sizes of this run."""
   config = default.get_config()
   config.steps = 20_000
-  # Directories of the checkpoints. A plan does not read them: it uses the architectures' names.
-  config.teacher.source = "models/Qwen3-1.7B"
+  # A plan does not read the models: it uses the architectures' names.
+  config.teacher.source = "hf:Qwen/Qwen3-1.7B"
   config.teacher.architecture = "qwen3-1.7b"
   config.student.init = "source"
-  config.student.source = "models/Qwen3-0.6B"
+  config.student.source = "hf:Qwen/Qwen3-0.6B"
   config.student.architecture = "qwen3-0.6b"
   config.data.source = "data/*.jsonl"
   config.batch_size = 224

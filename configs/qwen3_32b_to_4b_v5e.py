@@ -6,7 +6,7 @@ Hardware: 256 chips of TPU v5e; the mesh adapts to others whose number divides b
 Plan: python launch/plan.py --config=configs/qwen3_32b_to_4b_v5e.py --topology=v5e:16x16
 Plan's result, with the settings that docs/planning.md names:
 fits with 6.41 of 16 GiB; modelled 246,397 tokens/s, MFU 44 %, without communication.
-Not run yet: weights of this family cannot be imported so far.
+Not run yet.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ def get_config() -> ml_collections.ConfigDict:
   """Returns `default` with the models, data and sizes of this run."""
   config = default.get_config()
   config.steps = 20_000
-  # Directories of the checkpoints. A plan does not read them: it uses the architectures' names.
-  config.teacher.source = "models/Qwen3-32B"
+  # A plan does not read the models: it uses the architectures' names.
+  config.teacher.source = "hf:Qwen/Qwen3-32B"
   config.teacher.architecture = "qwen3-32b"
   config.student.init = "source"
-  config.student.source = "models/Qwen3-4B"
+  config.student.source = "hf:Qwen/Qwen3-4B"
   config.student.architecture = "qwen3-4b"
   config.data.source = "data/*.jsonl"
   config.batch_size = 512

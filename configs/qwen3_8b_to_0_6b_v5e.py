@@ -6,7 +6,7 @@ Hardware: 16 chips of TPU v5e; the mesh adapts to others whose number divides ba
 Plan: python launch/plan.py --config=configs/qwen3_8b_to_0_6b_v5e.py --topology=v5e:4x4
 Plan's result, with the settings that docs/planning.md names:
 fits with 5.53 of 16 GiB; modelled 60,577 tokens/s, MFU 37 %, without communication.
-Not run yet: weights of this family cannot be imported so far.
+Not run yet.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ def get_config() -> ml_collections.ConfigDict:
   """Returns `default` with the models, data and sizes of this run."""
   config = default.get_config()
   config.steps = 20_000
-  # Directories of the checkpoints. A plan does not read them: it uses the architectures' names.
-  config.teacher.source = "models/Qwen3-8B"
+  # A plan does not read the models: it uses the architectures' names.
+  config.teacher.source = "hf:Qwen/Qwen3-8B"
   config.teacher.architecture = "qwen3-8b"
   config.student.init = "source"
-  config.student.source = "models/Qwen3-0.6B"
+  config.student.source = "hf:Qwen/Qwen3-0.6B"
   config.student.architecture = "qwen3-0.6b"
   config.data.source = "data/*.jsonl"
   config.batch_size = 64

@@ -19,11 +19,11 @@ def get_config() -> ml_collections.ConfigDict:
   """Returns `default` with the models, data and sizes of this run."""
   config = default.get_config()
   config.steps = 20_000
-  # Directories of the checkpoints. A plan does not read them: it uses the architectures' names.
-  config.teacher.source = "models/SmolLM2-1.7B-Instruct"
+  # A plan does not read the models: it uses the architectures' names.
+  config.teacher.source = "hf:HuggingFaceTB/SmolLM2-1.7B-Instruct"
   config.teacher.architecture = "smollm2-1.7b"
   config.student.init = "source"
-  config.student.source = "models/SmolLM2-135M-Instruct"
+  config.student.source = "hf:HuggingFaceTB/SmolLM2-135M-Instruct"
   config.student.architecture = "smollm2-135m"
   config.data.source = "data/*.jsonl"
   config.batch_size = 32

@@ -248,21 +248,6 @@ def head_devices(mesh: Mesh) -> int:
   return math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis or ()))
 
 
-def device_put(tree: Any, shardings: Any) -> Any:
-  """Puts host arrays, which must be equal on every process, on the devices.
-
-  Args:
-    tree: a tree of host arrays.
-    shardings: the tree of their shardings.
-  """
-
-  def put(x, sharding):
-    x = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
-
-  return jax.tree.map(put, tree, shardings)
-
-
 def _parts(mesh: Mesh, process_index: int) -> list[int]:
   """The indices, along the rows, of the batch's parts that the devices of a process hold."""
   parts = batch_devices(mesh)

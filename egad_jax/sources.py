@@ -1,4 +1,4 @@
-"""Finds a file that a config names, by its path or inside an installed Python package."""
+"""Finds a file that a config names: by path, in an installed Python package, or on the Hub."""
 
 from __future__ import annotations
 
@@ -7,33 +7,38 @@ import os
 import pathlib
 
 from egad_jax.errors import InputError
-from egad_jax.files import paths
+from egad_jax.files import hub, paths
 
 _PACKAGE_SCHEME = "python:"
 
 
-def resolve(source: str | os.PathLike[str]) -> pathlib.Path:
+def resolve(source: str | os.PathLike[str], *, weights: bool = True) -> pathlib.Path:
   """Turns the name of a source into the path of an existing file or directory.
 
   Args:
-    source: a path (`~` is expanded), or `python:PACKAGE/FILE` for a file that ships inside an
-      installed Python package. The package is located but never imported.
+    source: a path (`~` is expanded); `python:PACKAGE/FILE` for a file that ships inside an
+      installed Python package, which is located but never imported; or `hf:NAME[@REVISION]` for a
+      model on the Hugging Face Hub, which is downloaded if it is not in the local cache.
+    weights: whether a model's weights are needed, and not only its tokenizer; a model on the Hub is
+      downloaded without them otherwise.
 
   Returns:
     The path of the file or directory, which exists.
 
   Raises:
-    InputError: there is no such path, package or file.
+    InputError: there is no such path, package, file or model, or it cannot be downloaded.
   """
   name = os.fspath(source)
   if name.startswith(_PACKAGE_SCHEME):
     return _resolve_in_package(name)
+  if hub.is_on_hub(name):
+    return hub.snapshot(name, weights=weights)
   path = _existing(name)
   if path is None:
     raise InputError(
       f"source {name!r}: no such file or directory (looked in {pathlib.Path.cwd()} for relative "
-      "paths). Give an existing path, or python:PACKAGE/FILE for a file inside an installed "
-      "package."
+      "paths). Give an existing path, python:PACKAGE/FILE for a file inside an installed package, "
+      "or hf:NAME for a model on the Hugging Face Hub."
     )
   return path
 

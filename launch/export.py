@@ -31,8 +31,6 @@ OUTPUT = command_line.required(
 def main() -> None:
   """Restores the student and writes it."""
   accelerators.import_jax()
-  import jax
-
   from egad_jax import from_config
   from egad_jax.durability import identity, restoring
   from egad_jax.durability import workdir as files
@@ -59,7 +57,7 @@ def main() -> None:
   summary = results.summary_of(experiment, workdir, state)
   results.export(
     experiment,
-    jax.device_get(student_params(state.trainable, {})),
+    student_params(state.trainable, {}),
     output,
     summary=summary,
     config=from_config.plain(config),

@@ -25,7 +25,8 @@ from egad_jax.errors import InputError
 from launch import accelerators, command_line
 
 MODEL = command_line.required(
-  "model", "A workdir (its export), Hugging Face directory, GGUF file or python:PACKAGE/FILE."
+  "model",
+  "A workdir (its export), Hugging Face directory, GGUF file, hf:NAME or python:PACKAGE/FILE.",
 )
 TOKENIZER = flags.DEFINE_string(
   "tokenizer", "", "Where its tokenizer is, like --model; the model itself if empty."
@@ -69,6 +70,7 @@ def main() -> None:
   accelerators.import_jax()
   import jax
 
+  from egad_jax import device_arrays
   from egad_jax.data.tokenizer import Tokenizer
   from egad_jax.models.generation import generate
   from egad_jax.models.load import load_pretrained
@@ -86,10 +88,12 @@ def main() -> None:
     prompt = tokenizer.encode_prompt(text)
   with progress.phase(f"reading {model}"):
     pretrained = load_pretrained(model, tokenizer_size=tokenizer.vocab_size)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    params = device_arrays.put(pretrained.params, jax.tree.map(lambda _: device, pretrained.params))
   with progress.phase("generating"):
     [continuation] = generate(
       make_model(pretrained.config),
-      jax.device_put(pretrained.params),
+      params,
       [prompt],
       max_new_tokens=MAX_NEW_TOKENS.value,
       temperature=TEMPERATURE.value,

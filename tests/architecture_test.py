@@ -11,8 +11,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Each may import what stands before it; rooms on one line do not know each other.
 FLOORS = (
   ("errors", "types"),
-  ("files", "streams", "progress"),
-  ("chips", "processes", "sharding", "sources"),
+  ("files", "lazy_arrays", "streams", "progress"),
+  ("chips", "device_arrays", "processes", "sharding", "sources"),
   ("losses", "data", "models"),
   ("methods", "teachers"),
   ("head", "durability"),

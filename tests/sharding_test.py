@@ -15,7 +15,7 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import PartitionSpec
 
-from egad_jax import from_config, sharding
+from egad_jax import device_arrays, from_config, sharding
 from egad_jax.errors import InputError
 from egad_jax.models.architectures import architecture
 from egad_jax.models.model import make_model
@@ -203,7 +203,7 @@ def test_placed_arrays_are_what_they_were():
   x = np.arange(32.0, dtype=np.float32).reshape(8, 4)
   rows = sharding.device_put_batch({"x": x}, mesh)["x"]
   assert rows.sharding.shard_shape(x.shape) == (2, 4)
-  whole = sharding.device_put(x, sharding.replicated(mesh))
+  whole = device_arrays.put(x, sharding.replicated(mesh))
   assert whole.sharding.shard_shape(x.shape) == x.shape
   np.testing.assert_array_equal(rows, x)
   np.testing.assert_array_equal(whole, x)

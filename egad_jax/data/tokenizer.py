@@ -130,12 +130,12 @@ class Tokenizer:
 
   @classmethod
   def from_source(cls, source: str | os.PathLike[str]) -> Tokenizer:
-    """Loads from a GGUF file, a Hugging Face directory, or `python:PACKAGE/FILE`.
+    """Loads from a GGUF file, a Hugging Face directory, `hf:NAME`, or `python:PACKAGE/FILE`.
 
     Raises:
       InputError: the source is missing, is none of these, or holds no usable tokenizer.
     """
-    path = sources.resolve(source)
+    path = sources.resolve(source, weights=False)
     if path.is_dir():
       return cls.from_directory(path)
     if path.suffix == ".gguf":

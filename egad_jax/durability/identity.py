@@ -6,6 +6,7 @@ with `--force`; forced changes stay on record.
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import functools
 import hashlib
@@ -26,6 +27,7 @@ from egad_jax.durability.restoring import steps_of
 from egad_jax.durability.workdir import Workdir
 from egad_jax.errors import InputError
 from egad_jax.files.storage import read_json
+from egad_jax.lazy_arrays import LazyArray
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,6 +37,8 @@ _FORMAT = 1
 NUM_DIGITS = 16
 # Bytes that one task hashes: large arrays are split over the cores.
 _BLOCK = 2**26
+# Most blocks that are hashed at once: each is in memory meanwhile.
+_HASHING = 8
 _PACKAGES = ("jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "grain")
 
 # Inputs that must be the same when a run resumes, and their names in messages.
@@ -86,28 +90,35 @@ def describe(change: Change) -> str:
 def weights_fingerprint(params: Any) -> str:
   """A digest of a tree of host arrays: their names, dtypes, shapes and every byte.
 
-  It is SHA-256 computed on all cores, which is faster than the disk that the arrays come from.
+  It is SHA-256 computed on several cores, which is faster than the disk that the arrays come from.
+  Memory holds a few blocks of an array that is read from files, or one entry of its first axis.
 
   Args:
-    params: tree of arrays of any shape and dtype.
+    params: tree of NumPy arrays or `LazyArray`s, of any shape and dtype.
 
   Returns:
     `NUM_DIGITS` hexadecimal digits.
   """
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    whole = hashlib.sha256()
+  workers = min(_HASHING, os.cpu_count() or 1)
+  whole = hashlib.sha256()
+  under_way: collections.deque[concurrent.futures.Future[bytes]] = collections.deque()
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
     for path, leaf in sorted(leaves_by_path(params).items()):
-      array = np.asarray(leaf)
+      array = leaf if isinstance(leaf, LazyArray) else np.asarray(leaf)
       whole.update(f"{path} {array.dtype} {array.shape}\n".encode())
-      for block in pool.map(_digest, _blocks(array)):
-        whole.update(block)
+      for block in _blocks(array):
+        under_way.append(pool.submit(_digest, block))
+        if len(under_way) > workers:
+          whole.update(under_way.popleft().result())
+      while under_way:
+        whole.update(under_way.popleft().result())
   return whole.hexdigest()[:NUM_DIGITS]
 
 
-def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+def _blocks(array: np.ndarray | LazyArray) -> Iterator[np.ndarray]:
   """Views of at most about `_BLOCK` bytes; the cuts depend on the shape and dtype alone."""
   if array.nbytes <= _BLOCK or not array.ndim:
-    yield array
+    yield array[()]
     return
   at_once = _BLOCK // (array.nbytes // len(array))
   for start in range(0, len(array), max(1, at_once)):

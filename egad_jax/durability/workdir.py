@@ -57,6 +57,7 @@ HARMLESS_KEYS = frozenset(
     "checkpoint.keep",
     "checkpoint.keep_best",
     "eval.prompts",
+    "export.dtype",
     "eval.sample_tokens",
     "eval.every_steps",
     "trackers",

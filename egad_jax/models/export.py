@@ -5,22 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
 
+import numpy as np
 from etils import epath
 
 from egad_jax.files import owned, paths
 from egad_jax.files.replacing import replacing
 from egad_jax.models import family, layout
 from egad_jax.models.config import DecoderConfig
-from egad_jax.models.directory_layout import CONFIG, SINGLE
+from egad_jax.models.directory_layout import CONFIG
 from egad_jax.models.generation_settings import FILE as GENERATION_CONFIG
 from egad_jax.models.generation_settings import NO_SETTINGS, GenerationSettings
 from egad_jax.models.model import Params
-from egad_jax.models.safetensors_io import write_safetensors
+from egad_jax.models.safetensors_shards import ShardedWriter, check_dtype
 
-# Names of the parameters that have a row for each id.
-_TABLES = ("embedding", "unembedding")
+Fetch: TypeAlias = Callable[[Any], np.ndarray]
 
 
 class TokenizerFiles(Protocol):
@@ -46,11 +47,16 @@ def export_student(
   generation: GenerationSettings = NO_SETTINGS,
   dtype: str = "float32",
   what: str = "the export",
+  fetch: Fetch = np.asarray,
+  writes: bool = True,
 ) -> epath.Path:
   """Writes a model that `transformers.AutoModelForCausalLM.from_pretrained` loads.
 
   The saved embedding has a row for each id of the tokenizer and no more: training and evaluation
   leave padding rows out of the softmax, and programs that load the export would not.
+
+  The weights come from the devices tensor by tensor, in files of at most 5 GB, as transformers
+  writes them.
 
   On a disk the directory is written under another name and renamed, so it is whole or absent. Only
   an earlier export is replaced: `egad_jax.json` in it lists the files that we wrote. In an object
@@ -59,13 +65,16 @@ def export_student(
   Args:
     directory: the export's directory, on a disk or in an object store.
     config: the student's architecture.
-    params: the student's parameters, in the layout of `Model.init`.
+    params: the student's parameters, in the layout of `Model.init`, on the host or on devices.
     tokenizer: the student's tokenizer, whose files and special ids are exported too.
     model_card: content of README.md.
     generation: end tokens and sampling settings of the model from which the student learnt. The id
       that ends a document of plain text is added, because the student learnt to emit it.
     dtype: dtype of the saved weights, "float32" or "bfloat16".
     what: the flag that named the directory, for messages.
+    fetch: copies an array to the host; called for each part of `params`, in the same order on all
+      processes.
+    writes: whether this process writes. The others only take part in `fetch`.
 
   Returns:
     The directory, as `paths.parse` returns it.
@@ -75,34 +84,32 @@ def export_student(
       directory holds something that we did not write.
   """
   target = paths.parse(directory, what)
-  config, params = _without_padding(config, params, tokenizer.vocab_size)
+  check_dtype(dtype)
+  if tokenizer.vocab_size > config.vocab_size:
+    raise ValueError(
+      f"a tokenizer of {tokenizer.vocab_size} ids cannot go with {config.vocab_size} rows."
+    )
+  config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size)
   ends = generation.learnt_ends(tokenizer)
   eos = list(ends) if len(ends) > 1 else ends[0]
   hf_config = family.config_to_hf(
     config, dtype=dtype, bos_id=tokenizer.bos_id, eos_id=eos, pad_id=tokenizer.pad_id
   )
   special = {key: hf_config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+  tensors = family.tensors(config)
+  if not writes:
+    for _ in layout.take_apart(tensors, params, fetch):
+      pass
+    return target
   with replacing(target, what, owned.EXPORT) as staged:
-    write_safetensors(staged / SINGLE, layout.by_name(family.tensors(config), params), dtype=dtype)
+    writer = ShardedWriter(staged, [(tensor.hf, tensor.shape) for tensor in tensors], dtype=dtype)
+    for tensor, array in layout.take_apart(tensors, params, fetch):
+      writer.write(tensor.hf, array)
     _write_json(staged / CONFIG, hf_config)
     _write_json(staged / GENERATION_CONFIG, special | dict(generation.sampling))
     tokenizer.save(staged)
     (staged / "README.md").write_text(model_card, "utf-8")
   return target
-
-
-def _without_padding(
-  config: DecoderConfig, params: Params, rows: int
-) -> tuple[DecoderConfig, Params]:
-  """The model with only the first `rows` rows of its embedding and unembedding.
-
-  Raises:
-    ValueError: it has fewer rows.
-  """
-  if rows > config.vocab_size:
-    raise ValueError(f"a tokenizer of {rows} ids cannot go with {config.vocab_size} rows.")
-  tables: Params = {name: params[name][:rows] for name in _TABLES if name in params}
-  return dataclasses.replace(config, vocab_size=rows), params | tables
 
 
 def _write_json(path: pathlib.Path, data: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from egad_jax.errors import InputError
 from egad_jax.files.gguf_file import Texts
 from egad_jax.files.gguf_parts import open_parts
+from egad_jax.lazy_arrays import Slices
 from egad_jax.models import layout
 from egad_jax.models.checkpoint_checks import check_depth, check_finite, check_tensors
 from egad_jax.models.config import DecoderConfig
@@ -52,7 +53,7 @@ class GGUFModel(NamedTuple):
 
   Attributes:
     config: the model's architecture.
-    params: numpy float32 parameters in the layout of `Model.init`.
+    params: parameters in the layout of `Model.init`, not read yet.
     license: the licence that the file states; None if it states none.
     end_ids: ids that end a text or a turn; () if the file names none.
     unread: metadata keys that are neither read nor known to be harmless.
@@ -66,14 +67,14 @@ class GGUFModel(NamedTuple):
 
 
 def read_gguf(path: pathlib.Path) -> GGUFModel:
-  """Reads a model.
+  """Reads the header of a model; values are read and dequantized when the parameters are.
 
   Args:
     path: the GGUF file, or the first of its parts, which are beside it.
 
   Raises:
     InputError: a file is missing, truncated or not GGUF; its architecture cannot be represented
-      exactly; or a tensor is missing, unexpected, of the wrong shape or not finite.
+      exactly; or a tensor is missing, unexpected or of the wrong shape.
   """
   source = str(path)
   metadata, found = open_parts(path)
@@ -87,11 +88,16 @@ def read_gguf(path: pathlib.Path) -> GGUFModel:
   check_tensors(source, family.title, tensors, lambda tensor: tensor.gguf or "", shapes)
   transforms = family.gguf.transforms
 
-  def read(tensor: Tensor) -> np.ndarray:
-    array = dequantize(source, found[tensor.gguf or ""])
-    check_finite(source, tensor.gguf or "", array)
-    transform = transforms.get(tensor.first)
-    return array if transform is None else transform(config, array)
+  def read(tensor: Tensor, slices: Slices) -> np.ndarray:
+    stored, transform = found[tensor.gguf or ""], transforms.get(tensor.first)
+    # A transform may move rows; without one, only those that are wanted are dequantized.
+    if transform is None and len(stored.shape) > 1:
+      first = slices[0]
+      stored = stored.rows(first.start, first.stop)
+      slices = (slice(0, first.stop - first.start), *slices[1:])
+    array = dequantize(source, stored)
+    check_finite(source, stored.name, array)
+    return array[slices] if transform is None else transform(config, array)[slices]
 
   known = (f"{architecture}.", *_KNOWN_PREFIXES)
   return GGUFModel(

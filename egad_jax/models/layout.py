@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from egad_jax.lazy_arrays import LazyArray, Slices, assign, stack
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.model import Params
 
 # Parameters with a row for each id or position. All other parameters outside a product are vectors
 # in files.
 _TABLES = ("embedding", "unembedding", "positions")
+# Rows and columns of a tile in which a matrix is transposed.
+_TILE = 256
 
 
 class Row(NamedTuple):
@@ -61,6 +64,8 @@ class Part(NamedTuple):
     path: keys of the parameter in the nested dict.
     at: indices on its leading axes, of layers and of experts; () if it is not in a layer.
     shape: shape of the part.
+    contracted: number of its axes that a product contracts; they come first.
+    start: the tensor's first output that it takes.
     width: number of the tensor's outputs that it takes.
     stacked: lengths of the leading axes.
   """
@@ -68,8 +73,32 @@ class Part(NamedTuple):
   path: tuple[str, ...]
   at: tuple[int, ...]
   shape: tuple[int, ...]
+  contracted: int
+  start: int
   width: int
   stacked: tuple[int, ...]
+
+
+class _Range(NamedTuple):
+  """Slices of some axes of a parameter, as a range of one axis in which the files have them all.
+
+  Attributes:
+    flat: the range; it covers the slices.
+    shape: lengths of the axes in that range.
+    inside: the slices within them.
+  """
+
+  flat: slice
+  shape: tuple[int, ...]
+  inside: Slices
+
+  @classmethod
+  def of(cls, shape: tuple[int, ...], slices: Slices) -> _Range:
+    """Takes the range of the first axis, with all of the further ones."""
+    first, *rest = slices
+    size = math.prod(shape[1:])
+    flat = slice(first.start * size, first.stop * size)
+    return cls(flat, (first.stop - first.start, *shape[1:]), (slice(None), *rest))
 
 
 class Tensor(NamedTuple):
@@ -97,24 +126,59 @@ class Tensor(NamedTuple):
     part = self.parts[0]
     return "/".join(part.path[2 if part.at else 0 :])
 
-  def split(self, array: np.ndarray) -> list[np.ndarray]:
-    """The values of each part in our layout, from an array of `shape`."""
-    if self.matrix and not self.in_out:
-      array = array.T
-    ends = np.cumsum([part.width for part in self.parts])[:-1]
-    pieces = np.split(array, ends, axis=-1 if self.matrix else 0)
-    return [piece.reshape(part.shape) for piece, part in zip(pieces, self.parts, strict=True)]
+  def read_part(self, part: Part, slices: Slices, read: ReadTensor) -> np.ndarray:
+    """The values of a part at `slices`, one for each axis of its shape.
+
+    Args:
+      part: one of `parts`.
+      slices: slices with a start and a stop inside the axis.
+      read: returns values of this tensor; called once, for no more than what covers `slices`.
+
+    Returns:
+      An array in the dtype of the files.
+    """
+    n = part.contracted
+    if not self.matrix and len(self.shape) > 1:
+      first, *rest = slices
+      return read(self, (slice(part.start + first.start, part.start + first.stop), *rest))
+    outputs = _Range.of(part.shape[n:], slices[n:])
+    columns = slice(part.start + outputs.flat.start, part.start + outputs.flat.stop)
+    if not self.matrix:
+      return read(self, (columns,)).reshape(outputs.shape)[outputs.inside]
+    inputs = _Range.of(part.shape[:n], slices[:n])
+    if self.in_out:
+      array = read(self, (inputs.flat, columns))
+    else:
+      array = _transposed(read(self, (columns, inputs.flat)))
+    return array.reshape(inputs.shape + outputs.shape)[inputs.inside + outputs.inside]
 
   def join(self, pieces: Sequence[np.ndarray]) -> np.ndarray:
-    """Undoes `split`; the result is contiguous."""
+    """The tensor of whole parts, in order; a view of a single part."""
     if not self.matrix:
       flat = [piece.reshape(-1, *self.shape[1:]) for piece in pieces]
-      return np.ascontiguousarray(np.concatenate(flat))
+      return flat[0] if len(flat) == 1 else np.concatenate(flat)
     widths = (part.width for part in self.parts)
-    array = np.concatenate(
-      [piece.reshape(-1, width) for piece, width in zip(pieces, widths, strict=True)], axis=-1
-    )
-    return np.ascontiguousarray(array if self.in_out else array.T)
+    columns = [piece.reshape(-1, width) for piece, width in zip(pieces, widths, strict=True)]
+    array = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=-1)
+    return array if self.in_out else array.T
+
+
+def _transposed(array: np.ndarray) -> np.ndarray:
+  """A transposed copy of a matrix, made in tiles that fit a cache: several times as fast."""
+  rows, columns = array.shape
+  out = np.empty((columns, rows), array.dtype)
+  # NumPy copies integers faster than dtypes that it does not know.
+  bits = np.dtype(f"u{array.dtype.itemsize}")
+  source, target = array.view(bits), out.view(bits)
+  for i in range(0, rows, _TILE):
+    for j in range(0, columns, _TILE):
+      target[j : j + _TILE, i : i + _TILE] = source[i : i + _TILE, j : j + _TILE].T
+  return out
+
+
+# `(tensor, slices) -> values`: the values of a tensor, in the dtype of the files, at `slices`: one
+# for each axis of its shape.
+ReadTensor: TypeAlias = Callable[[Tensor, Slices], np.ndarray]
 
 
 def tensors(rows: Sequence[Row], config: DecoderConfig) -> list[Tensor]:
@@ -150,12 +214,12 @@ def _tensor(
 ) -> Tensor:
   axes = places[0][1]
   is_table = places[0][0][0] in _TABLES
-  parts = []
+  parts, total = [], 0
   for path, (ins, outs, _), index, stacked in places:
     width = outs[0] if is_table else math.prod(outs)
     path = tuple(key for name in path for key in name.split("/"))
-    parts.append(Part(path, index, ins + outs, width, stacked))
-  total = sum(part.width for part in parts)
+    parts.append(Part(path, index, ins + outs, len(ins), total, width, stacked))
+    total += width
   shape: tuple[int, ...] = (total, *axes.outputs[1:]) if is_table else (total,)
   if axes.inputs:
     contracted = math.prod(axes.inputs)
@@ -219,44 +283,69 @@ def _mlp(c: DecoderConfig) -> dict[str, _Axes]:
   return found
 
 
-def assemble(found: Sequence[Tensor], read: Callable[[Tensor], np.ndarray]) -> Params:
-  """Builds the parameters of a model from a checkpoint.
+def assemble(found: Sequence[Tensor], read: ReadTensor) -> Params:
+  """Describes the parameters of a model that a checkpoint holds; reads nothing yet.
 
   Args:
     found: all tensors of the checkpoint, from `tensors`.
-    read: returns the values of one tensor, in the files' layout.
+    read: returns values of a tensor; called whenever a parameter is read, from several threads.
 
   Returns:
-    numpy float32 parameters in the layout of `Model.init`.
+    `LazyArray`s in the layout of `Model.init`.
   """
-  params: Params = {}
+  pieces: dict[tuple[str, ...], dict[tuple[int, ...], LazyArray]] = {}
+  lengths: dict[tuple[str, ...], tuple[int, ...]] = {}
   for tensor in found:
-    for part, array in zip(tensor.parts, tensor.split(read(tensor)), strict=True):
-      node = params
-      for key in part.path[:-1]:
-        node = node.setdefault(key, {})
-      leaf = part.path[-1]
-      if not part.at:
-        node[leaf] = np.array(array, np.float32)
-        continue
-      if leaf not in node:
-        node[leaf] = np.empty((*part.stacked, *part.shape), np.float32)
-      node[leaf][part.at] = array
+    for part in tensor.parts:
+      pieces.setdefault(part.path, {})[part.at] = _lazy(tensor, part, read)
+      lengths[part.path] = part.stacked
+  params: Params = {}
+  for path, by_index in pieces.items():
+    node = params
+    for key in path[:-1]:
+      node = node.setdefault(key, {})
+    node[path[-1]] = _stacked(by_index, (), lengths[path])
   return params
 
 
-def take_apart(found: Sequence[Tensor], params: Params) -> Iterator[tuple[Tensor, np.ndarray]]:
-  """Each tensor with its values in the layout of Hugging Face's files; undoes `assemble`."""
+def _lazy(tensor: Tensor, part: Part, read: ReadTensor) -> LazyArray:
+  return LazyArray(
+    part.shape, lambda out, slices: assign(out, tensor.read_part(part, slices, read))
+  )
+
+
+def _stacked(
+  pieces: Mapping[tuple[int, ...], LazyArray], at: tuple[int, ...], lengths: tuple[int, ...]
+) -> LazyArray:
+  if not lengths:
+    return pieces[at]
+  return stack([_stacked(pieces, (*at, i), lengths[1:]) for i in range(lengths[0])])
+
+
+def take_apart(
+  found: Sequence[Tensor],
+  params: Params,
+  fetch: Callable[[Any], np.ndarray] = np.asarray,
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+  """Each tensor with its values in the layout of Hugging Face's files; undoes `assemble`.
+
+  Args:
+    found: the tensors, in the order in which they are wanted.
+    params: arrays in the layout of `Model.init`, on the host or on devices. A table may have more
+      rows than the tensor: those are left out.
+    fetch: copies an array to the host.
+  """
   for tensor in found:
     pieces = []
     for part in tensor.parts:
       node: Any = params
       for key in part.path:
         node = node[key]
-      pieces.append(np.asarray(node[part.at] if part.at else node))
+      whole = fetch(node[part.at] if part.at else node)
+      pieces.append(whole[: part.shape[0]])
     yield tensor, tensor.join(pieces)
 
 
 def by_name(found: Sequence[Tensor], params: Params) -> Mapping[str, np.ndarray]:
-  """Hugging Face name -> array in the layout of its files, from parameters."""
-  return {tensor.hf: array for tensor, array in take_apart(found, params)}
+  """Hugging Face name -> contiguous array in the layout of its files, from parameters."""
+  return {t.hf: np.ascontiguousarray(array) for t, array in take_apart(found, params)}

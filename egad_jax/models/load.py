@@ -1,4 +1,4 @@
-"""Loads pretrained models from a GGUF file, a Hugging Face directory, or a file in a package."""
+"""Loads pretrained models: GGUF files and Hugging Face directories, local or on the Hub."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 
 from egad_jax import sources
 from egad_jax.errors import InputError
+from egad_jax.files import hub
+from egad_jax.lazy_arrays import BLOCK_BYTES, LazyArray, blocks, with_rows
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.generation_settings import NO_SETTINGS, GenerationSettings
 from egad_jax.models.gguf_import import read_gguf
@@ -19,6 +21,8 @@ from egad_jax.models.model import Params
 from egad_jax.models.safetensors_io import read_directory
 
 _LOG = logging.getLogger(__name__)
+# Names of the parameters that have a row for each id.
+_TABLES = ("embedding", "unembedding")
 
 
 class Pretrained(NamedTuple):
@@ -26,9 +30,10 @@ class Pretrained(NamedTuple):
 
   Attributes:
     config: the model's architecture.
-    params: numpy float32 parameters in the layout of `Model.init`; None for random values.
+    params: `LazyArray`s in the layout of `Model.init`, read from the files whenever they are used;
+      None for random values.
     license: the licence that the files state; None if they state none.
-    name: name of the file, without its suffix, or of the directory.
+    name: name of the file, without its suffix, of the directory, or on the Hub.
     generation: end tokens and sampling settings that the files state.
     unread: keys, files and tensors that are neither read nor known to be harmless, such as
       "config.json: some_key".
@@ -45,11 +50,11 @@ class Pretrained(NamedTuple):
 def load_pretrained(
   source: str, *, tokenizer_size: int | None = None, grow: bool = False
 ) -> Pretrained:
-  """Reads a model; one warning names all that is not read.
+  """Reads and checks all of a model but its values; one warning names all that is not read.
 
   Args:
-    source: a `*.gguf` file, a Hugging Face directory (config.json and safetensors), or
-      `python:PACKAGE/FILE` for a file inside an installed Python package.
+    source: a `*.gguf` file, a Hugging Face directory (config.json and safetensors),
+      `hf:NAME[@REVISION]`, or `python:PACKAGE/FILE` for a file inside an installed Python package.
     tokenizer_size: number of ids of the tokenizer; rows of the embedding and the unembedding
       beyond it are padding and are set to zero. None keeps all rows.
     grow: whether tables with fewer rows than the tokenizer has ids get the mean of their rows for
@@ -66,10 +71,12 @@ def load_pretrained(
     raise InputError(
       f"{source} cannot be read: {error}. Check who may read it, or copy it again."
     ) from error
+  if hub.is_on_hub(source):
+    read = read._replace(name=hub.name_of(source))
   if grow and tokenizer_size is not None:
     read = _grown(source, read, tokenizer_size)
   if tokenizer_size is not None:
-    _zero_padding(source, read.params or {}, tokenizer_size)
+    read = _zero_padding(source, read, tokenizer_size)
     _check_ends(source, read.generation, tokenizer_size)
   if read.unread:
     _LOG.warning(
@@ -123,19 +130,30 @@ def _grown(source: str, read: Pretrained, rows: int) -> Pretrained:
     rows,
     lacking,
   )
-  tables = {}
-  for name in ("embedding", "unembedding"):
-    if name in read.params:
-      table = read.params[name]
-      mean = table.mean(axis=0, dtype=np.float64).astype(table.dtype)
-      tables[name] = np.concatenate([table, np.broadcast_to(mean, (lacking, len(mean)))])
+  tables = {
+    name: with_rows(table, len(table), rows, _mean_row(table))
+    for name in _TABLES
+    if (table := read.params.get(name)) is not None
+  }
   config = dataclasses.replace(read.config, vocab_size=rows)
   return read._replace(config=config, params=read.params | tables)
 
 
-def _zero_padding(source: str, params: Params, tokenizer_size: int) -> None:
-  for name in ("embedding", "unembedding"):
-    table: np.ndarray | None = params.get(name)
+def _mean_row(table: LazyArray) -> np.ndarray:
+  total = np.zeros(table.shape[1:], np.float64)
+  for index in blocks(table.shape, table.dtype.itemsize, BLOCK_BYTES):
+    for row in table[index]:
+      total += row
+  return (total / len(table)).astype(np.float32)
+
+
+def _zero_padding(source: str, read: Pretrained, tokenizer_size: int) -> Pretrained:
+  """The model with zeros in the rows that no id of the tokenizer has."""
+  if read.params is None:
+    return read
+  tables = {}
+  for name in _TABLES:
+    table: LazyArray | None = read.params.get(name)
     if table is None:
       continue
     if len(table) < tokenizer_size:
@@ -143,4 +161,5 @@ def _zero_padding(source: str, params: Params, tokenizer_size: int) -> None:
         f"{source}: the {name} must have a row for each of the tokenizer's {tokenizer_size} ids; "
         f"it has {len(table)}. Use the tokenizer that belongs to the model."
       )
-    table[tokenizer_size:] = 0.0
+    tables[name] = with_rows(table, tokenizer_size, len(table), 0.0)
+  return read._replace(params=read.params | tables)

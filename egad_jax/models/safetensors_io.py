@@ -1,21 +1,20 @@
-"""Reads Hugging Face directories, with one or several safetensors files, and writes safetensors."""
+"""Reads Hugging Face directories with one or several safetensors files."""
 
 from __future__ import annotations
 
 import contextlib
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from egad_jax.errors import InputError
 from egad_jax.files.json_file import read_json
 from egad_jax.files.regular_file import is_there, require_regular
+from egad_jax.lazy_arrays import BLOCK_BYTES, Slices, blocks
 from egad_jax.models import family as families
 from egad_jax.models import layout
 from egad_jax.models.checkpoint_checks import check_depth, check_finite, check_tensors
@@ -24,7 +23,6 @@ from egad_jax.models.directory_layout import CONFIG, INDEX, SINGLE, check_layout
 from egad_jax.models.family import Family
 from egad_jax.models.foreign_keys import Table, check_closed, listed, shown
 from egad_jax.models.generation_settings import GenerationSettings, read_settings
-from egad_jax.models.layout import Tensor
 from egad_jax.models.model import Params
 
 # Name of a file directly in the directory; it may be a link, as in Hugging Face's cache.
@@ -38,7 +36,6 @@ INDEX_METADATA = Table(
   read=frozenset(),
   harmless=frozenset({"total_size", "total_parameters", "format", "mergekit_version"}),
 )
-_DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
 class DirectoryModel(NamedTuple):
@@ -46,7 +43,7 @@ class DirectoryModel(NamedTuple):
 
   Attributes:
     config: the model's architecture.
-    params: numpy float32 parameters in the layout of `Model.init`.
+    params: parameters in the layout of `Model.init`, not read yet.
     generation: end tokens and sampling settings that the files state.
     unread: keys, files and tensors that are neither read nor known to be harmless.
   """
@@ -58,21 +55,38 @@ class DirectoryModel(NamedTuple):
 
 
 class _Stored(NamedTuple):
-  """A tensor in an open safetensors file, and its name there."""
+  """A tensor of a safetensors file, of which only the header has been read."""
 
-  shard: Any
+  file: pathlib.Path
   name: str
+  shape: tuple[int, ...]
+  dtype: str
+
+  def read(self, slices: Slices) -> np.ndarray:
+    """The values at `slices`, one for each axis, in the file's dtype.
+
+    The file is opened anew: memory holds only the pages of this tensor, and they go with it.
+
+    Raises:
+      InputError: the file has changed and is no longer whole, or a value is not finite.
+    """
+    with contextlib.ExitStack() as stack:
+      array = _open_shard(self.file, stack).get_slice(self.name)[slices]
+    check_finite(str(self.file), self.name, array)
+    return array
 
 
 def read_directory(directory: pathlib.Path) -> DirectoryModel:
-  """Reads a model from `config.json`, `generation_config.json` and safetensors.
+  """Reads a model from `config.json`, `generation_config.json` and the headers of safetensors.
+
+  Values are read when the parameters are.
 
   Args:
     directory: directory with config.json and model.safetensors, or the index of its shards.
 
   Raises:
     InputError: a file is missing, truncated or malformed; the model cannot be represented exactly;
-      a tensor is missing, unexpected, of the wrong shape or not finite; or there are two sets of
+      a tensor is missing, unexpected, or of the wrong shape or dtype; or there are two sets of
       weights.
   """
   check_layout(directory)
@@ -82,41 +96,18 @@ def read_directory(directory: pathlib.Path) -> DirectoryModel:
   config = families.config_from_hf(str(config_path), data)
   generation, unread = read_settings(directory, data, config.vocab_size)
   unread = [f"{CONFIG}: {key}" for key in families.unread_keys(data)] + unread
-  with contextlib.ExitStack() as stack:
-    found, more = _open_tensors(directory, stack, family)
-    check_depth(str(directory), config, len(found))
-    tensors = layout.tensors(family.tensors, config)
-    found = _with_prefix(family, {n: at for n, at in found.items() if not family.is_derived(n)})
-    if config.tie_embeddings:
-      _one_table(directory, found, family)
-    shapes = {name: _shape(at) for name, at in found.items()}
-    check_tensors(str(directory), family.title, tensors, lambda tensor: tensor.hf, shapes)
-
-    def read(tensor: Tensor) -> np.ndarray:
-      return _read_floating(directory, found[tensor.hf])
-
-    params = layout.assemble(tensors, read)
+  found, more = _find_tensors(directory, family)
+  check_depth(str(directory), config, len(found))
+  tensors = layout.tensors(family.tensors, config)
+  found = _with_prefix(family, {n: at for n, at in found.items() if not family.is_derived(n)})
+  for at in found.values():
+    _check_dtype(directory, at)
+  if config.tie_embeddings:
+    _one_table(directory, found, family)
+  shapes = {name: at.shape for name, at in found.items()}
+  check_tensors(str(directory), family.title, tensors, lambda tensor: tensor.hf, shapes)
+  params = layout.assemble(tensors, lambda tensor, slices: found[tensor.hf].read(slices))
   return DirectoryModel(config, params, generation, (*unread, *more))
-
-
-def write_safetensors(
-  path: pathlib.Path, tensors: Mapping[str, np.ndarray], *, dtype: str = "float32"
-) -> None:
-  """Writes one safetensors file that transformers reads.
-
-  Args:
-    path: path of the file.
-    tensors: name -> array.
-    dtype: dtype to which the arrays are cast, "float32" or "bfloat16".
-
-  Raises:
-    InputError: `dtype` is another.
-  """
-  if dtype not in _DTYPES:
-    raise InputError(f'dtype must be one of {", ".join(_DTYPES)}; got "{dtype}".')
-  cast = {name: np.ascontiguousarray(t.astype(_DTYPES[dtype])) for name, t in tensors.items()}
-  # transformers refuses files whose metadata do not name a framework.
-  safetensors.numpy.save_file(cast, path, metadata={"format": "pt"})
 
 
 def _with_prefix(family: Family, found: dict[str, _Stored]) -> dict[str, _Stored]:
@@ -127,37 +118,46 @@ def _with_prefix(family: Family, found: dict[str, _Stored]) -> dict[str, _Stored
   return {name if name in named else family.prefix + name: at for name, at in found.items()}
 
 
-def _open_tensors(
-  directory: pathlib.Path, stack: contextlib.ExitStack, family: Family
-) -> tuple[dict[str, _Stored], list[str]]:
-  """Opens the safetensors files; returns the tensors by name, and what beside them is not read."""
+def _find_tensors(directory: pathlib.Path, family: Family) -> tuple[dict[str, _Stored], list[str]]:
+  """Reads all headers; returns the tensors by name, and what beside them is not read."""
   index = directory / INDEX
   if not is_there(index):
-    shard = _open_shard(directory / SINGLE, stack)
-    found = {name: _Stored(shard, name) for name in sorted(shard.keys())}
+    found = _read_header(directory / SINGLE)
     return found, [f"the file {name}" for name in other_weights(directory, {SINGLE})]
   weight_map, more = _read_index(index)
-  files = {file: _open_shard(directory / file, stack) for file in sorted(set(weight_map.values()))}
-  names = {file: set(shard.keys()) for file, shard in files.items()}
+  files = {file: _read_header(directory / file) for file in sorted(set(weight_map.values()))}
   found = {}
   for name, file in weight_map.items():
-    if name not in names[file]:
+    if name not in files[file]:
       raise InputError(
         f"{index} says that {name} is in {file}, which lacks it; they do not belong together. Copy "
         "the index and all its files again."
       )
-    found[name] = _Stored(files[file], name)
-  for file, held in names.items():
-    unnamed = [n for n in sorted(held - weight_map.keys()) if not family.is_derived(n)]
+    found[name] = files[file][name]
+  for file, held in files.items():
+    unnamed = [n for n in held if n not in weight_map and not family.is_derived(n)]
     if unnamed:
       raise InputError(
         f"{directory / file} has unexpected tensors: {listed(unnamed)}, which {INDEX} does not "
         "name; they do not belong together. Copy the index and all its files again."
       )
-    twice = sorted(name for name in held & weight_map.keys() if weight_map[name] != file)
+    twice = [name for name in held if weight_map.get(name, file) != file]
     if twice:
       more.append(f"{file}: the tensors {listed(twice)}, which the index takes from elsewhere")
   return found, [f"the file {name}" for name in other_weights(directory, files)] + more
+
+
+def _read_header(path: pathlib.Path) -> dict[str, _Stored]:
+  """The tensors of a file by name, sorted."""
+  if not is_there(path):
+    raise InputError(f"{path}: no such file, though the index names it; fetch it again.")
+  with contextlib.ExitStack() as stack:
+    shard = _open_shard(path, stack)
+    slices = {name: shard.get_slice(name) for name in sorted(shard.keys())}
+    return {
+      name: _Stored(path, name, tuple(at.get_shape()), at.get_dtype())
+      for name, at in slices.items()
+    }
 
 
 def _read_index(index: pathlib.Path) -> tuple[dict[str, str], list[str]]:
@@ -182,8 +182,6 @@ def _is_plain_name(file: Any) -> bool:
 
 
 def _open_shard(path: pathlib.Path, stack: contextlib.ExitStack) -> Any:
-  if not is_there(path):
-    raise InputError(f"{path}: no such file, though the index names it; fetch it again.")
   require_regular(path)
   try:
     return stack.enter_context(safetensors.safe_open(path, framework="numpy"))
@@ -208,24 +206,25 @@ def _one_table(directory: pathlib.Path, found: dict[str, _Stored], family: Famil
   original = found.setdefault(table, copy)
   if original is copy:
     return
-  if not np.array_equal(_read_floating(directory, copy), _read_floating(directory, original)):
+  same = original.shape == copy.shape and all(
+    np.array_equal(original.read(rows), copy.read(rows)) for rows in _rows(original.shape)
+  )
+  if not same:
     raise InputError(
       f"{directory}: tensor {head} must equal {table} because config.json says "
       "tie_word_embeddings; they differ. Set it to false in config.json."
     )
 
 
-def _shape(at: _Stored) -> tuple[int, ...]:
-  return tuple(at.shard.get_slice(at.name).get_shape())
+def _rows(shape: tuple[int, ...]) -> Iterator[Slices]:
+  """Slices of all rows of a table, some at a time."""
+  for index in blocks(shape, np.dtype(np.float64).itemsize, BLOCK_BYTES):
+    yield (*index, *(slice(0, size) for size in shape[len(index) :]))
 
 
-def _read_floating(directory: pathlib.Path, at: _Stored) -> np.ndarray:
-  kind = at.shard.get_slice(at.name).get_dtype()
-  if kind not in _FLOATING:
+def _check_dtype(directory: pathlib.Path, at: _Stored) -> None:
+  if at.dtype not in _FLOATING:
     raise InputError(
-      f"{directory}: tensor {at.name} must be float32, float16, bfloat16 or float64; got {kind}. "
-      "Quantized weights are read from GGUF only: use the model's GGUF file."
+      f"{directory}: tensor {at.name} must be float32, float16, bfloat16 or float64; got "
+      f"{at.dtype}. Quantized weights are read from GGUF only: use the model's GGUF file."
     )
-  array = at.shard.get_tensor(at.name)
-  check_finite(str(directory), at.name, array)
-  return array

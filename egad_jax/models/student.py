@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from egad_jax.errors import InputError
+from egad_jax.lazy_arrays import stack
 from egad_jax.models.config import DecoderConfig, shortest_pattern
 from egad_jax.models.model import Params
 
@@ -59,12 +60,12 @@ def student_from_layers(
 
   Args:
     config: the teacher's architecture.
-    params: the teacher's parameters.
+    params: the teacher's parameters, `LazyArray`s.
     layer_indices: the layers in order, counted from 0.
 
   Returns:
-    The student's architecture and parameters, numpy arrays that share no memory with the
-    teacher's.
+    The student's architecture and its parameters, which are not read: only the layers that it has
+    are ever read.
 
   Raises:
     InputError: there are no indices, or one is out of range.
@@ -77,15 +78,14 @@ def student_from_layers(
     blocks.setdefault(f"block_{slot}", []).append(_layer(config, params, index))
   stacked = {
     group: {
-      name: jax.tree.map(lambda *arrays: np.stack(arrays), *layers)
-      for name, layers in blocks.items()
+      name: jax.tree.map(lambda *arrays: stack(arrays), *layers) for name, layers in blocks.items()
     }
     for group, blocks in chosen.items()
   }
   rest = {name: value for name, value in params.items() if name not in ("layers", "tail")}
-  return student, {**jax.tree.map(np.array, rest), **stacked}
+  return student, {**rest, **stacked}
 
 
 def _layer(config: DecoderConfig, params: Params, index: int) -> Params:
   group, slot, repeat = config.place(index)
-  return jax.tree.map(lambda a: np.asarray(a[repeat]), params[group][f"block_{slot}"])
+  return jax.tree.map(lambda a: a.item(repeat), params[group][f"block_{slot}"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from egad_jax import sharding
+from egad_jax import device_arrays, sharding
 from egad_jax.data.batches import AnyBatch
 from egad_jax.models.model import Model
 from egad_jax.teachers.outputs import Hidden
@@ -23,7 +23,8 @@ class ColocatedTeacher:
     model: the teacher's `init`, `apply` and unembedding functions.
     mesh: the devices of parameters and activations: the student's, unless this object is the `own`
       of a `SeparateTeacher`.
-    host_params: the parameters in host memory; None draws random ones from `seed`.
+    host_params: the parameters, `LazyArray`s or arrays in host memory; None draws random ones from
+      `seed`.
     dtype: dtype of the parameters on the devices; None keeps the dtype of each array.
     taps: indices of the layers whose output the feature loss compares; see `Model.apply`.
     layers_on_host: whether the weight matrices of the layers stay in host memory until a layer
@@ -66,8 +67,8 @@ class ColocatedTeacher:
     like = self.abstract_params()
     shardings = jax.tree.map(lambda x: x.sharding, like)
     if self.host_params is not None:
-      cast = jax.tree.map(lambda x, shape: x.astype(shape.dtype), self.host_params, like)
-      return PlacedModel(sharding.device_put(cast, shardings))
+      dtypes = jax.tree.map(lambda x: x.dtype, like)
+      return PlacedModel(device_arrays.put(self.host_params, shardings, dtypes))
 
     key = jax.random.split(jax.random.key(self.seed), 3)[2]
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from egad_jax import sharding
+from egad_jax import device_arrays, sharding
 from egad_jax.data.batches import AnyBatch, Batch, PairedBatch
 from egad_jax.data.packing import Rows
 from egad_jax.data.tokenizer import Tokenizer
@@ -36,8 +36,9 @@ class StudentAndTeacher:
   Attributes:
     student: functions of the model that is trained.
     teacher: functions of the model that the student learns from.
-    student_params: the student's initial parameters, on the host; None to draw them from the seed.
-    teacher_params: the teacher's parameters, on the host; None to draw them from the seed.
+    student_params: the student's initial parameters, `LazyArray`s or arrays on the host; None to
+      draw them from the seed.
+    teacher_params: those of the teacher; None to draw them from the seed.
     student_taps: student layers, counted from 1, whose features are compared; () for none.
     teacher_taps: the teacher layer, counted from 1, that each of `student_taps` is compared with.
     teacher_name: where the teacher comes from, as shown to people.
@@ -148,6 +149,7 @@ class Experiment:
     programs: options for building and compiling the run's programs.
     evaluation: the held-out rows and the prompts of an evaluation, and their sizes.
     seed: seed of the random initial values and the data order.
+    export_dtype: dtype of the exported weights, "float32" or "bfloat16".
   """
 
   method_name: str
@@ -162,6 +164,7 @@ class Experiment:
   programs: ProgramOptions
   evaluation: EvaluationOptions
   seed: int
+  export_dtype: str = "float32"
 
   def init_state(self, host_params: Params | None = None) -> TrainState:
     """The state before the first step, traceable; `host_params` replace random student values."""
@@ -216,8 +219,8 @@ class Experiment:
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state())
     if self.models.student_params is None:
       return jax.jit(self.init_state, out_shardings=shardings)()
-    student = sharding.device_put(self.models.student_params, shardings.trainable["student"])
-    return jax.jit(self.init_state, out_shardings=shardings)(student)
+    placed = device_arrays.put(self.models.student_params, shardings.trainable["student"])
+    return jax.jit(self.init_state, out_shardings=shardings)(placed)
 
   def abstract_frozen(self) -> Frozen:
     """`Frozen` as a tree of `jax.ShapeDtypeStruct`s with shardings."""

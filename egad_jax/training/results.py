@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from egad_jax import processes, progress
+from egad_jax import device_arrays, processes, progress
 from egad_jax.data.batches import Batch, PairedBatch
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.durability import identity
@@ -213,29 +213,35 @@ def export(
 
   Args:
     experiment: the experiment that trained it.
-    params: the student's parameters, whole, on the host.
+    params: the student's parameters, on the devices. All processes must call this together: they
+      gather tensor by tensor, and process 0 writes.
     directory: the directory to write.
-    summary: the summary for the model card, from `summary_of` or of a finished run.
+    summary: the summary for the model card, from `summary_of` or of a finished run; read by process
+      0 alone.
     config: the run's config for the model card, as JSON values.
     samples: the contents of samples.json; None for none.
     what: the flag or key that names the directory, for messages.
   """
-  models = experiment.models
-  card = write_model_card(
-    summary,
-    config,
-    teacher_name=models.teacher_name,
-    teacher_license=models.teacher_license,
-    samples=samples,
-  )
+  models, card, writes = experiment.models, "", processes.is_first()
+  if writes:
+    card = write_model_card(
+      summary,
+      config,
+      teacher_name=models.teacher_name,
+      teacher_license=models.teacher_license,
+      samples=samples,
+    )
   export_student(
     directory,
     models.student.config,
-    jax.tree.map(np.asarray, params),
+    params,
     experiment.tokenizers.student,
     model_card=card,
     generation=models.student_generation,
+    dtype=experiment.export_dtype,
     what=what,
+    fetch=lambda array: device_arrays.get(array, processes.fetch),
+    writes=writes,
   )
 
 
@@ -260,31 +266,25 @@ def finish(
   with progress.phase("measuring a passage"):
     _write_passage(compiled, workdir, state)
 
-  def to_host(x: jax.Array) -> Any:
-    whole = processes.fetch(x)  # All processes take part; only the one that writes keeps it.
-    return whole if workdir.writes else None
-
   # Somebody may have put other files into the directory during the run.
   processes.on_all_processes(workdir.require_ours)
   skipped = int(processes.fetch(state.guard.skipped))
   with progress.phase("exporting the student"):
-    params = jax.tree.map(to_host, compiled.student_params(state))
-    if workdir.writes:
-      summary = _summary(compiled, workdir, skipped, tokens, seconds())
-      export(
-        compiled.experiment,
-        params,
-        workdir / files.EXPORT,
-        summary=summary,
-        config=workdir.read_json(files.CONFIG),
-        samples=samples,
-      )
-  if workdir.writes:
+    summary = _summary(compiled, workdir, skipped, tokens, seconds()) if workdir.writes else None
+    export(
+      compiled.experiment,
+      compiled.student_params(state),
+      workdir / files.EXPORT,
+      summary=summary,
+      config=workdir.read_json(files.CONFIG),
+      samples=samples,
+    )
+  if summary is not None:
     workdir.write_json(files.SUMMARY, summary)
     with progress.phase("drawing the report"), workdir.writing(REPORT):
       write_report(workdir.path)
   processes.wait("results")
-  return summary if workdir.writes else workdir.read_json(files.SUMMARY)
+  return summary or workdir.read_json(files.SUMMARY)
 
 
 def whereabouts(workdir: Workdir) -> str:

@@ -17,7 +17,7 @@ from egad_jax.data.gguf_tokenizer import TokenType
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.models import family
 from egad_jax.models.config import DecoderConfig, Llama3RopeScaling
-from egad_jax.models.safetensors_io import write_safetensors
+from tests.models.safetensors_files import write_safetensors
 
 CONFIG = DecoderConfig(
   vocab_size=272,

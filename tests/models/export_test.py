@@ -7,15 +7,19 @@ import json
 import types
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
+from egad_jax import device_arrays, sharding
 from egad_jax.errors import InputError
+from egad_jax.models import safetensors_shards
 from egad_jax.models.config import Llama3RopeScaling
 from egad_jax.models.export import export_student
 from egad_jax.models.generation_settings import GenerationSettings
 from egad_jax.models.license import License
 from egad_jax.models.load import load_pretrained
+from egad_jax.models.model import make_model
 
 CARD = "---\nlicense: apache-2.0\n---\n# A student\n"
 
@@ -136,3 +140,36 @@ def test_export_to_an_object_store_holds_the_same_bytes(tmp_path, bucket, config
   remote = export_student(bucket / "export", config, params, tokenizer(), model_card=CARD)
   read = lambda path: {p.name: p.read_bytes() for p in path.iterdir()}
   assert read(remote) == read(local)
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+def test_shards_from_a_mesh_are_the_model(tmp_path, monkeypatch, config, params, sizes):
+  monkeypatch.setattr(safetensors_shards, "MOST_BYTES", 10_000)
+  mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1) | sizes)
+  axes = make_model(config).logical_axes()
+  placed = device_arrays.put(params, sharding.parameter_shardings(mesh, axes, params))
+  held = []
+
+  def fetch(array):
+    held.append(array.nbytes)
+    return device_arrays.get(array, np.asarray)
+
+  path = export_student(
+    tmp_path / "a", config, placed, tokenizer(), model_card=CARD, dtype="bfloat16", fetch=fetch
+  )
+  shards = sorted(p.name for p in path.glob("*.safetensors"))
+  assert len(shards) == 3
+  assert shards[0] == f"model-00001-of-{len(shards):05}.safetensors"
+  # One layer's matrix at a time, never all layers'.
+  assert max(held) == max(params["embedding"].nbytes, config.dim * config.mlp_dim * 4)
+  read = load_pretrained(str(path))
+  assert read.unread == ()
+  rounded = jax.tree.map(lambda a: a.astype(ml_dtypes.bfloat16).astype(np.float32), params)
+  jax.tree.map(np.testing.assert_array_equal, read.params, rounded)
+  # The processes that do not write gather the same arrays in the same order.
+  first, held = held, []
+  export_student(
+    tmp_path / "b", config, placed, tokenizer(), model_card="", fetch=fetch, writes=False
+  )
+  assert held == first
+  assert not (tmp_path / "b").exists()

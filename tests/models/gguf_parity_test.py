@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from egad_jax import sources
+from egad_jax import lazy_arrays, sources
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.models.load import load_pretrained
 from egad_jax.models.model import make_model
@@ -40,7 +40,8 @@ def logits():
     hidden, _ = model.apply(params, tokens, jnp.asarray(positions), jnp.asarray(segments))
     return hidden[0] @ model.unembedding(params).T
 
-  whole = np.asarray(run(pretrained.params, np.concatenate(prompts)[None]))
+  params = lazy_arrays.read_all(pretrained.params)
+  whole = np.asarray(run(params, np.concatenate(prompts)[None]))
   return np.split(whole, np.cumsum(lengths)[:-1])
 
 

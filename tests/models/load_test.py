@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from egad_jax import lazy_arrays
 from egad_jax.errors import InputError
 from egad_jax.models import family, layout
 from egad_jax.models.directory_layout import INDEX, SINGLE
@@ -16,8 +17,8 @@ from egad_jax.models.generation import generate
 from egad_jax.models.license import License
 from egad_jax.models.load import load_pretrained
 from egad_jax.models.model import make_model
-from egad_jax.models.safetensors_io import write_safetensors
 from tests.models import tiny_llama
+from tests.models.safetensors_files import write_safetensors
 
 
 def test_gguf_file(tmp_path, config, params, write_gguf):
@@ -80,7 +81,7 @@ def continuation(source):
   """Ten most probable ids, ended as the model's files say."""
   read = load_pretrained(str(source))
   how = {"max_new_tokens": 10, "temperature": 0.0, "eos_id": read.generation.end_ids}
-  [ids] = generate(make_model(read.config), jax.device_put(read.params), [PROMPT], **how)
+  [ids] = generate(make_model(read.config), lazy_arrays.read_all(read.params), [PROMPT], **how)
   return ids
 
 

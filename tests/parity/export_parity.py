@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import transformers
 
+from egad_jax import lazy_arrays
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.models.architectures import architecture
 from egad_jax.models.config import DecoderConfig, Llama3RopeScaling
@@ -60,7 +61,7 @@ def our_logits(config: DecoderConfig, params: Params, tokens: np.ndarray) -> np.
     hidden, _ = model.apply(params, tokens, positions, jax.numpy.ones_like(tokens))
     return hidden @ model.unembedding(params).T
 
-  return np.asarray(run(params, tokens))
+  return np.asarray(run(lazy_arrays.read_all(params), tokens))
 
 
 def report(what: str, got: np.ndarray, wanted: np.ndarray) -> None:

@@ -22,8 +22,8 @@ from egad_jax.models import family, layout
 from egad_jax.models.generation import generate
 from egad_jax.models.load import load_pretrained
 from egad_jax.models.model import make_model
-from egad_jax.models.safetensors_io import write_safetensors
 from tests.models import tiny_llama
+from tests.models.safetensors_files import write_safetensors
 from tests.parity.family_cases import CASES, head, prompts, rows_of, weights, write_model
 from tests.parity.make_families_golden import load, logits, saved
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from egad_jax import sharding
+from egad_jax import device_arrays, sharding
 from egad_jax.data.batches import Batch, PairedBatch, empty_row, shift_pair, stack
 from egad_jax.head import distillation_head
 from egad_jax.head.paired import paired_head, sharded_paired_head
@@ -219,10 +219,10 @@ def test_tokens_and_cross_entropy_are_of_the_students_tokens(one_device):
 def test_a_mesh_gives_the_loss_and_gradients_of_one_device(shape, one_device):
   mesh = sharding.make_mesh(dict(zip(sharding.AXES, shape, strict=True)))
   state = initial_state()
-  split = lambda config, params: sharding.device_put(
+  split = lambda config, params: device_arrays.put(
     params, sharding.parameter_shardings(mesh, make_model(config).logical_axes(), params)
   )
-  whole = lambda tree: sharding.device_put(
+  whole = lambda tree: device_arrays.put(
     tree, jax.tree.map(lambda _: sharding.replicated(mesh), tree)
   )
   params = {"student": split(STUDENT, state.trainable["student"]), "method": {}}

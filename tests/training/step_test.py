@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from configs import tiny
-from egad_jax import from_config, sharding
+from egad_jax import device_arrays, from_config, sharding
 from egad_jax.data.batches import Batch, shift
 from egad_jax.head import distillation_head, head_on_mesh
 from egad_jax.losses import Branch, Curriculum, Temperature
@@ -198,10 +198,10 @@ def test_a_mesh_gives_the_loss_and_gradients_of_one_device(shape, one_device):
   mesh = sharding.make_mesh(dict(zip(sharding.AXES, shape, strict=True)))
   method = make_egad(**FULL)
   state = initial_state(method)
-  split = lambda config, params: sharding.device_put(
+  split = lambda config, params: device_arrays.put(
     params, sharding.parameter_shardings(mesh, make_model(config).logical_axes(), params)
   )
-  whole = lambda tree: sharding.device_put(
+  whole = lambda tree: device_arrays.put(
     tree, jax.tree.map(lambda _: sharding.replicated(mesh), tree)
   )
   params = {

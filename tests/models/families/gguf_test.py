@@ -96,7 +96,8 @@ def test_a_model_from_gguf_is_that_of_the_directory(tmp_path, name, index):
 
 def leaves(tree, path=""):
   for key, value in tree.items():
-    yield from leaves(value, f"{path}/{key}") if isinstance(value, dict) else [(path, value)]
+    below = f"{path}/{key}"
+    yield from leaves(value, below) if isinstance(value, dict) else [(below, value)]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from egad_jax import lazy_arrays
 from egad_jax.errors import InputError
 from egad_jax.models import family, layout
 from egad_jax.models.generation import generate
@@ -43,6 +44,7 @@ def loaded(name, index):
   arrays = weights(name, shapes, index)
   with tempfile.TemporaryDirectory() as directory:
     read = load_pretrained(str(write_model(Path(directory), data, arrays)))
+    read = read._replace(params=lazy_arrays.read_all(read.params))
   return stored, data, arrays, read
 
 

@@ -1,0 +1,137 @@
+"""Copies arrays from the host, or from files, to the devices of a mesh, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding, SingleDeviceSharding
+
+from egad_jax.lazy_arrays import BLOCK_BYTES, LazyArray, Slices, blocks
+
+
+def put(tree: Any, shardings: Any, dtypes: Any = None) -> Any:
+  """Puts arrays, which must be equal on every process, on the devices.
+
+  A `LazyArray` is read once by each process, and only the part that its devices hold. Host memory
+  has a block of `BLOCK_BYTES` of it at a time, and for larger arrays each device has a further one.
+
+  Args:
+    tree: a tree of `LazyArray`s or NumPy arrays.
+    shardings: the tree of their shardings.
+    dtypes: the tree of the dtypes on the devices; None keeps each array's own.
+  """
+  if dtypes is None:
+    dtypes = jax.tree.map(lambda x: x.dtype, tree)
+  return jax.tree.map(_put, tree, shardings, dtypes)
+
+
+def get(array: Any, fetch: Callable[[jax.Array], np.ndarray]) -> np.ndarray:
+  """An array as a whole NumPy array on every process.
+
+  An array on devices comes in blocks of about `BLOCK_BYTES`, since each device of the mesh holds a
+  copy of what is gathered; and JAX keeps no copy of the whole on the host, as it does where an
+  array is converted at once.
+
+  Args:
+    array: an array on devices, of at least one axis, or one on the host.
+    fetch: copies a small array to the host of every process.
+  """
+  if not isinstance(array, jax.Array):
+    return np.asarray(array)
+  out = np.empty(array.shape, array.dtype)
+  at_once = max(1, BLOCK_BYTES // max(1, array.nbytes // max(1, len(array))))
+  for start in range(0, len(array), at_once):
+    size = min(at_once, len(array) - start)
+    out[start : start + size] = fetch(jax.lax.dynamic_slice_in_dim(array, start, size))
+  return out
+
+
+def _put(array: Any, sharding: Sharding, dtype: Any) -> jax.Array:
+  if isinstance(array, LazyArray):
+    return _put_lazy(array, sharding, np.dtype(dtype))
+  array = np.asarray(array).astype(dtype, copy=False)
+  return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def _put_lazy(array: LazyArray, sharding: Sharding, dtype: np.dtype[Any]) -> jax.Array:
+  held = {
+    device: _whole(index, array.shape)
+    for device, index in sharding.addressable_devices_indices_map(array.shape).items()
+    if index is not None
+  }
+  box = tuple(
+    slice(min(s.start for s in axis), max(s.stop for s in axis))
+    for axis in zip(*held.values(), strict=True)
+  )
+  shape = [s.stop - s.start for s in box]
+  if math.prod(shape) * dtype.itemsize <= BLOCK_BYTES:
+    values = array.read(box, dtype)
+    parts = {
+      device: jax.device_put(
+        np.ascontiguousarray(values[_inside(part, box)]), SingleDeviceSharding(device)
+      )
+      for device, part in held.items()
+    }
+  else:
+    parts = _in_blocks(array, box, held, dtype)
+  # Programs cannot put an array together in the memory of a host, so it moves there when it is
+  # whole.
+  kind = sharding.memory_kind
+  placed = [
+    jax.device_put(parts.pop(device), SingleDeviceSharding(device, memory_kind=kind))
+    for device in list(parts)
+  ]
+  jax.block_until_ready(placed)
+  return jax.make_array_from_single_device_arrays(array.shape, sharding, placed)
+
+
+def _in_blocks(
+  array: LazyArray, box: Slices, held: Mapping[Any, Slices], dtype: np.dtype[Any]
+) -> dict[Any, jax.Array]:
+  """The part of each device, put together on the device from blocks."""
+  parts = {
+    device: jnp.zeros([s.stop - s.start for s in part], dtype, device=device)
+    for device, part in held.items()
+  }
+  for index in blocks([s.stop - s.start for s in box], dtype.itemsize, BLOCK_BYTES):
+    inner = _whole(index, [s.stop - s.start for s in box])
+    block = tuple(
+      slice(b.start + i.start, b.start + i.stop) for b, i in zip(box, inner, strict=True)
+    )
+    values = array.read(block, dtype)
+    for device, part in held.items():
+      common = tuple(
+        slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(part, block, strict=True)
+      )
+      if any(s.start >= s.stop for s in common):
+        continue
+      update = jax.device_put(
+        np.ascontiguousarray(values[_inside(common, block)]), SingleDeviceSharding(device)
+      )
+      starts = [c.start - p.start for c, p in zip(common, part, strict=True)]
+      parts[device] = _update(parts[device], update, np.asarray(starts, np.int32))
+    # The host's copy can go once the devices have it.
+    jax.block_until_ready(list(parts.values()))
+  return parts
+
+
+@jax.jit(donate_argnums=0)
+def _update(whole: jax.Array, part: jax.Array, starts: jax.Array) -> jax.Array:
+  return jax.lax.dynamic_update_slice(whole, part, tuple(starts))
+
+
+def _whole(index: Sequence[int | slice], shape: Sequence[int]) -> Slices:
+  """An index as a slice for each axis, with a start and a stop."""
+  entries = [slice(i, i + 1) if isinstance(i, int) else i for i in index]
+  entries += [slice(None)] * (len(shape) - len(entries))
+  return tuple(slice(*s.indices(size)[:2]) for s, size in zip(entries, shape, strict=True))
+
+
+def _inside(part: Slices, box: Slices) -> Slices:
+  """The slices of `part`, counted from the start of `box`."""
+  return tuple(slice(p.start - b.start, p.stop - b.start) for p, b in zip(part, box, strict=True))
