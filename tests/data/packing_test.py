@@ -26,8 +26,7 @@ def _segments(rows: packing.Rows, split: str):
 @pytest.mark.parametrize("split", corpus.SPLITS)
 def test_documents_are_reproduced_exactly(small_corpus, tokenizer, rows, split):
   wanted = collections.Counter(
-    (*tokenizer.encode(example["text"].decode()), tokenizer.document_end_id)
-    for example in small_corpus.data_source(split)
+    (*tokenizer.encode(text), tokenizer.document_end_id) for text in small_corpus.texts(split)
   )
   pieces = collections.Counter()
   for tokens, labels, positions in _segments(rows, split):
@@ -46,15 +45,13 @@ def test_documents_are_reproduced_exactly(small_corpus, tokenizer, rows, split):
 
 
 def test_text_can_be_read_back_from_the_rows(small_corpus, tokenizer, tmp_path):
-  longest = 1 + max(
-    len(tokenizer.encode(example["text"].decode())) for example in small_corpus.data_source("train")
-  )
+  longest = 1 + max(len(tokenizer.encode(text)) for text in small_corpus.texts("train"))
   rows = packing.prepare_rows(small_corpus, tokenizer, seq_len=longest, directory=tmp_path)
   found = [
     tokenizer.decode([tokens[0], *labels], skip_special=True)
     for tokens, labels, _ in _segments(rows, "train")
   ]
-  wanted = [example["text"].decode() for example in small_corpus.data_source("train")]
+  wanted = list(small_corpus.texts("train"))
   assert sorted(found) == sorted(wanted)
 
 

@@ -31,7 +31,7 @@ def test_the_defaults_are_few_and_need_a_teacher():
     return sum(count(v) if hasattr(v, "items") else 1 for v in config.values())
 
   config = default.get_config()
-  assert count(config) <= 100
+  assert count(config) <= 130
   with pytest.raises(InputError, match=r"config\.teacher\.source is required: a \.gguf file"):
     from_config.validate(config)
 
