@@ -86,6 +86,7 @@ $(VENV)-parity/installed: $(VENV)-parity/python-$(VERSION) pyproject.toml requir
 parity: $(VENV)-parity/installed
 	JAX_PLATFORMS=cpu $(VENV)-parity/bin/python tests/parity/make_golden.py --check
 	$(VENV)-parity/bin/python tests/parity/make_chat_golden.py --check
+	$(VENV)-parity/bin/python tests/parity/make_mask_golden.py --check
 	JAX_PLATFORMS=cpu $(VENV)-parity/bin/python tests/parity/export_parity.py \
 	  $(wildcard runs/quickstart/export)
 

@@ -92,15 +92,14 @@ def _frame(
     return EncodedDocument(ids, targets, sizes, slice(0, len(ids)))
   prefix, ends = tokenizer.prefix_ids, tokenizer.end_ids
   text = slice(len(prefix), len(prefix) + len(ids))
-  around = (len(prefix), len(ends))
-  return EncodedDocument(
-    np.concatenate([prefix, ids, ends]).astype(np.int32),
-    # The end follows the last text, and is learnt with it.
-    np.pad(np.pad(targets, (around[0], 0)), (0, around[1]), constant_values=document[-1].is_target),
+  found = np.zeros((2, len(prefix) + len(ids) + len(ends)), np.int32)
+  found[0, : text.start], found[0, text], found[0, text.stop :] = prefix, ids, ends
+  # The end follows the last text, and is learnt with it.
+  found[1, text], found[1, text.stop :] = targets, document[-1].is_target
+  if sizes is not None:
     # Bytes behind the last token count for the first of the ids at the end.
-    None if sizes is None else np.pad(sizes, (around[0], around[1] - 1)),
-    text,
-  )
+    sizes = np.pad(sizes, (len(prefix), len(ends) - 1))
+  return EncodedDocument(found[0], found[1], sizes, text)
 
 
 def _encode_groups(

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from absl import logging
 
-from egad_jax.data.readers.zst import open_zst
+from egad_jax.data.readers.zst import ZstError, open_zst
 from egad_jax.errors import InputError
 from egad_jax.files.regular_file import open_regular
 
@@ -117,7 +117,7 @@ def opened(path: pathlib.Path) -> Iterator[BinaryIO]:
       raise InputError(
         f"{path}: the compressed data end too early: the file is cut short. Copy it again."
       ) from error
-    except (zlib.error, gzip.BadGzipFile) as error:
+    except (zlib.error, gzip.BadGzipFile, ZstError) as error:
       raise InputError(
         f"{path}: cannot be decompressed ({error}). Copy the file again, or rename it if it is not "
         f"compressed."

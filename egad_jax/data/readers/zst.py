@@ -13,6 +13,10 @@ _INPUT = 2**16
 _WINDOW = 2**27
 
 
+class ZstError(ValueError):
+  """Compressed data that are damaged."""
+
+
 class _Decompressed(io.RawIOBase):
   """The content of all frames of a file, as a stream.
 
@@ -40,10 +44,7 @@ class _Decompressed(io.RawIOBase):
       try:
         self._output, self._at = self._frame.decompress(self._input), 0
       except self._error as error:
-        raise InputError(
-          f"{self._file.name}: cannot be decompressed ({error}). Copy the file again, or rename it "
-          "if it is not compressed."
-        ) from error
+        raise ZstError(str(error)) from error
       self._input = b""
       if self._frame.eof:
         self._input, self._frame = self._frame.unused_data, None
@@ -63,7 +64,8 @@ def open_zst(file: BinaryIO) -> BinaryIO:
   """Opens compressed data for reading; `EOFError` is raised where they end too early.
 
   Raises:
-    InputError: the package zstandard is missing; or, while it is read, the data are damaged.
+    InputError: the package zstandard is missing.
+    ZstError: while it is read, the data are damaged.
   """
   try:
     return io.BufferedReader(_Decompressed(file), 2**20)
