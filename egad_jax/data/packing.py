@@ -146,7 +146,7 @@ def prepare_rows(
 def build_rows_once(
   corpus: Corpus,
   tokenizers: Sequence[Tokenizer],
-  pack: Callable[[str, epath.Path, pathlib.Path], dict[str, Any]],
+  pack: Callable[[str, pathlib.Path], dict[str, Any]],
   *,
   seq_len: int,
   directory: epath.PathLike,
@@ -157,8 +157,7 @@ def build_rows_once(
   Args:
     corpus: the documents to pack.
     tokenizers: the student's tokenizer, and the teacher's if it has its own.
-    pack: `(split, target, work) -> totals` writes the rows of a split and returns what `write_rows`
-      does.
+    pack: `(split, work) -> totals` writes the rows of a split and returns what `write_rows` does.
     seq_len: the most targets of a row, at least 1.
     directory: the cache directory.
     options: what else decides the rows; JSON can hold it.
@@ -176,7 +175,11 @@ def build_rows_once(
 
   def build(target: epath.Path) -> dict[str, Any]:
     with cached_directory.unfinished(parent, name) as work:
-      splits = {split: pack(split, target, work) for split in SPLITS}
+      splits = {split: pack(split, work) for split in SPLITS}
+      # Only now, since an interrupted process loses the target.
+      for split in SPLITS:
+        for shard in splits[split]["shards"]:
+          (epath.Path(work) / split / shard["file"]).rename(target / shard["file"])
     return {
       "fingerprint": fingerprint,
       "corpus": corpus.fingerprint,
@@ -256,7 +259,6 @@ def _pack_split(
   seq_len: int,
   lengths: tuple[int, int],
   split: str,
-  target: epath.Path,
   work: pathlib.Path,
 ) -> dict[str, Any]:
   token_bytes = tokenizer.token_bytes()
@@ -277,7 +279,7 @@ def _pack_split(
     encoded = tokenizer.encode_documents(documents, with_bytes=split == HELD_OUT)
     return list(map(counted, documents, encoded))
 
-  written = write_rows(corpus, split, pieces_of, target, work, sides=1, seq_len=seq_len)
+  written = write_rows(corpus, split, pieces_of, work, sides=1, seq_len=seq_len)
   if written.get("lost_bytes"):
     logging.warning(
       "%s: the vocabulary has no token for %d bytes of the text; they are left out.",
@@ -300,7 +302,6 @@ def write_rows(
   corpus: Corpus,
   split: str,
   pieces_of: PiecesOf,
-  target: epath.Path,
   work: pathlib.Path,
   *,
   sides: int,
@@ -313,8 +314,7 @@ def write_rows(
     split: "train" or "held_out".
     pieces_of: documents -> pieces, each of at most seq_len + 1 tokens on every side. It is called
       in one thread, in order.
-    target: the directory that gets the shards.
-    work: the directory of unfinished work, on the same disk.
+    work: the directory of unfinished work; the shards come into its directory `split`.
     sides: number of sides of the pieces, 1 or 2. A row takes a piece if all sides have room for it.
     seq_len: the most targets of a row.
 
@@ -337,8 +337,6 @@ def write_rows(
       before=packing.shards,
       when_full=packing.note,
     )
-  for shard in written:
-    (directory / shard["file"]).rename(target / shard["file"])
   totals = packing.totals
   if totals["rows"]:
     logging.info(

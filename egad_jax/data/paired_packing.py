@@ -183,11 +183,10 @@ def _pack_split(
   tokenizers: Sequence[Tokenizer],
   seq_len: int,
   split: str,
-  target: epath.Path,
   work: pathlib.Path,
 ) -> dict[str, Any]:
   documents = _Documents(tokenizers, seq_len, split)
-  written = write_rows(corpus, split, documents, target, work, sides=2, seq_len=seq_len)
+  written = write_rows(corpus, split, documents, work, sides=2, seq_len=seq_len)
   if written.get("lost_bytes"):
     logging.warning(
       "%s: %d bytes of the text are no targets: the tokenizers do not agree on them, or %d chunks "
