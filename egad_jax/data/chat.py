@@ -118,7 +118,13 @@ def render_many(
     for request in requests
   ]
   question = {"template": template, "date": date, "conversations": conversations}
-  answers = _renderer.ask(json.dumps(question).encode())
+  try:
+    # Values of a table may be of types that JSON lacks, such as dates.
+    asked = json.dumps(question, default=str).encode()
+  except (RecursionError, TypeError, ValueError) as error:
+    answers = None if len(requests) > 1 else [{"error": f"it is no JSON ({error})"}]
+  else:
+    answers = _renderer.ask(asked)
   if answers is None and len(requests) > 1:
     # One of them takes too much; the others need not suffer.
     return [

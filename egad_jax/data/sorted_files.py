@@ -10,7 +10,7 @@ KEY_BYTES = 16
 _HEADER = struct.Struct(f">{KEY_BYTES}sI")
 _FILES_BITS = 6
 # Bytes of one file that are sorted in memory; a larger file is first split by the key's next bits.
-_IN_MEMORY = 2**24
+_IN_MEMORY = 2**22
 _BUFFER = 2**16
 
 

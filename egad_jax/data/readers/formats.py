@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from egad_jax.data.readers.records import BadRecord, check_text
+from egad_jax.data.readers.records import BadRecord, check_text, shown
 from egad_jax.data.spans import Document
 
 
@@ -55,7 +55,7 @@ def check_messages(messages: Any, fields: Fields) -> list[dict[str, Any]]:
     BadRecord: it is no list of objects, a role is unknown, or a content cannot be rendered.
   """
   if not isinstance(messages, list) or not messages:
-    raise BadRecord(f"messages must be a list of objects, and not empty; found {messages!r:.60}")
+    raise BadRecord(f"messages must be a list of objects, and not empty; found {shown(messages)}")
   return [_message(number, message, fields) for number, message in enumerate(messages, start=1)]
 
 
@@ -69,12 +69,13 @@ def _message(number: int, message: Any, fields: Fields) -> dict[str, Any]:
   role_key, content_key = fields["role"], fields["content"]
   if not isinstance(message, dict):
     raise BadRecord(f"message {number} is {type(message).__name__}, not an object")
-  if message.get(role_key) not in _ROLES:
+  role = message.get(role_key)
+  if not isinstance(role, str) or role not in _ROLES:
     raise BadRecord(
-      f'message {number} has the unknown role {message.get(role_key)!r:.40} under "{role_key}"; '
+      f'message {number} has the unknown role {shown(role)} under "{role_key}"; '
       "expected system, developer, user, assistant or tool"
     )
-  role, content = _ROLES[message[role_key]], message.get(content_key)
+  role, content = _ROLES[role], message.get(content_key)
   if isinstance(content, str):
     check_text(content)
   elif content is None and not message.get("tool_calls"):

@@ -44,8 +44,15 @@ def _read_array(file: pathlib.Path) -> Iterator[tuple[int, Any]]:
       "the file, or make a .jsonl file of it, of which single lines may be left out."
     )
 
+  def more(size: int) -> str:
+    try:
+      data = content.read(size)
+      return decode(data, not data)
+    except UnicodeDecodeError as error:
+      raise broken(f"not valid UTF-8 ({error.reason})") from error
+
   with records.opened(file) as content:
-    text = decode(records.without_mark(content.read(_READ))).lstrip(_BETWEEN)[1:]
+    text = more(_READ).removeprefix("\ufeff").lstrip(_BETWEEN)[1:]
     while True:
       at = _skip(text, at)
       if needs_comma and text[at : at + 1] == ",":
@@ -67,12 +74,8 @@ def _read_array(file: pathlib.Path) -> Iterator[tuple[int, Any]]:
         if len(text) > records.LONGEST_RECORD:
           raise broken(f"more than {records.LONGEST_RECORD} characters") from error
         # At least as much as there is, so that a long element is not begun too often.
-        try:
-          data = content.read(max(_READ, len(text)))
-          is_whole = not data
-          text += decode(data, is_whole)
-        except UnicodeDecodeError as not_text:
-          raise broken(f"not valid UTF-8 ({not_text.reason})") from not_text
+        added = more(max(_READ, len(text)))
+        is_whole, text = not added, text + added
         continue
       number, at, needs_comma = number + 1, end, True
       yield number, value

@@ -189,12 +189,17 @@ def string(record: Any, key: str, hint: str = "") -> str:
     raise BadRecord(f"{expected} keys {names}); {hint}")
   value = record[key]
   if not isinstance(value, str):
-    raise BadRecord(
-      f"{expected} {type(value).__name__}, {json.dumps(value, default=str)[:40]}); put quotes "
-      "around it"
-    )
+    raise BadRecord(f"{expected} {type(value).__name__}, {shown(value)}); put quotes around it")
   check_text(value)
   return value
+
+
+def shown(value: Any) -> str:
+  """The first characters of a value as JSON."""
+  try:
+    return json.dumps(value, default=str)[:40]
+  except (RecursionError, ValueError):  # It is nested too deeply.
+    return "…"
 
 
 def check_text(text: str) -> None:

@@ -81,8 +81,8 @@ def test_alpaca():
     ("messages", {"messages": "Hi"}, "must be a list of objects"),
     ("messages", {"messages": ["Hi"]}, "message 1 is str, not an object"),
     ("messages", {"messages": [_ASK]}, "no message of the assistant"),
-    ("messages", {"messages": [_ASK, {"role": "bot", "content": "a"}]}, "the unknown role 'bot'"),
-    ("messages", {"messages": [{"from": "user"}]}, "unknown role None"),
+    ("messages", {"messages": [_ASK, {"role": "bot", "content": "a"}]}, 'the unknown role "bot"'),
+    ("messages", {"messages": [{"from": "user"}]}, "unknown role null"),
     (
       "messages",
       {"messages": [_ASK, {"role": "assistant"}]},
