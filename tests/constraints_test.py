@@ -20,6 +20,9 @@ FILES = {
 }
 
 
+REQUIREMENTS = ("requirements.txt", "requirements-data.txt", "requirements-dev.txt")
+
+
 def versions(python: str) -> dict[str, Version]:
   """The version of each package, by its normalized name."""
   lines = [line for line in FILES[python].read_text().splitlines() if not line.startswith("#")]
@@ -28,7 +31,7 @@ def versions(python: str) -> dict[str, Version]:
 
 
 def direct_requirements() -> list[Requirement]:
-  text = "".join((ROOT / name).read_text() for name in ("requirements.txt", "requirements-dev.txt"))
+  text = "".join((ROOT / name).read_text() for name in REQUIREMENTS)
   lines = [line.partition("#")[0].strip() for line in text.splitlines()]
   return [Requirement(line) for line in lines if line]
 

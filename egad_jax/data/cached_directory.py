@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import filelock
@@ -71,6 +73,32 @@ def build_once(
       "data cache directory that can be written."
     ) from error
   return final
+
+
+@contextlib.contextmanager
+def unfinished(parent: epath.Path, name: str) -> Iterator[pathlib.Path]:
+  """Yields the directory for the unfinished work on `parent/name`, inside its `build`.
+
+  It is removed when the block ends, also by an InputError. After anything else, such as a kill or a
+  full disk, it stays, and the next build finds what was done.
+
+  Raises:
+    InputError: somebody else's directory has its name.
+  """
+  path = pathlib.Path(parent) / f"{owned.PREFIX}{name}{owned.PARTIAL}"
+  if os.path.lexists(path):
+    mark = owned.read_mark(path)
+    if mark is None or mark["kind"] != owned.UNFINISHED:
+      raise InputError(f"{path} is in the way and was not made by egad_jax. Move it away.")
+  else:
+    path.mkdir()
+    owned.write_mark(path, owned.UNFINISHED, {})
+  try:
+    yield path
+  except InputError:
+    shutil.rmtree(path)
+    raise
+  shutil.rmtree(path)
 
 
 def _is_there(final: epath.Path) -> bool:

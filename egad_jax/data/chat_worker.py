@@ -3,9 +3,10 @@
 A template comes with a model file. Jinja's sandbox keeps it from Python's internals; the limits of
 this process keep it from endless loops and huge strings.
 
-Each line of standard input is a request in JSON, `{"template", "messages", "variables"}`; each line
-of standard output answers one, `{"text"}` or `{"error"}`. The process ends with its standard input,
-with the process that started it, and when a request takes too much time.
+Each line of standard input is a request in JSON, `{"template", "date", "conversations":
+[{"messages", "variables"}]}`; each line of standard output answers one by a list of `{"text",
+"generated"}` or `{"error"}`. The process ends with its standard input, with the process that
+started it, and when a conversation takes too much time.
 """
 
 from __future__ import annotations
@@ -36,6 +37,17 @@ _SECONDS_BETWEEN_LOOKS_AT_PARENT = 5.0
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
+class _Written:
+  """What a template has written so far, and which of it is inside `{% generation %}`."""
+
+  def __init__(self) -> None:
+    self.blocks: list[str] = []
+    self.generated: list[list[int]] = []
+
+
+_written = _Written()
+
+
 class _Generation(jinja2.ext.Extension):
   """`{% generation %}` marks the assistant's text for training; it renders as its content."""
 
@@ -49,7 +61,11 @@ class _Generation(jinja2.ext.Extension):
     return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
 
   def _inside(self, caller: Callable[[], str]) -> str:
-    return caller()
+    text = caller()
+    # As in transformers: all that was written before is in the blocks.
+    start = sum(map(len, _written.blocks))
+    _written.generated.append([start, start + len(text)])
+    return text
 
 
 class _Dict:
@@ -82,23 +98,30 @@ def _check_name(name: Any) -> None:
     raise jinja2.exceptions.SecurityError(f"a namespace cannot hold {name!r}")
 
 
-def render(request: Mapping[str, Any]) -> dict[str, str]:
-  """Renders the template of a request.
+def render(template: str, date: str, conversation: Mapping[str, Any]) -> dict[str, Any]:
+  """Renders a conversation.
 
   Args:
-    request: the Jinja source as "template", a list of "messages", and further "variables" by name.
+    template: the Jinja source.
+    date: the day that `strftime_now` gives, as YYYY-MM-DD; "" for now.
+    conversation: a list of "messages", and further "variables" by name.
 
   Returns:
-    The rendered "text", or the reason as "error".
+    The rendered "text" and what of it was "generated", or the reason as "error".
   """
+  global _written  # noqa: PLW0603 # Extensions of Jinja are given nothing but the environment.
+  _written = _Written()
   try:
-    text = _compiled(request["template"]).render(
-      messages=list(map(_message, request["messages"])), **request["variables"]
+    blocks = _compiled(template, date).generate(
+      messages=list(map(_message, conversation["messages"])), **conversation["variables"]
     )
+    for block in blocks:
+      _written.blocks.append(block)
+    text = "".join(_written.blocks)
     if len(text) > _MAX_CHARACTERS:
       return {"error": f"it makes {len(text)} characters of them"}
     text.encode()
-    return {"text": text}
+    return {"text": text, "generated": _written.generated}
   except MemoryError:
     return {"error": "it needs too much memory"}
   # A template's arithmetic, calls and recursion can raise any of Python's errors.
@@ -107,18 +130,22 @@ def render(request: Mapping[str, Any]) -> dict[str, str]:
 
 
 @functools.lru_cache(8)
-def _compiled(source: str) -> jinja2.Template:
+def _compiled(source: str, date: str) -> jinja2.Template:
   environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
     trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
   )
   environment.filters["tojson"] = _to_json
   environment.globals |= {
     "raise_exception": _refuse,
-    "strftime_now": lambda layout: datetime.datetime.now().strftime(layout),
+    "strftime_now": lambda layout: _time(date).strftime(layout),
     "dict": _Dict(),
     "namespace": _Namespace,
   }
   return environment.from_string(source)
+
+
+def _time(date: str) -> datetime.datetime:
+  return datetime.datetime.fromisoformat(date) if date else datetime.datetime.now()
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,9 +201,12 @@ def main() -> None:
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   resource.setrlimit(resource.RLIMIT_AS, (_MAX_BYTES, _MAX_BYTES))
   for line in _requests():
-    # SIGPROF, sent after this much processor time, ends the process whatever it is doing.
-    signal.setitimer(signal.ITIMER_PROF, _MAX_SECONDS)
-    answer = json.dumps(render(json.loads(line)))
+    request, answers = json.loads(line), []
+    for conversation in request["conversations"]:
+      # SIGPROF, sent after this much processor time, ends the process whatever it is doing.
+      signal.setitimer(signal.ITIMER_PROF, _MAX_SECONDS)
+      answers.append(render(request["template"], request["date"], conversation))
+    answer = json.dumps(answers)
     signal.setitimer(signal.ITIMER_PROF, 0)
     sys.stdout.write(answer + "\n")
     sys.stdout.flush()

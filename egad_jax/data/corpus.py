@@ -1,35 +1,35 @@
-"""Prepares text, once, as a tensorflow-datasets corpus of ArrayRecord files, without TensorFlow.
+"""Prepares documents, once, as ArrayRecord files in two splits.
 
-A document's content alone decides its split, so that a document and its exact copies are all in
-train or all in held-out, whatever else the corpus holds.
+A document's text alone decides its split, so that a document and its exact copies are all in train
+or all in held-out, whatever else the corpus holds; unless the held-out documents have a source of
+their own. Memory does not grow with the number of documents.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
-import hashlib
-import io
-import pathlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import tensorflow_datasets as tfds
+from absl import logging
 from etils import epath
 
-from egad_jax import progress
-from egad_jax.data import cached_directory, documents, python_docs, shards
+from egad_jax.data import cached_directory, corpus_reading, near_duplicates, shards, spans
+from egad_jax.data.conversations import Renderer
+from egad_jax.data.corpus_reading import HELD_OUT, SPLITS, TRAIN
+from egad_jax.data.readers import sources as reader_sources
+from egad_jax.data.readers.formats import Fields
+from egad_jax.data.readers.sources import AUTO, Source
 from egad_jax.errors import InputError
-from egad_jax.files import paths
 
-PYTHON_DOCS = "python_docs"
-TRAIN, HELD_OUT = "train", "held_out"
-SPLITS = (TRAIN, HELD_OUT)
-# Versions of this module's preparation, and of the built-in corpus. They are part of the cache key.
-_VERSIONS = (1, python_docs.VERSION)
+__all__ = ["HELD_OUT", "SPLITS", "TRAIN", "Corpus", "open_corpus", "prepare_corpus"]
 
-_Reader = Callable[[documents.BadRecords], Iterable[str]]
+# Part of the cache key: raise it with any change to the documents or their order.
+_VERSION = 2
+# Formats whose records are always rendered by a chat template.
+_CHATS = ("messages", "alpaca")
+_TOGETHER = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,9 @@ class Corpus:
     num_documents: number of documents of each split, keyed "train" and "held_out".
     num_characters: number of characters of each split, keyed alike.
     num_bad_records: number of unusable records that were left out.
+    formats: the format of the records of each source.
+    near_duplicates: what `near_duplicates.count` found of the train documents in held-out.
+    shards: names and numbers of records of each split's files, in order.
   """
 
   directory: epath.Path
@@ -49,91 +52,161 @@ class Corpus:
   num_documents: Mapping[str, int]
   num_characters: Mapping[str, int]
   num_bad_records: int
+  formats: Mapping[str, str]
+  near_duplicates: Mapping[str, Any]
+  shards: Mapping[str, Sequence[shards.Shard]]
 
-  def data_source(self, split: str) -> Sequence[Mapping[str, bytes]]:
-    """Random access to the documents of a split, "train" or "held_out": {"text": UTF-8 bytes}."""
-    return _builder(self.directory).as_data_source(split)
+  def documents(self, split: str, *, start: int = 0) -> Iterator[spans.Document]:
+    """Yields the documents of a split, "train" or "held_out", from number `start` on.
 
+    Raises:
+      InputError: a file is damaged.
+    """
+    for record in shards.read_shards(self.directory, self.shards[split], start=start):
+      yield spans.load(record)
 
-class _TextCorpus(
-  tfds.core.GeneratorBasedBuilder,
-  skip_registration=True,  # type: ignore[call-arg] # tfds has no types.
-):
-  """The tfds builder that writes documents; reading needs no builder class."""
-
-  VERSION = tfds.core.Version("1.0.0")
-  name = "text_corpus"
-  # Finding the checksums of downloads beside the code needs a package (importlib_resources) that
-  # tfds does not require; nothing is downloaded here.
-  code_path = None
-
-  def __init__(self, *, splits: Mapping[str, Callable[[], Iterable[str]]], **kwargs: Any) -> None:
-    self._splits = splits
-    super().__init__(**kwargs)
-
-  def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description="Plain text documents.",
-      features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
-    )
-
-  def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, str]]]]:
-    del dl_manager
-    return {split: self._generate_examples(split) for split in self._splits}
-
-  def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, str]]]:
-    for index, text in enumerate(self._splits[split]()):
-      yield index, {"text": text}
+  def texts(self, split: str) -> Iterator[str]:
+    """Yields the whole text of each document of a split."""
+    return map(spans.text_of, self.documents(split))
 
 
 def prepare_corpus(
-  source: str,
+  source: str | Iterable[str],
   directory: epath.PathLike,
   *,
   held_out_fraction: float,
+  held_out_source: str | Iterable[str] = "",
+  record_format: str = AUTO,
+  fields: Mapping[str, str] | None = None,
   max_bad_records: int = 0,
   seed: int = 0,
+  renderer: Callable[[], Renderer | None] = lambda: None,
 ) -> Corpus:
-  """Prepares a corpus, unless the cache holds it already.
+  """Prepares a corpus, unless the cache holds it already; continues what was interrupted.
 
   Args:
-    source: "python_docs", or a .txt, .md or .jsonl file, a directory or a glob pattern of them
-      (see `documents.read_documents` for what a document is).
+    source: names of what to read; see `readers.sources`.
     directory: the cache directory; the corpus gets a directory of its own there, named after the
       files' names, sizes and times and the arguments here.
-    held_out_fraction: expected share of the documents that is held out, between 0 and 1.
+    held_out_fraction: expected share of the documents that is held out, between 0 and 1; not used
+      with `held_out_source`.
+    held_out_source: where held-out documents come from; "" if from `source`.
+    record_format: a name in `readers.table.FORMATS`, or "auto": found out for each source.
+    fields: the keys of records by the names that formats have for them.
     max_bad_records: number of unusable records that may be left out; one more is an error.
-    seed: seed of the split.
+    seed: seed of the split, and of shares below 1.
+    renderer: gives the renderer of conversations; None if there is no chat template. Only called if
+      the format may need it.
 
   Returns:
     The corpus, whose files have been checked.
 
   Raises:
     InputError: the source is missing, has too many bad records, is empty, or leaves a split empty;
-      prepared files are damaged; or the cache cannot be written.
+      there is no chat template; prepared files are damaged; or the cache cannot be written.
   """
-  if not 0 < held_out_fraction < 1:
+  if not held_out_source and not 0 < held_out_fraction < 1:
     raise InputError(
       f"held_out_fraction ({held_out_fraction}) must lie between 0 and 1, like 0.05."
     )
-  files, read = _open_source(source)
-  key = cached_directory.digest(
-    [_VERSIONS, source, _state_of(files), held_out_fraction, max_bad_records, seed]
+  to_open = {"record_format": record_format, "fields": Fields(fields)}
+  opened = reader_sources.open_sources(source, **to_open)
+  held_out = reader_sources.open_sources(held_out_source, **to_open) if held_out_source else []
+  chat = _renderer(opened + held_out, renderer)
+  options = corpus_reading.Options(
+    fields=Fields(fields),
+    renderer=chat,
+    held_out_fraction=0 if held_out else held_out_fraction,
+    max_bad_records=max_bad_records,
+    seed=seed,
   )
-
-  def split_of(text: str) -> str:
-    return HELD_OUT if _position(text, seed) < held_out_fraction else TRAIN
+  key = cached_directory.digest(
+    [
+      _VERSION,
+      near_duplicates.VERSION,
+      [[_identity(each) for each in group] for group in (opened, held_out)],
+      sorted((fields or {}).items()),
+      options.held_out_fraction,
+      max_bad_records,
+      seed,
+      chat.fingerprint if chat else "",
+    ]
+  )
+  parent, name = epath.Path(directory), f"corpus-{key[:16]}"
 
   def build(target: epath.Path) -> dict[str, Any]:
-    manifest = _scan(source, read, split_of, max_bad_records)
-    with progress.phase("writing the corpus", sum(manifest["num_documents"].values())) as phase:
-      _write(target, read, split_of, phase)
-    return manifest
+    with (
+      cached_directory.unfinished(parent, name) as work,
+      corpus_reading.Reading(options, work) as reading,
+    ):
+      reading.read(opened, held_out)
+      _check_counts(source, reading.state)
+      return _write(target, reading, opened + held_out)
 
-  return open_corpus(
-    cached_directory.build_once(epath.Path(directory), f"corpus-{key[:16]}", build)
-  )
+  return open_corpus(cached_directory.build_once(parent, name, build))
+
+
+def _renderer(opened: Sequence[Source], renderer: Callable[[], Renderer | None]) -> Renderer | None:
+  formats = {each.format: each.name for each in opened}
+  if set(formats) == {"text"}:
+    return None
+  found = renderer()
+  for chat in _CHATS:
+    if found is None and chat in formats:
+      raise InputError(
+        f"data.source {formats[chat]!r}: its records of the format {chat} need a chat template, "
+        "and the tokenizer has none. Use a tokenizer of an instruction-tuned model "
+        "(data.tokenizer), or records of the format text or prompt_completion."
+      )
+  return found
+
+
+def _identity(source: Source) -> list[Any]:
+  return [source.name, source.weight, source.format, [part.state for part in source.parts]]
+
+
+def _check_counts(source: object, state: corpus_reading.State) -> None:
+  total = sum(state.num_documents.values())
+  if not total:
+    raise InputError(
+      f"data.source {source!r}: no documents in it ({state.bad_records} bad records left out). "
+      "Give files with text."
+    )
+  for split, count in state.num_documents.items():
+    if not count:
+      raise InputError(
+        f"data.source {source!r}: its {total} documents leave the {split} split empty. Give more "
+        "documents (a lone text file is cut at form feeds and at two blank lines), or change the "
+        "held-out fraction."
+      )
+
+
+def _write(
+  target: epath.Path, reading: corpus_reading.Reading, opened: Sequence[Source]
+) -> dict[str, Any]:
+  """Writes the documents in the order of their keys, and looks for near-duplicates."""
+  found = near_duplicates.Search()
+  written = {}
+  for split in (HELD_OUT, TRAIN):
+    records = found.watch(reading.records(split), is_train=split == TRAIN)
+    written[split] = shards.write_shards(target, split, records, together=_TOGETHER)
+  near = found.result()
+  if near["near_duplicates"]:
+    logging.warning(
+      "%d of %d train documents that were compared are near-duplicates of held-out documents.",
+      near["near_duplicates"],
+      near["compared"],
+    )
+  state = reading.state
+  return {
+    "fingerprint": state.fingerprint,
+    "formats": {source.name: source.format for source in opened},
+    "num_documents": state.num_documents,
+    "num_characters": state.num_characters,
+    "num_bad_records": state.bad_records,
+    "near_duplicates": near,
+    "shards": written,
+  }
 
 
 def open_corpus(directory: epath.PathLike) -> Corpus:
@@ -144,118 +217,7 @@ def open_corpus(directory: epath.PathLike) -> Corpus:
   """
   directory = epath.Path(directory)
   manifest = cached_directory.read_manifest(directory)
-  splits = _builder(directory).info.splits
-  for split in SPLITS:
-    info = splits[split]
-    for path, records in zip(info.filepaths, info.shard_lengths, strict=True):
-      shards.check_shard(epath.Path(path), records)
-  fields = ("fingerprint", "num_documents", "num_characters", "num_bad_records")
+  for shard in itertools.chain.from_iterable(manifest["shards"].values()):
+    shards.check_shard(directory / shard["file"], shard["records"])
+  fields = [field.name for field in dataclasses.fields(Corpus) if field.name != "directory"]
   return Corpus(directory=directory, **{field: manifest[field] for field in fields})
-
-
-def _open_source(source: str) -> tuple[list[pathlib.Path], _Reader]:
-  if source == PYTHON_DOCS:
-    # Kept in memory: it is small, is read twice, and takes long to parse.
-    cached: list[str] = []
-
-    def read_built_in(bad: documents.BadRecords) -> Iterable[str]:
-      del bad
-      if cached:
-        yield from cached
-        return
-      for text in python_docs.read_python_docs():
-        cached.append(text)
-        yield text
-
-    return python_docs.source_files(), read_built_in
-  files = documents.find_files(source)
-  return files, lambda bad: documents.read_documents(files, bad)
-
-
-def _state_of(files: Iterable[Any]) -> list[list[Any]]:
-  stats = ((path, path.stat()) for path in files)
-  return [
-    # epath's stat of an object store's path has other fields.
-    [str(path), stat.length, stat.mtime]
-    if isinstance(path, epath.Path)
-    else [str(path), stat.st_size, stat.st_mtime_ns]
-    for path, stat in stats
-  ]
-
-
-def _position(text: str, seed: int) -> float:
-  """A hash of a document's words and the seed, uniform in [0, 1); copies get the same."""
-  content = f"{seed}\n{' '.join(text.split())}".encode()
-  return int.from_bytes(hashlib.sha256(content).digest()[:6], "big") / 2**48
-
-
-def _scan(
-  source: str, read: _Reader, split_of: Callable[[str], str], max_bad_records: int
-) -> dict[str, Any]:
-  """Reads all documents, so that bad input shows before any is written; returns the manifest."""
-  bad = documents.BadRecords(max_bad_records)
-  counts, characters = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
-  fingerprint = hashlib.sha256()
-  with progress.phase(f"reading {source}") as phase:
-    for text in read(bad):
-      split = split_of(text)
-      counts[split] += 1
-      characters[split] += len(text)
-      fingerprint.update(split.encode() + hashlib.sha256(text.encode()).digest())
-      phase.update(1, "documents")
-  total = sum(counts.values())
-  if not total:
-    raise InputError(
-      f"data.source {source!r}: no documents in it ({bad.count} bad records left out). Give files "
-      "with text."
-    )
-  for split, count in counts.items():
-    if not count:
-      raise InputError(
-        f"data.source {source!r}: its {total} documents leave the {split} split empty. Give more "
-        "documents (a lone text file is cut at form feeds and at two blank lines), or change the "
-        "held-out fraction."
-      )
-  return {
-    "fingerprint": fingerprint.hexdigest(),
-    "source": source,
-    "num_documents": counts,
-    "num_characters": characters,
-    "num_bad_records": bad.count,
-  }
-
-
-def _write(
-  target: epath.Path, read: _Reader, split_of: Callable[[str], str], phase: progress.Phase
-) -> None:
-  def documents_of(split: str) -> Iterator[str]:
-    # `_scan` has already counted bad records and applied the limit.
-    everything = read(documents.BadRecords(maximum=2**63))
-    for text in everything:
-      if split_of(text) == split:
-        phase.update(1, "documents")
-        yield text
-
-  builder = _TextCorpus(
-    splits={split: functools.partial(documents_of, split) for split in SPLITS},
-    data_dir=str(paths.speakable(target)),
-    file_format="array_record",
-  )
-  tfds.disable_progress_bar()
-  # tfds prints, but standard output is for the commands' results.
-  with contextlib.redirect_stdout(io.StringIO()):
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig())
-  downloads = target / "downloads"
-  if downloads.exists():
-    downloads.rmtree()
-
-
-def _builder(directory: epath.Path) -> tfds.core.DatasetBuilder:
-  inside = epath.Path(_TextCorpus.name) / str(_TextCorpus.VERSION)
-  try:
-    return tfds.builder_from_directory(str(paths.speakable(directory) / inside))
-  except (OSError, ValueError) as error:
-    path = directory / inside
-    raise cached_directory.damaged(
-      path / "dataset_info.json", f"cannot be read ({error})"
-    ) from error

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import dataclasses
 import functools
 import itertools
+import json
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import grain
 import numpy as np
 from absl import logging
 from etils import epath
 
 from egad_jax import progress
 from egad_jax.data import batches, cached_directory, shards
+from egad_jax.data.best_fit import OpenRows
 from egad_jax.data.corpus import HELD_OUT, SPLITS, TRAIN, Corpus
+from egad_jax.data.document_encoding import EncodedDocument
+from egad_jax.data.spans import Document, text_of
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
+from egad_jax.files import owned
 
 # Part of the fingerprint: raise it with any change to the content of rows, alignment included.
-_VERSION = 3
-_DOCUMENTS_AT_ONCE = 64
+_VERSION = 4
+_DOCUMENTS_AT_ONCE = 256
+# Groups of documents that are tokenized ahead of the packing.
+_AHEAD = 2
 # Rows that are filled side by side. More of them leave less padding but cost time for each piece.
 _OPEN_ROWS = 64
 # A record is little-endian int32 [sides, 4, seq_len + 1]: tokens, segment ids, positions and
@@ -34,7 +43,8 @@ BYTES = "student_bytes"
 # {side: int32 tokens, f"{side}_targets": nonzero where a token is a target}, and for held-out text
 # {BYTES: number of bytes of text that each of the student's tokens stands for}.
 Piece = dict[str, np.ndarray]
-PiecesOf = Callable[[list[Mapping[str, bytes]]], list[Piece]]
+# For each document its pieces, and what is to be added to the totals of its split.
+PiecesOf = Callable[[list[Document]], list[tuple[list[Piece], Mapping[str, int]]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +58,8 @@ class Rows:
     seq_len: the most targets of a row; a row has one more token.
     num_rows: number of rows of each split, keyed "train" and "held_out".
     num_targets: number of the student's target tokens of each split, keyed alike.
+    num_tokens: number of tokens in the student's side of each split's rows, keyed alike.
+    num_left_out: number of documents of each split that were shorter or longer than allowed.
     lost_bytes: bytes of each split's text for which there is no token (see `Tokenizer.encode`), or,
       with two sides, no common span.
     held_out_bytes: bytes of text that the student's targets of each held-out row stand for (see
@@ -61,6 +73,8 @@ class Rows:
   seq_len: int
   num_rows: Mapping[str, int]
   num_targets: Mapping[str, int]
+  num_tokens: Mapping[str, int]
+  num_left_out: Mapping[str, int]
   lost_bytes: Mapping[str, int]
   held_out_bytes: Sequence[int]
   files: Mapping[str, Sequence[epath.Path]]
@@ -80,15 +94,27 @@ class Rows:
     """Targets over the most that the train rows could hold, from 0 to 1."""
     return self.num_targets[TRAIN] / (self.num_rows[TRAIN] * self.seq_len)
 
+  @property
+  def fill(self) -> float:
+    """Tokens over the most that the train rows could hold, targets or not, from 0 to 1."""
+    return self.num_tokens[TRAIN] / (self.num_rows[TRAIN] * (self.seq_len + 1))
+
 
 def prepare_rows(
-  corpus: Corpus, tokenizer: Tokenizer, *, seq_len: int, directory: epath.PathLike
+  corpus: Corpus,
+  tokenizer: Tokenizer,
+  *,
+  seq_len: int,
+  directory: epath.PathLike,
+  min_tokens: int = 0,
+  max_tokens: int = 0,
 ) -> Rows:
   """Packs a corpus into rows, unless the cache holds them already.
 
-  A document becomes `tokenizer.prefix_ids`, its tokens and `tokenizer.end_ids`, cut into pieces of
-  seq_len + 1 tokens that overlap by one: so each token is a target exactly once, except the prefix
-  and, if there is none, the document's first token. A document without tokens has no piece.
+  A document becomes `tokenizer.encode_document`, cut into pieces of seq_len + 1 tokens that overlap
+  by one: so in plain text each token is a target exactly once, except the prefix and, if there is
+  none, the document's first token. A document without tokens has no piece, and a piece without
+  targets is left out.
   Nothing here is random; `pipeline` shuffles the rows for training.
 
   Args:
@@ -97,6 +123,8 @@ def prepare_rows(
     seq_len: the most targets of a row, at least 1.
     directory: the cache directory; the rows get a directory of their own there, named after their
       fingerprint.
+    min_tokens: documents of fewer tokens, those around the text included, are left out.
+    max_tokens: documents of more tokens are left out; 0: none is.
 
   Returns:
     The rows, whose files have been checked.
@@ -104,32 +132,35 @@ def prepare_rows(
   Raises:
     InputError: `seq_len` is not positive, files are damaged, or the cache cannot be written.
   """
+  lengths = (min_tokens, max_tokens)
   return build_rows_once(
     corpus,
     (tokenizer,),
-    functools.partial(_pack_split, corpus, tokenizer, seq_len),
+    functools.partial(_pack_split, corpus, tokenizer, seq_len, lengths),
     seq_len=seq_len,
     directory=directory,
+    options=lengths,
   )
 
 
 def build_rows_once(
   corpus: Corpus,
   tokenizers: Sequence[Tokenizer],
-  pack: Callable[[str, epath.Path], dict[str, Any]],
+  pack: Callable[[str, pathlib.Path], dict[str, Any]],
   *,
   seq_len: int,
   directory: epath.PathLike,
+  options: Sequence[Any] = (),
 ) -> Rows:
   """Builds the rows' directory in the cache, unless it is there, and opens it.
 
   Args:
     corpus: the documents to pack.
     tokenizers: the student's tokenizer, and the teacher's if it has its own.
-    pack: `(split, directory) -> totals` writes the rows of a split and returns what `write_rows`
-      does, and "lost_bytes".
+    pack: `(split, work) -> totals` writes the rows of a split and returns what `write_rows` does.
     seq_len: the most targets of a row, at least 1.
     directory: the cache directory.
+    options: what else decides the rows; JSON can hold it.
 
   Raises:
     InputError: `seq_len` is not positive, files are damaged, or the cache cannot be written.
@@ -138,21 +169,26 @@ def build_rows_once(
     raise InputError(f"seq_len ({seq_len}) must be at least 1.")
   fingerprints = [tokenizer.fingerprint for tokenizer in tokenizers]
   fingerprint = cached_directory.digest(
-    [_VERSION, _OPEN_ROWS, corpus.fingerprint, *fingerprints, seq_len]
+    [_VERSION, _OPEN_ROWS, corpus.fingerprint, *fingerprints, seq_len, *options]
   )
+  parent, name = epath.Path(directory), f"rows-{fingerprint[:16]}"
 
   def build(target: epath.Path) -> dict[str, Any]:
+    with cached_directory.unfinished(parent, name) as work:
+      splits = {split: pack(split, work) for split in SPLITS}
+      # Only now, since an interrupted process loses the target.
+      for split in SPLITS:
+        for shard in splits[split]["shards"]:
+          (epath.Path(work) / split / shard["file"]).rename(target / shard["file"])
     return {
       "fingerprint": fingerprint,
       "corpus": corpus.fingerprint,
       "tokenizers": fingerprints,
       "seq_len": seq_len,
-      "splits": {split: pack(split, target) for split in SPLITS},
+      "splits": splits,
     }
 
-  return open_rows(
-    cached_directory.build_once(epath.Path(directory), f"rows-{fingerprint[:16]}", build)
-  )
+  return open_rows(cached_directory.build_once(parent, name, build))
 
 
 def open_rows(directory: epath.PathLike) -> Rows:
@@ -173,7 +209,9 @@ def open_rows(directory: epath.PathLike) -> Rows:
     seq_len=manifest["seq_len"],
     num_rows={split: splits[split]["rows"] for split in SPLITS},
     num_targets={split: splits[split]["targets"] for split in SPLITS},
-    lost_bytes={split: splits[split]["lost_bytes"] for split in SPLITS},
+    num_tokens={split: splits[split]["tokens"] for split in SPLITS},
+    num_left_out={split: splits[split].get("left_out", 0) for split in SPLITS},
+    lost_bytes={split: splits[split].get("lost_bytes", 0) for split in SPLITS},
     held_out_bytes=splits[HELD_OUT]["row_bytes"],
     files={split: [directory / s["file"] for s in splits[split]["shards"]] for split in SPLITS},
   )
@@ -203,157 +241,197 @@ def decode_record(record: bytes, *, sides: int, seq_len: int) -> np.ndarray:
   return fields.astype(np.int32)
 
 
-class _LostBytes:
-  """Adds up the bytes of text for which the tokenizer has no token."""
-
-  def __init__(self, tokenizer: Tokenizer) -> None:
-    self._token_bytes = tokenizer.token_bytes()
-    self.total = 0
-
-  def add(self, text: bytes, ids: Sequence[int]) -> None:
-    self.total += max(0, len(text) - int(self._token_bytes[np.asarray(ids, np.int64)].sum()))
-
-
-def encode(
-  tokenizer: Tokenizer, texts: Sequence[bytes], split: str
-) -> list[tuple[list[int], np.ndarray | None]]:
-  """Encodes documents, UTF-8.
-
-  Returns:
-    The ids of each document. For held-out documents also int32 [ids + 1], the bytes of text of each
-    token and, last, those behind the last token; None for train documents.
-  """
-  decoded = [text.decode() for text in texts]
-  # Only evaluations need bytes, and finding them takes time.
-  if split != HELD_OUT:
-    return [(ids, None) for ids in tokenizer.encode_batch(decoded)]
-  return [
-    (ids, np.asarray([*sizes, behind], np.int32))
-    for ids, sizes, behind in tokenizer.encode_batch_with_bytes(decoded)
-  ]
-
-
-def around(tokenizer: Tokenizer, text_bytes: np.ndarray) -> np.ndarray:
-  """Pads `encode`'s bytes of a text to a document's tokens, with 0 for the ids around the text.
-
-  The bytes behind the last token count for the first of the `end_ids`.
-  """
-  return np.pad(text_bytes, (len(tokenizer.prefix_ids), len(tokenizer.end_ids) - 1))
-
-
-def _pieces(
-  tokenizer: Tokenizer, ids: Sequence[int], text_bytes: np.ndarray | None, seq_len: int
-) -> list[Piece]:
-  """The pieces of one document, in which the prefix is no target."""
-  if not ids:
+def _pieces(encoded: EncodedDocument, seq_len: int) -> list[Piece]:
+  """The pieces of one document that hold a target."""
+  if encoded.text.start == encoded.text.stop:
     return []
-  tokens = np.asarray([*tokenizer.prefix_ids, *ids, *tokenizer.end_ids], np.int32)
-  targets = np.ones(len(tokens), np.int32)
-  targets[: len(tokenizer.prefix_ids)] = 0
-  fields = {"student": tokens, "student_targets": targets}
-  if text_bytes is not None:
-    fields[BYTES] = around(tokenizer, text_bytes)
+  fields = {"student": encoded.ids, "student_targets": encoded.targets}
+  if encoded.text_bytes is not None:
+    fields[BYTES] = encoded.text_bytes
   columns = [cut(values, seq_len) for values in fields.values()]
   pieces = [dict(zip(fields, column, strict=True)) for column in zip(*columns, strict=True)]
   return [piece for piece in pieces if piece["student_targets"][1:].any()]
 
 
-class _Flatten(grain.experimental.FlatMapTransform):
-  """Flattens lists of pieces."""
-
-  max_fan_out = 2**31
-
-  def flat_map(self, element: list[Piece]) -> list[Piece]:
-    return element
-
-
 def _pack_split(
-  corpus: Corpus, tokenizer: Tokenizer, seq_len: int, split: str, target: epath.Path
+  corpus: Corpus,
+  tokenizer: Tokenizer,
+  seq_len: int,
+  lengths: tuple[int, int],
+  split: str,
+  work: pathlib.Path,
 ) -> dict[str, Any]:
-  lost = _LostBytes(tokenizer)
+  token_bytes = tokenizer.token_bytes()
+  least, most = lengths
 
-  def pieces_of(examples: list[Mapping[str, bytes]]) -> list[Piece]:
-    texts = [example["text"] for example in examples]
-    pieces = []
-    for text, (ids, text_bytes) in zip(texts, encode(tokenizer, texts, split), strict=True):
-      lost.add(text, ids)
-      pieces += _pieces(tokenizer, ids, text_bytes, seq_len)
-    return pieces
+  def counted(document: Document, encoded: EncodedDocument) -> tuple[list[Piece], dict[str, int]]:
+    size = len(encoded.ids)
+    if size < least or (most and size > most):
+      return [], {"left_out": 1}
+    if document[0].special:  # The spellings of special tokens are no text.
+      return _pieces(encoded, seq_len), {}
+    stand_for = int(token_bytes[encoded.ids[encoded.text]].sum())
+    lost = max(0, len(text_of(document).encode()) - stand_for)
+    return _pieces(encoded, seq_len), {"lost_bytes": lost}
 
-  written = write_rows(corpus, split, pieces_of, target, sides=1, seq_len=seq_len)
-  if lost.total:
+  def pieces_of(documents: list[Document]) -> list[tuple[list[Piece], Mapping[str, int]]]:
+    # Only evaluations need bytes, and finding them takes time.
+    encoded = tokenizer.encode_documents(documents, with_bytes=split == HELD_OUT)
+    return list(map(counted, documents, encoded))
+
+  written = write_rows(corpus, split, pieces_of, work, sides=1, seq_len=seq_len)
+  if written.get("lost_bytes"):
     logging.warning(
       "%s: the vocabulary has no token for %d bytes of the text; they are left out.",
       split,
-      lost.total,
+      written["lost_bytes"],
     )
-  return written | {"lost_bytes": lost.total}
+  if written.get("left_out"):
+    logging.info(
+      "%s: %d of %d documents have fewer than %d tokens or more than %s; they are left out.",
+      split,
+      written["left_out"],
+      corpus.num_documents[split],
+      least,
+      most or "any number",
+    )
+  return written
 
 
 def write_rows(
-  corpus: Corpus, split: str, pieces_of: PiecesOf, target: epath.Path, *, sides: int, seq_len: int
+  corpus: Corpus,
+  split: str,
+  pieces_of: PiecesOf,
+  work: pathlib.Path,
+  *,
+  sides: int,
+  seq_len: int,
 ) -> dict[str, Any]:
-  """Packs the pieces of a split's documents and writes the rows.
+  """Packs the pieces of a split's documents and writes the rows; goes on after an interruption.
 
   Args:
     corpus: the corpus that holds the documents.
     split: "train" or "held_out".
     pieces_of: documents -> pieces, each of at most seq_len + 1 tokens on every side. It is called
       in one thread, in order.
-    target: the directory that gets the shards.
+    work: the directory of unfinished work; the shards come into its directory `split`.
     sides: number of sides of the pieces, 1 or 2. A row takes a piece if all sides have room for it.
     seq_len: the most targets of a row.
 
   Returns:
-    {"shards", "rows", "targets"}: the files with their numbers of records, and the totals; for the
-    held-out split also "row_bytes", see `Rows.held_out_bytes`.
+    {"shards", "rows", "targets", "tokens"}: the files with their numbers of records, and the
+    totals, those of `pieces_of` too; for the held-out split also "row_bytes", see
+    `Rows.held_out_bytes`.
   """
-  totals: dict[str, Any] = {"rows": 0, "targets": 0}
-  if split == HELD_OUT:
-    totals["row_bytes"] = []
-
-  def records(phase: progress.Phase) -> Iterator[bytes]:
-    def counted(examples: list[Mapping[str, bytes]]) -> list[Piece]:
-      pieces = pieces_of(examples)
-      phase.update(len(examples), "documents")
-      return pieces
-
-    for row in _packed(corpus, split, counted, SIDES[:sides], seq_len):
-      fields = np.stack(
-        [
-          [row[side], row[f"{side}_segment_ids"], row[f"{side}_positions"], row[f"{side}_targets"]]
-          for side in SIDES[:sides]
-        ]
-      )
-      totals["rows"] += 1
-      mask = batches.shift(*fields[0]).mask
-      totals["targets"] += int(np.count_nonzero(mask))
-      if split == HELD_OUT:
-        totals["row_bytes"].append(int(row[BYTES][1:][mask].sum()))
-      yield fields.astype(RECORD_DTYPE).tobytes()
-
+  directory = epath.Path(work / split)
+  directory.mkdir(exist_ok=True)
   name = f"tokenizing and packing, {split.replace('_', '-')}"
-  with progress.phase(name, corpus.num_documents[split]) as phase:
-    written = shards.write_shards(target, split, records(phase))
+  total = corpus.num_documents[split]
+  packing = _Packing(corpus, split, pieces_of, work / f"{split}.json", sides, seq_len)
+  done = min(packing.document, total)
+  with progress.phase(name, total, completed=done) as phase:
+    written = shards.write_shards(
+      directory,
+      split,
+      packing.records(phase),
+      before=packing.shards,
+      when_full=packing.note,
+    )
+  totals = packing.totals
+  if totals["rows"]:
+    logging.info(
+      "%s: %d documents in %d rows of %d tokens, %.1f %% filled; %d tokens are targets.",
+      split,
+      total,
+      totals["rows"],
+      seq_len + 1,
+      100 * totals["tokens"] / (totals["rows"] * (seq_len + 1)),
+      totals["targets"],
+    )
   return {"shards": written, **totals}
 
 
-def _packed(
-  corpus: Corpus, split: str, pieces_of: PiecesOf, sides: Sequence[str], seq_len: int
-) -> Iterator[Piece]:
-  lists = (
-    grain.MapDataset.source(corpus.data_source(split))
-    .batch(_DOCUMENTS_AT_ONCE, batch_fn=list)
-    .map(pieces_of)
-    # One thread, so that the sum of lost bytes needs no lock; tokenizing uses all cores itself.
-    .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-  )
-  targets = tuple(f"{side}_targets" for side in sides) + (BYTES,) * (split == HELD_OUT)
-  packed = grain.experimental.BestFitPackIterDataset(
-    grain.experimental.FlatMapIterDataset(lists, _Flatten()),
-    length_struct=dict.fromkeys((*sides, *targets), seq_len + 1),
-    num_packing_bins=_OPEN_ROWS,
-    shuffle_bins=False,
-    meta_features=targets,
-  )
-  return iter(packed)
+class _Packing:
+  """The packing of one split, which can be noted on the disk when a shard is full.
+
+  Attributes:
+    document: number of the document at which the open rows began.
+    shards: the full shards that were written before.
+    totals: totals of the rows so far.
+  """
+
+  def __init__(
+    self,
+    corpus: Corpus,
+    split: str,
+    pieces_of: PiecesOf,
+    path: pathlib.Path,
+    sides: int,
+    seq_len: int,
+  ) -> None:
+    self._corpus, self._split, self._pieces_of, self._path = corpus, split, pieces_of, path
+    extra = [BYTES] if split == HELD_OUT else []
+    self._rows = OpenRows(_OPEN_ROWS, seq_len + 1, SIDES[:sides], extra)
+    self.document, self._piece = 0, 0
+    self.shards: list[shards.Shard] = []
+    self.totals: dict[str, Any] = {"rows": 0, "targets": 0, "tokens": 0}
+    if split == HELD_OUT:
+      self.totals["row_bytes"] = []
+    self._unwritten = 0
+    self._is_continued = path.exists()
+    if self._is_continued:
+      noted = json.loads(path.read_text())
+      self.document, self._piece = noted["document"], noted["piece"]
+      self.shards, self.totals = noted["shards"], noted["totals"]
+
+  def note(self, full: list[shards.Shard]) -> None:
+    """Notes the full shards and what they hold, if no rows are left over that are in none."""
+    if not self._unwritten:
+      noted = {"document": self.document, "piece": self._piece}
+      owned.write_text(
+        epath.Path(self._path), json.dumps({**noted, "shards": full, "totals": self.totals})
+      )
+
+  def records(self, phase: progress.Phase) -> Iterator[bytes]:
+    """Yields the records of the rows; `phase` is told the number of documents."""
+    begin, skipped = self.document, self._piece
+    for number, (pieces, counts) in enumerate(self._tokenized(begin), start=begin):
+      # The document in which the open rows began has been counted.
+      if number > begin or not self._is_continued:
+        for key, count in counts.items():
+          self.totals[key] = self.totals.get(key, 0) + count
+        phase.update(1, "documents")
+      for place in range(skipped if number == begin else 0, len(pieces)):
+        if not self._rows.add(pieces[place]):
+          self.document, self._piece = number, place
+          yield from self._take()
+          self._rows.add(pieces[place])
+    self.document = self._corpus.num_documents[self._split]
+    yield from self._take()
+
+  def _take(self) -> Iterator[bytes]:
+    fields, extras = self._rows.take()
+    student = fields[:, 0]
+    mask = batches.shift(*(student[:, i] for i in range(_FIELDS))).mask
+    self.totals["rows"] += len(fields)
+    self.totals["targets"] += int(np.count_nonzero(mask))
+    self.totals["tokens"] += int(np.count_nonzero(student[:, 1]))
+    if self._split == HELD_OUT:
+      self.totals["row_bytes"] += (extras[:, 0, 1:] * mask).sum(1).tolist()
+    records = fields.astype(RECORD_DTYPE, copy=False)
+    for i in range(len(records)):
+      self._unwritten = len(records) - i - 1
+      yield records[i].tobytes()
+
+  def _tokenized(self, start: int) -> Iterator[tuple[list[Piece], Mapping[str, int]]]:
+    """Yields `pieces_of` of each document; other documents are tokenized meanwhile."""
+    documents = self._corpus.documents(self._split, start=start)
+    groups = iter(lambda: list(itertools.islice(documents, _DOCUMENTS_AT_ONCE)), [])
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+      ahead: collections.deque[Any] = collections.deque()
+      for group in groups:
+        ahead.append(thread.submit(self._pieces_of, group))
+        if len(ahead) > _AHEAD:
+          yield from ahead.popleft().result()
+      while ahead:
+        yield from ahead.popleft().result()

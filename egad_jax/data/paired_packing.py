@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,18 +12,18 @@ from absl import logging
 from etils import epath
 
 from egad_jax.data.alignment import align
-from egad_jax.data.corpus import Corpus
+from egad_jax.data.corpus import HELD_OUT, Corpus
 from egad_jax.data.packing import (
   BYTES,
   SIDES,
   Piece,
   Rows,
-  around,
   build_rows_once,
-  encode,
   write_rows,
 )
+from egad_jax.data.spans import Document, text_of
 from egad_jax.data.tokenizer import Tokenizer
+from egad_jax.errors import InputError
 
 # Stands for the end of a document on both sides, so that the ends align; UTF-8 has no such byte.
 _DOCUMENT_END = b"\xff"
@@ -128,25 +129,30 @@ class _Documents:
     self._split = split
     self._pieces = [tokenizer.token_pieces() for tokenizer in tokenizers]
     self._seq_len = seq_len
-    self.lost_bytes = self.dropped_spans = 0
 
-  def __call__(self, examples: list[Mapping[str, bytes]]) -> list[Piece]:
-    texts = [example["text"] for example in examples]
-    student = encode(self._tokenizers[0], texts, self._split)
-    teacher = self._tokenizers[1].encode_batch([text.decode() for text in texts])
+  def __call__(self, documents: list[Document]) -> list[tuple[list[Piece], dict[str, int]]]:
+    """The pieces of each document; see `packing.PiecesOf`."""
+    if any(span.special or not span.is_target for document in documents for span in document):
+      raise InputError(
+        "a method for two tokenizers needs records of the format text: the chat templates of "
+        "student and teacher differ. Set data.format=text, or use another method."
+      )
+    with_bytes = self._split == HELD_OUT
+    student = self._tokenizers[0].encode_documents(documents, with_bytes=with_bytes)
+    texts = [text_of(document) for document in documents]
+    teacher = self._tokenizers[1].encode_batch(texts)
     return [
-      piece
-      for text, (ids, text_bytes), other in zip(texts, student, teacher, strict=True)
-      for piece in self._pieces_of(text, (ids, other), text_bytes)
+      self._pieces_of(text.encode(), (own.ids[own.text].tolist(), other), own.text_bytes)
+      for text, own, other in zip(texts, student, teacher, strict=True)
     ]
 
   def _pieces_of(
     self, text: bytes, ids: Sequence[Sequence[int]], text_bytes: np.ndarray | None
-  ) -> list[Piece]:
+  ) -> tuple[list[Piece], dict[str, int]]:
     strings, tokens = [], []
     for own, table, tokenizer in zip(ids, self._pieces, self._tokenizers, strict=True):
       if not own:
-        return []
+        return [], {}
       front, ends = tokenizer.prefix_ids, tokenizer.end_ids
       strings.append([b""] * len(front) + [table[i] for i in own] + [b""] * len(ends))
       # Ids around a text stand for no bytes; the last one ends the document on both sides.
@@ -157,8 +163,7 @@ class _Documents:
     used = (spans[0] > 0) & ~np.isin(spans[0], dropped)
     # The last token, the document's end, is no text.
     kept = sum(len(s) for s, use in zip(strings[0][:-1], used[:-1], strict=True) if use)
-    self.lost_bytes += max(0, len(text) - kept)
-    self.dropped_spans += len(dropped)
+    counts = {"lost_bytes": max(0, len(text) - kept), "dropped_spans": len(dropped)}
 
     def side(i: int, part: slice, first: int) -> dict[str, np.ndarray]:
       targets = np.maximum(spans[i][part] - first + 1, 0)
@@ -167,22 +172,27 @@ class _Documents:
     def sizes(part: slice) -> dict[str, np.ndarray]:
       if text_bytes is None:
         return {}
-      return {BYTES: around(self._tokenizers[0], text_bytes)[part]}
+      return {BYTES: text_bytes[part]}
 
-    return [side(0, s, first) | side(1, t, first) | sizes(s) for s, t, first in pieces]
+    found = [side(0, s, first) | side(1, t, first) | sizes(s) for s, t, first in pieces]
+    return found, counts
 
 
 def _pack_split(
-  corpus: Corpus, tokenizers: Sequence[Tokenizer], seq_len: int, split: str, target: epath.Path
+  corpus: Corpus,
+  tokenizers: Sequence[Tokenizer],
+  seq_len: int,
+  split: str,
+  work: pathlib.Path,
 ) -> dict[str, Any]:
   documents = _Documents(tokenizers, seq_len, split)
-  written = write_rows(corpus, split, documents, target, sides=2, seq_len=seq_len)
-  if documents.lost_bytes:
+  written = write_rows(corpus, split, documents, work, sides=2, seq_len=seq_len)
+  if written.get("lost_bytes"):
     logging.warning(
       "%s: %d bytes of the text are no targets: the tokenizers do not agree on them, or %d spans "
       "are longer than a row.",
       split,
-      documents.lost_bytes,
-      documents.dropped_spans,
+      written["lost_bytes"],
+      written["dropped_spans"],
     )
-  return written | {"lost_bytes": documents.lost_bytes}
+  return written

@@ -15,9 +15,17 @@ from etils import epath
 from egad_jax import sources
 from egad_jax.data import chat, decoding, tokenizer_files, tokenizer_fingerprint, tokenizer_json
 from egad_jax.data import gguf_tokenizer as gguf
+from egad_jax.data.conversations import Renderer
+from egad_jax.data.document_encoding import (
+  CANNOT_ENCODE,
+  EncodedDocument,
+  byte_sizes,
+  encode_documents,
+)
 from egad_jax.data.frame import Frame, read_frame, set_frame
 from egad_jax.data.gguf_pre_tokenizers import digits_and_bytes
 from egad_jax.data.rust_errors import rust_errors
+from egad_jax.data.spans import Document
 from egad_jax.data.token_pieces import token_pieces
 from egad_jax.errors import InputError
 
@@ -240,9 +248,8 @@ class Tokenizer:
       allow_special: whether the text of a special token, such as `<|im_end|>`, becomes that token.
         Leave it off for documents, where it is plain text; turn it on for a rendered chat.
     """
-    backend = self._with_special if allow_special else self._plain
-    with rust_errors(*_CANNOT_ENCODE):
-      return backend.encode(text, add_special_tokens=False).ids
+    with rust_errors(*CANNOT_ENCODE):
+      return self.backend(allow_special=allow_special).encode(text, add_special_tokens=False).ids
 
   def encode_prompt(self, text: str) -> list[int]:
     """Turns the beginning of a text into ids: `prefix_ids` in front, nothing behind.
@@ -253,7 +260,7 @@ class Tokenizer:
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     """Encodes documents on all cores, each as `encode` does without `allow_special`."""
-    with rust_errors(*_CANNOT_ENCODE):
+    with rust_errors(*CANNOT_ENCODE):
       encodings = self._plain.encode_batch_fast(texts, add_special_tokens=False)
     return [encoding.ids for encoding in encodings]
 
@@ -267,18 +274,45 @@ class Tokenizer:
       behind the last. They add up to the text's UTF-8 bytes: text that a normalizer drops or
       shortens counts for the token that follows it.
     """
-    with rust_errors(*_CANNOT_ENCODE):
+    with rust_errors(*CANNOT_ENCODE):
       encodings = self._plain.encode_batch(texts, add_special_tokens=False)
-    found = []
-    for text, encoding in zip(texts, encodings, strict=True):
-      code_points = np.frombuffer(text.encode("utf-32-le"), "<u4")
-      widths = 1 + sum((code_points >= start).astype(int) for start in (0x80, 0x800, 0x10000))
-      starts = np.concatenate([[0], np.cumsum(widths)])
-      ends = np.array([end for _, end in encoding.offsets], int)
-      ends = starts[np.minimum(np.maximum.accumulate(ends), len(text))]
-      behind = int(starts[-1] - (ends[-1] if len(ends) else 0))
-      found.append((encoding.ids, np.diff(ends, prepend=0), behind))
-    return found
+    sizes = [byte_sizes(text, each) for text, each in zip(texts, encodings, strict=True)]
+    return [
+      (each.ids, size[:-1], int(size[-1])) for each, size in zip(encodings, sizes, strict=True)
+    ]
+
+  def encode_document(self, document: Document) -> tuple[np.ndarray, np.ndarray]:
+    """Turns a document into ids and targets, int32 [ids] each; a target is 1, context is 0.
+
+    Text is encoded across the bounds of spans, as a rendered chat is by transformers: an id is a
+    target if any of its characters is in a span that is. Plain text gets `prefix_ids` in front,
+    never targets, and `end_ids` behind, targets if the last span is. A rendered chat gets neither:
+    its template writes the special tokens.
+    """
+    [encoded] = self.encode_documents([document])
+    return encoded.ids, encoded.targets
+
+  def encode_documents(
+    self, documents: Sequence[Document], *, with_bytes: bool = False
+  ) -> list[EncodedDocument]:
+    """Encodes documents on all cores, each as `encode_document` does.
+
+    Args:
+      documents: the documents.
+      with_bytes: whether to count the bytes of text of each id, which takes longer.
+    """
+    return encode_documents(self, documents, with_bytes=with_bytes)
+
+  def backend(self, *, allow_special: bool) -> tokenizers.Tokenizer:
+    """The tokenizer of the library, which does or does not make tokens of their spellings."""
+    return self._with_special if allow_special else self._plain
+
+  def conversation_renderer(self) -> Renderer | None:
+    """Renders conversations with the chat template; None if there is none named "default"."""
+    if self.chat_template is None:
+      return None
+    special = list(self.special_tokens.values())
+    return Renderer(self.chat_template, self._special_tokens(), special)
 
   def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
     """Turns ids into text; special tokens are written out unless `skip_special` is set."""
@@ -384,12 +418,6 @@ class Tokenizer:
     ids = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id, "unk": self.unk_id}
     roles = {f"{role}_token": self._token_of[i] for role, i in ids.items() if i is not None}
     return self._names | roles
-
-
-_CANNOT_ENCODE = (
-  "the tokenizer cannot encode this text",
-  "Check that the text is valid Unicode and that the tokenizer's files are whole.",
-)
 
 
 def _check_steps(specification: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from egad_jax.files import paths
 
 MARK = "egad_jax.json"
 EXPORT, WORKDIR, DATA, SCRATCH = "export", "workdir", "data", "scratch"
+UNFINISHED = "unfinished data"
 # Begin and end of the names of unfinished files in directories that hold other files too.
 PREFIX, PARTIAL = ".egad_jax-", ".partial"
 _SMALL = 2**24  # Bytes; a file up to this size is digested at every check.

@@ -20,6 +20,7 @@ from egad_jax.errors import InputError
 from egad_jax.files import hub, paths
 from egad_jax.files.storage import is_local
 from egad_jax.from_config.attention import check_attention
+from egad_jax.from_config.data import data_paths, make_corpus_and_tokenizers
 from egad_jax.from_config.extensions import NO_EXTENSIONS, Extensions
 from egad_jax.from_config.meshes import eval_batch, make_meshes
 from egad_jax.from_config.methods import make_method
@@ -27,7 +28,6 @@ from egad_jax.from_config.models import make_models
 from egad_jax.from_config.planned import planned_projection, planned_vocabularies
 from egad_jax.from_config.prompts import check_prompts
 from egad_jax.from_config.teachers import check_teacher, make_teacher
-from egad_jax.from_config.tokenizers import make_tokenizers
 from egad_jax.from_config.trackers import make_trackers
 from egad_jax.from_config.validation import compiler_options, validate
 from egad_jax.from_config.values import RANDOM, TRAIN, Config
@@ -83,7 +83,6 @@ def input_paths(config: Config) -> dict[str, pathlib.Path]:
     ("student", "source"),
     ("student", "tokenizer"),
     ("data", "tokenizer"),
-    ("data", "source"),
     ("data", "cache"),
   ):
     name = config[group][key]
@@ -92,7 +91,7 @@ def input_paths(config: Config) -> dict[str, pathlib.Path]:
     path = pathlib.Path(paths.expand(name, f"config.{group}.{key}"))
     if path.exists():
       found[f"config.{group}.{key}"] = path
-  return found
+  return found | data_paths(config)
 
 
 def build(
@@ -123,13 +122,7 @@ def build(
   check_attention(config, meshes[0])
   data = config.data
   cache = _data_cache(config, workdir)
-  corpus = corpora.prepare_corpus(
-    data.source,
-    cache,
-    held_out_fraction=data.held_out_fraction,
-    max_bad_records=data.max_bad_records,
-  )
-  tokenizers = make_tokenizers(config, corpus)
+  corpus, tokenizers = make_corpus_and_tokenizers(config, cache)
   to_rows = {"seq_len": config.seq_len, "directory": cache}
   if config.method in TWO_TOKENIZERS:
     projection = prepare_projection(*tokenizers, directory=cache)
@@ -139,7 +132,13 @@ def build(
   else:
     method = make_method(config, extensions)
     models = make_models(config, *tokenizers, method=method, meshes=meshes)
-    rows = prepare_rows(corpus, tokenizers[0], **to_rows)
+    rows = prepare_rows(
+      corpus,
+      tokenizers[0],
+      min_tokens=data.min_tokens,
+      max_tokens=data.max_tokens,
+      **to_rows,
+    )
   check_prompts(config, models, tokenizers)
   _check_size(config, rows, meshes[0])
   # A student that cannot be exported must be refused before it is trained.
@@ -166,8 +165,8 @@ def _check_size(config: Config, rows: Rows, mesh: Any) -> None:
     if not rows.num_targets[split]:
       raise InputError(
         f"config.data.source={config.data.source} leaves no tokens to {what}: the documents of its "
-        f"{split.replace('_', '-')} split are of one token or none. Give more text, or another "
-        "config.data.held_out_fraction."
+        f"{split.replace('_', '-')} split are of one token or none, have no targets, or are left "
+        "out by config.data.min_tokens and max_tokens. Give more text, or other values."
       )
 
 
@@ -201,6 +200,8 @@ def plan_run(config: Config, devices: Any) -> Experiment:
     "",
     sides,
     config.seq_len,
+    nothing,
+    nothing,
     nothing,
     nothing,
     nothing,

@@ -15,7 +15,12 @@ from egad_jax.models.foreign_keys import listed
 _LOG = logging.getLogger(__name__)
 
 
-def make_tokenizers(config: Config, corpus: corpora.Corpus) -> tuple[Tokenizer, Tokenizer]:
+def needs_corpus(config: Config) -> bool:
+  """Whether a tokenizer is to be trained on the corpus."""
+  return any(name.startswith(TRAIN) for name in (config.data.tokenizer, config.student.tokenizer))
+
+
+def make_tokenizers(config: Config, corpus: corpora.Corpus | None) -> tuple[Tokenizer, Tokenizer]:
   """The tokenizers of student and teacher; the same object if they are equal.
 
   Two tokenizers may have the same vocabulary and still give a text different ids, because they
@@ -25,7 +30,7 @@ def make_tokenizers(config: Config, corpus: corpora.Corpus) -> tuple[Tokenizer, 
 
   Args:
     config: checked by `validate`.
-    corpus: the text that train:N tokenizers are trained on.
+    corpus: the text that train:N tokenizers are trained on; None if `needs_corpus` is false.
 
   Raises:
     InputError: a source is missing or unreadable, or the two differ where the method or
@@ -86,7 +91,7 @@ def make_tokenizers(config: Config, corpus: corpora.Corpus) -> tuple[Tokenizer, 
   return student, teacher
 
 
-def _read(key: str, source: str, corpus: corpora.Corpus) -> Tokenizer:
+def _read(key: str, source: str, corpus: corpora.Corpus | None) -> Tokenizer:
   size = source.removeprefix(TRAIN)
   if source.startswith(TRAIN) and not size.isdigit():
     raise InputError(f"config.{key} must be train:N with a number N; got {source!r}.")
@@ -94,7 +99,8 @@ def _read(key: str, source: str, corpus: corpora.Corpus) -> Tokenizer:
     if not source.startswith(TRAIN):
       with progress.phase(f"reading the tokenizer of {source}"):
         return Tokenizer.from_source(source)
-    texts = (record["text"].decode() for record in corpus.data_source(corpora.TRAIN))
+    assert corpus is not None
+    texts = corpus.texts(corpora.TRAIN)
     with progress.phase(f"training a tokenizer of {size} entries"):
       return Tokenizer.train(texts, int(size))
   except InputError as error:

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from egad_jax import losses, methods
+from egad_jax.data.readers.sources import AUTO
+from egad_jax.data.readers.table import FORMATS
 from egad_jax.errors import InputError
 from egad_jax.from_config.attention import ATTENTIONS
+from egad_jax.from_config.data import field_names
 from egad_jax.from_config.extensions import NO_EXTENSIONS, Extensions
 from egad_jax.from_config.methods import check_unread_options, make_method
 from egad_jax.from_config.trackers import check_trackers
@@ -25,6 +28,7 @@ _CHOICES = {
   "export.dtype": tuple(DTYPES),
   "student.remat": ("none", "dots", "full"),
   "loss.divergence": tuple(losses.DIVERGENCES),
+  "data.format": (AUTO, *FORMATS),
   "loss.kernels": ("auto", "xla"),
   "optimizer.schedule": ("cosine", "linear", "constant"),
   "curriculum.kind": ("uniform", *CURRICULUM_KINDS),
@@ -49,6 +53,7 @@ _NOT_NEGATIVE += ("student.num_kv_heads", "student.mlp_dim")
 _NOT_NEGATIVE += ("guard.spike_sigmas",)
 _NOT_NEGATIVE += ("watchdog.step_seconds", "watchdog.other_seconds", "profile.start_step")
 _NOT_NEGATIVE += ("teacher.mesh.devices", "method_options.x_token.teacher_top_k")
+_NOT_NEGATIVE += ("data.min_tokens", "data.max_tokens")
 _SHARES = ("curriculum.start", "curriculum.end", "optimizer.final_fraction")
 # Each predicate states what is valid, so that NaN never is, nor infinity for any of these keys.
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
@@ -110,6 +115,12 @@ def validate(config: Config, extensions: Extensions = NO_EXTENSIONS) -> None:
     )
   check_unread_options(config, extensions)
   check_trackers(config, extensions)
+  if 0 < config.data.max_tokens < config.data.min_tokens:
+    raise InputError(
+      f"config.data.max_tokens ({config.data.max_tokens}) must be 0 or at least "
+      f"config.data.min_tokens ({config.data.min_tokens})."
+    )
+  field_names(config)
   make_method(config, extensions)
   compiler_options(config)
 

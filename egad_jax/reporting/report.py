@@ -137,10 +137,9 @@ def title(records: Records) -> str:
   else:
     made = "random" if student.get("init") == "random" else "of its"
     into = f"{layers} {made} layers" if layers else f"as many {made} layers"
-  return (
-    f"{name(teacher.get('source'))} into {into} by {records.summary.get('method')}, on "
-    f"{name(data.get('source'))}"
-  )
+  texts = data.get("source")
+  on = ", ".join(map(name, texts)) if isinstance(texts, list | tuple) else name(texts)
+  return f"{name(teacher.get('source'))} into {into} by {records.summary.get('method')}, on {on}"
 
 
 def headline(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -134,13 +134,14 @@ def test_a_worker_that_does_not_answer_is_given_up(monkeypatch):
 
 def test_a_fork_has_a_worker_and_a_lock_of_its_own():
   renderer = chat._Renderer()
-  request = b'{"template": "a", "messages": [], "variables": {}}'
-  assert renderer.ask(request) == {"text": "a"}
+  request = b'{"template": "a", "date": "", "conversations": [{"messages": [], "variables": {}}]}'
+  answer = [{"text": "a", "generated": []}]
+  assert renderer.ask(request) == answer
   parents = renderer._worker
   # A fork may come in the midst of a request.
   renderer._lock.acquire()
   renderer.forget()
-  assert renderer.ask(request) == {"text": "a"}
+  assert renderer.ask(request) == answer
   assert renderer._worker is not parents
   renderer.stop()
   assert parents.poll() is None

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
+import itertools
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 
-from egad_jax.data import corpus, python_docs
+from egad_jax.data import corpus, corpus_reading, python_docs
+from egad_jax.data.conversations import Renderer
 from egad_jax.errors import InputError
 
 
 def _texts_of(prepared: corpus.Corpus, split: str) -> list[str]:
-  return [example["text"].decode() for example in prepared.data_source(split)]
+  return list(prepared.texts(split))
 
 
 def _write(path, texts) -> str:
@@ -97,12 +102,12 @@ def test_corpora_without_two_splits_are_refused(tmp_path, content, changes, mess
     )
 
 
-@pytest.mark.parametrize("damage", ["truncate", "remove", "dataset_info.json"])
+@pytest.mark.parametrize("damage", ["truncate", "remove", "manifest.json"])
 def test_damage_is_found_on_opening(tmp_path, texts, damage):
   source = _write(tmp_path / "a.jsonl", texts)
   prepared = corpus.prepare_corpus(source, tmp_path / "cache", held_out_fraction=0.2)
-  name = damage if damage.endswith("json") else "text_corpus-held_out.array_record-00000-of-00001"
-  path = prepared.directory / "text_corpus" / "1.0.0" / name
+  name = damage if damage.endswith("json") else prepared.shards["held_out"][0]["file"]
+  path = prepared.directory / name
   data = path.read_bytes()
   path.unlink()
   if damage == "truncate":
@@ -141,3 +146,158 @@ def test_data_loads_no_tensorflow_and_prints_nothing(tmp_path, texts):
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
   assert done.stdout == "[]\n"
+
+
+_CHATS = [
+  {
+    "messages": [
+      {"role": "user", "content": f"question number {i}"},
+      {"role": "assistant", "content": f"answer {i * i} to it"},
+    ]
+  }
+  for i in range(60)
+]
+
+
+def _write_records(path, records) -> str:
+  path.write_text("".join(json.dumps(record) + "\n" for record in records))
+  return str(path)
+
+
+def test_chats_are_rendered_once_and_stored_as_spans(tmp_path, smollm2):
+  source = _write_records(tmp_path / "a.jsonl", _CHATS)
+  prepared = corpus.prepare_corpus(
+    source, tmp_path / "cache", held_out_fraction=0.2, renderer=smollm2.conversation_renderer
+  )
+  assert prepared.formats == {source: "messages"}
+  for split in corpus.SPLITS:
+    for document in prepared.documents(split):
+      [number] = re.findall(r"question number (\d+)<", document[0].text)
+      targets = [span.text for span in document if span.is_target]
+      assert targets == [f"answer {int(number) ** 2} to it<|im_end|>"]
+
+
+def test_another_template_is_another_corpus(tmp_path, smollm2):
+  source = _write_records(tmp_path / "a.jsonl", _CHATS)
+  made = [
+    corpus.prepare_corpus(
+      source,
+      tmp_path / "cache",
+      held_out_fraction=0.2,
+      renderer=lambda text=text: Renderer(smollm2.chat_template + text, {}, ()),
+    )
+    for text in ("", "!")
+  ]
+  assert made[0].fingerprint != made[1].fingerprint
+  assert made[0].directory != made[1].directory
+
+
+@pytest.mark.parametrize(
+  ("records", "template", "message"),
+  [
+    (_CHATS, None, "format messages need a chat template, and the tokenizer has none"),
+    ([{"instruction": "a", "output": "b"}], None, "format alpaca need a chat template"),
+    (
+      [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": _CHATS[0]["messages"]}],
+      None,
+      "line 2: a conversation, and the tokenizer has no chat template",
+    ),
+    (_CHATS, "{{ raise_exception('never') }}", r"line 1: .*cannot render it: never\. It is bad"),
+  ],
+)
+def test_templates_that_are_missing_or_raise(tmp_path, records, template, message):
+  source = _write_records(tmp_path / "a.jsonl", records)
+  renderer = Renderer(template, {}, ()) if template else None
+  with pytest.raises(InputError, match=message):
+    corpus.prepare_corpus(
+      source, tmp_path / "cache", held_out_fraction=0.2, renderer=lambda: renderer
+    )
+  # Nothing unfinished is left of an input that is refused.
+  assert not list((tmp_path / "cache").glob(".egad*"))
+
+
+def test_a_source_of_held_out_documents(tmp_path, texts):
+  source = _write(tmp_path / "a.jsonl", texts[:50])
+  held_out = _write(tmp_path / "b.jsonl", texts[50:60])
+  prepared = corpus.prepare_corpus(
+    source, tmp_path / "cache", held_out_fraction=0.2, held_out_source=held_out
+  )
+  assert sorted(prepared.texts("train")) == sorted(texts[:50])
+  assert sorted(prepared.texts("held_out")) == sorted(texts[50:60])
+
+
+def test_weights_repeat_or_choose_train_documents(tmp_path, texts):
+  first, second = texts[:100], texts[100:]
+  sources = (_write(tmp_path / "a.jsonl", first) + "*2.5", _write(tmp_path / "b.jsonl", second))
+  sources = (sources[0], sources[1] + "*0.5")
+  prepared = corpus.prepare_corpus(sources, tmp_path / "cache", held_out_fraction=0.2)
+  held_out, train = list(prepared.texts("held_out")), collections.Counter(prepared.texts("train"))
+  assert len(set(held_out)) == len(held_out)
+  assert not set(held_out) & set(train)
+  counts = [[train[text] for text in group if text not in held_out] for group in (first, second)]
+  assert set(counts[0]) == {2, 3}
+  assert set(counts[1]) == {0, 1}
+  assert 2.35 < sum(counts[0]) / len(counts[0]) < 2.65
+  assert 0.35 < sum(counts[1]) / len(counts[1]) < 0.65
+
+
+def test_near_duplicates_are_counted(tmp_path, caplog):
+  words = [f"w{i}" for i in range(4000)]
+  texts = [" ".join(words[i * 40 : i * 40 + 40]) for i in range(100)]
+  # Of 36 runs of five words one differs: 35 / 37 are in common.
+  near = [f"{text} again" for text in texts[:7]]
+  far = [" ".join(reversed(text.split())) for text in texts[7:50]]
+  prepared = corpus.prepare_corpus(
+    _write(tmp_path / "a.jsonl", [*near, *far]),
+    tmp_path / "cache",
+    held_out_fraction=0.5,
+    held_out_source=_write(tmp_path / "b.jsonl", texts),
+  )
+  found = prepared.near_duplicates
+  assert (found["near_duplicates"], found["compared"], found["held_out"]) == (7, 50, 100)
+  assert all(two.startswith(one[:20]) for one, two in found["examples"])
+  assert "7 of 50 train documents that were compared are near-duplicates" in caplog.text
+
+
+def _interrupted(monkeypatch, module, name, after):
+  """Makes a function raise KeyboardInterrupt when it is called for the n-th time."""
+  calls, real = itertools.count(1), getattr(module, name)
+
+  def interrupted(*args, **kwargs):
+    if next(calls) == after:
+      raise KeyboardInterrupt
+    return real(*args, **kwargs)
+
+  monkeypatch.setattr(module, name, interrupted)
+
+
+@pytest.mark.parametrize("after", [30, 150, 190])
+def test_an_interrupted_preparation_goes_on(tmp_path, texts, monkeypatch, after):
+  monkeypatch.setattr(corpus_reading, "_NOTED_EVERY", 40)
+  monkeypatch.setattr(corpus_reading, "_TOGETHER", 16)
+  for name, part in (("a", texts[:150]), ("b", texts[150:])):
+    _write(tmp_path / f"{name}.jsonl", part)
+    with (tmp_path / f"{name}.jsonl").open("a") as file:
+      file.write("{\n" + json.dumps({"text": f"{name} behind it"}) + "\n{\n")
+  prepare = lambda cache: corpus.prepare_corpus(
+    f"{tmp_path}/*.jsonl", tmp_path / cache, held_out_fraction=0.2, max_bad_records=9
+  )
+  whole = prepare("whole")
+  assert whole.num_bad_records == 4
+  with monkeypatch.context() as patch:
+    _interrupted(patch, corpus_reading, "position", after)
+    with contextlib.suppress(KeyboardInterrupt):
+      prepare("interrupted")
+  read = []
+  monkeypatch.setattr(
+    corpus_reading,
+    "position",
+    lambda text, seed, real=corpus_reading.position: read.append(text) or real(text, seed),
+  )
+  again = prepare("interrupted")
+  assert (again.fingerprint, again.num_bad_records) == (whole.fingerprint, 4)
+  for split in corpus.SPLITS:
+    assert list(again.texts(split)) == list(whole.texts(split))
+  # At most what came behind the last note is done again.
+  assert len(read) <= max(0, 202 - after) + 40 + 16
+  assert not list((tmp_path / "interrupted").glob(".egad*"))

@@ -167,7 +167,7 @@ def test_every_document_begins_with_bos_once_and_its_first_token_is_a_target(
         assert row.mask[places[0]]
         begun.append(int(row.labels[places[0]]))
       assert not (row.tokens[places[1:]] == 1).any()
-  texts = [record["text"].decode() for record in documents.data_source(split)]
+  texts = list(documents.texts(split))
   assert sorted(begun) == sorted(tokenizer.encode(text)[0] for text in texts)
   # Every byte is a target, and the end of each document.
   assert targets == sum(len(text.encode()) + 1 for text in texts)
@@ -199,7 +199,7 @@ def test_rows_of_two_tokenizers_begin_each_in_its_own_way(documents, tmp_path, b
       assert not (side.labels[side.mask] == 1).any()
     students += int((row.student.tokens == 1).sum())
     teachers += int((row.teacher.tokens == 1).sum())
-  texts = [record["text"].decode() for record in documents.data_source("train")]
+  texts = list(documents.texts("train"))
   assert (students, teachers) == (len(texts) * both, len(texts))
   # Without a token in front on both sides the first byte of a document cannot be predicted.
   expected = sum(len(text.encode()) + both for text in texts)

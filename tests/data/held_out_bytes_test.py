@@ -70,7 +70,7 @@ def documents(tmp_path_factory):
 @pytest.mark.parametrize("bos", [False, True])
 def test_an_evaluation_is_over_the_bytes_of_the_text(documents, tmp_path, make, bos):
   tokenizer = make(bos)
-  texts = [record["text"].decode() for record in documents.data_source("held_out")]
+  texts = list(documents.texts("held_out"))
   # Without a beginning, the first token is no target, and its bytes are no part.
   first = 0 if bos else sum(int(s[0]) for _, s, _ in tokenizer.encode_batch_with_bytes(texts))
   whole = sum(len(text.encode()) for text in texts) - first

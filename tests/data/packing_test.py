@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import json
 
 import jax
 import numpy as np
 import pytest
 
-from egad_jax.data import corpus, packing, pipeline
+from egad_jax.data import corpus, packing, pipeline, shards
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
 
@@ -26,8 +28,7 @@ def _segments(rows: packing.Rows, split: str):
 @pytest.mark.parametrize("split", corpus.SPLITS)
 def test_documents_are_reproduced_exactly(small_corpus, tokenizer, rows, split):
   wanted = collections.Counter(
-    (*tokenizer.encode(example["text"].decode()), tokenizer.document_end_id)
-    for example in small_corpus.data_source(split)
+    (*tokenizer.encode(text), tokenizer.document_end_id) for text in small_corpus.texts(split)
   )
   pieces = collections.Counter()
   for tokens, labels, positions in _segments(rows, split):
@@ -46,15 +47,13 @@ def test_documents_are_reproduced_exactly(small_corpus, tokenizer, rows, split):
 
 
 def test_text_can_be_read_back_from_the_rows(small_corpus, tokenizer, tmp_path):
-  longest = 1 + max(
-    len(tokenizer.encode(example["text"].decode())) for example in small_corpus.data_source("train")
-  )
+  longest = 1 + max(len(tokenizer.encode(text)) for text in small_corpus.texts("train"))
   rows = packing.prepare_rows(small_corpus, tokenizer, seq_len=longest, directory=tmp_path)
   found = [
     tokenizer.decode([tokens[0], *labels], skip_special=True)
     for tokens, labels, _ in _segments(rows, "train")
   ]
-  wanted = [example["text"].decode() for example in small_corpus.data_source("train")]
+  wanted = list(small_corpus.texts("train"))
   assert sorted(found) == sorted(wanted)
 
 
@@ -139,3 +138,105 @@ def test_damage_is_found_on_opening(small_corpus, tokenizer, tmp_path, damage):
     packing.prepare_rows(small_corpus, tokenizer, seq_len=32, directory=tmp_path)
   assert str(path) in str(caught.value)
   assert "run again" in str(caught.value)
+
+
+def _chats(directory, smollm2, count=40):
+  records = [
+    {
+      "messages": [
+        {"role": "system", "content": "Be brief. " * (i % 7)},
+        {"role": "user", "content": f"question {i} " + "word " * (i % 11)},
+        {"role": "assistant", "content": f"answer {i}"},
+        {"role": "user", "content": "and then?"},
+        {"role": "assistant", "content": "nothing " * (1 + i % 5)},
+      ]
+    }
+    for i in range(count)
+  ]
+  (directory / "chats.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+  return corpus.prepare_corpus(
+    str(directory / "chats.jsonl"),
+    directory / "cache",
+    held_out_fraction=0.3,
+    renderer=smollm2.conversation_renderer,
+  )
+
+
+@pytest.mark.parametrize("seq_len", [24, 300])
+def test_targets_of_chats_are_the_mask_of_the_rows(smollm2, tmp_path, seq_len):
+  chats = _chats(tmp_path, smollm2)
+  rows = packing.prepare_rows(chats, smollm2, seq_len=seq_len, directory=tmp_path)
+  for split in corpus.SPLITS:
+    wanted, contexts = collections.Counter(), 0
+    for document in chats.documents(split):
+      ids, targets = smollm2.encode_document(document)
+      wanted.update(ids[targets != 0].tolist())
+      contexts += len(ids)
+    found, tokens = collections.Counter(), 0
+    source = pipeline.RowSource(rows, split)
+    for row in (source[i] for i in range(len(source))):
+      found.update(row.labels[row.mask].tolist())
+      tokens += np.count_nonzero(row.segment_ids)
+    # Every token of the assistant is a target exactly once.
+    assert found == wanted
+    assert rows.num_targets[split] == sum(wanted.values())
+    if seq_len == 300:
+      assert tokens == contexts
+  assert rows.fill > 0.6
+  # The template's own tokens stand for no text.
+  spoken = [
+    sum(len(s.text.removesuffix("<|im_end|>").encode()) for s in document if s.is_target)
+    for document in chats.documents("held_out")
+  ]
+  assert pipeline.held_out_bytes(rows) == sum(spoken)
+
+
+def test_documents_of_other_lengths_are_left_out(small_corpus, tokenizer, tmp_path):
+  lengths = [len(tokenizer.encode(text)) + 1 for text in small_corpus.texts("train")]
+  rows = packing.prepare_rows(
+    small_corpus, tokenizer, seq_len=500, directory=tmp_path, min_tokens=50, max_tokens=200
+  )
+  kept = [length for length in lengths if 50 <= length <= 200]
+  assert 0 < rows.num_left_out["train"] == len(lengths) - len(kept)
+  assert rows.num_tokens["train"] == sum(kept)
+  assert (
+    len(
+      {
+        rows.fingerprint,
+        packing.prepare_rows(small_corpus, tokenizer, seq_len=500, directory=tmp_path).fingerprint,
+      }
+    )
+    == 2
+  )
+
+
+@pytest.mark.parametrize("after", [1, 3, 5])
+def test_interrupted_packing_goes_on(small_corpus, tokenizer, rows, tmp_path, monkeypatch, after):
+  # Rows are noted when a shard is full: here with each group of open rows.
+  monkeypatch.setattr(shards, "RECORDS_PER_SHARD", 64)
+  monkeypatch.setattr(packing, "_DOCUMENTS_AT_ONCE", 5)
+  real, calls = packing.OpenRows.take, []
+
+  def take(self):
+    calls.append(self)
+    if len(calls) == after:
+      raise KeyboardInterrupt
+    return real(self)
+
+  monkeypatch.setattr(packing.OpenRows, "take", take)
+  whole = sum(-(-rows.num_rows[split] // 64) for split in corpus.SPLITS)
+  prepare = lambda: packing.prepare_rows(small_corpus, tokenizer, seq_len=32, directory=tmp_path)
+  with contextlib.suppress(KeyboardInterrupt):
+    prepare()
+  assert len(calls) == after
+  again = prepare()
+  # Groups of rows in full shards are not made again; the last of train is in none.
+  assert len(calls) <= whole + 2
+  for split in corpus.SPLITS:
+    ours, theirs = (pipeline.RowSource(one, split) for one in (rows, again))
+    assert len(ours) == len(theirs)
+    for index in range(len(ours)):
+      jax.tree.map(np.testing.assert_array_equal, ours[index], theirs[index])
+  assert again.held_out_bytes == rows.held_out_bytes
+  assert (again.num_targets, again.num_tokens) == (rows.num_targets, rows.num_tokens)
+  assert again.lost_bytes == rows.lost_bytes

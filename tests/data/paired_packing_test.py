@@ -75,8 +75,8 @@ def test_every_token_but_of_the_first_span_is_a_target_once(
 ):
   wanted = [collections.Counter(), collections.Counter()]
   targets = 0
-  for example in small_corpus.data_source(split):
-    ids, spans = aligned(example["text"], tokenizer, teacher_tokenizer)
+  for text in small_corpus.texts(split):
+    ids, spans = aligned(text.encode(), tokenizer, teacher_tokenizer)
     assert min(min(side) for side in spans) == 1
     for side, numbers, counter in zip(ids, spans, wanted, strict=True):
       counter.update(np.asarray(side)[np.asarray(numbers) > 1].tolist())
@@ -94,7 +94,7 @@ def test_documents_can_be_read_back(small_corpus, tokenizer, teacher_tokenizer, 
   rows = paired_packing.prepare_paired_rows(
     small_corpus, tokenizer, teacher_tokenizer, seq_len=512, directory=tmp_path
   )
-  wanted = sorted(example["text"].decode() for example in small_corpus.data_source("train"))
+  wanted = sorted(small_corpus.texts("train"))
   for name, one in (("student", tokenizer), ("teacher", teacher_tokenizer)):
     found = []
     for row in all_rows(rows, "train"):

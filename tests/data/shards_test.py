@@ -14,7 +14,7 @@ _RECORDS = [bytes([i]) * 100 for i in range(7)]
 
 @pytest.fixture
 def directory(tmp_path, monkeypatch) -> epath.Path:
-  monkeypatch.setattr(shards, "_RECORDS_PER_SHARD", 3)
+  monkeypatch.setattr(shards, "RECORDS_PER_SHARD", 3)
   return epath.Path(tmp_path)
 
 

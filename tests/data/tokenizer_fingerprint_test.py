@@ -120,7 +120,7 @@ def test_rows_of_one_vocabulary_split_in_two_ways_are_two_sets_of_rows(trained, 
   file = tmp_path / "a.jsonl"
   file.write_text("".join(json.dumps({"text": text}) + "\n" for text in _TEXTS))
   prepared = corpus.prepare_corpus(str(file), tmp_path / "cache", held_out_fraction=0.2)
-  documents = [record["text"].decode() for record in prepared.data_source("train")]
+  documents = list(prepared.texts("train"))
   targets = set()
   for content in (trained, trained | {"pre_tokenizer": _NUMBER_ALONE}):
     tokenizer = _load(tmp_path / "tokenizer", content)

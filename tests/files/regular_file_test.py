@@ -9,7 +9,10 @@ import socket
 import pytest
 
 from egad_jax import sources
-from egad_jax.data import cached_directory, documents
+from egad_jax.data import cached_directory
+from egad_jax.data.readers.jsonl import read_jsonl
+from egad_jax.data.readers.records import BadRecords
+from egad_jax.data.readers.text_files import read_text
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.durability import jsonl_log
 from egad_jax.errors import InputError
@@ -64,8 +67,8 @@ def kind(path):
     ("manifest.json", lambda path: cached_directory.read_manifest(path.parent)),
     ("tokenizer.json", lambda path: Tokenizer.from_directory(path.parent)),
     ("config.json", lambda path: load_pretrained(str(path.parent))),
-    ("x.txt", lambda path: list(documents.read_documents([path], documents.BadRecords(0)))),
-    ("y.jsonl", lambda path: list(documents.read_documents([path], documents.BadRecords(0)))),
+    ("x.txt", lambda path: list(read_text(path, BadRecords(0), is_lone=True))),
+    ("y.jsonl", lambda path: list(read_jsonl(path, BadRecords(0)))),
   ],
 )
 def test_what_is_no_file_is_refused_at_once_by_whatever_reads(other, name, read):

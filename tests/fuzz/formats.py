@@ -17,13 +17,15 @@ from absl import flags
 from etils import epath
 
 from egad_jax import from_config, sources
-from egad_jax.data import chat, corpus, documents
+from egad_jax.data import chat
+from egad_jax.data.readers.sources import find_files
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.durability import workdir
 from egad_jax.errors import InputError
 from egad_jax.models import family, layout
 from egad_jax.models.load import load_pretrained
 from launch import command_line
+from tests.fuzz import data_files
 from tests.fuzz.byte_mutations import INTEGERS, mutate_bytes
 from tests.fuzz.header_mutations import mutate_gguf, mutate_safetensors
 from tests.fuzz.json_mutations import mutate_json
@@ -181,36 +183,6 @@ def _read_template(directory: pathlib.Path, template: str) -> None:
   assert not any(leak in text for leak in ("root:", "<class", "<module", "subclasses"))
 
 
-def _write_corpus(directory: pathlib.Path, rng: random.Random, seeds: Seeds) -> tuple[Any, ...]:
-  source = directory / "texts"
-  source.mkdir()
-  for i in range(rng.choice((1, 1, 2))):
-    name, data = rng.choice(seeds.texts)
-    lines = data.split(b"\n")
-    if name.endswith(".jsonl") and rng.random() < 0.6:
-      at = rng.randrange(len(lines))
-      lines[at] = mutate_json(json.loads(lines[at]), rng)
-      data = b"\n".join(lines)
-    else:
-      data = mutate_bytes(data, rng, [text for _, text in seeds.texts])
-    (source / f"{i}{name}").write_bytes(data)
-  if rng.random() < 0.05:
-    (source / "link.txt").symlink_to(rng.choice(("nowhere", ".", "link.txt", "/dev/null")))
-  return rng.choice((0, 3, 10**9)), rng.random() < 0.05
-
-
-def _read_corpus(directory: pathlib.Path, options: tuple[int, bool]) -> None:
-  maximum, whole = options
-  source = str(directory / "texts")
-  if whole:
-    corpus.prepare_corpus(
-      source, directory / "cache", held_out_fraction=0.3, max_bad_records=maximum
-    )
-  files = documents.find_files(source)
-  for text in documents.read_documents(files, documents.BadRecords(maximum)):
-    assert text.encode()
-
-
 def _write_stored(directory: pathlib.Path, rng: random.Random, seeds: Seeds) -> dict[str, Any]:
   (directory / "run").mkdir()
   data = json.dumps(seeds.config).encode()
@@ -289,7 +261,7 @@ def _read_name(directory: pathlib.Path, name: str) -> None:
 
   def find() -> None:
     if "*" not in name and not os.path.isdir(os.path.expanduser(name.replace("\0", ""))):
-      documents.find_files(name)
+      find_files(name)
 
   _all(resolve, find)
 
@@ -303,14 +275,16 @@ def _read_tokenizer_directory(directory: pathlib.Path, _: Any) -> None:
 
 
 FORMATS = {
-  "GGUF": Format(22, _write_gguf, _read_gguf),
-  "safetensors": Format(18, _write_safetensors, _read_directory),
-  "config.json and index": Format(14, _write_hf_json, _read_directory),
-  "tokenizer.json": Format(12, _write_tokenizer, _read_tokenizer_directory),
+  "GGUF": Format(20, _write_gguf, _read_gguf),
+  "safetensors": Format(16, _write_safetensors, _read_directory),
+  "config.json and index": Format(13, _write_hf_json, _read_directory),
+  "tokenizer.json": Format(11, _write_tokenizer, _read_tokenizer_directory),
   "tokenizer_config.json": Format(8, _write_tokenizer_config, _read_tokenizer_directory),
   "chat template": Format(4, _write_template, _read_template),
-  "JSONL and text": Format(10, _write_corpus, _read_corpus),
-  "stored config.json": Format(6, _write_stored, _read_stored),
-  "overrides": Format(4, _write_overrides, _read_overrides),
+  "JSONL and text": Format(6, data_files.write_texts, data_files.read_texts),
+  "chats": Format(6, data_files.write_chats, data_files.read_chats),
+  "Parquet and compressed": Format(6, data_files.write_packed, data_files.read_chats),
+  "stored config.json": Format(5, _write_stored, _read_stored),
+  "overrides": Format(3, _write_overrides, _read_overrides),
   "source names": Format(2, _write_name, _read_name),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import pathlib
 import random
@@ -10,6 +11,9 @@ from typing import Any
 
 import gguf
 import numpy as np
+import pyarrow
+import pyarrow.parquet
+import zstandard
 
 from configs import default
 from egad_jax import from_config
@@ -119,7 +123,9 @@ class Seeds:
     gguf: files of a model with its tokenizer.
     safetensors: directories of a model, file name -> content.
     tokenizers: directories of a tokenizer, likewise.
-    texts: corpora, file name -> content.
+    texts: corpora, (file name, content).
+    chats: records of every format, (file name, content).
+    packed: the same in Parquet files and compressed ones.
     config: a run's config as plain values.
   """
 
@@ -127,6 +133,8 @@ class Seeds:
   safetensors: list[dict[str, bytes]]
   tokenizers: list[dict[str, bytes]]
   texts: list[tuple[str, bytes]]
+  chats: list[tuple[str, bytes]]
+  packed: list[tuple[str, bytes]]
   config: dict[str, Any]
 
 
@@ -146,6 +154,7 @@ def make_seeds(directory: pathlib.Path) -> Seeds:
     CONFIG, tie_embeddings=False, rope_scaling=Llama3RopeScaling(factor=8.0)
   )
   sharded = _directory(directory / "sharded", scaled, shards=2)
+  chats = _chats()
   lines = [json.dumps({"text": f"{TEXT}{i}", "id": i}) for i in range(12)]
   return Seeds(
     gguf=[
@@ -159,8 +168,46 @@ def make_seeds(directory: pathlib.Path) -> Seeds:
       ("a.txt", (TEXT * 8).encode()),
       ("a.md", ("\ufeff# Title\n\n\f" + TEXT * 3).encode()),
     ],
+    chats=chats,
+    packed=_packed(directory, chats),
     config=from_config.plain(default.get_config()),
   )
+
+
+def _chats() -> list[tuple[str, bytes]]:
+  ask, say = {"role": "user", "content": TEXT}, {"role": "assistant", "content": "It is."}
+  call = {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {"a": 1}}]}
+  kinds: dict[str, list[Any]] = {
+    "messages": [
+      {"messages": [{"role": "system", "content": "Be brief."}, ask, say, ask, say]},
+      {"messages": [ask, call, {"role": "tool", "content": "4"}, say], "tools": [{"name": "f"}]},
+      {"messages": [ask, {**say, "reasoning_content": "hm"}]},
+    ],
+    "prompt_completion": [
+      {"prompt": "2 + 2 =", "completion": " 4"},
+      {"prompt": [ask], "completion": [say]},
+      {"prompt": "Hi", "completion": [say]},
+    ],
+    "alpaca": [{"instruction": "Add.", "input": "2, 2", "output": "4"}] * 3,
+  }
+  found = []
+  for name, records in kinds.items():
+    found.append((f"{name}.jsonl", "\n".join(map(json.dumps, records)).encode()))
+    found.append((f"{name}.json", json.dumps(records, indent=1).encode()))
+  return found
+
+
+def _packed(directory: pathlib.Path, chats: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+  found = [(f"{name}.gz", gzip.compress(data)) for name, data in chats]
+  found += [(f"{name}.zst", zstandard.compress(data)) for name, data in chats]
+  for name, compression in (("messages", "none"), ("alpaca", "zstd"), ("messages", "snappy")):
+    records = json.loads(next(data for file, data in chats if file == f"{name}.json"))
+    path = directory / "a.parquet"
+    rows = [{key: value for key, value in record.items() if key != "tools"} for record in records]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, compression=compression)
+    # The most of them, since each is a format of its own.
+    found += [(f"{name}.parquet", path.read_bytes())] * 6
+  return found
 
 
 def _files(directory: pathlib.Path) -> dict[str, bytes]:

@@ -7,13 +7,29 @@ import os
 
 import pytest
 
-from egad_jax.data import documents
+from egad_jax.data.readers import records, sources
+from egad_jax.data.readers.formats import Fields
+from egad_jax.data.readers.table import FORMATS
+from egad_jax.data.spans import text_of
 from egad_jax.errors import InputError
 
 
+def _documents(source, bad: records.BadRecords) -> list[str]:
+  """The texts that a source of the format text gives, white space alone left out."""
+  found = []
+  [opened] = sources.open_sources((str(source),), record_format="text")
+  for part in opened.parts:
+    for line, record in part.read(bad):
+      try:
+        found.append(text_of(FORMATS["text"].parse(record, Fields())))
+      except records.BadRecord as error:
+        bad.add(part.name, line, str(error))
+  return [text for text in found if text.strip()]
+
+
 def _read(source, maximum: int = 0) -> tuple[list[str], int]:
-  bad = documents.BadRecords(maximum)
-  return list(documents.read_documents(documents.find_files(str(source)), bad)), bad.count
+  bad = records.BadRecords(maximum)
+  return _documents(source, bad), bad.count
 
 
 def test_jsonl_lines_are_documents(tmp_path):
@@ -121,25 +137,25 @@ def test_sources_without_files_are_named(tmp_path, name, message):
   (tmp_path / "empty").mkdir()
   (tmp_path / "data.csv").write_text("a,b")
   with pytest.raises(InputError, match=message) as caught:
-    documents.find_files(str(tmp_path / name))
+    sources.find_files(str(tmp_path / name))
   assert name in str(caught.value)
 
 
 def test_what_is_no_file_is_refused(tmp_path):
   (tmp_path / "a.txt").symlink_to("nowhere")
   with pytest.raises(InputError, match=r"a\.txt is no file to read"):
-    documents.find_files(str(tmp_path))
+    sources.find_files(str(tmp_path))
   (tmp_path / "a.txt").unlink()
   # Opening it would wait for ever.
   os.mkfifo(tmp_path / "a.txt")
   with pytest.raises(InputError, match=r"a\.txt is no file to read"):
-    documents.find_files(str(tmp_path))
+    sources.find_files(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["a" * 5000, "~nobody_of_that_name/x", "a\0b", "~\0/a"])
 def test_impossible_names_are_refused(name):
   with pytest.raises(InputError, match=r"data\.source"):
-    documents.find_files(name)
+    sources.find_files(name)
 
 
 def test_files_of_an_object_store_are_found_and_read(bucket):
@@ -147,27 +163,28 @@ def test_files_of_an_object_store_are_found_and_read(bucket):
   data.mkdir(parents=True)
   for name in ("b.txt", "a.txt", "c.md", "d.bin"):
     (data / name).write_text(f"text of {name}")
-  found = documents.find_files(str(data))
+  found = sources.find_files(str(data))
   assert [str(file) for file in found] == [f"{data}/{n}" for n in ("a.txt", "b.txt", "c.md")]
-  assert documents.find_files(f"{data}/*.txt") == found[:2]
-  assert documents.find_files(f"{data}/a.txt") == found[:1]
-  texts = documents.read_documents(found, documents.BadRecords(0))
-  assert list(texts) == ["text of a.txt", "text of b.txt", "text of c.md"]
+  assert sources.find_files(f"{data}/*.txt") == found[:2]
+  assert sources.find_files(f"{data}/a.txt") == found[:1]
+  assert _documents(data, records.BadRecords(0)) == [
+    "text of a.txt",
+    "text of b.txt",
+    "text of c.md",
+  ]
   with pytest.raises(InputError, match="no such file or directory"):
-    documents.find_files(f"{bucket}/none")
+    sources.find_files(f"{bucket}/none")
 
 
 def test_documents_without_end_are_left_out(tmp_path, monkeypatch):
-  monkeypatch.setattr(documents, "_LONGEST_DOCUMENT", 20)
-  monkeypatch.setattr(documents, "_LONGEST_RECORD", 20)
-  lone, whole, records = tmp_path / "a.md", tmp_path / "b.txt", tmp_path / "c.jsonl"
+  monkeypatch.setattr(records, "LONGEST_DOCUMENT", 20)
+  monkeypatch.setattr(records, "LONGEST_RECORD", 20)
+  (tmp_path / "whole").mkdir()
+  lone, whole = tmp_path / "a.md", tmp_path / "whole"
   lone.write_text("one\n\n\n" + "x" * 61 + "\ny\n\n\ntwo\n" + "z\n" * 30)
-  whole.write_text("x" * 21)
-  records.write_text('{"text": "one"}\n' + "x" * 100 + '\n{"text": "two"}\n')
-  bad = documents.BadRecords(9)
-  assert list(documents.read_documents([lone], bad)) == ["one"]
-  assert bad.count == 2
-  assert list(documents.read_documents([whole, records], bad)) == ["one", "two"]
-  assert bad.count == 4
+  (whole / "b.txt").write_text("x" * 21)
+  (whole / "c.jsonl").write_text('{"text": "one"}\n' + "x" * 100 + '\n{"text": "two"}\n')
+  assert _read(lone, 9) == (["one"], 2)
+  assert _read(whole, 9) == (["one", "two"], 2)
   with pytest.raises(InputError, match="line 2: a record of more than 20 bytes"):
-    list(documents.read_documents([records], documents.BadRecords(0)))
+    _read(whole / "c.jsonl")
