@@ -14,9 +14,8 @@ from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
 from egad_jax.files import paths
 from egad_jax.files.storage import is_local
-from egad_jax.from_config.methods import name_values
 from egad_jax.from_config.tokenizers import make_tokenizers, needs_corpus
-from egad_jax.from_config.values import Config
+from egad_jax.from_config.values import Config, name_values
 
 
 def field_names(config: Config) -> dict[str, str]:

@@ -15,7 +15,7 @@ from egad_jax.from_config.data import field_names
 from egad_jax.from_config.extensions import NO_EXTENSIONS, Extensions
 from egad_jax.from_config.methods import check_unread_options, make_method
 from egad_jax.from_config.trackers import check_trackers
-from egad_jax.from_config.values import DTYPES, Config
+from egad_jax.from_config.values import DTYPES, Config, name_values
 from egad_jax.losses.curriculum import CURRICULUM_KINDS
 
 _CHOICES = {
@@ -131,13 +131,4 @@ def compiler_options(config: Config) -> dict[str, str]:
   Raises:
     InputError: the text is not name=value,name=value, or gives a name twice.
   """
-  values: dict[str, str] = {}
-  text = config.compiler_options
-  for entry in text.split(",") if text.strip() else ():
-    name, separator, value = (part.strip() for part in entry.partition("="))
-    if not (name and separator):
-      raise InputError(f"config.compiler_options must be name=value,name=value; got {entry!r}.")
-    if name in values:
-      raise InputError(f"config.compiler_options: {name} is given twice.")
-    values[name] = value
-  return values
+  return name_values("compiler_options", config.compiler_options)
