@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 DEVICES, SHARD_BYTES = 8, 10**9
 VOCAB, DIM, MLP, HEADS = 32_000, 4096, 11_008, 32
@@ -106,7 +107,7 @@ def measure(directory: pathlib.Path, who: str, index: int, count: int, port: int
   dtypes = jax.tree.map(lambda _: jnp.dtype(dtype), read.params)
   params = device_arrays.put(read.params, shardings, dtypes)
   seconds, arrays = time.monotonic() - started, held(params)
-  found = {"process": index}
+  found: dict[str, Any] = {"process": index}
   found[f"import of a {who}"] = (resident(peak=True) - before - arrays, arrays, seconds)
   if who == "teacher":
     print(json.dumps(found), flush=True)
@@ -114,9 +115,11 @@ def measure(directory: pathlib.Path, who: str, index: int, count: int, port: int
   before, started = reset_peak(), time.monotonic()
 
   class Tokenizer:
-    vocab_size, bos_id, eos_id, document_end_id, pad_id = VOCAB, 1, 2, 2, None
+    vocab_size, eos_id, document_end_id = VOCAB, 2, 2
+    bos_id: int | None = 1
+    pad_id: int | None = None
 
-    def save(self, _):
+    def save(self, directory: Any) -> None:
       """Writes nothing."""
 
   export.export_student(
@@ -139,7 +142,7 @@ def measure(directory: pathlib.Path, who: str, index: int, count: int, port: int
   print(json.dumps(found), flush=True)
 
 
-def run(directory: pathlib.Path, who: str, count: int) -> list[dict]:
+def run(directory: pathlib.Path, who: str, count: int) -> list[dict[str, Any]]:
   """Runs `measure` on this many processes; returns what each printed."""
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))

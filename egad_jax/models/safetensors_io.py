@@ -14,7 +14,7 @@ import safetensors
 from egad_jax.errors import InputError
 from egad_jax.files.json_file import read_json
 from egad_jax.files.regular_file import is_there, require_regular
-from egad_jax.lazy_arrays import BLOCK_BYTES, Slices, blocks
+from egad_jax.lazy_arrays import BLOCK_BYTES, Slices, blocks, slices_of
 from egad_jax.models import family as families
 from egad_jax.models import layout
 from egad_jax.models.checkpoint_checks import check_depth, check_finite, check_tensors
@@ -219,7 +219,7 @@ def _one_table(directory: pathlib.Path, found: dict[str, _Stored], family: Famil
 def _rows(shape: tuple[int, ...]) -> Iterator[Slices]:
   """Slices of all rows of a table, some at a time."""
   for index in blocks(shape, np.dtype(np.float64).itemsize, BLOCK_BYTES):
-    yield (*index, *(slice(0, size) for size in shape[len(index) :]))
+    yield slices_of(index, shape)
 
 
 def _check_dtype(directory: pathlib.Path, at: _Stored) -> None:
