@@ -2,8 +2,9 @@
 
     python -m benchmarks.host_memory [--gigabytes=3] [--directory=/tmp]
 
-A checkpoint of random bfloat16 values is written and deleted again. Each run has eight virtual CPU
-devices in all. Their arrays are in host memory too, so they are taken off: what is printed is the
+A checkpoint of random bfloat16 values is written and deleted again. A teacher is imported as
+bfloat16; a student as float32, and exported as bfloat16. Each run has eight virtual CPU devices in
+all. Their arrays are in host memory too, so they are taken off: what is printed is the
 highest resident memory (VmHWM, which counts mapped pages of files) less what was resident before,
 less the bytes of the arrays that the process holds on its devices afterwards.
 """
@@ -11,6 +12,7 @@ less the bytes of the arrays that the process holds on its devices afterwards.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -20,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 DEVICES, SHARD_BYTES = 8, 10**9
 VOCAB, DIM, MLP, HEADS = 32_000, 4096, 11_008, 32
@@ -76,8 +79,8 @@ def reset_peak() -> int:
   return resident(peak=False)
 
 
-def measure(directory: pathlib.Path, index: int, count: int, port: int) -> None:
-  """Imports and exports the checkpoint on this process, and prints a line of JSON."""
+def measure(directory: pathlib.Path, who: str, index: int, count: int, port: int) -> None:
+  """Imports the checkpoint on this process and prints a line of JSON; exports a student, too."""
   from egad_jax import processes
 
   processes.join(f"127.0.0.1:{port}", count, index)
@@ -96,24 +99,27 @@ def measure(directory: pathlib.Path, index: int, count: int, port: int) -> None:
     shards = (s for x in jax.tree.leaves(params) for s in x.addressable_shards)
     return sum(shard.data.nbytes for shard in shards)
 
-  found = {"process": index}
-  for who, dtype in (("teacher, bfloat16", jnp.bfloat16), ("student, float32", jnp.float32)):
-    before, started = reset_peak(), time.monotonic()
-    read = load_pretrained(str(directory))
-    axes = make_model(read.config).logical_axes()
-    shardings = sharding.parameter_shardings(mesh, axes, read.params)
-    dtypes = jax.tree.map(lambda _, dtype=dtype: jnp.dtype(dtype), read.params)
-    params = device_arrays.put(read.params, shardings, dtypes)
-    seconds, arrays = time.monotonic() - started, held(params)
-    found[f"import, {who}"] = (resident(peak=True) - before - arrays, arrays, seconds)
-    if dtype == jnp.bfloat16:
-      del params
+  before, started = reset_peak(), time.monotonic()
+  read = load_pretrained(str(directory))
+  axes = make_model(read.config).logical_axes()
+  shardings = sharding.parameter_shardings(mesh, axes, read.params)
+  dtype = jnp.bfloat16 if who == "teacher" else jnp.float32
+  dtypes = jax.tree.map(lambda _: jnp.dtype(dtype), read.params)
+  params = device_arrays.put(read.params, shardings, dtypes)
+  seconds, arrays = time.monotonic() - started, held(params)
+  found: dict[str, Any] = {"process": index}
+  found[f"import of a {who}"] = (resident(peak=True) - before - arrays, arrays, seconds)
+  if who == "teacher":
+    print(json.dumps(found), flush=True)
+    return
   before, started = reset_peak(), time.monotonic()
 
   class Tokenizer:
-    vocab_size, bos_id, eos_id, document_end_id, pad_id = VOCAB, 1, 2, 2, None
+    vocab_size, eos_id, document_end_id = VOCAB, 2, 2
+    bos_id: int | None = 1
+    pad_id: int | None = None
 
-    def save(self, _):
+    def save(self, directory: Any) -> None:
       """Writes nothing."""
 
   export.export_student(
@@ -128,7 +134,7 @@ def measure(directory: pathlib.Path, index: int, count: int, port: int) -> None:
   )
   processes.wait("export")
   seconds = time.monotonic() - started
-  found["export, float32 to bfloat16"] = (resident(peak=True) - before, held(params), seconds)
+  found["export of the student"] = (resident(peak=True) - before, held(params), seconds)
   if index == 0:
     for path in directory.glob("*.safetensors"):
       same = path.read_bytes() == (directory / "export" / path.name).read_bytes()
@@ -136,14 +142,20 @@ def measure(directory: pathlib.Path, index: int, count: int, port: int) -> None:
   print(json.dumps(found), flush=True)
 
 
-def run(directory: pathlib.Path, count: int) -> list[dict]:
+def run(directory: pathlib.Path, who: str, count: int) -> list[dict[str, Any]]:
   """Runs `measure` on this many processes; returns what each printed."""
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     port = probe.getsockname()[1]
   flags = f"--xla_force_host_platform_device_count={DEVICES // count}"
-  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+  # By the threshold, memory that is freed is no longer resident.
+  environment = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": flags,
+    "MALLOC_MMAP_THRESHOLD_": str(2**17),
+  }
   command = [sys.executable, "-m", "benchmarks.host_memory", f"--directory={directory}"]
+  command += [f"--who={who}"]
   started = [
     subprocess.Popen(
       [*command, f"--process={index}", f"--processes={count}", f"--port={port}"],
@@ -166,12 +178,13 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--gigabytes", type=float, default=3.0)
   parser.add_argument("--directory", default=tempfile.gettempdir())
+  parser.add_argument("--who", default="")
   for name in ("process", "processes", "port"):
     parser.add_argument(f"--{name}", type=int, default=-1)
   arguments = parser.parse_args()
   if arguments.process >= 0:
     directory = pathlib.Path(arguments.directory)
-    measure(directory, arguments.process, arguments.processes, arguments.port)
+    measure(directory, arguments.who, arguments.process, arguments.processes, arguments.port)
     return
   work = pathlib.Path(tempfile.mkdtemp(prefix="host_memory-", dir=arguments.directory))
   try:
@@ -182,8 +195,8 @@ def main() -> None:
     )
     print("\n| processes | what | arrays of a process | host memory beyond them | seconds |")
     print("|---|---|---|---|---|")
-    for count in (1, 2):
-      for found in run(work, count):
+    for who, count in itertools.product(("teacher", "student"), (1, 2)):
+      for found in run(work, who, count):
         index = found.pop("process")
         for what, (beyond, arrays, seconds) in found.items():
           ratio = f"{beyond / 1e9:.2f} GB, {beyond / max(shards):.2f} of the largest shard"

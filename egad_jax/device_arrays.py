@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from egad_jax.lazy_arrays import BLOCK_BYTES, LazyArray, Slices, blocks
+from egad_jax.lazy_arrays import BLOCK_BYTES, LazyArray, Slices, blocks, slices_of
 
 
 def put(tree: Any, shardings: Any, dtypes: Any = None) -> Any:
@@ -60,7 +60,7 @@ def _put(array: Any, sharding: Sharding, dtype: Any) -> jax.Array:
 
 def _put_lazy(array: LazyArray, sharding: Sharding, dtype: np.dtype[Any]) -> jax.Array:
   held = {
-    device: _whole(index, array.shape)
+    device: slices_of(index, array.shape)
     for device, index in sharding.addressable_devices_indices_map(array.shape).items()
     if index is not None
   }
@@ -99,7 +99,7 @@ def _in_blocks(
     for device, part in held.items()
   }
   for index in blocks([s.stop - s.start for s in box], dtype.itemsize, BLOCK_BYTES):
-    inner = _whole(index, [s.stop - s.start for s in box])
+    inner = slices_of(index, [s.stop - s.start for s in box])
     block = tuple(
       slice(b.start + i.start, b.start + i.stop) for b, i in zip(box, inner, strict=True)
     )
@@ -123,13 +123,6 @@ def _in_blocks(
 @jax.jit(donate_argnums=0)
 def _update(whole: jax.Array, part: jax.Array, starts: jax.Array) -> jax.Array:
   return jax.lax.dynamic_update_slice(whole, part, tuple(starts))
-
-
-def _whole(index: Sequence[int | slice], shape: Sequence[int]) -> Slices:
-  """An index as a slice for each axis, with a start and a stop."""
-  entries = [slice(i, i + 1) if isinstance(i, int) else i for i in index]
-  entries += [slice(None)] * (len(shape) - len(entries))
-  return tuple(slice(*s.indices(size)[:2]) for s, size in zip(entries, shape, strict=True))
 
 
 def _inside(part: Slices, box: Slices) -> Slices:

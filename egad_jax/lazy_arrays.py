@@ -159,6 +159,13 @@ def blocks(shape: Sequence[int], itemsize: int, most: int) -> Iterator[tuple[int
       yield from ((start, *inner) for inner in blocks(shape[1:], itemsize, most))
 
 
+def slices_of(index: Sequence[int | slice], shape: Sequence[int]) -> Slices:
+  """An index as a slice for each axis, with a start and a stop inside the axis."""
+  entries = [slice(i, i + 1) if isinstance(i, int) else i for i in index]
+  entries += [slice(None)] * (len(shape) - len(entries))
+  return tuple(slice(*s.indices(size)[:2]) for s, size in zip(entries, shape, strict=True))
+
+
 def read_all(tree: Any) -> Any:
   """The tree with every `LazyArray` read whole, as float32; other leaves stay as they are."""
   return jax.tree.map(lambda x: x.read() if isinstance(x, LazyArray) else x, tree)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import pathlib
+from typing import cast
+
+from etils import epath
 
 from egad_jax.errors import InputError
-from egad_jax.files import hub, paths
+from egad_jax.files import hub, object_store, paths
 
 _PACKAGE_SCHEME = "python:"
 
@@ -16,7 +19,8 @@ def resolve(source: str | os.PathLike[str], *, weights: bool = True) -> pathlib.
   """Turns the name of a source into the path of an existing file or directory.
 
   Args:
-    source: a path (`~` is expanded); `python:PACKAGE/FILE` for a file that ships inside an
+    source: a path (`~` is expanded); a directory in an object store, such as gs://BUCKET/DIRECTORY;
+      `python:PACKAGE/FILE` for a file that ships inside an
       installed Python package, which is located but never imported; or `hf:NAME[@REVISION]` for a
       model on the Hugging Face Hub, which is downloaded if it is not in the local cache.
     weights: whether a model's weights are needed, and not only its tokenizer; a model on the Hub is
@@ -33,6 +37,8 @@ def resolve(source: str | os.PathLike[str], *, weights: bool = True) -> pathlib.
     return _resolve_in_package(name)
   if hub.is_on_hub(name):
     return hub.snapshot(name, weights=weights)
+  if name.startswith(object_store.SCHEMES):
+    return _in_store(name)
   path = _existing(name)
   if path is None:
     raise InputError(
@@ -41,6 +47,18 @@ def resolve(source: str | os.PathLike[str], *, weights: bool = True) -> pathlib.
       "or hf:NAME for a model on the Hugging Face Hub."
     )
   return path
+
+
+def _in_store(name: str) -> pathlib.Path:
+  object_store.require(name, "source")
+  path = epath.Path(name)
+  if not path.is_dir():
+    raise InputError(
+      f"source {name!r}: no such directory. In an object store a source is a Hugging Face "
+      "directory; a GGUF file is mapped into memory, so copy it to a disk."
+    )
+  # It has the methods of a pathlib.Path.
+  return cast(pathlib.Path, path)
 
 
 def _existing(name: str) -> pathlib.Path | None:

@@ -16,6 +16,8 @@ _STORES = {
   "az": ("adlfs", "az login"),
   "hf": ("huggingface_hub", "hf auth login"),
 }
+# Beginnings of the paths that are in an object store.
+SCHEMES = tuple(f"{scheme}://" for scheme in _STORES)
 # Words in errors that another attempt would not cure.
 _REFUSED = re.compile(
   r"credential|forbidden|unauthorized|permission|access denied|anonymous caller|not found"

@@ -81,6 +81,8 @@ def read_regular(path: os.PathLike[str] | str, *, most: int = MOST_BYTES) -> byt
 
 def is_there(path: os.PathLike[str] | str) -> bool:
   """Whether the path exists, or may exist where it cannot be looked up; opening it tells."""
+  if "://" in os.fspath(path):
+    return epath.Path(path).exists()
   try:
     os.lstat(path)
   except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -97,7 +99,7 @@ def require_regular(path: os.PathLike[str] | str) -> int:
     InputError: the path is missing, is not a regular file, or cannot be opened.
   """
   with open_regular(path) as file:
-    return os.fstat(file.fileno()).st_size
+    return file.seek(0, os.SEEK_END)
 
 
 def _open_object(path: Any) -> BinaryIO:

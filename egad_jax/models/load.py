@@ -12,6 +12,7 @@ import numpy as np
 from egad_jax import sources
 from egad_jax.errors import InputError
 from egad_jax.files import hub
+from egad_jax.files.paths import is_local
 from egad_jax.lazy_arrays import BLOCK_BYTES, LazyArray, blocks, with_rows
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.generation_settings import NO_SETTINGS, GenerationSettings
@@ -53,7 +54,8 @@ def load_pretrained(
   """Reads and checks all of a model but its values; one warning names all that is not read.
 
   Args:
-    source: a `*.gguf` file, a Hugging Face directory (config.json and safetensors),
+    source: a `*.gguf` file, a Hugging Face directory (config.json and safetensors) on a disk or in
+      an object store,
       `hf:NAME[@REVISION]`, or `python:PACKAGE/FILE` for a file inside an installed Python package.
     tokenizer_size: number of ids of the tokenizer; rows of the embedding and the unembedding
       beyond it are padding and are set to zero. None keeps all rows.
@@ -95,7 +97,7 @@ def _read(path: pathlib.Path) -> Pretrained:
       model.config,
       model.params,
       license_of_directory(path),
-      path.resolve().name,
+      path.resolve().name if is_local(path) else path.name,
       model.generation,
       model.unread,
     )

@@ -13,10 +13,11 @@ import safetensors
 
 from egad_jax.errors import InputError
 from egad_jax.files.json_file import read_json
+from egad_jax.files.paths import is_local
 from egad_jax.files.regular_file import is_there, require_regular
-from egad_jax.lazy_arrays import BLOCK_BYTES, Slices, blocks
+from egad_jax.lazy_arrays import BLOCK_BYTES, Slices, blocks, slices_of
 from egad_jax.models import family as families
-from egad_jax.models import layout
+from egad_jax.models import layout, safetensors_ranges
 from egad_jax.models.checkpoint_checks import check_depth, check_finite, check_tensors
 from egad_jax.models.config import DecoderConfig
 from egad_jax.models.directory_layout import CONFIG, INDEX, SINGLE, check_layout, other_weights
@@ -55,12 +56,21 @@ class DirectoryModel(NamedTuple):
 
 
 class _Stored(NamedTuple):
-  """A tensor of a safetensors file, of which only the header has been read."""
+  """A tensor of a safetensors file, of which only the header has been read.
+
+  Attributes:
+    file: the file.
+    name: the tensor's name there.
+    shape: its shape.
+    dtype: safetensors' name of its dtype.
+    place: where it is in a file of an object store; None for a file on a disk.
+  """
 
   file: pathlib.Path
   name: str
   shape: tuple[int, ...]
   dtype: str
+  place: safetensors_ranges.Place | None = None
 
   def read(self, slices: Slices) -> np.ndarray:
     """The values at `slices`, one for each axis, in the file's dtype.
@@ -70,8 +80,11 @@ class _Stored(NamedTuple):
     Raises:
       InputError: the file has changed and is no longer whole, or a value is not finite.
     """
-    with contextlib.ExitStack() as stack:
-      array = _open_shard(self.file, stack).get_slice(self.name)[slices]
+    if self.place is not None:
+      array = safetensors_ranges.read(self.file, self.place, slices)
+    else:
+      with contextlib.ExitStack() as stack:
+        array = _open_shard(self.file, stack).get_slice(self.name)[slices]
     check_finite(str(self.file), self.name, array)
     return array
 
@@ -151,6 +164,9 @@ def _read_header(path: pathlib.Path) -> dict[str, _Stored]:
   """The tensors of a file by name, sorted."""
   if not is_there(path):
     raise InputError(f"{path}: no such file, though the index names it; fetch it again.")
+  if not is_local(path):
+    places = safetensors_ranges.read_header(path)
+    return {name: _Stored(path, name, at.shape, at.dtype, at) for name, at in places.items()}
   with contextlib.ExitStack() as stack:
     shard = _open_shard(path, stack)
     slices = {name: shard.get_slice(name) for name in sorted(shard.keys())}
@@ -219,7 +235,7 @@ def _one_table(directory: pathlib.Path, found: dict[str, _Stored], family: Famil
 def _rows(shape: tuple[int, ...]) -> Iterator[Slices]:
   """Slices of all rows of a table, some at a time."""
   for index in blocks(shape, np.dtype(np.float64).itemsize, BLOCK_BYTES):
-    yield (*index, *(slice(0, size) for size in shape[len(index) :]))
+    yield slices_of(index, shape)
 
 
 def _check_dtype(directory: pathlib.Path, at: _Stored) -> None:
