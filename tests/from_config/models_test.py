@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from egad_jax import from_config
 from egad_jax.errors import InputError
+from egad_jax.from_config import models
+from egad_jax.models.config import DecoderConfig, LayerKind
 
 
 @pytest.mark.parametrize(
@@ -50,3 +54,22 @@ def test_layer_pairs_that_cannot_be_read(layers):
 def test_layer_pairs_that_do_not_exist(layers, message):
   with pytest.raises(InputError, match=message):
     from_config.layer_pairs(layers, 4, 30)
+
+
+def test_a_smaller_model_of_a_family_keeps_its_rules():
+  local = LayerKind(window=8)
+  gemma = DecoderConfig(
+    vocab_size=64,
+    dim=64,
+    num_layers=8,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    mlp_dim=96,
+    pattern=(local,) * 5 + (LayerKind(),),
+    embedding_scale=8.0,
+  )
+  small = models._replace(gemma, num_layers=3, dim=16)
+  assert (small.pattern, small.embedding_scale, small.head_dim) == ((local,) * 3, 4.0, 4)
+  other = models._replace(dataclasses.replace(gemma, embedding_scale=12.0), dim=16, num_layers=0)
+  assert (other.embedding_scale, other.num_layers, other.pattern) == (12.0, 8, gemma.pattern)
