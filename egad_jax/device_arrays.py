@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding, SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from egad_jax.lazy_arrays import BLOCK_BYTES, LazyArray, Slices, blocks, slices_of
 
@@ -30,25 +31,44 @@ def put(tree: Any, shardings: Any, dtypes: Any = None) -> Any:
   return jax.tree.map(_put, tree, shardings, dtypes)
 
 
-def get(array: Any, fetch: Callable[[jax.Array], np.ndarray]) -> np.ndarray:
-  """An array as a whole NumPy array on every process.
+def get(array: Any, at: tuple[int, ...], fetch: Callable[[jax.Array], np.ndarray]) -> np.ndarray:
+  """An array, or its entry at indices of the first axes, as a NumPy array on every process.
 
-  An array on devices comes in blocks of about `BLOCK_BYTES`, since each device of the mesh holds a
-  copy of what is gathered; and JAX keeps no copy of the whole on the host, as it does where an
-  array is converted at once.
+  An array on devices comes in blocks of about `BLOCK_BYTES`: each device of the mesh holds a copy
+  of what is gathered, and JAX keeps a copy on the host of what is converted whole.
 
   Args:
-    array: an array on devices, of at least one axis, or one on the host.
+    array: an array on devices, with more axes than `at`, or one on the host.
+    at: the indices; () for the whole array.
     fetch: copies a small array to the host of every process.
   """
   if not isinstance(array, jax.Array):
-    return np.asarray(array)
-  out = np.empty(array.shape, array.dtype)
-  at_once = max(1, BLOCK_BYTES // max(1, array.nbytes // max(1, len(array))))
-  for start in range(0, len(array), at_once):
-    size = min(at_once, len(array) - start)
-    out[start : start + size] = fetch(jax.lax.dynamic_slice_in_dim(array, start, size))
+    return np.asarray(array[at] if at else array)
+  axis = len(at)
+  length, *further = array.shape[axis:]
+  out = np.empty((length, *further), array.dtype)
+  at_once = max(1, BLOCK_BYTES // max(1, math.prod(further) * out.itemsize))
+  # Without a sharding of its own, every device might get all of a block.
+  sharding = array.sharding
+  if isinstance(sharding, NamedSharding):
+    kept = [*sharding.spec, *(None,) * (array.ndim - len(sharding.spec))][axis + 1 :]
+    sharding = NamedSharding(sharding.mesh, PartitionSpec(*(None,) * (axis + 1), *kept))
+  for start in range(0, length, at_once):
+    size = min(at_once, length - start)
+    starts = np.asarray([*at, start, *(0 for _ in further)], np.int32)
+    block = _slice(array, starts, (*(1 for _ in at), size, *further), sharding)
+    out[start : start + size] = fetch(block).reshape(size, *further)
   return out
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _slice(
+  array: jax.Array, starts: jax.Array, sizes: tuple[int, ...], sharding: Sharding
+) -> jax.Array:
+  part = jax.lax.dynamic_slice(array, tuple(starts), sizes)
+  if not isinstance(sharding, NamedSharding):
+    return part
+  return jax.lax.with_sharding_constraint(part, sharding)
 
 
 def _put(array: Any, sharding: Sharding, dtype: Any) -> jax.Array:

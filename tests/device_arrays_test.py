@@ -150,21 +150,25 @@ def test_numpy_arrays_are_cast():
 
 
 @pytest.mark.parametrize("block_bytes", [1, 40, 10_000])
-def test_arrays_come_back_in_blocks(monkeypatch, block_bytes):
+@pytest.mark.parametrize("at", [(), (2,), (1, 3)], ids=str)
+def test_arrays_come_back_in_blocks(monkeypatch, block_bytes, at):
   monkeypatch.setattr(device_arrays, "BLOCK_BYTES", block_bytes)
-  array = np.arange(60.0, dtype=np.float32).reshape(6, 10)
-  spec = jax.sharding.PartitionSpec("fsdp", "tensor")
+  array = np.arange(240.0, dtype=np.float32).reshape(4, 6, 10)
+  spec = jax.sharding.PartitionSpec(None, "fsdp", "tensor")
   sharded = jax.device_put(array, jax.sharding.NamedSharding(mesh_of(fsdp=2, tensor=2), spec))
   fetched = []
 
   def fetch(block):
     fetched.append(block.nbytes)
+    # The last axis stays split: no device has a block whole.
+    split = 1 if len(at) == 2 else 2
+    assert block.addressable_shards[0].data.nbytes * split <= block.nbytes
     return np.asarray(block)
 
-  np.testing.assert_array_equal(device_arrays.get(sharded, fetch), array)
-  assert sum(fetched) == array.nbytes
-  assert max(fetched) <= max(block_bytes, 40)
-  assert device_arrays.get(array, fetch) is array
+  np.testing.assert_array_equal(device_arrays.get(sharded, at, fetch), array[at])
+  assert sum(fetched) == array[at].nbytes
+  assert max(fetched) <= max(block_bytes, array[at][0].nbytes)
+  assert device_arrays.get(array, (), fetch) is array
 
 
 def test_the_tensors_of_a_checkpoint_come_back(directory):
