@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any
 
@@ -13,6 +14,7 @@ from egad_jax.models import cudnn, splash
 from egad_jax.models.attention import XLA, PackedAttention
 from egad_jax.models.config import DecoderConfig
 
+_LOG = logging.getLogger(__name__)
 ATTENTIONS = ("auto", "splash", "cudnn", "xla")
 # The attention kernel of each platform that has one.
 _KERNELS = {"tpu": "splash", "gpu": "cudnn"}
@@ -67,6 +69,7 @@ def make_attention(config: Config, who: str, shape: DecoderConfig, mesh: Any) ->
   if reason is None:
     return splash.splash_attention(mesh) if kernel == "splash" else cudnn.cudnn_attention(mesh)
   if config.attention == "auto":
+    _LOG.info("attention of the %s: xla, because %s cannot serve it: %s", who, kernel, reason)
     return XLA
   raise InputError(
     f"config.attention={kernel} cannot serve the {who}: {reason}; use auto, which takes xla for it."

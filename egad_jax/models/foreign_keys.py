@@ -1,9 +1,9 @@
-"""Rules for the keys of foreign files that describe a model (tables in `key_tables`).
+"""Rules for the keys of foreign files that describe a model.
 
 A key is read; or harmless whatever its value, because it does not affect what the model computes;
 or neutral at some values and refused at all others, because they would make it another model. A key
-in no table is refused where the format is closed. Elsewhere it is returned, to be named in a
-warning: a format that grows with each release of a library cannot be closed.
+in no table is refused where it could change the model; in formats that are about other things, such
+as settings of generation, it is returned, to be named in a warning.
 """
 
 from __future__ import annotations

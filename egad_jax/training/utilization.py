@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from egad_jax.chips import peak_flops
+from egad_jax.models.model import Model
 from egad_jax.training.experiment import Experiment
 
 # Keys of a line of metrics.jsonl; a value is null where it is not known.
@@ -26,26 +28,40 @@ def minimum_flops(experiment: Experiment) -> ModelFlops:
   """FLOPs that no way of computing a step avoids, on all devices, if every token is a target.
 
   Per token, each parameter in the teacher's layers takes 2 FLOPs and each one in the student's 6.
-  The distillation head takes 2 N V (Dt + 3 Ds) for N tokens. Attention is over whole rows, and only
-  its causal half counts.
+  Of a mixture of experts only those that a token chooses count. The distillation head takes
+  2 N V (Dt + 3 Ds) for N tokens. Attention is over whole rows, and only its causal half counts.
   """
   seq_len = experiment.rows.seq_len
   tokens = experiment.optimization.batch_size * seq_len
 
-  def flops(model: Any, vocab_size: int, passes: int) -> int:
-    c = model.config
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    groups = [shapes[name] for name in ("layers", "tail") if name in shapes]
-    layers = sum(math.prod(x.shape) for x in jax.tree.leaves(groups))
-    windows = (c.kind(i).window or seq_len for i in range(c.num_layers))
-    keys = sum(min(window, seq_len / 2) for window in windows)
-    per_token = 2 * layers + 2 * vocab_size * c.dim + 4 * keys * c.num_heads * c.head_dim
-    return int(passes * tokens * per_token)
-
+  models, tokenizers = experiment.models, experiment.tokenizers
+  flops = functools.partial(model_flops, tokens=tokens, seq_len=seq_len)
   return ModelFlops(
-    teacher=flops(experiment.models.teacher, experiment.tokenizers.teacher.vocab_size, 1),
-    student=flops(experiment.models.student, experiment.tokenizers.student.vocab_size, 3),
+    teacher=flops(models.teacher, vocab_size=tokenizers.teacher.vocab_size),
+    student=3 * flops(models.student, vocab_size=tokenizers.student.vocab_size),
   )
+
+
+def model_flops(model: Model, *, tokens: int, seq_len: int, vocab_size: int) -> int:
+  """FLOPs of the forward pass of a model and its unembedding.
+
+  Args:
+    model: the model.
+    tokens: number of tokens.
+    seq_len: number of tokens of a row.
+    vocab_size: number of rows of the unembedding that count.
+  """
+  c = model.config
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  groups = [shapes[name] for name in ("layers", "tail") if name in shapes]
+  layers = sum(math.prod(x.shape) for x in jax.tree.leaves(groups))
+  if c.experts is not None:
+    idle = c.experts.count - c.experts.chosen
+    layers -= c.num_layers * idle * 3 * c.dim * c.experts.mlp_dim
+  windows = (c.kind(i).window or seq_len for i in range(c.num_layers))
+  keys = sum(min(window, seq_len / 2) for window in windows)
+  per_token = 2 * layers + 2 * vocab_size * c.dim + 4 * keys * c.num_heads * c.head_dim
+  return int(tokens * per_token)
 
 
 class Utilization:

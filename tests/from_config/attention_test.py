@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import types
 
 import numpy as np
@@ -44,6 +45,8 @@ def chosen(attention, mesh, *, shape=SHAPE, seq_len=256, dtype="bfloat16"):
     (AMPERE, {}, "cudnn"),
     (AMPERE, {"dtype": "float32"}, "xla"),
     (AMPERE, {"shape": dataclasses.replace(SHAPE, head_dim=256)}, "xla"),
+    (AMPERE, {"shape": dataclasses.replace(SHAPE, attention_soft_cap=50.0)}, "xla"),
+    (TPU, {"shape": dataclasses.replace(SHAPE, attention_soft_cap=50.0)}, "splash"),
     (TURING, {}, "xla"),
     (AMD, {}, "xla"),
     (mesh_of("gpu"), {}, "xla"),
@@ -51,6 +54,15 @@ def chosen(attention, mesh, *, shape=SHAPE, seq_len=256, dtype="bfloat16"):
 )
 def test_auto(mesh, options, wanted):
   assert chosen("auto", mesh, **options) == wanted
+
+
+def test_auto_says_why_it_takes_xla(caplog, monkeypatch):
+  monkeypatch.setattr(logging.getLogger("egad_jax"), "propagate", True)
+  caplog.set_level(logging.INFO, "egad_jax")
+  chosen("auto", AMPERE, shape=dataclasses.replace(SHAPE, attention_soft_cap=50.0))
+  assert (
+    "attention of the teacher: xla, because cudnn cannot serve it: it has no soft" in caplog.text
+  )
 
 
 @pytest.mark.parametrize("mesh", [CPU, TPU, AMPERE])

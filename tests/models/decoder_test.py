@@ -126,11 +126,11 @@ def test_a_partial_period_is_the_same_layers_as_whole_ones(config):
   }
   layers = {**params["layers"], "block_2": params["tail"]["block_0"]}
   again = {k: v for k, v in params.items() if k != "tail"} | {"layers": layers}
-  rows, taps = batch(config), (3, 1, 2)
+  rows, taps = batch(config), (1, 2)
 
   def gradient(config, params):
     def objective(p):
-      hidden, tapped = make_model(config, remat="full").apply(p, *rows, taps=taps)
+      hidden, tapped = make_model(config).apply(p, *rows, taps=taps)
       return jnp.sum(jnp.sin(hidden)) + jnp.sum(tapped**2), (hidden, tapped)
 
     return jax.jit(jax.grad(objective, has_aux=True))(params)

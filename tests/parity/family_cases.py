@@ -131,7 +131,6 @@ CASES: Mapping[str, tuple[dict[str, Any], ...]] = {
     ),
   ),
   "gemma3_text": (
-    _sizes(3, 1, 8, 8, sliding_window=6, query_pre_attn_scalar=8),
     _sizes(
       *(4, 2, 8, 3),
       layer_types=[SLIDING, FULL, SLIDING],
@@ -141,6 +140,7 @@ CASES: Mapping[str, tuple[dict[str, Any], ...]] = {
       rope_theta=1000.0,
       rope_local_base_freq=50.0,
     ),
+    _sizes(3, 1, 8, 8, sliding_window=6, query_pre_attn_scalar=8),
     _sizes(
       *(2, 2, 6, 5),
       sliding_window_pattern=2,

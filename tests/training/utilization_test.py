@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
 import pytest
 
 from egad_jax import from_config
+from egad_jax.models.config import DecoderConfig, Experts
+from egad_jax.models.model import make_model
 from egad_jax.training import utilization
 from egad_jax.training.utilization import KEYS, ModelFlops, Utilization
 from tests.from_config.configs import changed
@@ -41,6 +44,26 @@ def test_flops_of_each_model_by_hand():
     attention = 4 * (64 / 2) * heads
     expected = tokens * (c.num_layers * (2 * layer + attention) + 2 * 512 * c.dim)
     assert flops == passes * expected
+
+
+def test_only_chosen_experts_count():
+  config = DecoderConfig(
+    vocab_size=512,
+    dim=32,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=16,
+    mlp_dim=64,
+    experts=Experts(count=8, chosen=2, mlp_dim=24),
+  )
+  plain = dataclasses.replace(config, experts=None, mlp_dim=48)
+  routed, dense = (
+    utilization.model_flops(make_model(c), tokens=10, seq_len=64, vocab_size=512)
+    for c in (config, plain)
+  )
+  # Two experts of width 24 take what one MLP of width 48 takes, and the router comes on top.
+  assert routed - dense == 10 * 2 * 2 * 32 * 8
 
 
 def test_utilization_is_flops_over_what_all_devices_could_do():

@@ -23,7 +23,7 @@ ARCHITECTURES = {
   ("qwen2", 0): gguf.MODEL_ARCH.QWEN2,
   ("qwen3", 0): gguf.MODEL_ARCH.QWEN3,
   ("gemma2", 0): gguf.MODEL_ARCH.GEMMA2,
-  ("gemma3_text", 0): gguf.MODEL_ARCH.GEMMA3,
+  ("gemma3_text", 1): gguf.MODEL_ARCH.GEMMA3,
   ("mistral", 1): gguf.MODEL_ARCH.LLAMA,
 }
 
@@ -105,7 +105,7 @@ def leaves(tree, path=""):
   [
     ("qwen2", 0, "qwen2.attention.sliding_window", 8),
     ("gemma2", 0, "gemma2.of_tomorrow", 1),
-    ("gemma3_text", 0, "gemma3.attention.sliding_window_pattern", 4),
+    ("gemma3_text", 1, "gemma3.attention.sliding_window_pattern", 4),
     ("qwen3", 0, "qwen3.expert_count", 8),
   ],
 )
