@@ -129,7 +129,7 @@ def measure(directory: pathlib.Path, who: str, index: int, count: int, port: int
     Tokenizer(),
     model_card="",
     dtype="bfloat16",
-    fetch=lambda array: device_arrays.get(array, processes.fetch),
+    fetch=lambda array, at: device_arrays.get(array, at, processes.fetch),
     writes=processes.is_first(),
   )
   processes.wait("export")

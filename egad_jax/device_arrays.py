@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding, SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from egad_jax.lazy_arrays import BLOCK_BYTES, LazyArray, Slices, blocks, slices_of
 
@@ -30,25 +31,76 @@ def put(tree: Any, shardings: Any, dtypes: Any = None) -> Any:
   return jax.tree.map(_put, tree, shardings, dtypes)
 
 
-def get(array: Any, fetch: Callable[[jax.Array], np.ndarray]) -> np.ndarray:
-  """An array as a whole NumPy array on every process.
+def get(array: Any, at: tuple[int, ...], fetch: Callable[[jax.Array], np.ndarray]) -> np.ndarray:
+  """An array, or its entry at indices of the first axes, as a NumPy array on every process.
 
-  An array on devices comes in blocks of about `BLOCK_BYTES`, since each device of the mesh holds a
-  copy of what is gathered; and JAX keeps no copy of the whole on the host, as it does where an
-  array is converted at once.
+  An array on devices comes in blocks of about `BLOCK_BYTES`: JAX keeps a copy on the host of what
+  is converted whole, and across processes each device holds a copy of what is gathered.
 
   Args:
-    array: an array on devices, of at least one axis, or one on the host.
-    fetch: copies a small array to the host of every process.
+    array: an array on devices, with more axes than `at`, or one on the host.
+    at: the indices; () for the whole array.
+    fetch: copies a small array of several processes to the host of each.
   """
   if not isinstance(array, jax.Array):
-    return np.asarray(array)
-  out = np.empty(array.shape, array.dtype)
-  at_once = max(1, BLOCK_BYTES // max(1, array.nbytes // max(1, len(array))))
-  for start in range(0, len(array), at_once):
-    size = min(at_once, len(array) - start)
-    out[start : start + size] = fetch(jax.lax.dynamic_slice_in_dim(array, start, size))
+    return np.asarray(array[at] if at else array)
+  out = np.empty(array.shape[len(at) :], array.dtype)
+  if not array.is_fully_addressable:
+    # The entry first: blocks of it are then cut from little.
+    for axis, index in enumerate(at):
+      array = _cut(array, axis, index, 1)
+    _copy(array, (0,) * len(at), out, fetch)
+    return out
+  for shard in array.addressable_shards:
+    held = slices_of(shard.index, array.shape)
+    first = held[: len(at)]
+    if shard.replica_id == 0 and all(s.start <= i < s.stop for s, i in zip(first, at, strict=True)):
+      inside = tuple(i - s.start for s, i in zip(first, at, strict=True))
+      _copy(shard.data, inside, out[held[len(at) :]], np.asarray)
   return out
+
+
+def _copy(
+  array: jax.Array,
+  at: tuple[int, ...],
+  out: np.ndarray,
+  fetch: Callable[[jax.Array], np.ndarray],
+) -> None:
+  """Copies an entry of an array into `out` in blocks along an axis that is not split, if any."""
+  for axis, index in enumerate(at):
+    array = _cut(array, axis, index, 1)
+  n = len(at)
+  whole = array.sharding.shard_shape(array.shape)[n:]
+  axes = sorted(range(out.ndim), key=lambda i: (whole[i] != out.shape[i], -out.shape[i]))
+  axis = axes[0]
+  length = out.shape[axis]
+  at_once = max(1, BLOCK_BYTES // max(1, out.nbytes // max(1, length)))
+  for start in range(0, length, at_once):
+    size = min(at_once, length - start)
+    block = fetch(_cut(array, n + axis, start, size))
+    out[(*(slice(None),) * axis, slice(start, start + size))] = block.reshape(
+      *out.shape[:axis], size, *out.shape[axis + 1 :]
+    )
+
+
+def _cut(array: jax.Array, axis: int, start: int, size: int) -> jax.Array:
+  """A range of an axis; the other axes stay split, or every device might get all of it."""
+  sharding = array.sharding
+  if isinstance(sharding, NamedSharding):
+    spec = [*sharding.spec, *(None,) * (array.ndim - len(sharding.spec))]
+    spec[axis] = None
+    sharding = NamedSharding(sharding.mesh, PartitionSpec(*spec))
+  return _cut_jitted(array, np.int32(start), axis, size, sharding)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _cut_jitted(
+  array: jax.Array, start: jax.Array, axis: int, size: int, sharding: Sharding
+) -> jax.Array:
+  part = jax.lax.dynamic_slice_in_dim(array, start, size, axis)
+  if not isinstance(sharding, NamedSharding):
+    return part
+  return jax.lax.with_sharding_constraint(part, sharding)
 
 
 def _put(array: Any, sharding: Sharding, dtype: Any) -> jax.Array:

@@ -149,22 +149,47 @@ def test_numpy_arrays_are_cast():
   np.testing.assert_array_equal(placed["a"], np.arange(6.0))
 
 
-@pytest.mark.parametrize("block_bytes", [1, 40, 10_000])
-def test_arrays_come_back_in_blocks(monkeypatch, block_bytes):
+@pytest.mark.parametrize("block_bytes", [40, 300, 10_000])
+@pytest.mark.parametrize(
+  ("spec", "at"),
+  [
+    *(((None, "fsdp", "tensor"), ()), ((None, "fsdp", "tensor"), (2,)), ((None, "fsdp"), (1,))),
+    *((("tensor", None, "fsdp"), (3,)), (("fsdp", "tensor"), (1, 3)), ((), ())),
+  ],
+  ids=str,
+)
+def test_arrays_come_back_in_blocks(monkeypatch, block_bytes, spec, at):
   monkeypatch.setattr(device_arrays, "BLOCK_BYTES", block_bytes)
-  array = np.arange(60.0, dtype=np.float32).reshape(6, 10)
-  spec = jax.sharding.PartitionSpec("fsdp", "tensor")
-  sharded = jax.device_put(array, jax.sharding.NamedSharding(mesh_of(fsdp=2, tensor=2), spec))
-  fetched = []
+  array = np.arange(240.0, dtype=np.float32).reshape(4, 6, 10)
+  sharding_ = jax.sharding.NamedSharding(
+    mesh_of(fsdp=2, tensor=2), jax.sharding.PartitionSpec(*spec)
+  )
+  sharded = jax.device_put(array, sharding_)
+  np.testing.assert_array_equal(device_arrays.get(sharded, at, None), array[at])
+  # As where the devices are those of several processes.
+  out, fetched = np.empty_like(array[at]), []
 
   def fetch(block):
     fetched.append(block.nbytes)
     return np.asarray(block)
 
-  np.testing.assert_array_equal(device_arrays.get(sharded, fetch), array)
-  assert sum(fetched) == array.nbytes
-  assert max(fetched) <= max(block_bytes, 40)
-  assert device_arrays.get(array, fetch) is array
+  device_arrays._copy(sharded, at, out, fetch)
+  np.testing.assert_array_equal(out, array[at])
+  assert sum(fetched) == array[at].nbytes
+  assert max(fetched) <= max(block_bytes, 240)
+  assert device_arrays.get(array, (), fetch) is array
+
+
+def test_a_block_stays_split_until_it_is_fetched():
+  spec = jax.sharding.PartitionSpec(None, "fsdp", None)
+  sharding_ = jax.sharding.NamedSharding(mesh_of(fsdp=4), spec)
+  sharded = jax.device_put(np.ones((3, 8, 5), np.float32), sharding_)
+
+  def fetch(block):
+    assert block.sharding.shard_shape(block.shape) == (1, 2, 5)
+    return np.asarray(block)
+
+  device_arrays._copy(sharded, (1,), np.empty((8, 5), np.float32), fetch)
 
 
 def test_the_tensors_of_a_checkpoint_come_back(directory):

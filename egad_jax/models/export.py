@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
-import numpy as np
 from etils import epath
 
 from egad_jax.files import owned, paths
@@ -20,8 +18,6 @@ from egad_jax.models.generation_settings import FILE as GENERATION_CONFIG
 from egad_jax.models.generation_settings import NO_SETTINGS, GenerationSettings
 from egad_jax.models.model import Params
 from egad_jax.models.safetensors_shards import ShardedWriter, check_dtype
-
-Fetch: TypeAlias = Callable[[Any], np.ndarray]
 
 
 class TokenizerFiles(Protocol):
@@ -47,7 +43,7 @@ def export_student(
   generation: GenerationSettings = NO_SETTINGS,
   dtype: str = "float32",
   what: str = "the export",
-  fetch: Fetch = np.asarray,
+  fetch: layout.Fetch | None = None,
   writes: bool = True,
 ) -> epath.Path:
   """Writes a model that `transformers.AutoModelForCausalLM.from_pretrained` loads.
@@ -72,8 +68,8 @@ def export_student(
       that ends a document of plain text is added, because the student learnt to emit it.
     dtype: dtype of the saved weights, "float32" or "bfloat16".
     what: the flag that named the directory, for messages.
-    fetch: copies an array to the host; called for each part of `params`, in the same order on all
-      processes.
+    fetch: copies an array of `params`, or its entry, to the host, as `layout.Fetch`; called in the
+      same order on all processes. None if NumPy can.
     writes: whether this process writes. The others only take part in `fetch`.
 
   Returns:

@@ -179,6 +179,8 @@ def _transposed(array: np.ndarray) -> np.ndarray:
 # `(tensor, slices) -> values`: the values of a tensor, in the dtype of the files, at `slices`: one
 # for each axis of its shape.
 ReadTensor: TypeAlias = Callable[[Tensor, Slices], np.ndarray]
+# `(array, at) -> values` of an array at indices of its first axes, () for all of it.
+Fetch: TypeAlias = Callable[[Any, tuple[int, ...]], np.ndarray]
 
 
 def tensors(rows: Sequence[Row], config: DecoderConfig) -> list[Tensor]:
@@ -325,7 +327,7 @@ def _stacked(
 def take_apart(
   found: Sequence[Tensor],
   params: Params,
-  fetch: Callable[[Any], np.ndarray] = np.asarray,
+  fetch: Fetch | None = None,
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
   """Each tensor with its values in the layout of Hugging Face's files; undoes `assemble`.
 
@@ -333,16 +335,16 @@ def take_apart(
     found: the tensors, in the order in which they are wanted.
     params: arrays in the layout of `Model.init`, on the host or on devices. A table may have more
       rows than the tensor: those are left out.
-    fetch: copies an array to the host.
+    fetch: copies an array, or its entry, to the host; None if NumPy can.
   """
+  fetch = fetch or (lambda array, at: np.asarray(array[at] if at else array))
   for tensor in found:
     pieces = []
     for part in tensor.parts:
       node: Any = params
       for key in part.path:
         node = node[key]
-      whole = fetch(node[part.at] if part.at else node)
-      pieces.append(whole[: part.shape[0]])
+      pieces.append(fetch(node, part.at)[: part.shape[0]])
     yield tensor, tensor.join(pieces)
 
 

@@ -240,7 +240,7 @@ def export(
     generation=models.student_generation,
     dtype=experiment.export_dtype,
     what=what,
-    fetch=lambda array: device_arrays.get(array, processes.fetch),
+    fetch=lambda array, at: device_arrays.get(array, at, processes.fetch),
     writes=writes,
   )
 

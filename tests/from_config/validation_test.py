@@ -32,7 +32,7 @@ def test_the_defaults_are_few_and_need_a_teacher():
 
   config = default.get_config()
   assert count(config) <= 130
-  with pytest.raises(InputError, match=r"config\.teacher\.source is required: hf:NAME, a Hugging Face"):
+  with pytest.raises(InputError, match=r"config\.teacher\.source is required: hf:NAME"):
     from_config.validate(config)
 
 

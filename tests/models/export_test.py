@@ -150,9 +150,10 @@ def test_shards_from_a_mesh_are_the_model(tmp_path, monkeypatch, config, params,
   placed = device_arrays.put(params, sharding.parameter_shardings(mesh, axes, params))
   held = []
 
-  def fetch(array):
-    held.append(array.nbytes)
-    return device_arrays.get(array, np.asarray)
+  def fetch(array, at):
+    values = device_arrays.get(array, at, np.asarray)
+    held.append(values.nbytes)
+    return values
 
   path = export_student(
     tmp_path / "a", config, placed, tokenizer(), model_card=CARD, dtype="bfloat16", fetch=fetch

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import transformers
 
+from egad_jax import lazy_arrays
 from egad_jax.models import family, layout
 from egad_jax.models.generation import generate
 from egad_jax.models.load import load_pretrained
@@ -79,6 +80,7 @@ def check(name: str, index: int, root: pathlib.Path) -> None:
   data, shapes = saved(name, CASES[name][index], root / "saved")
   source = write_model(root / "made", data, weights(name, shapes, index))
   theirs, read = load(source), load_pretrained(str(source))
+  read = read._replace(params=lazy_arrays.read_all(read.params))
   texts = prompts(read.config.vocab_size)
   wanted = np.concatenate([logits(theirs, text) for text in texts])
   packed, alone = our_logits(read, texts)
