@@ -23,12 +23,14 @@ _PACKAGES = (
   "numpy",
   "optax",
   "orbax",
+  "pyarrow",
+  "rensa",
   "rich",
   "safetensors",
   "yaml",
   "tensorboardX",
-  "tensorflow_datasets",
   "tokenizers",
+  "zstandard",
 )
 _BAD_INPUT = 2
 

@@ -48,7 +48,7 @@ class OpenRows:
     sizes = [len(piece[side]) for side in self._sides]
     if max(sizes) > self._length:
       raise ValueError(f"a piece of {max(sizes)} tokens does not fit into {self._length}")
-    fits = (self._filled + sizes <= self._length).all(1)
+    fits = np.all(self._filled + sizes <= self._length, axis=1)
     row = int(np.argmax(np.where(fits, self._filled @ self._weights, -1)))
     if not fits[row]:
       return False

@@ -105,8 +105,8 @@ def render_many(
     For each request the rendered conversation, or why there is none.
   """
   # As in transformers, these two are defined and null.
-  variables = {"tools": None, "documents": None, **special_tokens}
-  conversations = [
+  variables: dict[str, Any] = {"tools": None, "documents": None, **special_tokens}
+  conversations: list[dict[str, Any]] = [
     {
       "messages": list(request.messages),
       "variables": {
@@ -118,6 +118,7 @@ def render_many(
     for request in requests
   ]
   question = {"template": template, "date": date, "conversations": conversations}
+  answers: list[dict[str, Any]] | None
   try:
     # Values of a table may be of types that JSON lacks, such as dates.
     asked = json.dumps(question, default=str).encode()

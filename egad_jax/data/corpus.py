@@ -109,7 +109,7 @@ def prepare_corpus(
     raise InputError(
       f"held_out_fraction ({held_out_fraction}) must lie between 0 and 1, like 0.05."
     )
-  to_open = {"record_format": record_format, "fields": Fields(fields)}
+  to_open: dict[str, Any] = {"record_format": record_format, "fields": Fields(fields)}
   opened = reader_sources.open_sources(source, **to_open)
   held_out = reader_sources.open_sources(held_out_source, **to_open) if held_out_source else []
   chat = _renderer(opened + held_out, renderer)

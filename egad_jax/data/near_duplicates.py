@@ -19,7 +19,7 @@ _WORDS = 5
 # 128 hashes estimate 0.8 with a standard deviation of 0.035. In 32 bands of 4 a pair of similarity
 # 0.8 is missed with a chance of 5e-8.
 _HASHES, _BANDS, _SEED = 128, 32, 0
-# The most held-out documents that are kept for comparison, some 0.7 KiB each.
+# The most held-out documents that are kept for comparison, some 4 KiB each with the index.
 _MOST = 20_000
 _TOGETHER = 256
 _EXAMPLES = 3

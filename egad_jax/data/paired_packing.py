@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -130,7 +130,7 @@ class _Documents:
     self._pieces = [tokenizer.token_pieces() for tokenizer in tokenizers]
     self._seq_len = seq_len
 
-  def __call__(self, documents: list[Document]) -> list[tuple[list[Piece], dict[str, int]]]:
+  def __call__(self, documents: list[Document]) -> list[tuple[list[Piece], Mapping[str, int]]]:
     """The pieces of each document; see `packing.PiecesOf`."""
     if any(span.special or not span.is_target for document in documents for span in document):
       raise InputError(
@@ -148,7 +148,7 @@ class _Documents:
 
   def _pieces_of(
     self, text: bytes, ids: Sequence[Sequence[int]], text_bytes: np.ndarray | None
-  ) -> tuple[list[Piece], dict[str, int]]:
+  ) -> tuple[list[Piece], Mapping[str, int]]:
     strings, tokens = [], []
     for own, table, tokenizer in zip(ids, self._pieces, self._tokenizers, strict=True):
       if not own:

@@ -55,14 +55,14 @@ def _damaged(name: str, data: bytes, rng: random.Random, others: list[tuple[str,
     values = json.loads(data)
     at = rng.randrange(len(values))
     parts = [json.dumps(value).encode() for value in values]
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(RecursionError, ValueError):
       parts[at] = mutate_json(values[at], rng)
     return b"[" + b",".join(parts) + b"]"
   lines = data.split(b"\n")
   if name.endswith(".jsonl") and rng.random() < 0.6:
     at = rng.randrange(len(lines))
     # A value that was put into itself is no JSON.
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(RecursionError, ValueError):
       lines[at] = mutate_json(json.loads(lines[at]), rng)
     return b"\n".join(lines)
   return mutate_bytes(data, rng, [content for _, content in others])
