@@ -172,3 +172,15 @@ def test_truncated_safetensors_are_refused_by_name(train, finished, tmp_path):
   weights.write_bytes(weights.read_bytes()[:-1000])
   done = train(tmp_path / "run", f"--config.teacher.source={teacher}", "--config.data.tokenizer=")
   assert_refused(done, "model.safetensors")
+
+
+def test_a_model_that_cannot_be_downloaded_is_one_message(tmp_path):
+  text = tmp_path / "text.txt"
+  text.write_text("\n\n\n".join(f"Entropy guides distillation, {i}. " * 20 for i in range(99)))
+  done = SERVER.run(
+    "launch/run.py",
+    *(TINY, f"--workdir={tmp_path}/run", f"--config.data.source={text}"),
+    *("--config.teacher.source=hf:someone/tiny", "--config.data.tokenizer="),
+    environment={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")},
+  )
+  assert_refused(done, "hf:someone/tiny", "cannot be downloaded", "give a directory")
