@@ -81,7 +81,7 @@ def snapshot(source: str, *, weights: bool) -> pathlib.Path:
     ) from error
   # The clients for HTTP below have error classes of their own.
   except Exception as error:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")[:300]
     raise InputError(
       f"source {source!r}: it is not whole in the cache ({_cache()}), and cannot be downloaded: "
       f"{reason}. Connect this machine to the network (without HF_HUB_OFFLINE); or run `hf "

@@ -227,3 +227,15 @@ def test_a_tracker_whose_package_is_missing_is_refused_before_any_work(tmp_path)
   done = run_command(f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/run")
   assert_refused(done, "config.trackers", "package wandb is not installed", "pip install wandb")
   assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_cannot_be_downloaded_is_one_message(tmp_path):
+  text = tmp_path / "text.txt"
+  text.write_text("\n\n\n".join(f"Entropy guides distillation, {i}. " * 20 for i in range(99)))
+  done = SERVER.run(
+    "launch/run.py",
+    *(TINY, f"--workdir={tmp_path}/run", f"--config.data.source={text}"),
+    *("--config.teacher.source=hf:someone/tiny", "--config.data.tokenizer="),
+    environment={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")},
+  )
+  assert_refused(done, "hf:someone/tiny", "cannot be downloaded", "give a directory")
