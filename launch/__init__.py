@@ -15,6 +15,7 @@ _PACKAGES = (
   "flax",
   "gguf",
   "grain",
+  "huggingface_hub",
   "jax",
   "jaxlib",
   "jinja2",
@@ -29,6 +30,7 @@ _PACKAGES = (
   "safetensors",
   "yaml",
   "tensorboardX",
+  "tensorflow_datasets",
   "tokenizers",
   "zstandard",
 )

@@ -149,6 +149,7 @@ FREE = {
     "watchdog__step_seconds": 500.0,
     "watchdog__other_seconds": 0.0,
     "teacher__placement": "host",
+    "export__dtype": "bfloat16",
   },
   "more prompts": {
     "eval__prompts": ("three", "two", "one", "two"),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from egad_jax import sharding
+from egad_jax import device_arrays, sharding
 from egad_jax.models.config import Experts
 from egad_jax.models.mlp import ExpertMLPs
 from egad_jax.models.model import make_model
@@ -96,6 +96,6 @@ def test_sharded_experts_give_what_one_device_does(config, count):
   shardings = sharding.parameter_shardings(mesh, split.logical_axes(), params)
   kept = shardings["layers"]["block_0"]["mlp"]["gate"].shard_shape((2, count, 24, 10))
   assert kept == (2, 2 if count == 4 else 3, 12, 10)
-  placed = sharding.place(params, shardings), *sharding.place_batch(rows, mesh)
+  placed = device_arrays.put(params, shardings), *sharding.device_put_batch(rows, mesh)
   got = with_gradient(split)(*placed)
   jax.tree.map(assert_close, got, wanted)
