@@ -14,6 +14,9 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSha
 
 from egad_jax.lazy_arrays import BLOCK_BYTES, LazyArray, Slices, blocks, slices_of
 
+# A program that cuts an array is compiled for each shape, which costs more than to copy so little.
+_SMALL_BYTES = 2**20
+
 
 def put(tree: Any, shardings: Any, dtypes: Any = None) -> Any:
   """Puts arrays, which must be equal on every process, on the devices.
@@ -56,7 +59,11 @@ def get(array: Any, at: tuple[int, ...], fetch: Callable[[jax.Array], np.ndarray
     first = held[: len(at)]
     if shard.replica_id == 0 and all(s.start <= i < s.stop for s, i in zip(first, at, strict=True)):
       inside = tuple(i - s.start for s, i in zip(first, at, strict=True))
-      _copy(shard.data, inside, out[held[len(at) :]], np.asarray)
+      target = out[held[len(at) :]]
+      if shard.data.nbytes <= min(_SMALL_BYTES, BLOCK_BYTES):
+        target[...] = np.asarray(shard.data)[inside]
+      else:
+        _copy(shard.data, inside, target, np.asarray)
   return out
 
 

@@ -103,6 +103,7 @@ def test_a_process_that_holds_the_gil_ends_too():
   assert "in holds_the_gil" in stderr
 
 
+@pytest.mark.slow
 def test_progress_and_longer_limits_keep_a_process_alive():
   """Over limits in all, but never in one section; then closed, and beyond any limit."""
   code, _, stderr = run("""

@@ -316,6 +316,7 @@ def test_a_student_that_breaks_is_null_and_the_run_ends_normally(
   assert "Student:" in told
 
 
+@pytest.mark.slow
 def test_a_tracker_sees_one_run_over_its_starts(train, tmp_path, monkeypatch):
   starts = []
 

@@ -201,6 +201,7 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 def test_trackers_that_fail_and_hang_leave_a_run_and_its_code_alone(train, tmp_path):
   stubs = tmp_path / "stubs"
   stubs.mkdir()

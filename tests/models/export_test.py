@@ -142,6 +142,7 @@ def test_export_to_an_object_store_holds_the_same_bytes(tmp_path, bucket, config
   assert read(remote) == read(local)
 
 
+@pytest.mark.short_form(1)
 @pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
 def test_shards_from_a_mesh_are_the_model(tmp_path, monkeypatch, config, params, sizes):
   monkeypatch.setattr(safetensors_shards, "MOST_BYTES", 10_000)

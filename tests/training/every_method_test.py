@@ -29,17 +29,9 @@ def _all_programs_are_kept():
   jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
 
 
-# This one has state of its own to lose, of two kinds.
-SHORT = {"adakd"}
-
-
-@pytest.mark.parametrize(
-  "method",
-  [
-    pytest.param(name, marks=[] if name in SHORT else [pytest.mark.slow])
-    for name in sorted(METHODS)
-  ],
-)
+# The short forms: tests of resuming (tests/launch/resume_test.py) and of the state of each method.
+@pytest.mark.slow
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_lowers_its_own_objective_and_resumes_with_its_state(method, root):
   changes = {
     **{"data.source": str(root / "texts"), "data.held_out_fraction": 0.2},

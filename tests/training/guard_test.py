@@ -287,6 +287,7 @@ def test_accepted_steps_are_those_of_a_step_without_a_guard(plain, guarded):
       assert_same_bits(actual._replace(step=state.step, guard=state.guard), state)
 
 
+@pytest.mark.slow
 def test_training_a_real_pair_has_no_spike():
   """Fifty steps that learn, each on other rows: the noise of batches is none."""
   steps = 50
