@@ -97,7 +97,7 @@ def _table(rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, size: int
   rows, columns, weights = rows[order], columns[order], weights[order]
   rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
   layers = []
-  for layer in range(int(rank.max(initial=-1)) + 1):
+  for layer in range(int(np.max(rank, initial=-1)) + 1):
     here = rank == layer
     if here.sum() < _LEAST_FILLED * size:
       break

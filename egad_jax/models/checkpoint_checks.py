@@ -147,7 +147,7 @@ def check_finite(source: str, name: str, array: np.ndarray) -> None:
     # Without the sign, bits of finite numbers are below those of infinity, and of NaN above them.
     # Comparing the numbers themselves takes fifteen times as long.
     infinity = np.array(np.inf, array.dtype).view(np.uint16)
-    finite = (array.view(np.uint16) & 0x7FFF).max(initial=0) < infinity
+    finite = bool(np.max(array.view(np.uint16) & 0x7FFF, initial=0) < infinity)
   else:
     # min and max propagate NaN, and need no temporary arrays.
     largest = np.maximum(-array.min(initial=0), array.max(initial=0))
