@@ -29,7 +29,7 @@ class OpenRows:
     self._sides, self._extra = tuple(sides), tuple(extra)
     self._length = length
     self._shape = (num_rows, len(sides), 4, length)
-    # Of the rows into which a piece fits, the fullest gets it; each array of a piece counts.
+    # A piece goes into the fullest row that has room for all of its arrays.
     self._weights = np.array([2 + len(extra), *[2] * (len(sides) - 1)])
     self._begin()
 

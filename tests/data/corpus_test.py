@@ -244,7 +244,7 @@ def test_weights_repeat_or_choose_train_documents(tmp_path, texts):
 def test_near_duplicates_are_counted(tmp_path, caplog):
   words = [f"w{i}" for i in range(4000)]
   texts = [" ".join(words[i * 40 : i * 40 + 40]) for i in range(100)]
-  # Of 36 runs of five words one differs: 35 / 37 are in common.
+  # The texts differ in one of 36 runs of five words, so 35 of all 37 runs are in common.
   near = [f"{text} again" for text in texts[:7]]
   far = [" ".join(reversed(text.split())) for text in texts[7:50]]
   prepared = corpus.prepare_corpus(

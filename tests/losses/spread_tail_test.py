@@ -22,7 +22,7 @@ def test_by_hand(k):
     rest = np.argsort(-p[token])[k:]
     expected[token][rest] = p[token][rest].mean()
   np.testing.assert_allclose(np.exp(spread_tail(top_k, 9)), expected, rtol=2e-5)
-  # Of all distributions with this top k it has the largest entropy.
+  # No distribution with the same top k has a larger entropy.
   _, high = entropy_bracket(top_k, 9)
   np.testing.assert_allclose(token_entropy(spread_tail(top_k, 9)), high, rtol=1e-5)
   # The likeliest id stays where it was.

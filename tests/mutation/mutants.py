@@ -168,7 +168,7 @@ def _is_skipped(node: ast.AST, field: str, place: int, child: ast.AST) -> bool:
   if isinstance(node, ast.FunctionDef | ast.ClassDef):
     return field != "body"
   if isinstance(node, ast.AnnAssign):
-    return True  # Of a class: the default of a field.
+    return True  # The node stands in a class body, where it is the default of a field.
   if isinstance(node, ast.Expr):
     return isinstance(child, ast.Constant | ast.Call)  # A docstring, or dropped as a whole.
   if isinstance(node, ast.keyword):

@@ -36,7 +36,7 @@ def _write(path, data: bytes):
   if path.suffix == ".gz":
     data = gzip.compress(data)
   elif path.suffix == ".zst":
-    # Of two frames, as `cat a.zst b.zst` gives them.
+    # The file has two frames, as `cat a.zst b.zst` makes one.
     half = len(data) // 2
     data = zstandard.compress(data[:half]) + zstandard.compress(data[half:])
   path.write_bytes(data)
