@@ -11,7 +11,7 @@ import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_collections
@@ -193,6 +193,13 @@ def checked(source: str, stored: Mapping[str, Any]) -> ml_collections.ConfigDict
     except TypeError as error:  # A key whose default is None has a type too.
       raise InputError(f"{source}: {reason(error)}") from error
   return config
+
+
+def no_such_key(key: str, known: Iterable[str], prefix: str) -> str:
+  """What to say of a key that is none of `prefix` and a known one."""
+  close = difflib.get_close_matches(key, [prefix + name for name in known], n=1)
+  meant = f" Did you mean {close[0]}?" if close else ""
+  return f"there is no key {key}; keys are those of configs/default.py after {prefix!r}.{meant}"
 
 
 def _with_suggestion(known: list[str]) -> Any:

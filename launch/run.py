@@ -9,15 +9,11 @@ docs/running.md.
 
 from __future__ import annotations
 
-import errno
-import os
 import pathlib
 import sys
 import time
-import traceback
 from typing import TYPE_CHECKING
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STARTED = time.monotonic()
 if __name__ == "__main__":
   # So that `launch` and `configs` are found from any working directory.
@@ -30,25 +26,13 @@ launch.require_environment()
 import ml_collections
 from absl import flags
 
-from egad_jax import progress, streams
-from egad_jax.durability import preemption
-from egad_jax.errors import InputError
-from launch import accelerators, command_line, config_file, terminal
+from launch import command_line, config_file, training_command
 
 if TYPE_CHECKING:
+  from egad_jax.durability.preemption import Preemption
   from egad_jax.durability.workdir import Workdir
 
 CONFIG = command_line.define_config()
-WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, made if missing.")
-ADDRESS = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
-COUNT = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.")
-INDEX = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
-HEARTBEAT = flags.DEFINE_integer(
-  "heartbeat_seconds", 100, "A process that is silent for so long ends the others.", 1
-)
-FORCE = flags.DEFINE_bool(
-  "force", False, "Go on although config, teacher, tokenizer or data differ; the report says so."
-)
 PRINT_CONFIG = flags.DEFINE_bool(
   "print_config", False, "Print the resolved config, for --config=FILE.yaml, and exit."
 )
@@ -63,66 +47,20 @@ def main() -> int:
     from_config.validate(config)
     command_line.print_result(config_file.as_yaml(config))
     return 0
-  if not WORKDIR.value:
-    raise InputError("--workdir is required: the directory of the run, made if missing.")
-  early = preemption.Preemption()
-  early.watch()
-  # Late, so that --help and bad flags answer at once.
-  with progress.phase("importing JAX"):
-    accelerators.import_jax()
-    from egad_jax import from_config, processes
-    from egad_jax.durability.checkpoints import CheckpointError
-    from egad_jax.files import object_store
-
-  object_store.require(WORKDIR.value, "--workdir")
-  try:
-    with progress.phase("looking for other processes of this run"):
-      processes.join(ADDRESS.value, COUNT.value, INDEX.value, heartbeat_seconds=HEARTBEAT.value)
-  except processes.JoinError as error:
-    print(f"run.py: {error}", file=sys.stderr)
-    return 1
-  if processes.is_multiprocess():
-    early.share()
-  accelerators.require_devices()
-  if not processes.is_first():
-    terminal.show_only_warnings()
-  streams.outlive_stdout()
-  try:
-    # One that is refused alone would leave the others waiting.
-    processes.on_all_processes(lambda: from_config.validate(config))
-    command_line.print_result(train(config, WORKDIR.value, early, force=FORCE.value))
-  except preemption.Preempted:
-    return preemption.PREEMPTED
-  except (FloatingPointError, CheckpointError) as error:
-    print(f"run.py: {error}", file=sys.stderr)
-    return 1
-  except Exception as error:
-    full = _full_disk(error)
-    if full:
-      print(f"run.py: {full}", file=sys.stderr)
-    if full and not processes.is_multiprocess():
-      return 1
-    if isinstance(error, InputError) or not processes.is_multiprocess():
-      raise
-    # An orderly end would wait for processes that wait for this one.
-    traceback.print_exc()
-    os._exit(1)
-  return 0
+  return training_command.run("run.py", lambda early: _train(config, early))
 
 
-def _full_disk(error: Exception) -> str:
-  """What to say of an error that a full disk is the cause of, "" of another."""
-  if not isinstance(error, OSError) or error.errno not in _FULL:
-    return ""
-  where = f"{error.filename}: " if error.filename else ""
-  return (
-    f"{where}{error.strerror}. Free space there and run the same command again; it goes on from "
-    "the last whole checkpoint."
-  )
+def _train(config: ml_collections.ConfigDict, early: Preemption) -> str:
+  from egad_jax import from_config, processes
+
+  # One that is refused alone would leave the others waiting.
+  processes.on_all_processes(lambda: from_config.validate(config))
+  directory, force = training_command.WORKDIR.value, training_command.FORCE.value
+  return train(config, directory, early, force=force)
 
 
 def train(
-  config: ml_collections.ConfigDict, path: str, early: preemption.Preemption, *, force: bool = False
+  config: ml_collections.ConfigDict, path: str, early: Preemption, *, force: bool = False
 ) -> str:
   """Runs or resumes a config that `from_config.validate` has accepted, and writes its results.
 

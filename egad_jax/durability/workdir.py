@@ -28,6 +28,7 @@ EVALUATIONS = "evaluations.jsonl"
 SUMMARY = "summary.json"
 SAMPLES = "samples.json"
 PASSAGE = "passage.json"
+HELD_OUT_ROWS = "held_out_rows.json"
 GOODPUT = "goodput.json"
 IDENTITY = "identity.json"
 PROFILE = "profile"
@@ -40,7 +41,7 @@ DATA = "data"
 
 # Names that a run writes; in a directory that no run has marked they are somebody else's.
 _FILES = (CONFIG, IDENTITY, METRICS, EVALUATIONS, TRACKERS, SUMMARY, SAMPLES, PASSAGE, GOODPUT)
-_FILES += (REPORT,)
+_FILES += (REPORT, HELD_OUT_ROWS)
 _DIRECTORIES = (CHECKPOINTS, EXPORT, PROFILE, TENSORBOARD, DATA)
 # Files without a digest in the mark: recognized by their content, or written too often.
 _WITHOUT_DIGEST = (CONFIG, IDENTITY, METRICS, EVALUATIONS, GOODPUT)
@@ -143,6 +144,11 @@ class Workdir:
     writes: whether this process writes the files that only one process of a run writes.
   """
 
+  # What such a directory is marked as, and the names that belong to whoever opens it.
+  _kind = owned.WORKDIR
+  _files: tuple[str, ...] = _FILES
+  _directories: tuple[str, ...] = _DIRECTORIES
+
   def __init__(self, path: str, *, writes: bool = True):
     """Creates the directory if needed and takes its lock.
 
@@ -176,8 +182,8 @@ class Workdir:
       write_text(self.path / _PROBE, "x" * 4096)
       (self.path / _PROBE).unlink()
       if owned.read_mark(self.path) is None:
-        closed = [name for name in _DIRECTORIES if name != EXPORT]  # It has a mark of its own.
-        owned.write_mark(self.path, owned.WORKDIR, {}, closed=closed)
+        closed = [name for name in self._directories if name != EXPORT]  # It has a mark of its own.
+        owned.write_mark(self.path, self._kind, {}, closed=closed)
       self._sweep()
     except filelock.Timeout:
       raise InputError(
@@ -209,7 +215,7 @@ class Workdir:
     if not self.path.is_dir():
       return
     mark = owned.read_mark(self.path)
-    if mark is not None and mark["kind"] == owned.WORKDIR:
+    if mark is not None and mark["kind"] == self._kind:
       return
     found = [path.name for path in self.path.iterdir() if self._is_in_the_way(path)]
     if found:
@@ -224,9 +230,9 @@ class Workdir:
       return not pathlib.Path(path).is_file()
     if path.name == DATA:
       return not path.is_dir()  # Prepared data in it have names and marks of their own.
-    if path.name in _DIRECTORIES:
+    if path.name in self._directories:
       return not path.is_dir() or any(path.iterdir())
-    return path.name in (*_FILES, owned.MARK)
+    return path.name in (*self._files, owned.MARK)
 
   def _sweep(self) -> None:
     """Removes files and directories that killed processes of earlier runs left unfinished."""
@@ -324,24 +330,31 @@ class Workdir:
     """
     return read_json(self.path / name)
 
-  def require_space(self, num_bytes: int) -> None:
+  def held_bytes(self) -> int:
+    """Bytes of the checkpoints and the export that the workdir holds already."""
+    if not is_local(self.path):
+      return 0
+    return sum(
+      file.stat().st_size
+      for name in (CHECKPOINTS, EXPORT)
+      for file in pathlib.Path(self.path / name).rglob("*")
+      if file.is_file()
+    )
+
+  def require_space(self, num_bytes: int, *, held: int | None = None) -> None:
     """Checks the free disk space before any work is done; object stores are not checked.
 
     Args:
-      num_bytes: bytes of all checkpoints and the export. Those already in the workdir count as free
-        space, or a resumed run would be refused the space that it takes up itself.
+      num_bytes: bytes of all checkpoints and the export.
+      held: bytes of them that are there already, or a resumed run would be refused the space that
+        it takes up itself; None for those of this workdir.
 
     Raises:
       InputError: there is less space.
     """
     if not is_local(self.path):
       return
-    held = sum(
-      file.stat().st_size
-      for name in (CHECKPOINTS, EXPORT)
-      for file in pathlib.Path(self.path / name).rglob("*")
-      if file.is_file()
-    )
+    held = self.held_bytes() if held is None else held
     free = shutil.disk_usage(self.path).free
     if free + held < num_bytes:
       raise InputError(

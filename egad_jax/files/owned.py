@@ -21,7 +21,7 @@ from egad_jax.errors import InputError
 from egad_jax.files import paths
 
 MARK = "egad_jax.json"
-EXPORT, WORKDIR, DATA, SCRATCH = "export", "workdir", "data", "scratch"
+EXPORT, WORKDIR, SWEEP, DATA, SCRATCH = "export", "workdir", "sweep", "data", "scratch"
 UNFINISHED = "unfinished data"
 # Begin and end of the names of unfinished files in directories that hold other files too.
 PREFIX, PARTIAL = ".egad_jax-", ".partial"
@@ -49,7 +49,7 @@ def write_mark(directory: epath.PathLike, kind: str, files: Mapping[str, Any], *
 
   Args:
     directory: an existing directory on a disk, or one in an object store.
-    kind: EXPORT, WORKDIR, DATA or SCRATCH.
+    kind: EXPORT, WORKDIR, SWEEP, DATA or SCRATCH.
     files: name -> `entry` of each file in it that is ours; None for one that is being written.
     more: further entries of the mark, which JSON can hold.
   """
@@ -134,7 +134,7 @@ def require_outside(path: epath.Path, what: str) -> None:
       continue
     child = real.relative_to(above).parts[0]
     if mark["kind"] in (EXPORT, DATA) or child in mark.get("closed", ()):
-      inside = above / child if mark["kind"] == WORKDIR else above
+      inside = above / child if mark["kind"] in (WORKDIR, SWEEP) else above
       raise InputError(
         f"{what} {path} lies inside {inside}, which egad_jax keeps for itself. Give a directory "
         "outside."

@@ -64,6 +64,7 @@ class MetricLog:
     log_every: int,
     trackers: Trackers,
     measure: Callable[[float], Mapping[str, Any]],
+    tells: bool = True,
   ):
     """Opens the logs; lines of steps after `start`, from an earlier attempt, are cut off.
 
@@ -75,10 +76,11 @@ class MetricLog:
       trackers: the trackers that get each line and each evaluation; `close` ends them.
       measure: takes the mean seconds of a step and returns further entries of the line, as
         `Utilization.measure` does.
+      tells: whether logged steps go to the terminal too.
     """
     self._lines = JsonlLog(workdir / files.METRICS, last_step=start, writes=workdir.writes)
     self._steps, self._log_every, self._measure = steps, log_every, measure
-    self._workdir, self._trackers = workdir, trackers
+    self._workdir, self._trackers, self._tells = workdir, trackers, tells
     self._phase = progress.Phase()
     self._step = self._since = start
     self._seconds, self._tokens = 0.0, 0.0
@@ -121,7 +123,7 @@ class MetricLog:
     record |= {k: v for k, v in values.items() if k not in record and k not in _NOT_LOGGED}
     self._lines.append(record)
     self._trackers.log(step, {key: value for key, value in record.items() if key != "step"})
-    if not self._phase.is_bar:
+    if self._tells and not self._phase.is_bar:
       left = (self._steps - step) * step_seconds
       _LOG.info(
         "step %d/%d  loss %.4f  distillation %.4f  entropy %.3f  T %.3f  %.0f tokens/s  ETA %s",

@@ -6,6 +6,7 @@ from egad_jax.losses.top_k import TopK
 from egad_jax.teachers.colocated import ColocatedTeacher
 from egad_jax.teachers.outputs import Hidden, Outputs
 from egad_jax.teachers.separate import SeparateTeacher
+from egad_jax.teachers.shared import SharedTeacher, share
 from egad_jax.teachers.teacher import PlacedTeacher, Teacher
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
   "Outputs",
   "PlacedTeacher",
   "SeparateTeacher",
+  "SharedTeacher",
   "Teacher",
   "TopK",
+  "share",
 ]

@@ -6,7 +6,7 @@ import functools
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,11 +32,20 @@ class CompiledRun:
     frozen: the parameters that the programs read but never change, on the devices.
   """
 
-  def __init__(self, experiment: Experiment):
-    """Puts the teacher's parameters on the devices; compiles nothing yet."""
-    self.experiment = experiment
-    with progress.phase("copying the teacher to the devices"):
-      self._teacher = experiment.teacher.place()
+  def __init__(self, experiment: Experiment, beside: CompiledRun | None = None):
+    """Puts the teacher's parameters on the devices; compiles nothing yet.
+
+    Args:
+      experiment: the experiment to run.
+      beside: a run of the same rows and a teacher shared with it, whose arrays on the devices
+        serve this run too; None for a run by itself.
+    """
+    self.experiment, self._beside = experiment, beside
+    if beside is not None:
+      self._teacher = beside._teacher
+    else:
+      with progress.phase("copying the teacher to the devices"):
+        self._teacher = experiment.teacher.place()
     self.frozen = Frozen(teacher=self._teacher.params, student={})
     self._options = experiment.programs.compiler_options or None
     jitted = functools.partial(jax.jit, compiler_options=self._options)
@@ -44,6 +53,7 @@ class CompiledRun:
     self._statistics = jitted(programs.build_statistics(experiment))
     self._objective = jitted(programs.build_objective(experiment))
     self._held_out: list[AnyBatch] | None = None
+    self._teacher_texts: dict[tuple[Any, ...], list[str]] = {}
 
   def compile(self, state: TrainState, *, evaluates: bool = True) -> Any:
     """The train step as one executable: `(state, frozen, batch) -> (state, metrics)`.
@@ -60,7 +70,7 @@ class CompiledRun:
     if evaluates:
       with progress.phase("compiling the evaluation"):
         first = next(self._teacher.attach(self.held_out()[:1]))
-        jax.block_until_ready(self._sums_of(state)(first))
+        jax.block_until_ready(self.sums_of(state)(first))
     return compiled
 
   def student_params(self, state: TrainState) -> Params:
@@ -82,6 +92,8 @@ class CompiledRun:
 
   def held_out(self) -> list[AnyBatch]:
     """The held-out batches, on the devices; read once and kept there."""
+    if self._beside is not None:
+      return self._beside.held_out()
     if self._held_out is None:
       rows = pipeline.held_out_batches(
         self.experiment.rows,
@@ -92,8 +104,18 @@ class CompiledRun:
       self._held_out = [sharding.device_put_batch(batch, self.experiment.mesh) for batch in rows]
     return self._held_out
 
+  def attached_held_out(self) -> Iterator[AnyBatch]:
+    """The held-out batches with what the teacher attaches to them, computed one after the other."""
+    return self._teacher.attach(self.held_out())
+
   def fill(self, state: TrainState) -> TrainState:
     """The state with its running distributions filled from the first train batches."""
+    held = [state]
+    fill_together([self], [lambda: held[-1]], [held.append])
+    return held[-1]
+
+  def filler(self) -> Callable[[TrainState, AnyBatch], TrainState]:
+    """A function that adds a train batch to the running distributions of a state."""
     experiment = self.experiment
     objective = programs.build_objective(experiment)
 
@@ -108,14 +130,7 @@ class CompiledRun:
 
     shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state())
     program = jax.jit(fill, out_shardings=shardings, compiler_options=self._options)
-    # The phase includes the compilation, for which the first batch waits.
-    count, start = experiment.optimization.fill_batches, state
-    with progress.phase("measuring the teacher's entropy", count) as phase:
-      for batch in itertools.islice(self.train_batches(0, lambda: start), count):
-        state = program(state, self.frozen, batch)
-        jax.block_until_ready(state.step)
-        phase.update(1, "batches")
-    return state
+    return lambda state, batch: jax.block_until_ready(program(state, self.frozen, batch))
 
   def evaluate(self, state: TrainState, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Averages over the held-out tokens; see `evaluation.evaluate`.
@@ -124,28 +139,23 @@ class CompiledRun:
       state: the state whose student is evaluated.
       check: called before each batch; an exception that it raises ends the evaluation.
     """
-    sums = self._sums_of(state)
-    vocab_size = self.experiment.tokenizers.teacher.vocab_size
-    held_out = self.held_out()
-    with progress.phase("evaluating", len(held_out), is_told=False) as phase:
+    (result,) = evaluate_together([self], [lambda: state], check)
+    return result
 
-      def checked(batch: AnyBatch) -> dict[str, jax.Array]:
-        check()
-        result = jax.block_until_ready(sums(batch))
-        phase.update(1, "held-out batches")
-        return result
-
-      return evaluation.evaluate(
-        checked,
-        self._teacher.attach(held_out),
-        vocab_size=vocab_size,
-        num_bytes=pipeline.held_out_bytes(self.experiment.rows, max_tokens=self._held_out_tokens()),
-      )
+  def averages(self, parts: Sequence[Mapping[str, jax.Array]]) -> dict[str, Any]:
+    """The evaluation whose sums over each held-out batch are `parts`."""
+    return evaluation.evaluate(
+      lambda part: part,
+      parts,
+      vocab_size=self.experiment.tokenizers.teacher.vocab_size,
+      num_bytes=pipeline.held_out_bytes(self.experiment.rows, max_tokens=self._held_out_tokens()),
+    )
 
   def _held_out_tokens(self) -> int:
     return self.experiment.evaluation.rows * self.experiment.rows.seq_len
 
-  def _sums_of(self, state: TrainState) -> Callable[[AnyBatch], dict[str, jax.Array]]:
+  def sums_of(self, state: TrainState) -> Callable[[AnyBatch], dict[str, jax.Array]]:
+    """A function that gives a student's sums over a held-out batch; see `evaluation.make_sums`."""
     arguments = (state.trainable, self.frozen)
     context = self.experiment.context_after(state)
     return lambda batch: self._sums(*arguments, batch, context)
@@ -165,12 +175,27 @@ class CompiledRun:
 
   def statistics(self, state: TrainState, batch: AnyBatch) -> dict[str, jax.Array]:
     """The statistics {name: float32 [batch, seq]} of a batch's tokens, or of its aligned spans."""
-    context = self.experiment.context_after(state)
     (attached,) = self._teacher.attach([batch])
+    return self.statistics_of(state, attached)
+
+  def statistics_of(self, state: TrainState, attached: AnyBatch) -> dict[str, jax.Array]:
+    """As `statistics`, for a batch that has what the teacher attaches to it."""
+    context = self.experiment.context_after(state)
     return self._statistics(state.trainable, self.frozen, attached, context)
 
   def continuations(self, state: TrainState | None) -> list[str]:
     """Each prompt's greedy continuation, by the student of `state`, or by the teacher if None."""
+    if state is not None:
+      return self._continuations(state)
+    # Runs beside each other have one teacher, which is asked once.
+    evaluation = self.experiment.evaluation
+    asked = (evaluation.prompts, evaluation.sample_tokens)
+    known = (self._beside or self)._teacher_texts
+    if asked not in known:
+      known[asked] = self._continuations(None)
+    return known[asked]
+
+  def _continuations(self, state: TrainState | None) -> list[str]:
     experiment = self.experiment
     model = experiment.models.teacher if state is None else experiment.models.student
     params = self._teacher.model_params if state is None else self.student_params(state)
@@ -193,3 +218,51 @@ class CompiledRun:
         vocab_size=tokenizer.vocab_size,
       )
     return list(map(tokenizer.decode_continuation, prompts, ids))
+
+
+def fill_together(
+  runs: Sequence[CompiledRun],
+  states: Sequence[Callable[[], TrainState]],
+  keep: Sequence[Callable[[TrainState], None]],
+) -> None:
+  """Fills the running distributions of new states; the runs read the same train batches.
+
+  Args:
+    runs: runs beside each other.
+    states: for each run, a function that returns its state on the devices.
+    keep: for each run, a function that takes its state with one more batch observed.
+  """
+  counts = [run.experiment.optimization.fill_batches for run in runs]
+  # The phase includes the compilations, for which the first batch waits.
+  with progress.phase("measuring the teacher's entropy", max(counts)) as phase:
+    fillers = [run.filler() for run in runs]
+    batches = itertools.islice(runs[0].train_batches(0, states[0]), max(counts))
+    for number, batch in enumerate(batches):
+      for fill, state, note, count in zip(fillers, states, keep, counts, strict=True):
+        if number < count:
+          note(fill(state(), batch))
+      phase.update(1, "batches")
+
+
+def evaluate_together(
+  runs: Sequence[CompiledRun],
+  states: Sequence[Callable[[], TrainState]],
+  check: Callable[[], None] = lambda: None,
+) -> list[dict[str, Any]]:
+  """The evaluation of each run's student; the teacher computes each held-out batch once.
+
+  Args:
+    runs: runs beside each other.
+    states: for each run, a function that returns its state on the devices; it is called for each
+      batch.
+    check: called before each batch; an exception that it raises ends the evaluation.
+  """
+  lead = runs[0]
+  parts: list[list[dict[str, jax.Array]]] = [[] for _ in runs]
+  with progress.phase("evaluating", len(lead.held_out()), is_told=False) as phase:
+    for batch in lead.attached_held_out():
+      check()
+      for run, state, sums in zip(runs, states, parts, strict=True):
+        sums.append(jax.block_until_ready(run.sums_of(state())(batch)))
+      phase.update(1, "held-out batches")
+    return [run.averages(sums) for run, sums in zip(runs, parts, strict=True)]

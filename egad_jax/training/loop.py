@@ -1,4 +1,8 @@
-"""The train loop: keeps the devices busy and the run's files consistent with its checkpoints."""
+"""The train loop: keeps the devices busy and the runs' files consistent with their checkpoints.
+
+A run by itself is one session. Several sessions whose students share a teacher take each step in
+turn, on the same batch with the same outputs of the teacher.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +10,27 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 
 from egad_jax import processes, progress
-from egad_jax.data.batches import AnyBatch
 from egad_jax.durability import workdir as files
 from egad_jax.durability.checkpoints import CheckpointError, Checkpoints
-from egad_jax.durability.jsonl_log import JsonlLog
 from egad_jax.durability.preemption import Interrupted, Preempted, Preemption
-from egad_jax.durability.watchdog import Limits, Watchdog
+from egad_jax.durability.watchdog import Watchdog
 from egad_jax.durability.workdir import Workdir
 from egad_jax.errors import InputError
-from egad_jax.reporting.metric_log import MetricLog, averages, shown
-from egad_jax.reporting.trackers import TrackedRun, Tracker, Trackers, run_id
-from egad_jax.training import overview, results
-from egad_jax.training.bad_batch import note_skipped
-from egad_jax.training.compiled_run import CompiledRun
+from egad_jax.reporting.metric_log import shown
+from egad_jax.training import held_out_rows, results
+from egad_jax.training.compiled_run import CompiledRun, evaluate_together, fill_together
 from egad_jax.training.experiment import Experiment
 from egad_jax.training.goodput import Goodput, describe
-from egad_jax.training.profiling import Profiler, Window
-from egad_jax.training.state import TrainState
-from egad_jax.training.utilization import Utilization, minimum_flops
+from egad_jax.training.profiling import Profiler
+from egad_jax.training.session import LoopOptions, Session
+
+__all__ = ["LoopOptions", "Student", "train", "train_together"]
 
 _LOG = logging.getLogger(__name__)
 # Exceptions that every process of a run raises at the same point of the program.
@@ -41,282 +42,196 @@ def _pass() -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class LoopOptions:
-  """Options for everything around the steps; none changes the numbers of the training.
+class Student:
+  """A run that is trained beside others.
 
   Attributes:
-    log_steps: steps between two lines of metrics.jsonl; positive.
-    save_steps: steps between two checkpoints; 0 to save only by time and at the end.
-    save_seconds: seconds between two checkpoints; 0 to save only by steps and at the end.
-    evaluate_steps: steps between two evaluations; 0 for none but the first and the last.
-    keep: number of latest checkpoints to keep; positive.
-    keep_best: whether to keep the checkpoint of lowest held-out forward KL besides.
-    max_skipped: number of skipped steps in a row that ends the run; positive.
-    trackers: name -> function that makes the tracker; process 0 alone calls it.
-    limits: seconds without progress after which the process is taken to hang.
-    profile: the steps to trace.
+    name: its name among them; "" for a run by itself.
+    experiment: its experiment; beside others, with a teacher from `teachers.share`.
+    options: when it logs, saves and evaluates.
+    workdir: its directory, open, with its config stored in it.
   """
 
-  log_steps: int
-  save_steps: int
-  save_seconds: float
-  evaluate_steps: int
-  keep: int
-  keep_best: bool
-  max_skipped: int
-  trackers: Mapping[str, Callable[[], Tracker]]
-  limits: Limits
-  profile: Window
-
-  def disk_bytes(self, experiment: Experiment) -> int:
-    """Approximate bytes of the kept checkpoints, one being written, and the export."""
-    state = experiment.abstract_state()
-    size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-    return (self.keep + self.keep_best + 1) * size(state) + size(state.trainable["student"])
+  name: str
+  experiment: Experiment
+  options: LoopOptions
+  workdir: Workdir
 
 
-class _Session:
-  """One start of a run: its state, its logs, and the step whose metrics are in flight."""
+class _Loop:
+  """Takes the sessions of runs that read the same batches through their steps."""
 
-  def __init__(
-    self,
-    experiment: Experiment,
-    options: LoopOptions,
-    workdir: Workdir,
-    checkpoints: Checkpoints,
-    preemption: Preemption,
-    clock: Goodput,
-    profiler: Profiler,
-  ):
-    self.experiment, self.options = experiment, options
-    self.num_steps = experiment.optimization.steps
-    self.workdir, self.checkpoints = workdir, checkpoints
-    self.preemption, self.clock, self.profiler = preemption, clock, profiler
-    self.compiled = CompiledRun(experiment)
-    with progress.phase("looking for a checkpoint"):
-      restored = checkpoints.restore_latest(experiment.abstract_state())
-    start = None if restored is None else restored[0]
-    self.clock.resume(start or 0)
-    self.log = MetricLog(
-      workdir,
-      steps=experiment.optimization.steps,
-      start=start or 0,
-      log_every=options.log_steps,
-      trackers=self._trackers(start or 0),
-      measure=Utilization(minimum_flops(experiment), list(experiment.mesh.devices.flat)).measure,
-    )
-    # Evaluations beyond the checkpoint are made again; without a checkpoint, all of them are.
-    self.evaluations = JsonlLog(
-      workdir / files.EVALUATIONS,
-      last_step=-1 if start is None else start,
-      writes=workdir.writes,
-    )
-    processes.wait("logs are cut back")
-    self.pending: tuple[int, Any, AnyBatch | None] | None = None
-    if restored is None:
-      self.tokens = 0
-      self.state = self._first_state()
-    else:
-      _, self.state, meta = restored
-      self.tokens = meta["tokens"]
-      _LOG.info("resumed from step %d of %d", start, experiment.optimization.steps)
-    self.step = start or 0
-    self.saved_step, self.saved_time = start, time.monotonic()
-    self.last_time = time.monotonic()
+  def __init__(self, sessions: Sequence[Session], preemption: Preemption, profiler: Profiler):
+    self.sessions, self._preemption, self._profiler = sessions, preemption, profiler
+    self.failures: dict[Session, FloatingPointError] = {}
+    self._phase = progress.Phase()
 
-  def _trackers(self, start: int) -> Trackers:
-    if not self.workdir.writes or not self.options.trackers:
-      return Trackers({}, None)
-    run = TrackedRun(
-      run_id=run_id(self.workdir),
-      step=start,
-      workdir=str(self.workdir.path),
-      config=files.flat(self.workdir.read_json(files.CONFIG) or {}),
-      facts=overview.facts(self.experiment),
-    )
-    return Trackers(self.options.trackers, run)
+  def _left(self) -> list[Session]:
+    """The sessions that can go on."""
+    return [session for session in self.sessions if session not in self.failures]
 
-  def _first_state(self) -> TrainState:
-    with progress.phase("copying the student to the devices"):
-      student = self.experiment.first_state()
-    state = self.compiled.fill(student)
-    self.evaluate(0, state)
-    results.samples_before(self.compiled, self.workdir, state)
-    return state
+  def _training(self) -> list[Session]:
+    """The sessions that have steps left."""
+    return [session for session in self._left() if session.step < session.num_steps]
 
-  def evaluate(self, step: int, state: TrainState, *, check: Callable[[], None] = _pass) -> None:
-    """Makes and logs one evaluation; `check`, called before each batch, may raise to abandon it."""
-    started = time.monotonic()
-    with self.clock.section("evaluation"):
-      result = self.compiled.evaluate(state, check)
-    progress = None
-    if self.experiment.method.reads_progress:
-      # The progress of the step made last, as in its metrics; see `Experiment.context_after`.
-      progress = float(self.experiment.optimization.progress(max(step - 1, 0)))
-    record = {"step": step, "seconds": self.clock.seconds(), "curriculum_progress": progress}
-    self.evaluations.append(record | result)
-    self.log.write_evaluation(step, result)
-    student = result["student"]
-    _LOG.info(
-      "held-out at step %d: forward KL %s, perplexity %s, agreement %s (%.1f s)",
-      step,
-      shown(student["forward_kl"], ".4f"),
-      shown(student["perplexity"], ".2f"),
-      shown(student["agreement"], ".1%"),
-      time.monotonic() - started,
-    )
-
-  def evaluation(self) -> dict[str, Any] | None:
-    """The record of the current step's evaluation; None if it was not made."""
-    last = self.evaluations.last
-    return last if last and last["step"] == self.step else None
-
-  def flush(self) -> None:
-    """Fetches and writes the metrics of the step in flight; does nothing if there is none.
+  def _each(self, sessions: Sequence[Session], act: Callable[[Session], None]) -> None:
+    """Calls `act` for sessions; one of several that cannot go on does not keep the others from it.
 
     Raises:
-      FloatingPointError: `max_skipped` steps in a row were skipped, that step included.
+      FloatingPointError: the only session cannot go on.
     """
-    if self.pending is None:
+    for session in sessions:
+      try:
+        act(session)
+      except FloatingPointError as error:
+        if len(self.sessions) == 1:
+          raise
+        self.failures[session] = error
+        _LOG.error("%s: this student is given up, the others go on: %s", session.name, error)
+
+  @contextlib.contextmanager
+  def _section(self, name: str) -> Iterator[None]:
+    """A section of time in the clocks of all sessions."""
+    with contextlib.ExitStack() as stack:
+      for session in self.sessions:
+        stack.enter_context(session.clock.section(name))
+      yield
+
+  def begin(self) -> None:
+    """Makes the first state of new runs, evaluates it and lets it continue the prompts."""
+    new = [session for session in self.sessions if session.is_new]
+    if not new:
       return
-    step, metrics, batch = self.pending
-    self.pending = None
-    values = averages(jax.device_get(metrics))
-    now = time.monotonic()
-    if not values["skipped"]:
-      self.tokens += int(values["tokens"])
-    logged = self.log.write(
-      step,
-      values,
-      epoch=step * self.experiment.optimization.batch_size / self.experiment.rows.train_size,
-      tokens=self.tokens,
-      seconds=now - self.last_time,
+    for session in new:
+      with progress.phase("copying the student to the devices"):
+        session.keep(session.experiment.first_state())
+    fill_together(
+      [session.compiled for session in new],
+      [session.state for session in new],
+      [session.keep for session in new],
     )
-    self.last_time = now
-    if logged:
-      self.clock.note(step)
-    if values["skipped"]:
-      note_skipped(
-        self.experiment,
-        batch,
-        self.workdir,
-        step,
-        values,
-        max_skipped=self.options.max_skipped,
-        saved_step=self.saved_step,
-      )
+    self.evaluate(new)
+    for session in new:
+      results.samples_before(session.compiled, session.workdir, session.state())
 
-  def due(self, every_steps: int) -> bool:
-    """Whether the current step is a multiple of `every_steps`; False if that is 0."""
-    return bool(every_steps) and self.step % every_steps == 0
+  def evaluate(self, sessions: Sequence[Session], check: Callable[[], None] = _pass) -> None:
+    """Makes and logs the evaluations of the sessions' states.
 
-  def save_is_due(self) -> bool:
-    """Whether a checkpoint is due: by steps, by time, or because this is the last step."""
-    if self.due(self.options.save_steps) or self.step == self.num_steps:
-      return True
-    seconds = self.options.save_seconds
-    by_time = bool(seconds) and time.monotonic() - self.saved_time >= seconds
-    # A save that failed is tried again.
-    by_time |= self.checkpoints.check()
-    if not processes.is_multiprocess():
-      return by_time
-    # Clocks differ, so the processes must agree; that takes a moment and is done at log steps only.
-    return self.due(self.options.log_steps) and processes.any_process(by_time)
-
-  def save(self) -> None:
-    """Starts writing a checkpoint, after syncing the logs up to its step."""
-    with self.clock.section("saving"):
-      self.log.sync()
-      self.evaluations.sync()
-      evaluation = self.evaluation()
-      kl = evaluation["student"]["forward_kl"] if evaluation else None
-      metrics = None if kl is None else {"forward_kl": kl}
-      self.checkpoints.save(self.step, self.state, {"tokens": self.tokens}, metrics)
-    self.clock.saved(self.step)
-    self.saved_step, self.saved_time = self.step, time.monotonic()
-
-  def stop(self) -> None:
-    """Saves everything and ends the run before its last step.
-
-    Raises:
-      Preempted: always.
+    Args:
+      sessions: the sessions to evaluate; nothing is done for none.
+      check: called before each batch; it may raise to abandon the evaluation.
     """
-    self.flush()
-    if self.step and self.saved_step != self.step:
-      self.save()
-    self._wait_until_saved()
-    if self.step:
-      self.clock.note(self.step)
-    _LOG.info("saved step %d of %d; run the same command to resume", self.step, self.num_steps)
-    raise Preempted
-
-  def _wait_until_saved(self) -> None:
-    with self.clock.section("saving"), progress.phase("saving the checkpoint"):
-      self.checkpoints.wait()
+    if not sessions:
+      return
+    started = time.monotonic()
+    with self._section("evaluation"):
+      evaluated = evaluate_together(
+        [session.compiled for session in sessions],
+        [lambda s=session: s.state(for_evaluation=True) for session in sessions],
+        check,
+      )
+    for session, result in zip(sessions, evaluated, strict=True):
+      session.note_evaluation(result, time.monotonic() - started)
 
   def train(self) -> None:
     """Runs the steps that are left.
 
     Raises:
-      Preempted: the run was asked to end.
+      FloatingPointError: the only run had too many skipped steps in a row.
+      Preempted: the runs were asked to end.
     """
-    if self.step == self.num_steps:
+    if not self._training():
       return
-    # Everything is compiled now, because a compilation cannot be interrupted to save.
-    with self.clock.section("compile"):
-      program = self.compiled.compile(self.state, evaluates=bool(self.options.evaluate_steps))
-    with self.preemption.between_steps():
+    for session in self._training():
+      session.compile()
+    with self._preemption.between_steps():
       try:
-        with self.clock.section("step"), self.log.shown():
-          self._steps(program)
+        with self._section("step"), self._shown():
+          self._steps()
       except Interrupted:
-        self.stop()
-      self._wait_until_saved()
+        self._each(self._left(), Session.stop)
+        for session in self._left():
+          session.wait_until_saved()
+        for session in self._left():
+          session.note_stop()
+        raise Preempted from None
+      for session in self._left():
+        session.wait_until_saved()
 
-  def _steps(self, program: Any) -> None:
-    if self.due(self.options.evaluate_steps) and self.evaluation() is None:
-      # The previous start ended in the middle of this evaluation.
-      self.evaluate(self.step, self.state, check=self.preemption.check)
-    batches = self.compiled.train_batches(self.step, lambda: self.state)
-    self.last_time = time.monotonic()
-    while self.step < self.num_steps:
-      self.preemption.check()
-      with self.clock.section("data"):
+  @contextlib.contextmanager
+  def _shown(self) -> Iterator[None]:
+    """Shows the progress of the steps: in detail of a run by itself, the losses of several."""
+    if len(self.sessions) == 1:
+      with self.sessions[0].log.shown():
+        yield
+      return
+    training = self._training()
+    made, steps = min(s.step for s in training), max(s.num_steps for s in training)
+    shown_phase = progress.phase("training", steps, completed=made, is_told=False)
+    with shown_phase as self._phase:
+      yield
+
+  def _tell_losses(self) -> None:
+    """Tells the losses that several sessions have logged since the last call."""
+    logged = [(s.name, *s.logged) for s in self.sessions if s.logged]
+    for session in self.sessions:
+      session.logged = None
+    if logged and len(self.sessions) > 1:
+      losses = "  ".join(f"{name} {loss:.4f}" for name, _, loss in logged)
+      _LOG.info("step %d: loss %s", logged[0][1], losses)
+
+  def _steps(self) -> None:
+    # The previous start may have ended in the middle of an evaluation.
+    due = lambda session: session.due(session.options.evaluate_steps)
+    self.evaluate(
+      [s for s in self._training() if due(s) and s.evaluation() is None], self._preemption.check
+    )
+    position, batches = -1, iter(())
+    for session in self.sessions:
+      session.restart_clock()
+    while training := self._training():
+      self._preemption.check()
+      # A student whose last checkpoint is of a later step waits for the others.
+      step = min(session.step for session in training)
+      now = [session for session in training if session.step == step]
+      if step != position:
+        batches = now[0].compiled.train_batches(step, now[0].state)
+      with self._section("data"):
         batch = next(batches)
-      with jax.transfer_guard("disallow"):
-        arguments = (self.state, self.compiled.frozen, batch)
-        self.state, metrics = self.profiler.call(self.step + 1, program, *arguments)
-      # Metrics are read one step late, so that the devices work on this step meanwhile.
-      self.flush()
-      self.step += 1
-      # A batch made from the state cannot be made again from a later one.
-      kept = batch._replace(attached=()) if self.experiment.batch_source.reads_state else None
-      self.pending = (self.step, metrics, kept)
-      evaluate, save = self.due(self.options.evaluate_steps), self.save_is_due()
-      if evaluate or save:
-        self.flush()
-        if evaluate and self.step < self.num_steps:
-          self.evaluate(self.step, self.state, check=self.preemption.check)
-        if save:
-          self.save()
-        self.last_time = time.monotonic()
-
-  def finish(self) -> dict[str, Any]:
-    """Evaluates the trained student, writes the results and returns the summary."""
-    if self.evaluation() is None:
-      self.evaluate(self.num_steps, self.state)
-    self.evaluations.sync()
-    with self.clock.section("finish"):
-      self.clock.note(self.step)
-      summary = results.finish(
-        self.compiled,
-        self.workdir,
-        self.state,
-        tokens=self.tokens,
-        seconds=self.clock.sections,
+      metrics = self._profiler.call(
+        step + 1, lambda now, batch: [session.start_step(batch) for session in now], now, batch
       )
-    self.clock.note(self.step)
-    return summary
+      pairs = dict(zip(now, metrics, strict=True))
+      self._each(now, lambda session, batch=batch, of=pairs: session.end_step(batch, of[session]))
+      position = step + 1
+      self._phase.update(1)
+      self._evaluate_and_save(now, due)
+      self._tell_losses()
+
+  def _evaluate_and_save(self, now: Sequence[Session], due: Callable[[Session], bool]) -> None:
+    saves = [session for session in now if session.save_is_due()]
+    evaluates = [session for session in now if due(session)]
+    if not saves and not evaluates:
+      return
+    self._each([s for s in now if s in saves or s in evaluates], Session.flush)
+    training, left = self._training(), self._left()
+    self.evaluate([s for s in evaluates if s in training], self._preemption.check)
+    for session in saves:
+      if session in left:
+        session.save()
+    for session in self.sessions:
+      session.restart_clock()
+
+  def finish(self) -> list[dict[str, Any] | FloatingPointError]:
+    """Evaluates the trained students and writes their results.
+
+    Returns:
+      For each session its summary, or why it could not go on.
+    """
+    self.evaluate([session for session in self._left() if session.evaluation() is None])
+    if len(self.sessions) > 1:
+      held_out_rows.write([(s.compiled, s.workdir, s.state) for s in self._left()])
+    return [self.failures.get(session) or session.finish() for session in self.sessions]
 
 
 def train(
@@ -348,57 +263,136 @@ def train(
     FloatingPointError: too many steps in a row were skipped.
     Preempted: the run was asked to end before its last step; it is saved.
   """
-  process = jax.process_index()
+  student = Student("", experiment, options, workdir)
+  (summary,) = train_together([student], preemption, started=started, watchdog=watchdog)
+  assert isinstance(summary, dict)
+  return summary
+
+
+def train_together(
+  students: Sequence[Student],
+  preemption: Preemption | None = None,
+  *,
+  on_host: bool = False,
+  started: float | None = None,
+  watchdog: Watchdog | None = None,
+) -> list[dict[str, Any] | FloatingPointError]:
+  """Trains, or resumes, runs that read the same batches and share a teacher; see `train`.
+
+  Each is bit for bit what `train` makes of it alone, but for its times, which are those of all.
+
+  Args:
+    students: the runs; their teachers are from one call of `teachers.share`, and they have the same
+      rows, data order, mesh and batch sizes. The first one's limits and profile hold for all.
+    preemption: says when to end early; None for never.
+    on_host: whether states stay in host memory between their steps.
+    started: `time.monotonic()` when the process began; None for now.
+    watchdog: a watchdog that is already running; None to start one.
+
+  Returns:
+    For each student the summary, as written to its summary.json, or, if there are others, why it
+    was given up: too many steps in a row were skipped.
+
+  Raises:
+    FloatingPointError: so it is with the only student.
+    Preempted: the runs were asked to end before their last step; they are saved.
+  """
+  process, options = jax.process_index(), students[0].options
+  traces = students[0].workdir / files.PROFILE
   with (
     contextlib.nullcontext(watchdog) if watchdog else Watchdog(options.limits) as watching,
-    Profiler(workdir / files.PROFILE, options.profile, process=process) as profiler,
+    Profiler(traces, options.profile, process=process) as profiler,
   ):
     watching.process = process
-    clock = Goodput(workdir, started=started, entered=watching.enter)
-    summary = _train(experiment, options, workdir, preemption or Preemption(), clock, profiler)
-  if not workdir.writes:
-    return summary
+    clocks = [
+      Goodput(student.workdir, started=started, entered=watching.enter) for student in students
+    ]
+    checkpoints = [
+      Checkpoints(
+        student.workdir / files.CHECKPOINTS,
+        keep=student.options.keep,
+        keep_best=student.options.keep_best,
+      )
+      for student in students
+    ]
+    try:
+      found = _train(
+        students, checkpoints, clocks, preemption or Preemption(), profiler, on_host=on_host
+      )
+    except Exception as error:
+      # A process that fails alone tells the others by ending. Closing would wait for them.
+      if not processes.is_multiprocess() or isinstance(error, _TOGETHER):
+        _close(checkpoints)
+      raise
+    _close(checkpoints)
+  for student, summary in zip(students, found, strict=True):
+    if student.workdir.writes and isinstance(summary, dict):
+      _tell(student.name, summary)
+  return found
+
+
+def _close(checkpoints: Sequence[Checkpoints]) -> None:
+  for each in checkpoints:
+    each.close()
+
+
+def _train(
+  students: Sequence[Student],
+  checkpoints: Sequence[Checkpoints],
+  clocks: Sequence[Goodput],
+  preemption: Preemption,
+  profiler: Profiler,
+  *,
+  on_host: bool,
+) -> list[dict[str, Any] | FloatingPointError]:
+  sessions: list[Session] = []
+  found: list[dict[str, Any] | FloatingPointError] = []
+  try:
+    for student, saved, clock in zip(students, checkpoints, clocks, strict=True):
+      beside = sessions[0].compiled if sessions else None
+      compiled = CompiledRun(student.experiment, beside)
+      sessions.append(
+        Session(
+          student.experiment,
+          student.options,
+          student.workdir,
+          saved,
+          clock,
+          compiled,
+          name=student.name,
+          on_host=on_host,
+        )
+      )
+    loop = _Loop(sessions, preemption, profiler)
+    loop.begin()
+    loop.train()
+    found = loop.finish()
+  finally:
+    for i, session in enumerate(sessions):
+      summary = found[i] if found else None
+      session.close(summary if isinstance(summary, dict) else None)
+  return found
+
+
+def _tell(name: str, summary: dict[str, Any]) -> None:
+  """Logs what a finished run has come to."""
+  label = f"{name}: " if name else ""
   before, after = summary["student_before"], summary["student_after"]
   if after["forward_kl"] is None:
     _LOG.warning(
-      "the trained student's held-out forward KL is not finite: it is null in the files, and this "
-      "student is of no use; a lower optimizer.learning_rate may train one that is"
+      "%sthe trained student's held-out forward KL is not finite: it is null in the files, and "
+      "this student is of no use; a lower optimizer.learning_rate may train one that is",
+      label,
     )
   kl, perplexity = (
     [shown(model[key], form) for model in (before, after, summary["teacher"])]
     for key, form in (("forward_kl", ".4f"), ("perplexity", ".2f"))
   )
   _LOG.info(
-    "done: held-out forward KL %s -> %s, perplexity %s -> %s (teacher %s)", *kl[:2], *perplexity
+    "%sdone: held-out forward KL %s -> %s, perplexity %s -> %s (teacher %s)",
+    label,
+    *kl[:2],
+    *perplexity,
   )
   # The summary and the report give the same goodput.
-  _LOG.info(describe(summary["goodput"]))
-  return summary
-
-
-def _train(
-  experiment: Experiment,
-  options: LoopOptions,
-  workdir: Workdir,
-  preemption: Preemption,
-  clock: Goodput,
-  profiler: Profiler,
-) -> dict[str, Any]:
-  checkpoints = Checkpoints(
-    workdir / files.CHECKPOINTS, keep=options.keep, keep_best=options.keep_best
-  )
-  try:
-    session = _Session(experiment, options, workdir, checkpoints, preemption, clock, profiler)
-    summary = None
-    try:
-      session.train()
-      summary = session.finish()
-    finally:
-      session.log.close(summary)
-  except Exception as error:
-    # A process that fails alone tells the others by ending. Closing would wait for them.
-    if not processes.is_multiprocess() or isinstance(error, _TOGETHER):
-      checkpoints.close()
-    raise
-  checkpoints.close()
-  return summary
+  _LOG.info("%s%s", label, describe(summary["goodput"]))
