@@ -158,7 +158,9 @@ def train(
     processes.wait("the report of the sweep")
     if failures:
       raise FloatingPointError(_gave_up(failures, directory))
-    told = [results.whereabouts(student.workdir) for student in opened[:1]] if len(opened) == 1 else []
+    told = (
+      [results.whereabouts(student.workdir) for student in opened[:1]] if len(opened) == 1 else []
+    )
     return "\n".join([*told, f"Comparison: {directory.path / 'sweep.html'}"]) if writes else ""
 
 
@@ -201,7 +203,7 @@ def _train_unfinished(
   on_host: bool,
 ) -> dict[str, str]:
   """Trains the students to their end; returns why some were given up, by their names."""
-  from egad_jax import from_config, processes
+  from egad_jax import from_config, processes, sharding
   from egad_jax.durability import identity
   from egad_jax.durability.restoring import steps_of
   from egad_jax.durability.workdir import CHECKPOINTS
@@ -213,6 +215,8 @@ def _train_unfinished(
   processes.on_all_processes(lambda: _require_untouched(students))
   build = lambda: from_config.build_together(configs, directory.path)
   experiments = processes.on_all_processes(watchdog.prepare(build, alone=alone), first_alone=True)
+  if on_host and not sharding.has_host_memory(experiments[0].mesh):
+    raise InputError("--states=host needs devices that reach their host's memory; use device.")
   options = {name: from_config.loop_options(config) for name, config in configs.items()}
   needed = sum(options[s.name].disk_bytes(e) for s, e in zip(students, experiments, strict=True))
   held = sum(student.workdir.held_bytes() for student in students)
@@ -231,9 +235,7 @@ def _train_unfinished(
     workdir.store_config(student.values)
     ready.append(loop.Student(student.name, experiment, options[student.name], workdir))
   overview.log(experiments[0], directory)
-  found = loop.train_together(
-    ready, early, on_host=on_host, started=_STARTED, watchdog=watchdog
-  )
+  found = loop.train_together(ready, early, on_host=on_host, started=_STARTED, watchdog=watchdog)
   return {
     student.name: str(outcome)
     for student, outcome in zip(students, found, strict=True)

@@ -17,7 +17,7 @@ RESERVED = (REPORT, RECORDS, DATA, owned.MARK)
 class SweepDirectory(Workdir):
   """An open directory of a sweep, locked like a workdir; the students' workdirs lie in it."""
 
-  _kind = owned.SWEEP
+  _kind, _called = owned.SWEEP, "directory of a sweep"
   _files = (REPORT, RECORDS)
   _directories = (DATA,)
 
@@ -32,7 +32,9 @@ class SweepDirectory(Workdir):
     mark = owned.read_mark(self.path) or {"files": {}}
     found = owned.changed(self.path, mark)
     found += [
-      name for name in self._files if os.path.lexists(self.path / name) and name not in mark["files"]
+      name
+      for name in self._files
+      if os.path.lexists(self.path / name) and name not in mark["files"]
     ]
     if found:
       raise InputError(

@@ -145,7 +145,7 @@ class Workdir:
   """
 
   # What such a directory is marked as, and the names that belong to whoever opens it.
-  _kind = owned.WORKDIR
+  _kind, _called = owned.WORKDIR, "workdir of egad_jax"
   _files: tuple[str, ...] = _FILES
   _directories: tuple[str, ...] = _DIRECTORIES
 
@@ -220,7 +220,7 @@ class Workdir:
     found = [path.name for path in self.path.iterdir() if self._is_in_the_way(path)]
     if found:
       raise InputError(
-        f"--workdir {self.path} is no workdir of egad_jax, but holds "
+        f"--workdir {self.path} is no {self._called}, but holds "
         f"{owned.name_some(sorted(found))}, which a run would replace. Nothing was touched: choose "
         "another directory, or the workdir of an earlier run."
       )

@@ -85,40 +85,49 @@ def read_records(directory: epath.Path) -> Records:
 
 def render(records: Records) -> str:
   """Returns the report as one HTML document that loads no other resource."""
-  environment = jinja2.Environment(
+  last = records.evaluations[-1] if records.evaluations else {}
+  tokens = (records.passage or {}).get("tokens") or []
+  return (
+    environment()
+    .get_template("report.html.j2")
+    .render(
+      summary=records.summary,
+      title=title(records),
+      models=[records.summary.get(key) or {} for key in MODELS],
+      cards=headline(records.summary),
+      changes=changes(records.summary),
+      held_out_tokens=last.get("tokens"),
+      training=plots.training_panels(records.metrics, records.evaluations),
+      mechanisms=plots.entropy_panels(records.metrics, records.evaluations),
+      samples=records.samples,
+      passage=records.passage,
+      tokens=tokens,
+      tooltips=[tooltip(token) for token in tokens],
+      views=passage_views(tokens),
+      palettes=palettes(),
+      throughput=_median(records.metrics, "tokens_per_second"),
+      duration=duration(records.summary.get("seconds")),
+      config=list(flatten(records.config)),
+    )
+  )
+
+
+def environment() -> jinja2.Environment:
+  """The templates of this package, with filters that escape and format what files hold."""
+  made = jinja2.Environment(
     loader=jinja2.PackageLoader("egad_jax.reporting", "."),
     autoescape=True,
     trim_blocks=True,
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
   )
-  environment.filters |= {
+  made.filters |= {
     "number": number,
     "visible": visible,
     "plain": plain,
     "magnitude": magnitude,
   }
-  last = records.evaluations[-1] if records.evaluations else {}
-  tokens = (records.passage or {}).get("tokens") or []
-  return environment.get_template("report.html.j2").render(
-    summary=records.summary,
-    title=title(records),
-    models=[records.summary.get(key) or {} for key in MODELS],
-    cards=headline(records.summary),
-    changes=changes(records.summary),
-    held_out_tokens=last.get("tokens"),
-    training=plots.training_panels(records.metrics, records.evaluations),
-    mechanisms=plots.entropy_panels(records.metrics, records.evaluations),
-    samples=records.samples,
-    passage=records.passage,
-    tokens=tokens,
-    tooltips=[tooltip(token) for token in tokens],
-    views=passage_views(tokens),
-    palettes=palettes(),
-    throughput=_median(records.metrics, "tokens_per_second"),
-    duration=duration(records.summary.get("seconds")),
-    config=list(flatten(records.config)),
-  )
+  return made
 
 
 def changes(summary: Mapping[str, Any]) -> list[str]:

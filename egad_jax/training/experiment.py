@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -189,6 +190,10 @@ class Experiment:
 
   def abstract_state(self) -> TrainState:
     """The state as a tree of `jax.ShapeDtypeStruct`s with shardings."""
+    return self._abstract_state
+
+  @functools.cached_property
+  def _abstract_state(self) -> TrainState:
     shapes = jax.eval_shape(self.init_state)
     whole = sharding.replicated(self.mesh)
     trainable = {
