@@ -26,6 +26,7 @@ launch.require_environment()
 import ml_collections
 from absl import flags
 
+from egad_jax.errors import InputError
 from launch import command_line, config_file, training_command
 
 if TYPE_CHECKING:

@@ -115,11 +115,10 @@ def train(
   """
   from egad_jax import from_config, processes
   from egad_jax.durability import identity
-  from egad_jax.durability.sweep_directory import SweepDirectory
+  from egad_jax.durability.sweep_directory import REPORT, SweepDirectory
   from egad_jax.durability.watchdog import Limits, Watchdog
   from egad_jax.durability.workdir import Workdir, flat
   from egad_jax.reporting import sweep_report
-  from egad_jax.training import results
 
   config = students[0].config
   processes.on_all_processes(lambda: _validate(students))
@@ -158,10 +157,7 @@ def train(
     processes.wait("the report of the sweep")
     if failures:
       raise FloatingPointError(_gave_up(failures, directory))
-    told = (
-      [results.whereabouts(student.workdir) for student in opened[:1]] if len(opened) == 1 else []
-    )
-    return "\n".join([*told, f"Comparison: {directory.path / 'sweep.html'}"]) if writes else ""
+    return f"Comparison: {directory / REPORT}" if writes else ""
 
 
 def _validate(students: list[SweepStudent]) -> None:
@@ -176,7 +172,7 @@ def _validate(students: list[SweepStudent]) -> None:
 
 
 def _unfinished(opened: list[_Open], force: bool) -> list[_Open]:
-  """The students that have something left to do; their workdirs are checked against their config."""
+  """The students that have something left to do; each workdir is checked against its config."""
   from egad_jax.training import results
 
   unfinished = []
@@ -256,10 +252,12 @@ def _require_untouched(students: list[_Open]) -> None:
 
 
 def _gave_up(failures: dict[str, str], directory: SweepDirectory) -> str:
+  from egad_jax.durability.sweep_directory import REPORT
+
   return " ".join(
     [
       *(f"student {name} was given up: {why}" for name, why in failures.items()),
-      f"The other students are finished; {directory.path / 'sweep.html'} compares them.",
+      f"The other students are finished; {directory / REPORT} compares them.",
     ]
   )
 

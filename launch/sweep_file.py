@@ -98,8 +98,8 @@ def _name(where: str, record: Mapping[str, Any]) -> str:
   name = record.get("name")
   if not isinstance(name, str) or not _NAME.fullmatch(name) or name.casefold() in RESERVED:
     raise InputError(
-      f'{where} must have a "name" of 1 to 100 letters, digits, ".", "_" and "-", the first a letter '
-      f"or digit, which becomes a directory, and none of {', '.join(RESERVED)}; got {name!r}."
+      f'{where} must have a "name" of 1 to 100 letters, digits, ".", "_" and "-", the first a '
+      f"letter or digit, which becomes a directory; none of {', '.join(RESERVED)}. Got {name!r}."
     )
   return name
 

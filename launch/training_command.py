@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import sys
 import traceback
@@ -47,7 +48,8 @@ def run(program: str, train: Callable[[preemption.Preemption], str]) -> int:
   # Late, so that --help and bad flags answer at once.
   with progress.phase("importing JAX"):
     accelerators.import_jax()
-    from egad_jax import from_config as from_config  # Takes most of the time of its import here.
+    # Which takes most of the time.
+    importlib.import_module("egad_jax.from_config")
     from egad_jax import processes
     from egad_jax.durability.checkpoints import CheckpointError
     from egad_jax.files import object_store

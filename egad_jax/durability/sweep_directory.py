@@ -1,4 +1,4 @@
-"""The directory of a sweep: the workdirs of its students, their prepared data and the comparison."""
+"""The directory of a sweep: its students' workdirs, their prepared data and the comparison."""
 
 from __future__ import annotations
 

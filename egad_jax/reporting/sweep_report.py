@@ -107,7 +107,7 @@ def write(directory: SweepDirectory, changes: Changes, failures: Mapping[str, st
 
   Args:
     directory: the sweep's directory, with the students' workdirs.
-    changes: the keys that each student changes, {name: {"config.key": value}}, in the sweep's order.
+    changes: the keys that each student changes, {name: {"config.key": value}}, in the file's order.
     failures: why students were given up, by their names.
   """
   records = _records(directory.path, changes, failures)

@@ -1,4 +1,4 @@
-"""A teacher whose outputs for a batch are computed once and read by the steps of several students."""
+"""A teacher whose outputs of a batch are computed once, for the steps of several students."""
 
 from __future__ import annotations
 

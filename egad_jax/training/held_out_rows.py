@@ -79,5 +79,5 @@ def by_row(
     "cross_entropy": total(ce).tolist(),
     "edges": edges.tolist(),
     "quarter_tokens": inside.sum(axis=1).tolist(),
-    "quarter_forward_kl": np.sum(kl[..., None] * inside, axis=1).tolist(),
+    "quarter_forward_kl": np.sum(np.where(inside, kl[..., None], 0), axis=1).tolist(),
   }

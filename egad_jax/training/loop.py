@@ -149,7 +149,7 @@ class _Loop:
         with self._section("step"), self._shown():
           self._steps()
       except Interrupted:
-        self._each(self._left(), Session.stop)
+        self._each(self._left(), lambda session: session.stop())
         for session in self._left():
           session.wait_until_saved()
         for session in self._left():
@@ -213,7 +213,8 @@ class _Loop:
     evaluates = [session for session in now if due(session)]
     if not saves and not evaluates:
       return
-    self._each([s for s in now if s in saves or s in evaluates], Session.flush)
+    touched = [session for session in now if session in saves or session in evaluates]
+    self._each(touched, lambda session: session.flush())
     training, left = self._training(), self._left()
     self.evaluate([s for s in evaluates if s in training], self._preemption.check)
     for session in saves:
