@@ -14,6 +14,7 @@ import types
 
 _COMMANDS = {
   "run": "train a student, or resume its training",
+  "sweep": "train several students of one teacher together",
   "plan": "whether a run fits some TPUs, and how long a step takes there",
   "evaluate": "measure a checkpoint on held-out text",
   "export": "write a checkpoint's student as a Hugging Face directory",

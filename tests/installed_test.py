@@ -56,7 +56,7 @@ def test_presets_are_found_by_name_from_any_directory(tmp_path, name):
 def test_what_is_no_command_or_preset_names_those_there_are(tmp_path):
   done = egad("rnu", cwd=tmp_path)
   assert (done.returncode, done.stdout) == (2, "")
-  assert "run, plan, evaluate, export, generate" in done.stderr
+  assert "run, sweep, plan, evaluate, export, generate" in done.stderr
   done = egad("run", "--config=tinny", "--workdir=x", cwd=tmp_path)
   assert (done.returncode, done.stdout) == (2, "")
   assert "Did you mean tiny?" in done.stderr
@@ -64,7 +64,7 @@ def test_what_is_no_command_or_preset_names_those_there_are(tmp_path):
 
 
 @pytest.mark.short_form(2)
-@pytest.mark.parametrize("command", ["run", "plan", "evaluate", "export", "generate"])
+@pytest.mark.parametrize("command", ["run", "sweep", "plan", "evaluate", "export", "generate"])
 def test_help_shows_an_example_and_every_flag_at_once(tmp_path, command):
   done = egad(command, "--help", cwd=tmp_path)
   assert (done.returncode, done.stderr) == (0, "")
