@@ -9,6 +9,7 @@ docs/running.md.
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import sys
 import time
@@ -48,16 +49,15 @@ def main() -> int:
     from_config.validate(config)
     command_line.print_result(config_file.as_yaml(config))
     return 0
-  return training_command.run("run.py", lambda early: _train(config, early))
+  return training_command.run("run.py", functools.partial(_train, config))
 
 
-def _train(config: ml_collections.ConfigDict, early: Preemption) -> str:
+def _train(config: ml_collections.ConfigDict, path: str, early: Preemption) -> str:
   from egad_jax import from_config, processes
 
   # One that is refused alone would leave the others waiting.
   processes.on_all_processes(lambda: from_config.validate(config))
-  directory, force = training_command.WORKDIR.value, training_command.FORCE.value
-  return train(config, directory, early, force=force)
+  return train(config, path, early, force=training_command.FORCE.value)
 
 
 def train(

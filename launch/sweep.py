@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import sys
 import time
@@ -50,24 +51,20 @@ STATES = flags.DEFINE_enum(
 def main() -> int:
   """Trains or resumes the students in the workdir."""
   config = command_line.config(CONFIG)
-  if not SWEEP.value:
+  file = SWEEP.value
+  if not file:
     raise InputError("--sweep is required: a file with a student a line, see --help.")
-  return training_command.run("sweep.py", lambda early: _train(config, early))
+  return training_command.run("sweep.py", functools.partial(_train, file, config))
 
 
-def _train(config: ml_collections.ConfigDict, early: Preemption) -> str:
+def _train(file: str, config: ml_collections.ConfigDict, path: str, early: Preemption) -> str:
   from egad_jax import processes
   from launch import sweep_file
 
   # One that is refused alone would leave the others waiting.
-  students = processes.on_all_processes(lambda: sweep_file.read(SWEEP.value, config))
-  return train(
-    students,
-    training_command.WORKDIR.value,
-    early,
-    force=training_command.FORCE.value,
-    on_host=STATES.value == "host",
-  )
+  students = processes.on_all_processes(lambda: sweep_file.read(file, config))
+  force, on_host = training_command.FORCE.value, STATES.value == "host"
+  return train(students, path, early, force=force, on_host=on_host)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +227,7 @@ def _train_unfinished(
     identity.store(workdir, record)
     workdir.store_config(student.values)
     ready.append(loop.Student(student.name, experiment, options[student.name], workdir))
-  overview.log(experiments[0], directory)
+  overview.log(experiments[0], directory, dict(zip(configs, experiments, strict=True)))
   found = loop.train_together(ready, early, on_host=on_host, started=_STARTED, watchdog=watchdog)
   return {
     student.name: str(outcome)

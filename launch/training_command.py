@@ -30,18 +30,19 @@ FORCE = flags.DEFINE_bool(
 )
 
 
-def run(program: str, train: Callable[[preemption.Preemption], str]) -> int:
+def run(program: str, train: Callable[[str, preemption.Preemption], str]) -> int:
   """Joins the processes, trains, and returns the exit code.
 
   Args:
     program: name of the command, for messages.
-    train: trains in the directory of `WORKDIR` and returns what is to be told of it on stdout. All
-      processes call it.
+    train: takes the directory of `WORKDIR` and what says when to end early, trains, and returns
+      what is to be told of it on stdout. All processes call it.
 
   Raises:
     InputError: a flag is bad, or `train` raised it.
   """
-  if not WORKDIR.value:
+  workdir = WORKDIR.value
+  if not workdir:
     raise InputError("--workdir is required: the directory of the run, made if missing.")
   early = preemption.Preemption()
   early.watch()
@@ -54,7 +55,7 @@ def run(program: str, train: Callable[[preemption.Preemption], str]) -> int:
     from egad_jax.durability.checkpoints import CheckpointError
     from egad_jax.files import object_store
 
-  object_store.require(WORKDIR.value, "--workdir")
+  object_store.require(workdir, "--workdir")
   try:
     with progress.phase("looking for other processes of this run"):
       processes.join(ADDRESS.value, COUNT.value, INDEX.value, heartbeat_seconds=HEARTBEAT.value)
@@ -68,7 +69,7 @@ def run(program: str, train: Callable[[preemption.Preemption], str]) -> int:
     terminal.show_only_warnings()
   streams.outlive_stdout()
   try:
-    command_line.print_result(train(early))
+    command_line.print_result(train(workdir, early))
   except preemption.Preempted:
     return preemption.PREEMPTED
   except (FloatingPointError, CheckpointError) as error:

@@ -9,7 +9,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import filelock
 from etils import epath
@@ -306,7 +306,7 @@ class Workdir:
     if hasattr(self, "_lock"):
       self._lock.release()
 
-  def __enter__(self) -> Workdir:
+  def __enter__(self) -> Self:
     return self
 
   def __exit__(self, *exc_info: object) -> None:

@@ -163,7 +163,7 @@ def _render(directory: epath.Path, records: Sequence[Record]) -> str:
   """The page as one HTML document that loads no other resource."""
   names = [record["name"] for record in records]
   known = [record for record in records if record["forward_kl_by_entropy"]]
-  teacher = next((record["teacher"] for record in records if record["teacher"]), {})
+  teacher: Record = next((record["teacher"] for record in records if record["teacher"]), {})
   return (
     report.environment()
     .get_template("sweep.html.j2")

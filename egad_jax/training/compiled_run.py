@@ -6,7 +6,7 @@ import functools
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from egad_jax import progress, sharding
 from egad_jax.data import pipeline
 from egad_jax.data.batches import AnyBatch
 from egad_jax.models.generation import generate
+from egad_jax.teachers import PlacedTeacher
 from egad_jax.training import evaluation, programs
 from egad_jax.training.batch_source import StateOf
 from egad_jax.training.experiment import Experiment
@@ -41,6 +42,7 @@ class CompiledRun:
         serve this run too; None for a run by itself.
     """
     self.experiment, self._beside = experiment, beside
+    self._teacher: PlacedTeacher
     if beside is not None:
       self._teacher = beside._teacher
     else:
@@ -142,7 +144,7 @@ class CompiledRun:
     (result,) = evaluate_together([self], [lambda: state], check)
     return result
 
-  def averages(self, parts: Sequence[Mapping[str, jax.Array]]) -> dict[str, Any]:
+  def averages(self, parts: Sequence[Any]) -> dict[str, Any]:
     """The evaluation whose sums over each held-out batch are `parts`."""
     return evaluation.evaluate(
       lambda part: part,

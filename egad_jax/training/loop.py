@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 
 from egad_jax import processes, progress
+from egad_jax.data.batches import AnyBatch
 from egad_jax.durability import workdir as files
 from egad_jax.durability.checkpoints import CheckpointError, Checkpoints
 from egad_jax.durability.preemption import Interrupted, Preempted, Preemption
@@ -63,6 +65,8 @@ class _Loop:
 
   def __init__(self, sessions: Sequence[Session], preemption: Preemption, profiler: Profiler):
     self.sessions, self._preemption, self._profiler = sessions, preemption, profiler
+    # A run by itself has no name.
+    self._is_run = not sessions[0].name
     self.failures: dict[Session, FloatingPointError] = {}
     self._phase = progress.Phase()
 
@@ -78,13 +82,13 @@ class _Loop:
     """Calls `act` for sessions; one of several that cannot go on does not keep the others from it.
 
     Raises:
-      FloatingPointError: the only session cannot go on.
+      FloatingPointError: a run by itself cannot go on.
     """
     for session in sessions:
       try:
         act(session)
       except FloatingPointError as error:
-        if len(self.sessions) == 1:
+        if self._is_run:
           raise
         self.failures[session] = error
         _LOG.error("%s: this student is given up, the others go on: %s", session.name, error)
@@ -127,7 +131,7 @@ class _Loop:
     with self._section("evaluation"):
       evaluated = evaluate_together(
         [session.compiled for session in sessions],
-        [lambda s=session: s.state(for_evaluation=True) for session in sessions],
+        [functools.partial(session.state, for_evaluation=True) for session in sessions],
         check,
       )
     for session, result in zip(sessions, evaluated, strict=True):
@@ -137,13 +141,14 @@ class _Loop:
     """Runs the steps that are left.
 
     Raises:
-      FloatingPointError: the only run had too many skipped steps in a row.
+      FloatingPointError: a run by itself had too many skipped steps in a row.
       Preempted: the runs were asked to end.
     """
     if not self._training():
       return
-    for session in self._training():
-      session.compile()
+    with self._section("compile"):
+      for session in self._training():
+        session.compile()
     with self._preemption.between_steps():
       try:
         with self._section("step"), self._shown():
@@ -161,7 +166,7 @@ class _Loop:
   @contextlib.contextmanager
   def _shown(self) -> Iterator[None]:
     """Shows the progress of the steps: in detail of a run by itself, the losses of several."""
-    if len(self.sessions) == 1:
+    if self._is_run:
       with self.sessions[0].log.shown():
         yield
       return
@@ -176,7 +181,7 @@ class _Loop:
     logged = [(s.name, *s.logged) for s in self.sessions if s.logged]
     for session in self.sessions:
       session.logged = None
-    if logged and len(self.sessions) > 1:
+    if logged and not self._is_run:
       losses = "  ".join(f"{name} {loss:.4f}" for name, _, loss in logged)
       _LOG.info("step %d: loss %s", logged[0][1], losses)
 
@@ -198,15 +203,19 @@ class _Loop:
         batches = now[0].compiled.train_batches(step, now[0].state)
       with self._section("data"):
         batch = next(batches)
-      metrics = self._profiler.call(
-        step + 1, lambda now, batch: [session.start_step(batch) for session in now], now, batch
-      )
-      pairs = dict(zip(now, metrics, strict=True))
-      self._each(now, lambda session, batch=batch, of=pairs: session.end_step(batch, of[session]))
+      self._step(now, batch)
       position = step + 1
       self._phase.update(1)
       self._evaluate_and_save(now, due)
       self._tell_losses()
+
+  def _step(self, sessions: Sequence[Session], batch: AnyBatch) -> None:
+    """Makes a step of each session on a batch."""
+    started = self._profiler.call(
+      sessions[0].step + 1, lambda: [session.start_step(batch) for session in sessions]
+    )
+    metrics = dict(zip(sessions, started, strict=True))
+    self._each(sessions, lambda session: session.end_step(batch, metrics[session]))
 
   def _evaluate_and_save(self, now: Sequence[Session], due: Callable[[Session], bool]) -> None:
     saves = [session for session in now if session.save_is_due()]
@@ -230,9 +239,10 @@ class _Loop:
       For each session its summary, or why it could not go on.
     """
     self.evaluate([session for session in self._left() if session.evaluation() is None])
-    if len(self.sessions) > 1:
-      held_out_rows.write([(s.compiled, s.workdir, s.state) for s in self._left()])
-    return [self.failures.get(session) or session.finish() for session in self.sessions]
+    with self._section("finish"):
+      if not self._is_run:
+        held_out_rows.write([(s.compiled, s.workdir, s.state) for s in self._left()])
+      return [self.failures.get(session) or session.finish() for session in self.sessions]
 
 
 def train(
@@ -291,11 +301,11 @@ def train_together(
     watchdog: a watchdog that is already running; None to start one.
 
   Returns:
-    For each student the summary, as written to its summary.json, or, if there are others, why it
-    was given up: too many steps in a row were skipped.
+    For each student the summary, as written to its summary.json, or, if it has a name, why it was
+    given up: too many steps in a row were skipped.
 
   Raises:
-    FloatingPointError: so it is with the only student.
+    FloatingPointError: so it is with the student that has no name.
     Preempted: the runs were asked to end before their last step; they are saved.
   """
   process, options = jax.process_index(), students[0].options

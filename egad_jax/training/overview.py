@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import logging
+from collections.abc import Mapping
 
 import jax
 
@@ -16,14 +17,24 @@ from egad_jax.training.experiment import Experiment
 _LOG = logging.getLogger(__name__)
 
 
-def log(experiment: Experiment, workdir: Workdir) -> None:
+def log(
+  experiment: Experiment, workdir: Workdir, students: Mapping[str, Experiment] | None = None
+) -> None:
   """Logs each of `lines` as one message."""
-  for line in lines(experiment, workdir):
+  for line in lines(experiment, workdir, students):
     _LOG.info("%s", line)
 
 
-def lines(experiment: Experiment, workdir: Workdir) -> list[str]:
-  """Lines for people about the devices, models, data, batch, training and results directory."""
+def lines(
+  experiment: Experiment, workdir: Workdir, students: Mapping[str, Experiment] | None = None
+) -> list[str]:
+  """Lines for people about the devices, models, data, batch, training and results directory.
+
+  Args:
+    experiment: the experiment that is run, or one of several that are trained together.
+    workdir: the directory of the results.
+    students: all that are trained together, by name; None for a run by itself.
+  """
   rows, models, optimization = experiment.rows, experiment.models, experiment.optimization
   held_out = min(experiment.evaluation.rows, rows.held_out_size)
   micro = optimization.batch_size // optimization.accumulation
@@ -37,8 +48,11 @@ def lines(experiment: Experiment, workdir: Workdir) -> list[str]:
     f"devices:  {_devices(experiment)}",
     f"teacher:  {models.teacher_name}, {_parameters(models.teacher)}, "
     f"{jax.numpy.dtype(models.teacher_dtype).name}",
-    f"student:  {models.student.config.num_layers} layers, "
-    f"{_parameters(models.student)}, method {experiment.method_name}",
+    *(
+      f"student:  {f'{name}, ' if name else ''}{other.models.student.config.num_layers} layers, "
+      f"{_parameters(other.models.student)}, method {other.method_name}"
+      for name, other in (students or {"": experiment}).items()
+    ),
     f"data:     {rows.train_size:,} rows of {rows.seq_len:,} tokens to train on "
     f"({rows.num_targets[TRAIN]:,} tokens to predict, {rows.utilization:.0%} full); held out: "
     f"{held_out:,} of {rows.held_out_size:,} rows ({rows.num_targets[HELD_OUT]:,} tokens)",

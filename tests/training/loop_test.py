@@ -185,9 +185,14 @@ def test_the_batch_is_the_right_one_after_the_slowest_has_failed(calls):
   assert steps_of(calls, "b") == [3]
 
 
-def test_a_failure_of_the_only_one_is_raised(calls):
+def test_a_failure_of_a_run_by_itself_is_raised(calls):
   with pytest.raises(FloatingPointError, match="step 1"):
-    trained([Session("a", calls, fails_at=1)])
+    trained([Session("", calls, fails_at=1)])
+
+
+def test_the_only_student_of_a_sweep_is_given_up_as_among_others(calls):
+  (failure,) = trained([Session("a", calls, fails_at=1)])
+  assert isinstance(failure, FloatingPointError)
 
 
 def test_all_are_saved_before_the_end_that_was_asked_for(calls):
