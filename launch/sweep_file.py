@@ -51,6 +51,8 @@ def read(path: str, config: ml_collections.ConfigDict) -> list[SweepStudent]:
   """
   try:
     text = read_regular(paths.parse(path, "--sweep")).decode()
+  except InputError as error:
+    raise InputError(f"--sweep: {error}") from error
   except (OSError, UnicodeError) as error:
     raise InputError(f"--sweep {path} cannot be read: {error}.") from error
   students: list[SweepStudent] = []

@@ -75,7 +75,7 @@ def test_a_bad_file_is_refused_with_its_line(case, read):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-  with pytest.raises(InputError, match="nowhere"):
+  with pytest.raises(InputError, match=r"--sweep: .*nowhere\.jsonl cannot be read"):
     sweep_file.read(str(tmp_path / "nowhere.jsonl"), tiny.get_config())
 
 
