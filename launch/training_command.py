@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 import sys
 import traceback
@@ -49,11 +48,11 @@ def run(program: str, train: Callable[[str, preemption.Preemption], str]) -> int
   # Late, so that --help and bad flags answer at once.
   with progress.phase("importing JAX"):
     accelerators.import_jax()
-    # Which takes most of the time.
-    importlib.import_module("egad_jax.from_config")
-    from egad_jax import processes
+    from egad_jax import from_config, processes
     from egad_jax.durability.checkpoints import CheckpointError
     from egad_jax.files import object_store
+
+    del from_config  # `train` needs it, and importing it takes most of the phase.
 
   object_store.require(workdir, "--workdir")
   try:
