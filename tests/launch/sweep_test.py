@@ -17,6 +17,7 @@ from egad_jax import from_config
 from egad_jax.durability.preemption import Preempted, Preemption
 from egad_jax.durability.sweep_directory import SweepDirectory
 from egad_jax.errors import InputError
+from egad_jax.training import results
 from egad_jax.training.compiled_run import CompiledRun
 from tests.same_runs import numbers
 
@@ -30,7 +31,9 @@ STUDENTS = {
 MORE = {
   "taid": {"config.method": "taid", "config.distribution.fill_batches": 1},
   "taps": {"config.method": "egad", "config.branch.layers": "1:3", "config.log_every": 3},
-  "other taps": {"config.method": "egad", "config.branch.layers": "1:4,2:2"},
+  "other taps": {
+    **{"config.method": "egad", "config.student.layers": 2, "config.branch.layers": "1:4,2:2"},
+  },
 }
 
 
@@ -74,7 +77,7 @@ def config(shared):
   config = tiny.get_config()
   config.steps, config.batch_size, config.seq_len = STEPS, 8, 16
   config.optimizer.warmup_steps, config.distribution.fill_batches = 1, 0
-  config.method, config.student.remat = "vanilla_kd", "none"
+  config.method, config.student.layers, config.student.remat = "vanilla_kd", 1, "none"
   config.compiler_options = (
     "xla_backend_optimization_level=0,xla_llvm_disable_expensive_passes=True"
   )
@@ -87,9 +90,11 @@ def config(shared):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_device():
-  """One device compiles fastest."""
+def _quick():
+  """One device compiles fastest, and the reports of runs have tests of their own."""
+  write = lambda path: (path / "report.html").write_text("")
   with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(results, "write_report", write)
     sweep = importlib.import_module("egad_jax.from_config.sweep")
     build = functools.partial(from_config.build, devices=jax.devices()[:1])
     patch.setattr(from_config, "build", build)
