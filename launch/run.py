@@ -60,7 +60,7 @@ def main() -> int:
   if PRINT_CONFIG.value:
     from egad_jax import from_config
 
-    from_config.validate(config)
+    from_config.validate(config, given=command_line.given_keys())
     command_line.print_result(config_file.as_yaml(config))
     return 0
   if not WORKDIR.value:
@@ -89,7 +89,8 @@ def main() -> int:
   streams.outlive_stdout()
   try:
     # One that is refused alone would leave the others waiting.
-    processes.on_all_processes(lambda: from_config.validate(config))
+    given = command_line.given_keys()
+    processes.on_all_processes(lambda: from_config.validate(config, given=given))
     command_line.print_result(train(config, WORKDIR.value, early, force=FORCE.value))
   except preemption.Preempted:
     return preemption.PREEMPTED
