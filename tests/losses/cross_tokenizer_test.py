@@ -115,7 +115,7 @@ def numpy_loss(rows, kind, average, temperature, top_k):
 
 @pytest.mark.parametrize(("kind", "average"), CASES)
 def test_value(rows, kind, average):
-  # Of the rows that follow the first six none is heavy: the reference spells the common pairs out.
+  # No row after the first six is heavy, because the reference spells the common pairs out.
   assert PROJECTION[1][6:, 0].max() < 0.8
   options = {"teacher_top_k": 5, "temperature": 1.7, "minimum_weight": 0.8}
   loss, metrics = loss_of(*rows, kind=kind, span_average=average, **options)

@@ -14,7 +14,7 @@ def attributes(suffix, block_q=512, block_kv=512):
 @pytest.mark.parametrize(("kernel", "suffix", "products"), [("fwd", "", 2), ("dkv", "_dkv", 4)])
 def test_flops_of_causal_blocks(kernel, suffix, products):
   name = f"splash_mha_{kernel}_segmented_residuals.1"
-  # Of 4 x 4 blocks, 10 are on the diagonal or below it.
+  # 10 of the 4 x 4 blocks are on the diagonal or below it.
   expected = products * 2 * 4 * 16 * (10 * 512 * 512) * 128
   assert kernel_flops(name, [QUERY], attributes(suffix)) == expected
 

@@ -40,7 +40,7 @@ from tests.training.step_test import (
 )
 
 ROWS, SEQ = 8, 16
-# Of the tokenizers; the unembeddings have two rows of padding each.
+# Sizes of the tokenizers; each unembedding has two more rows of padding.
 STUDENT_VOCAB, TEACHER_VOCAB = 40, 60
 SIZES = {"num_heads": 2, "num_kv_heads": 1, "head_dim": 8, "mlp_dim": 32}
 STUDENT = DecoderConfig(
