@@ -14,10 +14,25 @@ from tests.launch.stand_ins import messages
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 KEYS = (
-  *("config", "topology", "devices", "chip", "fits", "hbm_bytes", "arguments_bytes"),
-  *("temporaries_bytes", "total_bytes", "flops", "flops_minimum", "modelled_seconds"),
-  *("roofline_seconds", "tokens_per_step", "tokens_per_second", "mfu", "collectives"),
-  *("largest_buffers", "compile_seconds"),
+  "config",
+  "topology",
+  "devices",
+  "chip",
+  "fits",
+  "hbm_bytes",
+  "arguments_bytes",
+  "temporaries_bytes",
+  "total_bytes",
+  "flops",
+  "flops_minimum",
+  "modelled_seconds",
+  "roofline_seconds",
+  "tokens_per_step",
+  "tokens_per_second",
+  "mfu",
+  "collectives",
+  "largest_buffers",
+  "compile_seconds",
 )
 TIMES = ("modelled_seconds", "roofline_seconds", "tokens_per_second", "mfu")
 
@@ -51,7 +66,10 @@ def test_json_is_alone_on_stdout_and_has_the_contract_s_keys():
 
 
 # The quickstart's sizes, on far too many rows.
-LARGE = (*("--config.teacher.architecture=smollm2-135m", "--config.batch_size=16384"),)
+LARGE = (
+  "--config.teacher.architecture=smollm2-135m",
+  "--config.batch_size=16384",
+)
 
 
 def test_what_does_not_fit_is_exit_3_and_still_a_whole_report():

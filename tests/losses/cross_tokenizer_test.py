@@ -31,7 +31,9 @@ VS, VT = 13, 11
 # Averaging comes before the divergence, so not every combination has to be compiled.
 CASES = [
   *(("p_kl", average) for average in SPAN_AVERAGES),
-  *(("h_kl", "logprob"), ("h_kl", "prob"), ("uld", "prob")),
+  ("h_kl", "logprob"),
+  ("h_kl", "prob"),
+  ("uld", "prob"),
 ]
 
 

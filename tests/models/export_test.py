@@ -79,7 +79,10 @@ def test_rows_beyond_the_tokenizer_are_not_exported(tmp_path, config, params, ti
 def test_texts_end_as_the_teachers_do(tmp_path, config, params, stated, document_end, wanted):
   sampling = {"do_sample": True, "temperature": 0.6}
   path = export_student(
-    *(tmp_path / "a", config, params, tokenizer(document_end_id=document_end)),
+    tmp_path / "a",
+    config,
+    params,
+    tokenizer(document_end_id=document_end),
     model_card=CARD,
     generation=GenerationSettings(stated, sampling),
   )
