@@ -23,6 +23,10 @@ class Conversation(NamedTuple):
   targets: tuple[int, ...]
 
 
+# Further keys under which records have a value, as data sets in ShareGPT's layout do.
+_OTHER_KEYS = {"messages": "conversations", "role": "from", "content": "value"}
+
+
 class Fields:
   """The key under which a record has each of the values that a format reads."""
 
@@ -31,6 +35,13 @@ class Fields:
 
   def __getitem__(self, name: str) -> str:
     return self._names.get(name, name)
+
+  def key(self, name: str, record: Mapping[str, Any]) -> str:
+    """The key of a value in this record: the name that was given, else one of the usual ones."""
+    other = _OTHER_KEYS.get(name)
+    if name in self._names or name in record or other not in record:
+      return self[name]
+    return other
 
 
 class RecordFormat(NamedTuple):
@@ -66,9 +77,9 @@ _ROLES |= {"function": "tool", "ipython": "tool", "observation": "tool"}
 
 
 def _message(number: int, message: Any, fields: Fields) -> dict[str, Any]:
-  role_key, content_key = fields["role"], fields["content"]
   if not isinstance(message, dict):
     raise BadRecord(f"message {number} is {type(message).__name__}, not an object")
+  role_key, content_key = fields.key("role", message), fields.key("content", message)
   role = message.get(role_key)
   if not isinstance(role, str) or role not in _ROLES:
     raise BadRecord(

@@ -48,8 +48,26 @@ def test_messages_keep_what_templates_read():
 
 def test_other_names_of_keys_and_roles():
   record = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}
-  found = _parse("messages", record, messages="conversations", role="from", content="value")
-  assert found == Conversation([_ASK, _SAY], None, (1,))
+  expected = Conversation([_ASK, _SAY], None, (1,))
+  assert _parse("messages", record) == expected
+  named = {"messages": "conversations", "role": "from", "content": "value"}
+  assert _parse("messages", record, **named) == expected
+  other = {"turns": [{"who": "human", "says": "Hi"}, {"who": "gpt", "says": "Hello."}]}
+  assert _parse("messages", other, messages="turns", role="who", content="says") == expected
+  # A name that was given is the only one that counts.
+  with pytest.raises(BadRecord, match='no messages under "turns"'):
+    _parse("messages", record, messages="turns")
+
+
+def test_a_system_prompt_beside_the_conversation_comes_first():
+  system = {"role": "system", "content": "Be brief."}
+  record = {"messages": [_ASK, _SAY], "system": "Be brief."}
+  assert _parse("messages", record) == Conversation([system, _ASK, _SAY], None, (2,))
+  record = {"messages": [system, _ASK, _SAY], "system": "Be long."}
+  assert _parse("messages", record) == Conversation([system, _ASK, _SAY], None, (2,))
+  assert _parse("messages", {"messages": [_ASK, _SAY], "system": None}).targets == (1,)
+  with pytest.raises(BadRecord, match='no string under "system"'):
+    _parse("messages", {"messages": [_ASK, _SAY], "system": 3})
 
 
 def test_alpaca():
@@ -82,7 +100,8 @@ def test_alpaca():
     ("messages", {"messages": ["Hi"]}, "message 1 is str, not an object"),
     ("messages", {"messages": [_ASK]}, "no message of the assistant"),
     ("messages", {"messages": [_ASK, {"role": "bot", "content": "a"}]}, 'the unknown role "bot"'),
-    ("messages", {"messages": [{"from": "user"}]}, "unknown role null"),
+    ("messages", {"messages": [{"speaker": "user"}]}, "unknown role null"),
+    ("messages", {"messages": [{"from": "user"}]}, "message 1 (user) has no content"),
     (
       "messages",
       {"messages": [_ASK, {"role": "assistant"}]},
