@@ -103,7 +103,7 @@ def adakd_loss(
   )
   metrics = in_batch_metrics(stats, mask) | {
     "difficulty": masked_mean(stats["difficulty"], mask),
-    "focus_ratio": jax.lax.stop_gradient(state.ratio).astype(loss.dtype),
+    "focus_ratio": state.ratio.astype(loss.dtype),
   }
   return masked_mean(loss, mask), (metrics, control_focus(state, stats, mask, elapsed, focus))
 

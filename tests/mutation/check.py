@@ -160,8 +160,8 @@ def judge(result: dict[str, Any]) -> tuple[str, str]:
     if failed["when"] == "call" and failed["error"] not in PROVES_NOTHING and result["loaded"]:
       return KILLED, test
     return STILLBORN, f"{failed['error']} in {failed['when']} of {test}: {failed['message']}"
-  # 1 and 2: files that could not be collected, since the broken module cannot be imported.
-  if result["exit"] in (1, 2):
+  # 1, 2 and 4: test files or their conftest cannot be imported, since the broken module cannot be.
+  if result["exit"] in (1, 2, 4):
     return STILLBORN, "a test file cannot be imported"
   return ERROR, f"pytest ended with {result['exit']}"
 
