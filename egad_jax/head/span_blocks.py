@@ -161,10 +161,20 @@ class BlockTokens(NamedTuple):
   Attributes:
     logits: float32 [blocks, size, vocab].
     members: bool [blocks, size pairs, size tokens], whether a token is in a pair's span.
+    largest: [blocks, size, 1], the largest logit of each token; None to look for it. If it is known
+      before the logits are made, sums of their exponentials are made with them.
   """
 
   logits: jax.Array
   members: jax.Array
+  largest: jax.Array | None = None
+
+  @property
+  def maxima(self) -> jax.Array:
+    """The largest logit of each token, [blocks, size, 1]."""
+    if self.largest is not None:
+      return self.largest
+    return jax.lax.stop_gradient(jnp.max(self.logits, axis=-1, keepdims=True))
 
   @property
   def counts(self) -> jax.Array:
@@ -174,7 +184,8 @@ class BlockTokens(NamedTuple):
   def average(self, temperature: float | jax.Array, average: str) -> jax.Array:
     """Returns the probabilities of each pair; see `log_average`."""
     if average == "prob":
-      return _mean_probabilities(self.logits, self.members, self._of_tokens(temperature))
+      temperature = self._of_tokens(temperature)
+      return _mean_probabilities(self.logits, self.maxima, self.members, temperature)
     return jnp.exp(self.log_average(temperature, average))
 
   def log_average(self, temperature: float | jax.Array, average: str) -> jax.Array:
@@ -201,15 +212,14 @@ class BlockTokens(NamedTuple):
 
   def nll(self, labels: jax.Array) -> jax.Array:
     """Returns minus the log-probabilities of labels [blocks, size], summed over each pair."""
-    largest = jax.lax.stop_gradient(jnp.max(self.logits, axis=-1, keepdims=True))
-    log_total = jnp.log(jnp.sum(jnp.exp(self.logits - largest), axis=-1))
+    log_total = jnp.log(jnp.sum(jnp.exp(self.logits - self.maxima), axis=-1))
     # The label is looked for in the logits, so that one pass over them finds it and the sum.
-    nll = log_total + largest[..., 0] - label_value(self.logits, labels)
+    nll = log_total + self.maxima[..., 0] - label_value(self.logits, labels)
     return jnp.sum(jnp.where(self.members, nll[:, None], 0), axis=-1)
 
 
 def _total(values: jax.Array, weights: jax.Array) -> jax.Array:
-  """Sums the values of tokens with weights [blocks, n, m]: [blocks, m, vocab] to [blocks, n, vocab].
+  """Sums [blocks, m, vocab] over tokens with weights [blocks, n, m], to [blocks, n, vocab].
 
   The values must not be rounded to bfloat16. The tokens are the minor axis of the product, as in
   the logits.
@@ -222,19 +232,18 @@ def _total(values: jax.Array, weights: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _mean_probabilities(
-  logits: jax.Array, members: jax.Array, temperature: float | jax.Array
+  logits: jax.Array, largest: jax.Array, members: jax.Array, temperature: float | jax.Array
 ) -> jax.Array:
   """Returns the mean probabilities of each pair's tokens, [blocks, size, vocab].
 
   Logits come out of a matmul, so they are finite, and no pass is spent on those that are not.
   """
-  return _mean_and_residuals(logits, members, temperature)[0]
+  return _mean_and_residuals(logits, largest, members, temperature)[0]
 
 
-def _mean_and_residuals(logits, members, temperature):
+def _mean_and_residuals(logits, largest, members, temperature):
   inverse = 1 / jnp.asarray(temperature, logits.dtype)
   inverse = inverse[..., None] if inverse.ndim else inverse
-  largest = jnp.max(logits, axis=-1, keepdims=True)
   log_total = jnp.log(jnp.sum(jnp.exp((logits - largest) * inverse), axis=-1, keepdims=True))
   counts = jnp.maximum(jnp.sum(members, axis=-1, dtype=logits.dtype), 1)
   weights = members / counts[..., None]
@@ -247,7 +256,7 @@ def _mean_backward(residuals, cotangent):
   of_tokens = _total(cotangent, weights.swapaxes(1, 2))
   probabilities = jnp.exp((logits - largest) * inverse - log_total)
   inner = jnp.sum(of_tokens * probabilities, axis=-1, keepdims=True)
-  return probabilities * (of_tokens - inner) * inverse, None, None
+  return probabilities * (of_tokens - inner) * inverse, None, None, None
 
 
 _mean_probabilities.defvjp(_mean_and_residuals, _mean_backward)

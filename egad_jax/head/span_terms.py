@@ -82,10 +82,12 @@ class Choice(NamedTuple):
   Attributes:
     kept: bool [rows, Vt], the entries that the loss compares.
     stats: {name: [N]}, what `SpanLoss.read_teacher` said of each pair, at its index in the mask.
+    largest: [N], the largest of the teacher's logits at each token of a block.
   """
 
   kept: jax.Array
   stats: Stats
+  largest: jax.Array
 
 
 class TermsOfPairs(NamedTuple):
@@ -130,11 +132,16 @@ class TermsOfPairs(NamedTuple):
     index = i * self.blocks
     return tokens_of_blocks(self.layout, side.order, index, self.blocks, self.size)
 
-  def _teacher_chunk(self, i: jax.Array) -> tuple[BlockTokens, jax.Array]:
-    """(the teacher's tokens of a chunk, their labels)."""
+  def _teacher_chunk(
+    self, i: jax.Array, choice: Choice | None = None
+  ) -> tuple[BlockTokens, jax.Array]:
+    """(the teacher's tokens of a chunk, their indices [blocks, size])."""
     tokens, members = self._tokens(self.teacher, i)
     logits = _logits_of_blocks(self.teacher.rows(tokens), self.teacher.weight)
-    return BlockTokens(self.teacher.capped(logits), members), self.teacher.labels_of(tokens)
+    largest = None
+    if choice is not None:
+      largest = choice.largest.at[tokens].get(mode="fill", fill_value=0)[..., None]
+    return BlockTokens(self.teacher.capped(logits), members, largest), tokens
 
   def _long_tokens(self, side: Side, pair: jax.Array) -> jax.Array:
     piece = self.blocks * self.size
@@ -154,29 +161,33 @@ class TermsOfPairs(NamedTuple):
       return {k: stats[k].at[pairs].set(v, mode="drop") for k, v in parts.items()}
 
     def of_chunk(i, carry):
-      best, stats = carry
-      log_p, parts = read(self._teacher_chunk(i)[0])
+      best, stats, maxima = carry
+      teacher, tokens = self._teacher_chunk(i)
+      log_p, parts = read(teacher)
+      maxima = maxima.at[tokens].set(teacher.maxima[..., 0], mode="drop")
       pairs = self._pairs(i)
       largest = jax.vmap(largest_of_spans)(log_p, pairs < self._num_tokens)
       # An empty block has the row `num_rows` or a later one, which does not exist.
       best = best.at[pairs[:, 0] // self.seq].max(largest, mode="drop")
-      return best, put(stats, parts, pairs)
+      return best, put(stats, parts, pairs), maxima
 
     def of_pair(i, carry):
-      best, stats = carry
+      best, stats, maxima = carry
       pair = self.layout.long_pairs[i]
       log_p, parts = read(self._long_teacher(pair))
       index = self.layout.mask_indices[pair][None]
-      return best.at[index // self.seq].max(log_p), put(stats, parts, index)
+      return best.at[index // self.seq].max(log_p), put(stats, parts, index), maxima
 
     log_p, parts = jax.eval_shape(lambda i: read(self._teacher_chunk(i)[0]), jnp.int32(0))
     best = jnp.full((num_rows, log_p.shape[-1]), -jnp.inf, log_p.dtype)
-    carry = best, {k: jnp.zeros(self._num_tokens, v.dtype) for k, v in parts.items()}
+    zeros = lambda dtype: jnp.zeros(self._num_tokens, dtype)
+    carry = best, {k: zeros(v.dtype) for k, v in parts.items()}, zeros(log_p.dtype)
     carry = jax.lax.fori_loop(0, self.num_chunks, of_chunk, carry)
     if self.may_be_long:
       with jax.named_scope(LONG_SPANS):
         carry = jax.lax.fori_loop(0, self.layout.num_long, of_pair, carry)
-    return Choice(likeliest_entries(carry[0], count), carry[1])
+    best, stats, maxima = carry
+    return Choice(likeliest_entries(best, count), stats, maxima)
 
   def _summed(
     self,
@@ -200,7 +211,7 @@ class TermsOfPairs(NamedTuple):
   ) -> Terms:
     """The terms of the pairs of a chunk."""
     index = self._pairs(i)
-    teacher, teacher_labels = self._teacher_chunk(i)
+    teacher, teacher_tokens = self._teacher_chunk(i, choice)
     tokens, members = self._tokens(self.student, i)
     rows, labels = self.student.rows(tokens), self.student.labels_of(tokens)
     kept = None
@@ -215,7 +226,7 @@ class TermsOfPairs(NamedTuple):
         log_q=lambda t: student.log_average(t, self.loss.average),
         log_p=lambda t: teacher.log_average(t, self.loss.average),
         student_nll=student.nll(labels),
-        teacher_nll=teacher.nll(teacher_labels),
+        teacher_nll=teacher.nll(self.teacher.labels_of(teacher_tokens)),
         student_tokens=student.counts,
         teacher_tokens=teacher.counts,
         valid=index < self._num_tokens,

@@ -333,9 +333,7 @@ def make_span_divergence(
     TypeError: `projection` is traced and the kind is "h_kl".
   """
 
-  def p_kl(
-    q: jax.Array, log_q: jax.Array, log_p: jax.Array, kept: jax.Array | None
-  ) -> jax.Array:
+  def p_kl(q: jax.Array, log_q: jax.Array, log_p: jax.Array, kept: jax.Array | None) -> jax.Array:
     del log_q
     size = log_p.shape[-1]
     compared = reachable(projection, size)
@@ -343,9 +341,7 @@ def make_span_divergence(
       compared = jnp.broadcast_to(compared, kept.shape) & kept
     return projected_kl(log_p, project(q, projection, size), compared)
 
-  def uld(
-    q: jax.Array, log_q: jax.Array, log_p: jax.Array, kept: jax.Array | None
-  ) -> jax.Array:
+  def uld(q: jax.Array, log_q: jax.Array, log_p: jax.Array, kept: jax.Array | None) -> jax.Array:
     del log_q, kept
     return sorted_distance(q, jnp.exp(log_p))
 
@@ -353,9 +349,7 @@ def make_span_divergence(
     return {"p_kl": p_kl, "uld": uld}[options.kind]
   student_ids, teacher_ids = common_tokens(projection, options.minimum_weight)
 
-  def h_kl(
-    q: jax.Array, log_q: jax.Array, log_p: jax.Array, kept: jax.Array | None
-  ) -> jax.Array:
+  def h_kl(q: jax.Array, log_q: jax.Array, log_p: jax.Array, kept: jax.Array | None) -> jax.Array:
     del kept
     common = log_divergences.forward_kl(log_q[..., student_ids], log_p[..., teacher_ids])
     q, p = (
