@@ -161,8 +161,8 @@ class BlockTokens(NamedTuple):
   Attributes:
     logits: float32 [blocks, size, vocab].
     members: bool [blocks, size pairs, size tokens], whether a token is in a pair's span.
-    largest: [blocks, size, 1], the largest logit of each token; None to look for it. If it is known
-      before the logits are made, sums of their exponentials are made with them.
+    largest: [blocks, size, 1], the largest logit of each token; None to look for it. If it is
+      known, the matmul that makes the logits can sum their exponentials, which spares a pass.
   """
 
   logits: jax.Array
@@ -214,15 +214,14 @@ class BlockTokens(NamedTuple):
     """Returns minus the log-probabilities of labels [blocks, size], summed over each pair."""
     log_total = jnp.log(jnp.sum(jnp.exp(self.logits - self.maxima), axis=-1))
     # The label is looked for in the logits, so that one pass over them finds it and the sum.
-    nll = log_total + self.maxima[..., 0] - label_value(self.logits, labels)
+    nll = log_total - (label_value(self.logits, labels) - self.maxima[..., 0])
     return jnp.sum(jnp.where(self.members, nll[:, None], 0), axis=-1)
 
 
 def _total(values: jax.Array, weights: jax.Array) -> jax.Array:
   """Sums [blocks, m, vocab] over tokens with weights [blocks, n, m], to [blocks, n, vocab].
 
-  The values must not be rounded to bfloat16. The tokens are the minor axis of the product, as in
-  the logits.
+  The values must not be rounded to bfloat16. Values and sums lie in memory as the logits do.
   """
   values = jnp.swapaxes(vocabulary_major(values), 1, 2)
   weights = weights.astype(values.dtype)

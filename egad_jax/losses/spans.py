@@ -244,8 +244,8 @@ def log_or_floor(probabilities: jax.Array) -> jax.Array:
   smallest = _smallest(probabilities.dtype)
   log = jnp.log(jnp.maximum(probabilities, smallest))
   # The logarithms are compared: a comparison of p would be written to memory by the TPU compiler,
-  # which then does not fuse the logarithm with what makes p.
-  return jnp.where(log > jnp.log(smallest), log, LOG_ZERO)
+  # which then does not fuse the logarithm with what makes p. The margin is for their rounding.
+  return jnp.where(log > (1 - 1e-6) * math.log(smallest), log, LOG_ZERO)
 
 
 @log_or_floor.defjvp
@@ -256,9 +256,9 @@ def _log_or_floor_jvp(primals, tangents):
   return log, jnp.where(log > LOG_ZERO, slope, 0) * tangent
 
 
-def _smallest(dtype: Any) -> jax.Array:
+def _smallest(dtype: Any) -> float:
   # exp(LOG_ZERO) is not a normal float32, so the limit for that dtype is a little higher.
-  return jnp.asarray(max(float(jnp.finfo(dtype).tiny), math.exp(LOG_ZERO)), dtype)
+  return max(float(jnp.finfo(dtype).tiny), math.exp(LOG_ZERO))
 
 
 def check_spans(student_spans: ArrayLike, teacher_spans: ArrayLike) -> tuple[jax.Array, jax.Array]:

@@ -115,8 +115,8 @@ def _table(rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, size: int
 def _product(table: _Table, operand: jax.Array) -> jax.Array:
   """Returns the product with the table for each row: [..., n, from] -> [..., n, to].
 
-  Rows of the transposed operand are gathered. Nothing is transposed in memory if the operand lies
-  there with `vocabulary_major`; the result does.
+  Rows of the transposed operand are gathered, so an operand laid out by `vocabulary_major` spares
+  the compiler a transposition. The result is laid out in that way.
   """
   operand = jnp.swapaxes(operand, -1, -2)
 
@@ -136,7 +136,7 @@ def _product(table: _Table, operand: jax.Array) -> jax.Array:
 
 
 def vocabulary_major(x: jax.Array) -> jax.Array:
-  """Has the compiler lay out [..., n, vocab] in memory as [..., vocab, n] in order."""
+  """Has the compiler lay out [..., n, vocab] in memory as if it were [..., vocab, n]."""
   return jnp.swapaxes(_in_order(jnp.swapaxes(x, -1, -2)), -1, -2)
 
 
