@@ -16,6 +16,7 @@ from egad_jax.losses.cross_tokenizer import (
   common_tokens,
   cross_tokenizer_loss,
   project,
+  projected_kl,
   sorted_distance,
 )
 from egad_jax.losses.spans import SPAN_AVERAGES
@@ -387,3 +388,16 @@ def test_misuse(rows):
 def test_ids_below_0_are_refused(rows):
   with pytest.raises(ValueError, match="projection leads to teacher id -1; ids start at 0"):
     cross_tokenizer_loss(*rows, projection=(PROJECTION[0] - 1, PROJECTION[1]))
+
+
+def test_a_span_without_teacher_mass_on_the_compared_entries_adds_nothing():
+  log_p = jnp.array([[0.0, -100.0, -100.0], [-1.0, -0.8, -1.7]])
+  projected = jnp.array([[0.2, 0.5, 0.3], [0.2, 0.5, 0.3]])
+  compared = np.array([False, True, True])
+  function = jax.jit(jax.value_and_grad(lambda q: projected_kl(log_p, q, compared).sum()))
+  value, gradient = function(projected)
+  p, q = np.exp([-0.8, -1.7]), np.array([0.5, 0.3])
+  p, q = p / p.sum(), q / q.sum()
+  np.testing.assert_allclose(value, np.sum(p * np.log(p / q)), rtol=1e-5)
+  np.testing.assert_array_equal(gradient[0], 0)
+  np.testing.assert_allclose(gradient[1], [0, *((1 - p / q) / 0.8)], rtol=1e-5)
