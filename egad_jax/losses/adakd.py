@@ -165,9 +165,7 @@ def _guide_in_batch(
     return temperature.of_position(median_ratio(difficulty, median))
 
   def mean(function: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    # The mean over no tokens is 0; as a temperature it would make 0 / 0 in the gradient.
-    of_base = function(jnp.asarray(temperature.base, difficulty.dtype))
-    return jnp.where(jnp.any(mask), masked_mean(function(adaptive()), mask), of_base)
+    return masked_mean(function(adaptive()), mask)
 
   tokens_temperature, factor = temperature_and_factor(temperature, adaptive, mean)
   return TokenGuidance(tokens_temperature, factor, weight, hard)
