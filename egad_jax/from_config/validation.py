@@ -18,6 +18,7 @@ from egad_jax.from_config.trackers import check_trackers
 from egad_jax.from_config.unread import check_given, check_unread_options
 from egad_jax.from_config.values import DTYPES, Config, name_values
 from egad_jax.losses.curriculum import CURRICULUM_KINDS
+from egad_jax.models.safetensors_shards import DTYPES as EXPORT_DTYPES
 
 _CHOICES = {
   "method": tuple(methods.METHODS),
@@ -26,7 +27,7 @@ _CHOICES = {
   "teacher.placement": ("device", "host"),
   "student.dtype": tuple(DTYPES),
   "student.init": ("layers", "random", "source"),
-  "export.dtype": tuple(DTYPES),
+  "export.dtype": EXPORT_DTYPES,
   "student.remat": ("none", "dots", "full"),
   "loss.divergence": tuple(losses.DIVERGENCES),
   "data.format": (AUTO, *FORMATS),

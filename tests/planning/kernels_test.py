@@ -35,6 +35,11 @@ def test_flops_of_the_head():
   assert kernel_flops("logits_gradient.1", operands, "") == 2 * 2 * 768 * 1003 * 128
 
 
+def test_flops_of_a_grouped_product():
+  # 4,096 rows of width 256, 16 experts from width 256 to 100.
+  assert kernel_flops("ragged-dot-none.2", [(4096, 256), (16, 256, 100)], "") == 2 * 4096 * 25600
+
+
 def test_other_kernels_are_not_known():
   assert kernel_flops("matmul.1", [QUERY], attributes("")) is None
   assert kernel_flops("splash_mha_fwd.1", [QUERY], "") is None

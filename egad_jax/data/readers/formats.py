@@ -16,11 +16,14 @@ class Conversation(NamedTuple):
     messages: objects with "role", "content" and whatever else the template reads.
     tools: descriptions of functions for the template; None if there are none.
     targets: indices of the messages on which the loss is taken.
+    without_template: the document to take if the tokenizer has no chat template; None if the format
+      has no template of its own.
   """
 
   messages: list[dict[str, Any]]
   tools: Any
   targets: tuple[int, ...]
+  without_template: Document | None = None
 
 
 # Further keys under which records have a value, as data sets in ShareGPT's layout do.

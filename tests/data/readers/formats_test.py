@@ -77,10 +77,37 @@ def test_alpaca():
     {"role": "user", "content": "Add.\n\n2, 2"},
     {"role": "assistant", "content": "4"},
   ]
-  assert _parse("alpaca", record) == Conversation(messages, None, (2,))
+  assert _parse("alpaca", record)[:3] == (messages, None, (2,))
   del record["system"]
   messages[1]["content"] = "Add."
-  assert _parse("alpaca", record | {"input": ""}) == Conversation(messages[1:], None, (1,))
+  assert _parse("alpaca", record | {"input": ""})[:3] == (messages[1:], None, (1,))
+
+
+_INPUT = "### Input:\n2, 2\n\n"
+
+
+@pytest.mark.parametrize(
+  ("more", "first", "given"),
+  [
+    (
+      {"input": "2, 2"},
+      "Below is an instruction that describes a task, paired with an input that provides further "
+      "context. Write a response that appropriately completes the request.",
+      _INPUT,
+    ),
+    (
+      {"input": ""},
+      "Below is an instruction that describes a task. Write a response that appropriately "
+      "completes the request.",
+      "",
+    ),
+    ({"input": "2, 2", "system": "Be brief."}, "Be brief.", _INPUT),
+  ],
+)
+def test_alpaca_without_a_chat_template(more, first, given):
+  found = _parse("alpaca", {"instruction": "Add.", "output": "4"} | more).without_template
+  context = f"{first}\n\n### Instruction:\nAdd.\n\n{given}### Response:\n"
+  assert found == (Span(context, is_target=False), Span("4"))
 
 
 @pytest.mark.parametrize(
