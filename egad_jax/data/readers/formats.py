@@ -42,9 +42,9 @@ class Fields:
   def key(self, name: str, record: Mapping[str, Any]) -> str:
     """The key of a value in this record: the name that was given, else one of the usual ones."""
     other = _OTHER_KEYS.get(name)
-    if name in self._names or name in record or other not in record:
-      return self[name]
-    return other
+    if other is not None and other in record and name not in (*self._names, *record):
+      return other
+    return self[name]
 
 
 class RecordFormat(NamedTuple):
