@@ -33,7 +33,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
   "llama": (
     "meta-llama/Llama-3.2-1B",
     _sizes(
-      *(2048, 8192, 16, 32, 8, 128256),
+      2048,
+      8192,
+      16,
+      32,
+      8,
+      128256,
       head_dim=64,
       max_position_embeddings=131072,
       rope_scaling=_llama3_scaling(32.0),
@@ -43,12 +48,17 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
   ),
   "mistral": (
     "mistralai/Mistral-7B-v0.1",
-    _sizes(*(4096, 14336, 32, 32, 8, 32000), max_position_embeddings=32768, sliding_window=4096),
+    _sizes(4096, 14336, 32, 32, 8, 32000, max_position_embeddings=32768, sliding_window=4096),
   ),
   "qwen2": (
     "Qwen/Qwen2.5-1.5B",
     _sizes(
-      *(1536, 8960, 28, 12, 2, 151936),
+      1536,
+      8960,
+      28,
+      12,
+      2,
+      151936,
       max_position_embeddings=131072,
       rms_norm_eps=1e-6,
       rope_theta=1000000.0,
@@ -58,7 +68,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
   "qwen3": (
     "Qwen/Qwen3-1.7B",
     _sizes(
-      *(2048, 6144, 28, 16, 8, 151936),
+      2048,
+      6144,
+      28,
+      16,
+      8,
+      151936,
       head_dim=128,
       max_position_embeddings=40960,
       rms_norm_eps=1e-6,
@@ -69,7 +84,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
   "qwen3_moe": (
     "Qwen/Qwen3-30B-A3B",
     _sizes(
-      *(2048, 6144, 48, 32, 4, 151936),
+      2048,
+      6144,
+      48,
+      32,
+      4,
+      151936,
       head_dim=128,
       max_position_embeddings=40960,
       moe_intermediate_size=768,
@@ -84,7 +104,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
   "smollm3": (
     "HuggingFaceTB/SmolLM3-3B",
     _sizes(
-      *(2048, 11008, 36, 16, 4, 128256),
+      2048,
+      11008,
+      36,
+      16,
+      4,
+      128256,
       max_position_embeddings=65536,
       no_rope_layers=[1, 1, 1, 0] * 9,
       rms_norm_eps=1e-6,
@@ -95,7 +120,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
   "gemma2": (
     "google/gemma-2-2b",
     _sizes(
-      *(2304, 9216, 26, 8, 4, 256000),
+      2304,
+      9216,
+      26,
+      8,
+      4,
+      256000,
       attn_logit_softcapping=50.0,
       final_logit_softcapping=30.0,
       head_dim=256,
@@ -108,7 +138,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
   "gemma3_text": (
     "google/gemma-3-1b-pt",
     _sizes(
-      *(1152, 6912, 26, 4, 1, 262144),
+      1152,
+      6912,
+      26,
+      4,
+      1,
+      262144,
       head_dim=256,
       max_position_embeddings=32768,
       query_pre_attn_scalar=256,
@@ -126,7 +161,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
   "phi3": (
     "microsoft/Phi-3-mini-4k-instruct",
     _sizes(
-      *(3072, 8192, 32, 32, 32, 32064),
+      3072,
+      8192,
+      32,
+      32,
+      32,
+      32064,
       max_position_embeddings=4096,
       original_max_position_embeddings=4096,
       sliding_window=2047,
@@ -136,7 +176,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
   "olmo2": (
     "allenai/OLMo-2-0425-1B",
     _sizes(
-      *(2048, 8192, 16, 16, 16, 100352),
+      2048,
+      8192,
+      16,
+      16,
+      16,
+      100352,
       max_position_embeddings=4096,
       rms_norm_eps=1e-6,
       rope_theta=500000,
@@ -146,7 +191,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
   "granite": (
     "ibm-granite/granite-3.1-2b-base",
     _sizes(
-      *(2048, 8192, 40, 32, 8, 49155),
+      2048,
+      8192,
+      40,
+      32,
+      8,
+      49155,
       attention_multiplier=0.015625,
       embedding_multiplier=12.0,
       logits_scaling=8.0,

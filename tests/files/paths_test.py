@@ -23,7 +23,12 @@ ODD = [
   "é",
   "quote'\"",
   "new\nline",
-  *("#%3A", "~", "a~", "-x", "logs:", b"\xff.bytes".decode("utf-8", "surrogateescape")),
+  "#%3A",
+  "~",
+  "a~",
+  "-x",
+  "logs:",
+  b"\xff.bytes".decode("utf-8", "surrogateescape"),
 ]
 
 

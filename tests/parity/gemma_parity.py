@@ -73,7 +73,9 @@ def main() -> None:
       wanted = theirs(torch.tensor(tokens)).logits.numpy()
     report("gemma: logits", our_logits(read.config, read.params, tokens), wanted)
   made = generate(
-    *(model, lazy_arrays.read_all(read.params), prompts),
+    model,
+    lazy_arrays.read_all(read.params),
+    prompts,
     max_new_tokens=NEW_TOKENS,
     temperature=0,
     vocab_size=tokenizer.vocab_size,
