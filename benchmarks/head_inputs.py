@@ -13,7 +13,7 @@ from benchmarks.heads import Inputs, Settings, distillation_sum, token_loss_of
 from egad_jax import methods
 from egad_jax.head import dense_head
 
-# Of the logits, before rounding: as wide as those of real models, far from uniform.
+# Standard deviation of the logits before rounding, about that of real models.
 LOGIT_STD = 4.0
 
 
@@ -27,7 +27,7 @@ class Sizes(NamedTuple):
 
   @property
   def minimum_flops(self) -> int:
-    """Of the four matrix products that no head avoids: 2 N V (Dt + 3 Ds)."""
+    """FLOPs of the four matrix products that no head avoids: 2 N V (Dt + 3 Ds)."""
     return 2 * self.tokens * self.vocab * (self.teacher_dim + 3 * self.student_dim)
 
 

@@ -120,7 +120,7 @@ def measured(
     report(f"round {i + 1} of {rounds}")
   rows = []
   for one in order:
-    # Of the same round: what else the machine does then slows both.
+    # Ratios are taken inside a round: what else the machine does then slows both.
     ratios = [a / b for a, b in zip(one.seconds, order[0].seconds, strict=True)]
     rows.append(
       (

@@ -20,7 +20,7 @@ from benchmarks.heads import Inputs, Settings
 
 NOT_INSTALLED = "not installed: pip install -r requirements-benchmarks.txt"
 
-# Of the inputs, which need no context: (loss, gradient of the hidden states, of the unembedding).
+# inputs -> (loss, gradient of the hidden states, gradient of the unembedding).
 TorchHead = Callable[..., tuple[Any, Any, Any]]
 
 

@@ -49,7 +49,7 @@ class Schedule(NamedTuple):
 
   @property
   def cycles(self) -> float:
-    """Of a call."""
+    """Modelled cycles of a call."""
     return self.steps * max(self.bundles, self.matrix_cycles, self.memory_cycles)
 
 

@@ -136,7 +136,7 @@ def measured(
   baseline = timed[order[0]].seconds
   rows = []
   for label, variant in timed.items():
-    # Of the same round: what else the machine does then slows both.
+    # Ratios are taken inside a round: what else the machine does then slows both.
     ratios = [a / b for a, b in zip(variant.seconds, baseline, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     rows.append(

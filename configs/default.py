@@ -298,7 +298,8 @@ def get_config() -> ml_collections.ConfigDict:
   checkpoint.keep_best = True  # Whether to keep the one of lowest held-out forward KL besides.
 
   config.export = ml_collections.ConfigDict()
-  config.export.dtype = "float32"  # Dtype of the exported weights: float32 or bfloat16.
+  # Dtype of the exported weights: float32, bfloat16, or float16, which refuses values beyond 65504.
+  config.export.dtype = "float32"
 
   config.eval = evaluation = ml_collections.ConfigDict()
   evaluation.every_steps = 200  # Steps between evaluations; 0: only before and after training.

@@ -125,6 +125,16 @@ def config(flag: _ConfigFlag) -> ml_collections.ConfigDict:
   return config_file.checked("--config", flags.FLAGS[_CONFIG].value.to_dict())  # type: ignore[union-attr]
 
 
+def given_keys() -> set[str]:
+  """The keys of the config that were given one by one, such as "curriculum.kind"."""
+  prefix = f"{_CONFIG}."
+  return {
+    name.removeprefix(prefix)
+    for name in flags.FLAGS
+    if name.startswith(prefix) and flags.FLAGS[name].present
+  }
+
+
 def message(error: BaseException) -> str:
   """An error's words in one line."""
   # Messages quote files: no control character of theirs may reach the terminal.

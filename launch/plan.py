@@ -52,7 +52,7 @@ def main() -> int:
     from egad_jax.planning.search import search
 
   slice_ = topology(TOPOLOGY.value)
-  from_config.validate(config)
+  from_config.validate(config, given=command_line.given_keys())
   with progress.phase(f"loading the compiler for {slice_.name}"):
     devices = devices_of(slice_)
 

@@ -97,16 +97,16 @@ class _Attempts:
       )
     except OSError as error:
       _say(f"{self._command[0]}: {error.strerror}")
-      # Of other errors, such as too little memory, the next attempt may know nothing.
+      # Other errors, such as too little memory, may be gone at the next attempt.
       return _CANNOT_START.get(error.errno or 0, 1)
-    # A signal of before the child was there has reached this process alone. Once more, and at once,
-    # does no harm.
+    # A signal that came before the child existed has reached this process alone. Sending it once
+    # more does no harm.
     for number in signal.sigpending() & _STOPS:
       os.kill(child, number)
     while True:
       ended, status = os.waitpid(child, os.WNOHANG)
       if ended:
-        # Of one signal to all, this process has its own before it hears of the child's end, or
+        # A signal to the whole group reaches this process before it hears of the child's end, or
         # soon after.
         self.pause(0)
         return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)

@@ -46,7 +46,7 @@ def main() -> int:
   if PRINT_CONFIG.value:
     from egad_jax import from_config
 
-    from_config.validate(config)
+    from_config.validate(config, given=command_line.given_keys())
     command_line.print_result(config_file.as_yaml(config))
     return 0
   return training_command.run("run.py", functools.partial(_train, config))
@@ -56,7 +56,8 @@ def _train(config: ml_collections.ConfigDict, path: str, early: Preemption) -> s
   from egad_jax import from_config, processes
 
   # One that is refused alone would leave the others waiting.
-  processes.on_all_processes(lambda: from_config.validate(config))
+  given = command_line.given_keys()
+  processes.on_all_processes(lambda: from_config.validate(config, given=given))
   return train(config, path, early, force=training_command.FORCE.value)
 
 

@@ -162,8 +162,9 @@ def _validate(students: list[SweepStudent]) -> None:
 
   for student in students:
     from_config.check_sweep(student.config)
+    given = {key.removeprefix("config.") for key in student.changes}
     try:
-      from_config.validate(student.config)
+      from_config.validate(student.config, given=given)
     except InputError as error:
       raise InputError(f"student {student.name}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""The rooms of the package, from the ground up: what a module imports lies below it."""
+"""Rules of the source: what a module imports lies below it, and layout is the formatter's."""
 
 from __future__ import annotations
 
@@ -63,3 +63,20 @@ def test_no_import_runs_upward(room):
     if other != room and FLOOR[other] >= FLOOR[room]
   ]
   assert not upward
+
+
+def unpacked_literals(path):
+  """The lines at which a literal tuple or list is unpacked into the literal or call around it."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Starred) and isinstance(node.value, ast.Tuple | ast.List):
+      yield node.lineno
+
+
+def test_no_literal_is_unpacked_to_please_the_formatter():
+  found = [
+    f"{path.relative_to(ROOT)}:{line}"
+    for name in ("egad_jax", "launch", "configs", "benchmarks", "examples", "tests")
+    for path in (ROOT / name).rglob("*.py")
+    for line in unpacked_literals(path)
+  ]
+  assert not found

@@ -43,7 +43,7 @@ def test_every_direct_requirement_has_a_version_that_satisfies_it(python):
   for requirement in wanted:
     version = known[canonicalize_name(requirement.name)]
     assert requirement.specifier.contains(version), f"{requirement}, {version}"
-  # That of jax[tpu].
+  # jax[tpu] brings libtpu.
   assert "libtpu" in known
 
 

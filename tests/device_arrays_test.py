@@ -80,9 +80,13 @@ def common(tree, larger):
 @pytest.mark.parametrize(
   ("sizes", "block_bytes", "dtype"),
   [
-    *(({}, 2**26, "bfloat16"), ({}, 2**26, "float32"), ({}, 70, "bfloat16")),
-    *(({"fsdp": 8}, 2**26, "bfloat16"), ({"tensor": 8}, 2**26, "bfloat16")),
-    *((MIXED, 2**26, "float32"), (MIXED, 900, "bfloat16")),
+    ({}, 2**26, "bfloat16"),
+    ({}, 2**26, "float32"),
+    ({}, 70, "bfloat16"),
+    ({"fsdp": 8}, 2**26, "bfloat16"),
+    ({"tensor": 8}, 2**26, "bfloat16"),
+    (MIXED, 2**26, "float32"),
+    (MIXED, 900, "bfloat16"),
   ],
 )
 def test_parameters_from_files_are_those_read_eagerly(
@@ -153,8 +157,12 @@ def test_numpy_arrays_are_cast():
 @pytest.mark.parametrize(
   ("spec", "at"),
   [
-    *(((None, "fsdp", "tensor"), ()), ((None, "fsdp", "tensor"), (2,)), ((None, "fsdp"), (1,))),
-    *((("tensor", None, "fsdp"), (3,)), (("fsdp", "tensor"), (1, 3)), ((), ())),
+    ((None, "fsdp", "tensor"), ()),
+    ((None, "fsdp", "tensor"), (2,)),
+    ((None, "fsdp"), (1,)),
+    (("tensor", None, "fsdp"), (3,)),
+    (("fsdp", "tensor"), (1, 3)),
+    ((), ()),
   ],
   ids=str,
 )

@@ -162,7 +162,11 @@ FAILED = {
     ({"exit": 0, "loaded": False, "failed": {}}, ("ERROR", "no test imports")),
     ({"exit": 1, "loaded": False, "failed": FAILED}, ("stillborn", "AssertionError")),
     ({"exit": 2, "loaded": True, "failed": {}}, ("stillborn", "cannot be imported")),
-    ({"exit": 4, "loaded": False, "failed": {}}, ("ERROR", "ended with 4")),
+    ({"exit": 4, "output": "no such option"}, ("ERROR", "ended with 4")),
+    (
+      {"exit": 4, "output": "ImportError while loading conftest 'tests/conftest.py'."},
+      ("stillborn", "cannot be imported"),
+    ),
     ({"exit": 1, "loaded": True, "failed": FAILED | {"when": "setup"}}, ("stillborn", "in setup")),
     ({"exit": 1, "loaded": True, "failed": FAILED | {"error": "NameError"}}, ("stillborn", "Name")),
     ({"exit": "timeout"}, ("killed", "no end")),

@@ -93,9 +93,12 @@ def main() -> int:
         for name, checkout in (("here", ROOT), ("other", arguments.other.resolve())):
           workdir = pathlib.Path(scratch) / name
           flags = [
-            *(f"--config.method={method}", f"--config.steps={arguments.steps}"),
-            *(f"--config.data.cache={scratch}/data_{name}", "--config.eval.sample_tokens=0"),
-            *("--config.batch_size=8", "--config.eval.rows=8"),
+            f"--config.method={method}",
+            f"--config.steps={arguments.steps}",
+            f"--config.data.cache={scratch}/data_{name}",
+            "--config.eval.sample_tokens=0",
+            "--config.batch_size=8",
+            "--config.eval.rows=8",
             f"--config.checkpoint.every_steps={arguments.steps // 2}",
             *_OWN.get(method, []),
           ]

@@ -52,9 +52,17 @@ def test_what_is_missing_is_said(source, message):
 @pytest.mark.parametrize(
   "name",
   [
-    *("python:egad_jax/../configs/tiny.py", "python:egad_jax//etc/passwd", "python:egad_jax/.."),
-    *("python:egad_jax/.", "python:__main__/x", "python:os/x"),
-    *("~nobody_of_that_name/x", "a" * 5000, "python:egad_jax/" + "a" * 5000, "a\0b", "~\0/a"),
+    "python:egad_jax/../configs/tiny.py",
+    "python:egad_jax//etc/passwd",
+    "python:egad_jax/..",
+    "python:egad_jax/.",
+    "python:__main__/x",
+    "python:os/x",
+    "~nobody_of_that_name/x",
+    "a" * 5000,
+    "python:egad_jax/" + "a" * 5000,
+    "a\0b",
+    "~\0/a",
   ],
 )
 def test_names_that_lead_elsewhere_or_nowhere_are_refused(name):

@@ -146,7 +146,7 @@ def make_row(fields: np.ndarray, number: int = -1) -> AnyBatch:
   """Makes a row from the fields of a record.
 
   Args:
-    fields: int32 [sides, 4, seq + 1], as `packing.decode_record` returns them.
+    fields: int32 [sides, 4, seq + 1], as `packed_rows.decode_record` returns them.
     number: the row's number in its split; -1 for a row that only fills a batch.
 
   Returns:

@@ -27,8 +27,8 @@ __all__ = ["HELD_OUT", "SPLITS", "TRAIN", "Corpus", "open_corpus", "prepare_corp
 
 # Part of the cache key: raise it with any change to the documents or their order.
 _VERSION = 2
-# Formats whose records are always rendered by a chat template.
-_CHATS = ("messages", "alpaca")
+# Format whose records are always rendered by a chat template, and the one that has its own.
+_MESSAGES, _ALPACA = "messages", "alpaca"
 _TOGETHER = 64
 
 
@@ -103,7 +103,8 @@ def prepare_corpus(
 
   Raises:
     InputError: the source is missing, has too many bad records, is empty, or leaves a split empty;
-      there is no chat template; prepared files are damaged; or the cache cannot be written.
+      there is no chat template where one is needed; prepared files are damaged; or the cache
+      cannot be written.
   """
   if not held_out_source and not 0 < held_out_fraction < 1:
     raise InputError(
@@ -151,13 +152,18 @@ def _renderer(opened: Sequence[Source], renderer: Callable[[], Renderer | None])
   if set(formats) == {"text"}:
     return None
   found = renderer()
-  for chat in _CHATS:
-    if found is None and chat in formats:
-      raise InputError(
-        f"data.source {formats[chat]!r}: its records of the format {chat} need a chat template, "
-        "and the tokenizer has none. Use a tokenizer of an instruction-tuned model "
-        "(data.tokenizer), or records of the format text or prompt_completion."
-      )
+  if found is None and _MESSAGES in formats:
+    raise InputError(
+      f"data.source {formats[_MESSAGES]!r}: its records of the format {_MESSAGES} need a chat "
+      "template, and the tokenizer has none. Use a tokenizer of an instruction-tuned model "
+      "(data.tokenizer), or records of the format text, prompt_completion or alpaca."
+    )
+  if found is None and _ALPACA in formats:
+    logging.info(
+      "data.source %s: the tokenizer has no chat template; records of the format alpaca are "
+      'rendered by the template of Alpaca ("Below is an instruction that describes a task").',
+      formats[_ALPACA],
+    )
   return found
 
 

@@ -175,9 +175,11 @@ class Reading:
   def _add(self, source: Source, part: Part, split: str, batch: Sequence[Any]) -> int:
     """Renders and stores documents; returns their number."""
     conversations = [parsed for _, parsed in batch if isinstance(parsed, Conversation)]
-    rendered: Iterator[spans.Document | str] = iter([_NO_TEMPLATE] * len(conversations))
+    rendered: Iterator[spans.Document | str]
     if conversations and self._options.renderer is not None:
       rendered = iter(self._options.renderer.render(conversations))
+    else:
+      rendered = iter([one.without_template or _NO_TEMPLATE for one in conversations])
     count = 0
     for line, parsed in batch:
       document = next(rendered) if isinstance(parsed, Conversation) else parsed

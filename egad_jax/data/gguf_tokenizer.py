@@ -1,31 +1,22 @@
-"""Rebuilds a byte-level BPE tokenizer from the metadata of a GGUF file."""
+"""Rebuilds a tokenizer, byte-level BPE or Gemma's SentencePiece, from a GGUF file's metadata."""
 
 from __future__ import annotations
 
-import enum
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import tokenizers
 
+from egad_jax.data import gguf_sentencepiece
 from egad_jax.data.gguf_pre_tokenizers import PRE_TOKENIZERS, PreTokenizer, make_pre_tokenizer
+from egad_jax.data.gguf_sentencepiece import TokenType, is_run_of_spaces
 from egad_jax.data.rust_errors import rust_errors
 from egad_jax.errors import InputError
 from egad_jax.files.gguf_file import as_list, open_gguf
 
 # Twice the largest known vocabulary; a token takes about a kilobyte while a tokenizer is built.
 _MAX_TOKENS = 2**19
-
-
-class TokenType(enum.IntEnum):
-  """Values of `tokenizer.ggml.token_type`, in llama.cpp's numbering."""
-
-  NORMAL = 1
-  UNKNOWN = 2
-  CONTROL = 3
-  USER_DEFINED = 4
-  UNUSED = 5
-  BYTE = 6
 
 
 class GgufTokenizer(NamedTuple):
@@ -55,6 +46,9 @@ class GgufTokenizer(NamedTuple):
 
 
 _PREFIX = "tokenizer.ggml."
+_SPACE_PREFIX = f"{_PREFIX}add_space_prefix"
+# llama.cpp's name of SentencePiece's BPE, which Gemma has, too.
+_SENTENCEPIECE = "llama"
 # Keys of tokenizer.ggml.* that are read here or, for the ends of a generation, by `gguf_import`.
 _READ = {
   "model",
@@ -62,6 +56,8 @@ _READ = {
   "tokens",
   "token_type",
   "merges",
+  # Read for SentencePiece; byte-level BPE ignores them.
+  "scores",
   "bos_token_id",
   "eos_token_id",
   "unknown_token_id",
@@ -71,9 +67,8 @@ _READ = {
   "eot_token_id",
   "eom_token_id",
 }
-# Keys that change no id of a text: roles that are not used here, and scores, which BPE ignores.
+# Keys that change no id of a text: roles that are not used here.
 _HARMLESS = {
-  "scores",
   "token_type_count",
   "add_sep_token",
   "seperator_token_id",
@@ -114,48 +109,60 @@ def read_gguf_tokenizer(path: str | os.PathLike[str]) -> GgufTokenizer:
     The tokenizer with its special ids, chat templates and context length.
 
   Raises:
-    InputError: the file cannot be read, or its tokenizer is absent, damaged, or not byte-level BPE
-      with a known pre-tokenizer.
+    InputError: the file cannot be read, or its tokenizer is absent, damaged, or neither byte-level
+      BPE with a known pre-tokenizer nor SentencePiece without a space in front.
   """
   fields = open_gguf(path).metadata
   model = fields.get("tokenizer.ggml.model")
-  if model != "gpt2":
+  if model not in ("gpt2", _SENTENCEPIECE):
     raise InputError(
-      f"{path}: its tokenizer.ggml.model is {model!r}; only 'gpt2' (byte-level BPE) can be built "
-      f"from GGUF metadata. {_DIRECTORY_INSTEAD}"
+      f"{path}: its tokenizer.ggml.model is {model!r}; only 'gpt2' (byte-level BPE) and 'llama' "
+      f"(SentencePiece) can be built from GGUF metadata. {_DIRECTORY_INSTEAD}"
+    )
+  pieces = model == _SENTENCEPIECE
+  # llama.cpp puts a space in front of every text unless the file says that it must not.
+  if pieces and fields.get(_SPACE_PREFIX) is not False:
+    raise InputError(
+      f"{path}: its SentencePiece tokenizer puts a space in front of a text ({_SPACE_PREFIX} is "
+      f"not false), which cannot be followed from GGUF metadata. {_DIRECTORY_INSTEAD}"
     )
   _check_keys(fields, path)
-  lists: list[Any] = [
-    as_list(fields.get(f"tokenizer.ggml.{key}")) for key in ("tokens", "token_type", "merges")
-  ]
-  tokens, types, merges = lists
+  names = ("tokens", "token_type", "scores" if pieces else "merges")
+  lists: list[Any] = [as_list(fields.get(f"tokenizer.ggml.{key}")) for key in names]
+  tokens, types, third = lists
   if tokens and len(tokens) > _MAX_TOKENS:
     raise InputError(
       f"{path}: tokenizer.ggml.tokens has {len(tokens)} entries; at most {_MAX_TOKENS} are read. "
       "The file is damaged: download or convert it again."
     )
-  whole = _is_list(tokens, str) and _is_list(types, int) and _is_list(merges, str)
-  if not (whole and tokens and len(tokens) == len(types) and all(" " in m for m in merges)):
+  whole = _is_list(tokens, str) and _is_list(types, int) and tokens and len(tokens) == len(types)
+  if pieces:
+    whole = whole and _is_list(third, float) and len(third) == len(tokens)
+  else:
+    whole = whole and _is_list(third, str) and all(" " in merge for merge in third)
+  if not whole:
     raise InputError(
-      f"{path}: tokenizer.ggml.tokens, token_type and merges must all be there: lists of text, "
-      "numbers and pairs of text, the first two of one length and not empty. The file is damaged "
-      "or was converted without its tokenizer: download or convert it again."
+      f"{path}: tokenizer.ggml.{', '.join(names)} must all be there: lists of text, numbers and "
+      f"{'scores, all' if pieces else 'pairs of text, the first two'} of one length and not empty. "
+      "The file is damaged or was converted without its tokenizer: download or convert it again."
     )
-  kind = _pre_tokenizer(fields, path)
-  with rust_errors(f"{path}: its tokenizer cannot be built", "Convert the file again."):
-    tokenizer = _build(tokens, types, merges, kind)
-  architecture = fields.get("general.architecture")
   integer = lambda key, below: _integer(path, fields, key, below)
+  unknown = integer("tokenizer.ggml.unknown_token_id", len(tokens))
+  kind = PreTokenizer(()) if pieces else _pre_tokenizer(fields, path)
+  adds_bos = pieces or kind.adds_bos
+  with rust_errors(f"{path}: its tokenizer cannot be built", "Convert the file again."):
+    tokenizer = _build(tokens, types, third, None if pieces else kind, unknown)
+  architecture = fields.get("general.architecture")
   bos, eos = (integer(f"{_PREFIX}{role}_token_id", len(tokens)) for role in ("bos", "eos"))
   return GgufTokenizer(
     tokenizer=tokenizer,
     bos_id=bos,
     eos_id=eos,
     pad_id=integer("tokenizer.ggml.padding_token_id", len(tokens)),
-    unk_id=integer("tokenizer.ggml.unknown_token_id", len(tokens)),
+    unk_id=unknown,
     chat_templates=_chat_templates(fields, path),
     max_length=integer(f"{architecture}.context_length", 2**31),
-    prefix_ids=_around(fields, path, "bos", bos, kind.adds_bos),
+    prefix_ids=_around(fields, path, "bos", bos, adds_bos),
     suffix_ids=_around(fields, path, "eos", eos, False),
   )
 
@@ -235,23 +242,41 @@ def _pre_tokenizer(fields: dict[str, Any], path: str | os.PathLike[str]) -> PreT
 def _build(
   tokens: list[str],
   types: list[int],
-  merges: list[str],
-  kind: PreTokenizer,
+  third: list[Any],
+  kind: PreTokenizer | None,
+  unknown: int | None,
 ) -> tokenizers.Tokenizer:
+  """The tokenizer: byte-level BPE of the merges in `third`, or, without a `kind`, of its scores."""
   size = len(tokens)
   while size and types[size - 1] == TokenType.UNUSED:
     size -= 1
+  if kind is None:
+    lists = tokens[:size], types[:size], third[:size]
+    tokenizer = gguf_sentencepiece.build(*lists, unknown=unknown)
+    # Runs of spaces are found by joins: in the text that these see, spaces are spelled otherwise.
+    types = [
+      TokenType.NORMAL if is_run_of_spaces(token) else token_type
+      for token, token_type in zip(tokens, types, strict=True)
+    ]
+  else:
+    tokenizer = _byte_level(tokens[:size], third, kind)
+  tokenizer.add_special_tokens(_added(tokens, types[:size], TokenType.CONTROL))
+  tokenizer.add_tokens(_added(tokens, types[:size], TokenType.USER_DEFINED))
+  return tokenizer
+
+
+def _byte_level(
+  tokens: Sequence[str], merges: Sequence[str], kind: PreTokenizer
+) -> tokenizers.Tokenizer:
   tokenizer = tokenizers.Tokenizer(
     tokenizers.models.BPE(
-      vocab={token: index for index, token in enumerate(tokens[:size])},
+      vocab={token: index for index, token in enumerate(tokens)},
       merges=[(left, right) for left, right in (merge.split(" ", 1) for merge in merges)],
       ignore_merges=kind.ignore_merges,
     )
   )
   tokenizer.pre_tokenizer = make_pre_tokenizer(kind)
   tokenizer.decoder = tokenizers.decoders.ByteLevel()
-  tokenizer.add_special_tokens(_added(tokens, types[:size], TokenType.CONTROL))
-  tokenizer.add_tokens(_added(tokens, types[:size], TokenType.USER_DEFINED))
   return tokenizer
 
 

@@ -13,14 +13,8 @@ from etils import epath
 
 from egad_jax.data.alignment import align
 from egad_jax.data.corpus import HELD_OUT, Corpus
-from egad_jax.data.packing import (
-  BYTES,
-  SIDES,
-  Piece,
-  Rows,
-  build_rows_once,
-  write_rows,
-)
+from egad_jax.data.packed_rows import BYTES, SIDES, Rows, build_rows_once
+from egad_jax.data.packing import Piece, write_rows
 from egad_jax.data.spans import Document, text_of
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError

@@ -14,7 +14,7 @@ from array_record.python import array_record_data_source
 from egad_jax.data import batches
 from egad_jax.data.batches import AnyBatch
 from egad_jax.data.corpus import HELD_OUT, TRAIN
-from egad_jax.data.packing import Rows, decode_record
+from egad_jax.data.packed_rows import Rows, decode_record
 from egad_jax.errors import InputError
 
 # Constant, so that every run, whatever its seed, is evaluated on the same rows.

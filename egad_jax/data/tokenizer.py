@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -31,10 +30,6 @@ from egad_jax.errors import InputError
 
 _END_OF_TEXT = "<|endoftext|>"
 _BYTE_ALPHABET = frozenset(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-
-
-# Limit on the factor by which replacements of a normalizer and a decoder may lengthen a text.
-_MAX_GROWTH = 256
 
 
 class SpecialIds(NamedTuple):
@@ -114,7 +109,7 @@ class Tokenizer:
       self._plain = tokenizers.Tokenizer.from_str(specification)
     self._plain.encode_special_tokens = True
     self._specification = json.loads(specification)
-    _check_steps(self._specification)
+    tokenizer_json.check_steps(self._specification)
     self.vocab_size = max(self._token_of) + 1
     self.bos_id, self.eos_id, self.pad_id, self.unk_id = (
       special.bos,
@@ -395,50 +390,15 @@ class Tokenizer:
 
     `transformers.AutoTokenizer.from_pretrained(directory)` loads them and gives the same ids.
     """
-    directory = epath.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    special = self._special_tokens()
-    config: dict[str, Any] = {
-      "tokenizer_class": "PreTrainedTokenizerFast",
-      "clean_up_tokenization_spaces": False,
-      # transformers takes this number for "unknown".
-      "model_max_length": self.max_length or int(1e30),
-      **special,
-    }
-    if list(self.chat_templates) == ["default"]:
-      config["chat_template"] = self.chat_template
-    elif self.chat_templates:
-      named = sorted(self.chat_templates.items())
-      config["chat_template"] = [{"name": name, "template": text} for name, text in named]
-    (directory / "tokenizer.json").write_text(self._with_special.to_str(pretty=True))
-    for name, content in (("tokenizer_config.json", config), ("special_tokens_map.json", special)):
-      (directory / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    tokenizer_files.write_directory(
+      epath.Path(directory),
+      self._with_special,
+      self._special_tokens(),
+      chat_templates=self.chat_templates,
+      max_length=self.max_length,
+    )
 
   def _special_tokens(self) -> dict[str, str]:
     ids = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id, "unk": self.unk_id}
     roles = {f"{role}_token": self._token_of[i] for role, i in ids.items() if i is not None}
     return self._names | roles
-
-
-def _check_steps(specification: Mapping[str, Any]) -> None:
-  if specification["model"].get("dropout"):
-    raise InputError(
-      "the tokenizer drops merges by chance (dropout in its model), so that no run could be "
-      "repeated. Set dropout to null in tokenizer.json."
-    )
-  growth = _growth(specification.get("normalizer")) * _growth(specification.get("decoder"))
-  if growth > _MAX_GROWTH:
-    raise InputError(
-      f"the tokenizer's Replace and Prepend steps may make a text {growth} times longer; at most "
-      f"{_MAX_GROWTH} times is allowed. Copy its files again."
-    )
-
-
-def _growth(step: Any) -> int:
-  """The most that a normalizer's or decoder's replacements may multiply a text's length by."""
-  if not isinstance(step, dict):
-    return 1
-  inner = step.get("normalizers") or step.get("decoders") or []
-  return math.prod(map(_growth, inner)) * max(
-    1, len(step.get("content") or step.get("prepend") or "")
-  )

@@ -1,7 +1,8 @@
-"""Reads tokenizer.json and the files beside it; only plain values are taken from them."""
+"""Reads and writes tokenizer.json and the files beside it; takes only plain values from them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -76,6 +77,41 @@ def read_directory(directory: epath.Path) -> TokenizerDirectory:
     )
   except InputError as error:
     raise InputError(f"{directory}: {error}") from error
+
+
+def write_directory(
+  directory: epath.Path,
+  backend: tokenizers.Tokenizer,
+  special: Mapping[str, str],
+  *,
+  chat_templates: Mapping[str, str],
+  max_length: int | None,
+) -> None:
+  """Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json.
+
+  Args:
+    directory: made if it does not exist.
+    backend: the tokenizer.
+    special: text of special tokens by name, such as `eos_token`.
+    chat_templates: Jinja sources by name.
+    max_length: number of positions that the model was made for; None if unknown.
+  """
+  directory.mkdir(parents=True, exist_ok=True)
+  config: dict[str, Any] = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "clean_up_tokenization_spaces": False,
+    # transformers takes this number for "unknown".
+    "model_max_length": max_length or int(1e30),
+    **special,
+  }
+  if list(chat_templates) == ["default"]:
+    config["chat_template"] = chat_templates["default"]
+  elif chat_templates:
+    named = sorted(chat_templates.items())
+    config["chat_template"] = [{"name": name, "template": text} for name, text in named]
+  (directory / "tokenizer.json").write_text(backend.to_str(pretty=True))
+  for name, content in ((tokenizer_config.FILE, config), (tokenizer_config.MAP, special)):
+    (directory / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _set_frame(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,8 @@ _STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _TOP = ("version", "truncation", "padding", "added_tokens", "model", *_STEPS)
 # Limit on ids, because tables and lists have a row for each.
 _MAX_IDS = 2**24
+# Limit on the factor by which replacements of a normalizer and a decoder may lengthen a text.
+_MAX_GROWTH = 256
 # Keys of earlier versions, which the library translates, and one that it has never read.
 _LEGACY = {"add_prefix_space", "str_rep", "max_input_chars_per_word"}
 # Tables that `_check_added` or the library itself checks.
@@ -83,6 +86,38 @@ def check_ids(vocabulary: Mapping[str, int]) -> None:
       f"the tokenizer must have ids from 0 to at most {_MAX_IDS - 1}; its largest is {largest}. "
       "Copy its files again."
     )
+
+
+def check_steps(specification: Mapping[str, Any]) -> None:
+  """Checks that encoding is deterministic and that no step makes a text much longer.
+
+  Args:
+    specification: the content of tokenizer.json as the library writes it.
+
+  Raises:
+    InputError: the model drops merges by chance, or replacements lengthen a text too much.
+  """
+  if specification["model"].get("dropout"):
+    raise InputError(
+      "the tokenizer drops merges by chance (dropout in its model), so that no run could be "
+      "repeated. Set dropout to null in tokenizer.json."
+    )
+  growth = _growth(specification.get("normalizer")) * _growth(specification.get("decoder"))
+  if growth > _MAX_GROWTH:
+    raise InputError(
+      f"the tokenizer's Replace and Prepend steps may make a text {growth} times longer; at most "
+      f"{_MAX_GROWTH} times is allowed. Copy its files again."
+    )
+
+
+def _growth(step: Any) -> int:
+  """The most that a normalizer's or decoder's replacements may multiply a text's length by."""
+  if not isinstance(step, dict):
+    return 1
+  inner = step.get("normalizers") or step.get("decoders") or []
+  return math.prod(map(_growth, inner)) * max(
+    1, len(step.get("content") or step.get("prepend") or "")
+  )
 
 
 def _compare(where: str, stored: Any, read: Any) -> None:

@@ -11,7 +11,8 @@ from etils import epath
 
 from egad_jax import progress, sharding
 from egad_jax.data import corpus as corpora
-from egad_jax.data.packing import Rows, prepare_rows
+from egad_jax.data.packed_rows import Rows
+from egad_jax.data.packing import prepare_rows
 from egad_jax.data.paired_packing import prepare_paired_rows
 from egad_jax.data.projection import prepare_projection
 from egad_jax.data.tokenizer import Tokenizer

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from egad_jax.data.packing import Rows
+from egad_jax.data.packed_rows import Rows
 from egad_jax.from_config.values import Config
 from egad_jax.losses.log_divergences import LogDivergence
 from egad_jax.methods.method import Method

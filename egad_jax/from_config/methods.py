@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from egad_jax import losses, methods
 from egad_jax.errors import InputError
 from egad_jax.from_config.extensions import NO_EXTENSIONS, Extensions
 from egad_jax.from_config.values import Config
-from egad_jax.losses.log_divergences import LOG_DIVERGENCES, make_divergence
+from egad_jax.losses.log_divergences import make_divergence
 from egad_jax.losses.temperature import check_temperature
 from egad_jax.methods.method import Method
 
@@ -37,17 +37,20 @@ def _group(config: Config, group: str, make: Any, **fixed: Any) -> Any:
     return make(**{name: config[group][name] for name in names}, **fixed)
 
 
-class _Recipe(NamedTuple):
+class Recipe(NamedTuple):
   """How the arguments of a method's maker are read from a config.
 
   Attributes:
     arguments: (config) -> keyword arguments from the groups that methods share; they win over the
       options.
+    reads: the groups and keys, of curriculum, temperature and branch, that the method's loss
+      depends on.
     made: (keyword of the maker, dataclass of its value) if the options of config.method_options are
       fields of that dataclass; None if they are keywords of the maker itself.
   """
 
   arguments: Callable[[Config], dict[str, Any]]
+  reads: tuple[str, ...]
   made: tuple[str, type] | None = None
 
 
@@ -96,16 +99,26 @@ def _x_token(config: Config) -> dict[str, Any]:
   }
 
 
-_RECIPES: dict[str, _Recipe] = {
-  "egad": _Recipe(_egad),
-  "vanilla_kd": _Recipe(_temperature),
-  "adakd": _Recipe(_adakd, ("focus", losses.Focus)),
-  "aekt": _Recipe(_temperature, ("explicit_knowledge", losses.ExplicitKnowledge)),
-  "ea_kd": _Recipe(_temperature),
-  "se_kd": _Recipe(_temperature),
-  "taid": _Recipe(_temperature, ("interpolation", losses.Interpolation)),
-  "trg": _Recipe(_trg, ("graph", losses.RelationGraph)),
-  "x_token": _Recipe(_x_token),
+_MECHANISMS = ("curriculum", "temperature", "branch")
+_BASE = ("temperature.base",)
+_ALL_BUT_POSITION = tuple(
+  f"temperature.{field.name}"
+  for field in dataclasses.fields(losses.Temperature)
+  if field.name != "position"
+)
+
+RECIPES: dict[str, Recipe] = {
+  "egad": Recipe(_egad, _MECHANISMS),
+  "vanilla_kd": Recipe(_temperature, _BASE),
+  "adakd": Recipe(_adakd, _ALL_BUT_POSITION, ("focus", losses.Focus)),
+  "aekt": Recipe(_temperature, _BASE, ("explicit_knowledge", losses.ExplicitKnowledge)),
+  "ea_kd": Recipe(_temperature, _BASE),
+  "se_kd": Recipe(_temperature, _BASE),
+  "taid": Recipe(_temperature, _BASE, ("interpolation", losses.Interpolation)),
+  "trg": Recipe(
+    _trg, (*_BASE, "branch.hard_fraction", "branch.layers"), ("graph", losses.RelationGraph)
+  ),
+  "x_token": Recipe(_x_token, ("curriculum", "temperature")),
 }
 
 
@@ -124,10 +137,10 @@ def make_method(config: Config, extensions: Extensions = NO_EXTENSIONS, **inputs
   if config.method in extensions.methods:
     with _named("method"):
       return extensions.methods[config.method](config)
-  make, recipe = methods.METHODS[config.method], _RECIPES[config.method]
+  make, recipe = methods.METHODS[config.method], RECIPES[config.method]
   arguments: dict[str, Any] = {"ce_weight": config.loss.ce_weight}
   arguments["half_life"] = float(config.distribution.half_life)
-  if "divergence" in _defaults(make):
+  if "divergence" in defaults_of(make):
     arguments |= _divergence(config, extensions)
   group = config.method_options.get(config.method)
   with _named(f"method_options.{config.method}" if group else "method"):
@@ -150,53 +163,6 @@ def _divergence(config: Config, extensions: Extensions) -> dict[str, Any]:
   return {"divergence": divergence, "divergence_options": options}
 
 
-def check_unread_options(config: Config, extensions: Extensions = NO_EXTENSIONS) -> None:
-  """Checks that the options of methods and divergences that are not in use have their defaults.
-
-  Raises:
-    InputError: an option that nothing reads was changed; the message names it.
-  """
-  method, divergence = config.method, config.loss.divergence
-  makers = {name: r.made[1] if r.made else methods.METHODS[name] for name, r in _RECIPES.items()}
-  _check_unread(
-    "method_options", config.method_options, makers, method, f"config.method is {method}"
-  )
-  reason = f"config.loss.divergence is {divergence}"
-  if method not in extensions.methods and "divergence" not in _defaults(methods.METHODS[method]):
-    divergence, reason = None, f"config.method={method} has a divergence of its own"
-  groups = config.loss.divergence_options
-  _check_unread("loss.divergence_options", groups, LOG_DIVERGENCES, divergence, reason)
-
-
-def _check_unread(
-  key: str,
-  groups: Config,
-  makers: Mapping[str, Callable[..., Any]],
-  chosen: str | None,
-  reason: str,
-) -> None:
-  """Checks all groups of options but the chosen one.
-
-  Args:
-    key: key of the config that holds the groups, for the message.
-    groups: name -> the options of the method or divergence of that name.
-    makers: name -> the function or dataclass whose defaults are those of the options.
-    chosen: name of the group that is read; None if none is.
-    reason: why the others are not read, for the message.
-
-  Raises:
-    InputError: a key has another value than its default.
-  """
-  for name, group in groups.items():
-    defaults = _defaults(makers[name])
-    for option, value in group.items():
-      if name != chosen and value != defaults[option]:
-        raise InputError(
-          f"config.{key}.{name}.{option} ({value}) is not read, because {reason}. Leave it at its "
-          f"default, {defaults[option]}."
-        )
-
-
-def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
+def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
   """The parameters of a function, or the fields of a dataclass, with their defaults."""
   return {p.name: p.default for p in inspect.signature(function).parameters.values()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from egad_jax import losses, methods
@@ -13,10 +13,12 @@ from egad_jax.errors import InputError
 from egad_jax.from_config.attention import ATTENTIONS
 from egad_jax.from_config.data import field_names
 from egad_jax.from_config.extensions import NO_EXTENSIONS, Extensions
-from egad_jax.from_config.methods import check_unread_options, make_method
+from egad_jax.from_config.methods import make_method
 from egad_jax.from_config.trackers import check_trackers
+from egad_jax.from_config.unread import check_given, check_unread_options
 from egad_jax.from_config.values import DTYPES, Config, name_values
 from egad_jax.losses.curriculum import CURRICULUM_KINDS
+from egad_jax.models.safetensors_shards import DTYPES as EXPORT_DTYPES
 
 _CHOICES = {
   "method": tuple(methods.METHODS),
@@ -25,7 +27,7 @@ _CHOICES = {
   "teacher.placement": ("device", "host"),
   "student.dtype": tuple(DTYPES),
   "student.init": ("layers", "random", "source"),
-  "export.dtype": tuple(DTYPES),
+  "export.dtype": EXPORT_DTYPES,
   "student.remat": ("none", "dots", "full"),
   "loss.divergence": tuple(losses.DIVERGENCES),
   "data.format": (AUTO, *FORMATS),
@@ -79,15 +81,19 @@ def _read(config: Config, key: str) -> Any:
   return value
 
 
-def validate(config: Config, extensions: Extensions = NO_EXTENSIONS) -> None:
+def validate(
+  config: Config, extensions: Extensions = NO_EXTENSIONS, *, given: Collection[str] = ()
+) -> None:
   """Checks everything that can be known from the config alone, before any work.
 
   Args:
     config: the config.
     extensions: methods, divergences and trackers that the config may name besides the package's.
+    given: keys that the user set one by one, such as "curriculum.kind"; each must be read.
 
   Raises:
-    InputError: a value is invalid; the message names the key, what it must be and what it is.
+    InputError: a value is invalid, or a given key is not read; the message names the key, what it
+      must be and what it is.
   """
   if not config.teacher.source:
     raise InputError(
@@ -113,6 +119,7 @@ def validate(config: Config, extensions: Extensions = NO_EXTENSIONS) -> None:
       f"config.accumulation ({config.accumulation}) must divide config.batch_size "
       f"({config.batch_size})."
     )
+  check_given(config, given, extensions)
   check_unread_options(config, extensions)
   check_trackers(config, extensions)
   if 0 < config.data.max_tokens < config.data.min_tokens:

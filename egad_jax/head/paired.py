@@ -153,12 +153,20 @@ def _summed(
     return Side(hidden.reshape(num_tokens, -1), weight, jnp.ravel(labels), soft_cap, order)
 
   student = side(
-    *(student_hidden, student_unembedding, sizes.student_vocab),
-    *(batch.student.labels, soft_caps[0], layout.student),
+    student_hidden,
+    student_unembedding,
+    sizes.student_vocab,
+    batch.student.labels,
+    soft_caps[0],
+    layout.student,
   )
   teacher = side(
-    *(teacher_hidden, teacher_unembedding, sizes.teacher_vocab),
-    *(batch.teacher.labels, soft_caps[1], layout.teacher),
+    teacher_hidden,
+    teacher_unembedding,
+    sizes.teacher_vocab,
+    batch.teacher.labels,
+    soft_caps[1],
+    layout.teacher,
   )
   of = TermsOfPairs(loss, student, teacher, layout, seq, blocks, size)
   kept_entries = loss.kept_entries(sizes.teacher_vocab)

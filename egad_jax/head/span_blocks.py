@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from egad_jax.losses.probabilities import label_value, log_probabilities
 from egad_jax.losses.spans import log_mean, log_or_floor, span_mask
+from egad_jax.losses.sparse_projection import vocabulary_major
 
 
 class SideOrder(NamedTuple):
@@ -134,7 +135,7 @@ def tokens_of_blocks(
   """Returns the tokens of one side of the blocks [index, index + blocks).
 
   Returns:
-    (tokens int32 [blocks * size], members bool [blocks, size pairs, size tokens]): indices of
+    (tokens int32 [blocks, size], members bool [blocks, size pairs, size tokens]): indices of
     tokens, different ones >= N where a block has no more; and whether a token is in a pair's span.
   """
   start, stop = _bounds(layout, index, blocks)
@@ -145,8 +146,7 @@ def tokens_of_blocks(
   local = jnp.where(inside, side.pair[position] - start[:, None], size)
   members = local[:, None, :] == jnp.arange(size, dtype=jnp.int32)[None, :, None]
   nowhere = num_tokens + jnp.arange(blocks * size, dtype=jnp.int32).reshape(blocks, size)
-  tokens = jnp.where(inside, side.tokens[position], nowhere)
-  return tokens.reshape(-1), members
+  return jnp.where(inside, side.tokens[position], nowhere), members
 
 
 def _bounds(layout: SpanBlocks, index: jax.Array, blocks: int) -> tuple[jax.Array, jax.Array]:
@@ -159,85 +159,103 @@ class BlockTokens(NamedTuple):
   """The tokens of one model in some blocks, the counterpart of `spans.Positions`.
 
   Attributes:
-    logits: float32 [blocks * size, vocab].
+    logits: float32 [blocks, size, vocab].
     members: bool [blocks, size pairs, size tokens], whether a token is in a pair's span.
+    largest: [blocks, size, 1], the largest logit of each token; None to look for it. If it is
+      known, the matmul that makes the logits can sum their exponentials, which spares a pass.
   """
 
   logits: jax.Array
   members: jax.Array
+  largest: jax.Array | None = None
+
+  @property
+  def maxima(self) -> jax.Array:
+    """The largest logit of each token, [blocks, size, 1]."""
+    if self.largest is not None:
+      return self.largest
+    return jax.lax.stop_gradient(jnp.max(self.logits, axis=-1, keepdims=True))
 
   @property
   def counts(self) -> jax.Array:
-    """The number of tokens of each pair, [blocks * size]; 0 where there is none."""
-    return jnp.sum(self.members, axis=-1, dtype=self.logits.dtype).reshape(-1)
+    """The number of tokens of each pair, [blocks, size]; 0 where there is none."""
+    return jnp.sum(self.members, axis=-1, dtype=self.logits.dtype)
+
+  def average(self, temperature: float | jax.Array, average: str) -> jax.Array:
+    """Returns the probabilities of each pair; see `log_average`."""
+    if average == "prob":
+      temperature = self._of_tokens(temperature)
+      return _mean_probabilities(self.logits, self.maxima, self.members, temperature)
+    return jnp.exp(self.log_average(temperature, average))
 
   def log_average(self, temperature: float | jax.Array, average: str) -> jax.Array:
-    """Returns log-probabilities of each pair, [blocks * size, vocab]."""
-    if isinstance(temperature, jax.Array) and temperature.ndim:
-      of_pair = jnp.where(self.members, temperature.reshape(self.members.shape[:-1])[..., None], 0)
-      # A token of no pair has the temperature 1, because it is divided by.
-      temperature = jnp.sum(of_pair, axis=1) + ~jnp.any(self.members, axis=1)
-      temperature = temperature.reshape(-1)
+    """Returns log-probabilities of each pair, [blocks, size, vocab].
+
+    Args:
+      temperature: one number, or one per pair, [blocks, size].
+      average: one of `SPAN_AVERAGES`.
+    """
     if average == "prob":
-      return log_or_floor(_mean_probabilities(self.logits, self.members, temperature))
-    log_p = log_probabilities(self.logits, temperature=temperature)
+      return log_or_floor(self.average(temperature, average))
+    log_p = log_probabilities(self.logits, temperature=self._of_tokens(temperature))
     if average == "chain_rule":
       return _total(log_p, self.members & (jnp.cumsum(self.members, axis=-1) == 1))
     return log_mean(_total(log_p, self.members), self.counts, average)
 
+  def _of_tokens(self, temperature: float | jax.Array) -> float | jax.Array:
+    """Gives each token the temperature of its pair."""
+    if isinstance(temperature, jax.Array) and temperature.ndim:
+      of_pair = jnp.where(self.members, temperature[..., None], 0)
+      # A token of no pair has the temperature 1, because it is divided by.
+      return jnp.sum(of_pair, axis=1) + ~jnp.any(self.members, axis=1)
+    return temperature
+
   def nll(self, labels: jax.Array) -> jax.Array:
-    """Returns minus the log-probabilities of labels [blocks * size], summed over each pair."""
-    nll = -label_value(log_probabilities(self.logits), labels)
-    shape = self.members.shape
-    total = jnp.sum(jnp.where(self.members, nll.reshape(shape[0], 1, shape[2]), 0), axis=-1)
-    return total.reshape(-1)
+    """Returns minus the log-probabilities of labels [blocks, size], summed over each pair."""
+    log_total = jnp.log(jnp.sum(jnp.exp(self.logits - self.maxima), axis=-1))
+    # The label is looked for in the logits, so that one pass over them finds it and the sum.
+    nll = log_total - (label_value(self.logits, labels) - self.maxima[..., 0])
+    return jnp.sum(jnp.where(self.members, nll[:, None], 0), axis=-1)
 
 
 def _total(values: jax.Array, weights: jax.Array) -> jax.Array:
-  """Sums the values of tokens with weights [blocks, n, m]: [blocks * m, vocab] to [blocks * n, …].
+  """Sums [blocks, m, vocab] over tokens with weights [blocks, n, m], to [blocks, n, vocab].
 
-  Zeros and ones lose nothing in a product; the values must not be rounded to bfloat16.
+  The values must not be rounded to bfloat16. Values and sums lie in memory as the logits do.
   """
-  blocks, _, size = weights.shape
-  total = jnp.einsum(
-    "bpt,btv->bpv",
-    weights.astype(values.dtype),
-    values.reshape(blocks, size, -1),
-    precision=jax.lax.Precision.HIGHEST,
-  )
-  return total.reshape(-1, values.shape[-1])
+  values = jnp.swapaxes(vocabulary_major(values), 1, 2)
+  weights = weights.astype(values.dtype)
+  total = jnp.einsum("bpt,bvt->bvp", weights, values, precision=jax.lax.Precision.HIGHEST)
+  return vocabulary_major(jnp.swapaxes(total, 1, 2))
 
 
 @jax.custom_vjp
 def _mean_probabilities(
-  logits: jax.Array, members: jax.Array, temperature: float | jax.Array
+  logits: jax.Array, largest: jax.Array, members: jax.Array, temperature: float | jax.Array
 ) -> jax.Array:
-  """Returns the mean probabilities of each pair's tokens, [blocks * size, vocab].
+  """Returns the mean probabilities of each pair's tokens, [blocks, size, vocab].
 
-  Logits come out of a matmul, so they are finite, and no pass is spent on those that are not. The
-  normalizers are part of the weights of the sum, so that no normalized probabilities are written.
+  Logits come out of a matmul, so they are finite, and no pass is spent on those that are not.
   """
-  return _mean_and_residuals(logits, members, temperature)[0]
+  return _mean_and_residuals(logits, largest, members, temperature)[0]
 
 
-def _mean_and_residuals(logits, members, temperature):
+def _mean_and_residuals(logits, largest, members, temperature):
   inverse = 1 / jnp.asarray(temperature, logits.dtype)
-  inverse = inverse[:, None] if inverse.ndim else inverse
-  largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-  powers = jnp.exp((logits - largest) * inverse)
-  total = jnp.sum(powers, axis=-1)
+  inverse = inverse[..., None] if inverse.ndim else inverse
+  log_total = jnp.log(jnp.sum(jnp.exp((logits - largest) * inverse), axis=-1, keepdims=True))
   counts = jnp.maximum(jnp.sum(members, axis=-1, dtype=logits.dtype), 1)
   weights = members / counts[..., None]
-  by_total = weights / total.reshape(members.shape[0], 1, -1)
-  return _total(powers, by_total), (logits, largest, total, inverse, weights)
+  probabilities = jnp.exp((logits - largest) * inverse - log_total)
+  return _total(probabilities, weights), (logits, largest, log_total, inverse, weights)
 
 
 def _mean_backward(residuals, cotangent):
-  logits, largest, total, inverse, weights = residuals
+  logits, largest, log_total, inverse, weights = residuals
   of_tokens = _total(cotangent, weights.swapaxes(1, 2))
-  probabilities = jnp.exp((logits - largest) * inverse) / total[:, None]
+  probabilities = jnp.exp((logits - largest) * inverse - log_total)
   inner = jnp.sum(of_tokens * probabilities, axis=-1, keepdims=True)
-  return probabilities * (of_tokens - inner) * inverse, None, None
+  return probabilities * (of_tokens - inner) * inverse, None, None, None
 
 
 _mean_probabilities.defvjp(_mean_and_residuals, _mean_backward)

@@ -18,6 +18,7 @@ from egad_jax.head.span_blocks import (
 )
 from egad_jax.losses.cross_tokenizer import largest_of_spans, likeliest_entries
 from egad_jax.losses.spans import SpanPairs
+from egad_jax.losses.sparse_projection import vocabulary_major
 from egad_jax.methods.method import Context, SpanLoss
 from egad_jax.types import Stats
 
@@ -60,10 +61,10 @@ class Terms(NamedTuple):
 
   Attributes:
     loss: their summed loss.
-    stats: {name: [n]}.
-    pairs: int32 [n], the indices of the pairs in the flat mask.
-    tokens: int32, the indices of the student's tokens, as many as rows of `hidden_gradient`.
-    hidden_gradient: [tokens, Ds].
+    stats: {name: [...]}.
+    pairs: int32 [...], the indices of the pairs in the flat mask.
+    tokens: int32 [...], the indices of the student's tokens.
+    hidden_gradient: [..., Ds], of these tokens.
     unembedding_gradient: [Vs, Ds].
   """
 
@@ -81,10 +82,12 @@ class Choice(NamedTuple):
   Attributes:
     kept: bool [rows, Vt], the entries that the loss compares.
     stats: {name: [N]}, what `SpanLoss.read_teacher` said of each pair, at its index in the mask.
+    largest: [N], the largest of the teacher's logits at each token of a block.
   """
 
   kept: jax.Array
   stats: Stats
+  largest: jax.Array
 
 
 class TermsOfPairs(NamedTuple):
@@ -129,11 +132,16 @@ class TermsOfPairs(NamedTuple):
     index = i * self.blocks
     return tokens_of_blocks(self.layout, side.order, index, self.blocks, self.size)
 
-  def _teacher_chunk(self, i: jax.Array) -> tuple[BlockTokens, jax.Array]:
-    """(the teacher's tokens of a chunk, their labels)."""
+  def _teacher_chunk(
+    self, i: jax.Array, choice: Choice | None = None
+  ) -> tuple[BlockTokens, jax.Array]:
+    """(the teacher's tokens of a chunk, their indices [blocks, size])."""
     tokens, members = self._tokens(self.teacher, i)
-    logits = logits_from(self.teacher.rows(tokens), self.teacher.weight)
-    return BlockTokens(self.teacher.capped(logits), members), self.teacher.labels_of(tokens)
+    logits = _logits_of_blocks(self.teacher.rows(tokens), self.teacher.weight)
+    largest = None
+    if choice is not None:
+      largest = choice.largest.at[tokens].get(mode="fill", fill_value=0)[..., None]
+    return BlockTokens(self.teacher.capped(logits), members, largest), tokens
 
   def _long_tokens(self, side: Side, pair: jax.Array) -> jax.Array:
     piece = self.blocks * self.size
@@ -153,30 +161,33 @@ class TermsOfPairs(NamedTuple):
       return {k: stats[k].at[pairs].set(v, mode="drop") for k, v in parts.items()}
 
     def of_chunk(i, carry):
-      best, stats = carry
-      log_p, parts = read(self._teacher_chunk(i)[0])
+      best, stats, maxima = carry
+      teacher, tokens = self._teacher_chunk(i)
+      log_p, parts = read(teacher)
+      maxima = maxima.at[tokens].set(teacher.maxima[..., 0], mode="drop")
       pairs = self._pairs(i)
-      log_p = log_p.reshape(*pairs.shape, -1)
       largest = jax.vmap(largest_of_spans)(log_p, pairs < self._num_tokens)
       # An empty block has the row `num_rows` or a later one, which does not exist.
       best = best.at[pairs[:, 0] // self.seq].max(largest, mode="drop")
-      return best, put(stats, parts, pairs.reshape(-1))
+      return best, put(stats, parts, pairs), maxima
 
     def of_pair(i, carry):
-      best, stats = carry
+      best, stats, maxima = carry
       pair = self.layout.long_pairs[i]
       log_p, parts = read(self._long_teacher(pair))
       index = self.layout.mask_indices[pair][None]
-      return best.at[index // self.seq].max(log_p), put(stats, parts, index)
+      return best.at[index // self.seq].max(log_p), put(stats, parts, index), maxima
 
     log_p, parts = jax.eval_shape(lambda i: read(self._teacher_chunk(i)[0]), jnp.int32(0))
     best = jnp.full((num_rows, log_p.shape[-1]), -jnp.inf, log_p.dtype)
-    carry = best, {k: jnp.zeros(self._num_tokens, v.dtype) for k, v in parts.items()}
+    zeros = lambda dtype: jnp.zeros(self._num_tokens, dtype)
+    carry = best, {k: zeros(v.dtype) for k, v in parts.items()}, zeros(log_p.dtype)
     carry = jax.lax.fori_loop(0, self.num_chunks, of_chunk, carry)
     if self.may_be_long:
       with jax.named_scope(LONG_SPANS):
         carry = jax.lax.fori_loop(0, self.layout.num_long, of_pair, carry)
-    return Choice(likeliest_entries(carry[0], count), carry[1])
+    best, stats, maxima = carry
+    return Choice(likeliest_entries(best, count), stats, maxima)
 
   def _summed(
     self,
@@ -199,38 +210,38 @@ class TermsOfPairs(NamedTuple):
     self, i: jax.Array, choice: Choice | None, context: Context, with_gradient: bool
   ) -> Terms:
     """The terms of the pairs of a chunk."""
-    pairs = self._pairs(i)
-    index = pairs.reshape(-1)
-    teacher, teacher_labels = self._teacher_chunk(i)
+    index = self._pairs(i)
+    teacher, teacher_tokens = self._teacher_chunk(i, choice)
     tokens, members = self._tokens(self.student, i)
     rows, labels = self.student.rows(tokens), self.student.labels_of(tokens)
     kept = None
     if choice is not None:
-      kept = choice.kept.at[pairs[:, 0] // self.seq].get(mode="clip")
-      kept = jnp.broadcast_to(kept[:, None], (self.blocks, self.size, kept.shape[-1]))
-      kept = kept.reshape(index.size, -1)
+      # One row for all pairs of a block.
+      kept = choice.kept.at[index[:, :1] // self.seq].get(mode="clip")
 
     def value(logits: jax.Array) -> tuple[jax.Array, Stats]:
       student = BlockTokens(self.student.capped(logits), members)
       of_pairs = SpanPairs(
+        q=lambda t: student.average(t, self.loss.average),
         log_q=lambda t: student.log_average(t, self.loss.average),
         log_p=lambda t: teacher.log_average(t, self.loss.average),
         student_nll=student.nll(labels),
-        teacher_nll=teacher.nll(teacher_labels),
+        teacher_nll=teacher.nll(self.teacher.labels_of(teacher_tokens)),
         student_tokens=student.counts,
         teacher_tokens=teacher.counts,
         valid=index < self._num_tokens,
       )
       return self._summed(of_pairs, index, choice, kept, context)
 
-    logits = logits_from(rows, self.student.weight)
+    logits = _logits_of_blocks(rows, self.student.weight)
     if not with_gradient:
       return Terms(*value(logits), index, tokens, None, None)
     loss, pullback, stats = jax.vjp(value, logits, has_aux=True)
     # The two gradient matmuls run in the compute dtype and accumulate in float32.
     gradient = pullback(jnp.ones_like(loss))[0].astype(rows.dtype)
-    of_unembedding = jnp.einsum("nv,nd->vd", gradient, rows, preferred_element_type=loss.dtype)
-    return Terms(loss, stats, index, tokens, gradient @ self.student.weight, of_unembedding)
+    of_unembedding = jnp.einsum("bnv,bnd->vd", gradient, rows, preferred_element_type=loss.dtype)
+    of_hidden = gradient @ self.student.weight
+    return Terms(loss, stats, index, tokens, of_hidden, of_unembedding)
 
   def long_terms(
     self,
@@ -250,6 +261,7 @@ class TermsOfPairs(NamedTuple):
     def value(rows: jax.Array, weight: jax.Array) -> tuple[jax.Array, Stats]:
       student = self.student.long_tokens(tokens, rows, weight)
       of_pair = SpanPairs(
+        q=lambda t: jnp.exp(student.log_average(t, self.loss.average)),
         log_q=lambda t: student.log_average(t, self.loss.average),
         log_p=lambda t: teacher.log_average(t, self.loss.average),
         student_nll=student.nll(),
@@ -261,9 +273,17 @@ class TermsOfPairs(NamedTuple):
       return self._summed(of_pair, index, choice, kept, context)
 
     rows, weight = self.student.rows(tokens), self.student.weight.astype(accumulator)
-    flat = tokens.reshape(-1)
     if not with_gradient:
-      return Terms(*value(rows, weight), index, flat, None, None)
+      return Terms(*value(rows, weight), index, tokens, None, None)
     loss, pullback, stats = jax.vjp(value, rows, weight, has_aux=True)
-    of_rows, of_weight = pullback(jnp.ones_like(loss))
-    return Terms(loss, stats, index, flat, of_rows.reshape(flat.size, -1), of_weight)
+    return Terms(loss, stats, index, tokens, *pullback(jnp.ones_like(loss)))
+
+
+def _logits_of_blocks(hidden: jax.Array, weight: jax.Array) -> jax.Array:
+  """Logits [blocks, size, vocab] of hidden states [blocks, size, D], as in `logits_from`.
+
+  They lie in memory as [blocks, vocab, size], the order in which the projection reads them.
+  """
+  dtype = jnp.promote_types(hidden.dtype, jnp.float32)
+  logits = jnp.einsum("bnd,vd->bvn", hidden, weight, preferred_element_type=dtype)
+  return vocabulary_major(jnp.swapaxes(logits, 1, 2))

@@ -103,7 +103,7 @@ def adakd_loss(
   )
   metrics = in_batch_metrics(stats, mask) | {
     "difficulty": masked_mean(stats["difficulty"], mask),
-    "focus_ratio": jax.lax.stop_gradient(state.ratio).astype(loss.dtype),
+    "focus_ratio": state.ratio.astype(loss.dtype),
   }
   return masked_mean(loss, mask), (metrics, control_focus(state, stats, mask, elapsed, focus))
 
@@ -165,9 +165,7 @@ def _guide_in_batch(
     return temperature.of_position(median_ratio(difficulty, median))
 
   def mean(function: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    # The mean over no tokens is 0; as a temperature it would make 0 / 0 in the gradient.
-    of_base = function(jnp.asarray(temperature.base, difficulty.dtype))
-    return jnp.where(jnp.any(mask), masked_mean(function(adaptive()), mask), of_base)
+    return masked_mean(function(adaptive()), mask)
 
   tokens_temperature, factor = temperature_and_factor(temperature, adaptive, mean)
   return TokenGuidance(tokens_temperature, factor, weight, hard)

@@ -232,7 +232,8 @@ def _distances(
   if capacity < gate.shape[1]:
     score = -entropy if branch.tokens == "easy" else entropy
     indices, valid = gather_indices(score, gate > 0, capacity=capacity)
-    gate = jnp.where(valid, jnp.take_along_axis(gate, indices, axis=1), 0)
+    # Where a row has no further token, the index is that of one whose gate is 0.
+    gate = jnp.take_along_axis(gate, indices, axis=1)
     student_taps, teacher_taps = (
       take_tokens(taps, indices, valid) for taps in (student_taps, teacher_taps)
     )

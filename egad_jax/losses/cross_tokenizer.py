@@ -29,10 +29,11 @@ from egad_jax.losses.spans import (
 )
 from egad_jax.losses.sparse_projection import check_projection, sparse_projection
 
-SpanDivergence = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
-"""(log_q [C, Vs], log_p [C, Vt], kept) -> divergence of each span [C].
+SpanDivergence = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
+"""(q [..., Vs], log_q [..., Vs], log_p [..., Vt], kept) -> divergence of each span [...].
 
-`kept`, bool [Vt] or [C, Vt], marks the teacher's entries that "p_kl" compares; None for all.
+`kept`, bool that broadcasts to [..., Vt], marks the teacher's entries that "p_kl" compares; None
+for all.
 """
 
 # The top-1 weight of a strict pair is 1 up to the rounding of a float32 row sum.
@@ -163,7 +164,7 @@ def cross_tokenizer_loss(
     kept, size = None, options.entries_of_a_row(teacher_logits.shape[-1])
     if size is not None:
       kept = likeliest_entries(largest_of_spans(warm[1], row.valid), size)
-    return (divergence(*warm, kept), row.valid, *map(entropy_of, plain))
+    return (divergence(jnp.exp(warm[0]), *warm, kept), row.valid, *map(entropy_of, plain))
 
   values, valid, student_entropy, teacher_entropy = jnp.vectorize(
     row_terms, signature="(s,v),(t,w),(s),(t)->(c),(c),(c),(c)"
@@ -255,7 +256,7 @@ def common_tokens(
 def project(
   probabilities: jax.Array, projection: tuple[ArrayLike, ArrayLike], size: int
 ) -> jax.Array:
-  """Returns W^T q, [C, Vs] -> [C, size].
+  """Returns W^T q, [..., C, Vs] -> [..., C, size].
 
   Mass of tokens without a counterpart is lost, and ids >= size are dropped.
   """
@@ -283,22 +284,28 @@ def reachable(projection: tuple[ArrayLike, ArrayLike], size: int) -> jax.Array:
 
 
 def projected_kl(log_p: jax.Array, projected: jax.Array, compared: jax.Array) -> jax.Array:
-  """Returns KL(p || q~) over the entries `compared`, both normalized there; [C, Vt] -> [C].
+  """Returns KL(p || q~) over the entries `compared`, both normalized there; [..., Vt] -> [...].
+
+  It is 0 where the teacher has no mass on these entries.
 
   Args:
-    log_p: the teacher's log-probabilities, [C, Vt].
-    projected: the student's projected probabilities q~, [C, Vt].
-    compared: bool, [Vt] or [C, Vt]: entries that `reachable` marks, or some of them. The student
-      cannot express any other entry: its q~ is 0 whatever the student does, so it would add a
-      constant of up to 100 nats and no gradient.
+    log_p: the teacher's log-probabilities, [..., Vt].
+    projected: the student's projected probabilities q~, [..., Vt].
+    compared: bool, of a shape that broadcasts to [..., Vt]: entries that `reachable` marks, or some
+      of them. The student cannot express any other entry: its q~ is 0 whatever the student does, so
+      it would add a constant of up to 100 nats and no gradient.
   """
   compared = jnp.broadcast_to(compared, log_p.shape)
-  total = jnp.sum(projected, axis=-1, keepdims=True, where=compared)
-  # Without any mass there is nothing to normalize; every entry then counts as exp(-100).
-  log_total = jnp.log(jnp.where(total > 0, total, 1))
-  log_p = log_probabilities(jnp.where(compared, log_p, -jnp.inf))
-  log_q = jnp.where(compared, log_or_floor(projected) - log_total, log_p)
-  return log_divergences.forward_kl(log_q, log_p)
+  total = lambda x: jnp.sum(x, axis=-1, where=compared)
+  p = jnp.exp(log_p)
+  # All sums are of one pass over the vocabulary, so what normalizes is subtracted afterwards.
+  mass_p, mass_q = total(p), total(projected)
+  divergence = total(p * (log_p - log_or_floor(projected)))
+  has_mass = mass_p > jnp.finfo(p.dtype).tiny
+  mass_p = jnp.where(has_mass, mass_p, 1)
+  # A student without any mass there has nothing to normalize; its entries count as exp(-100).
+  log_of_q = jnp.log(jnp.where(mass_q > 0, mass_q, 1))
+  return jnp.where(has_mass, divergence / mass_p + log_of_q - jnp.log(mass_p), 0)
 
 
 def likeliest_entries(best: jax.Array, count: int) -> jax.Array:
@@ -320,33 +327,34 @@ def largest_of_spans(log_p: jax.Array, valid: jax.Array) -> jax.Array:
 def make_span_divergence(
   projection: tuple[ArrayLike, ArrayLike], options: CrossTokenizer
 ) -> SpanDivergence:
-  """Returns the divergence of spans as a function of their log-probabilities.
+  """Returns the divergence of spans as a function of their distributions.
 
   Raises:
     TypeError: `projection` is traced and the kind is "h_kl".
   """
 
-  def p_kl(log_q: jax.Array, log_p: jax.Array, kept: jax.Array | None) -> jax.Array:
-    size = log_p.shape[1]
+  def p_kl(q: jax.Array, log_q: jax.Array, log_p: jax.Array, kept: jax.Array | None) -> jax.Array:
+    del log_q
+    size = log_p.shape[-1]
     compared = reachable(projection, size)
     if kept is not None:
       compared = jnp.broadcast_to(compared, kept.shape) & kept
-    return projected_kl(log_p, project(jnp.exp(log_q), projection, size), compared)
+    return projected_kl(log_p, project(q, projection, size), compared)
 
-  def uld(log_q: jax.Array, log_p: jax.Array, kept: jax.Array | None) -> jax.Array:
-    del kept
-    return sorted_distance(jnp.exp(log_q), jnp.exp(log_p))
+  def uld(q: jax.Array, log_q: jax.Array, log_p: jax.Array, kept: jax.Array | None) -> jax.Array:
+    del log_q, kept
+    return sorted_distance(q, jnp.exp(log_p))
 
   if options.kind != "h_kl":
     return {"p_kl": p_kl, "uld": uld}[options.kind]
   student_ids, teacher_ids = common_tokens(projection, options.minimum_weight)
 
-  def h_kl(log_q: jax.Array, log_p: jax.Array, kept: jax.Array | None) -> jax.Array:
+  def h_kl(q: jax.Array, log_q: jax.Array, log_p: jax.Array, kept: jax.Array | None) -> jax.Array:
     del kept
-    common = log_divergences.forward_kl(log_q[:, student_ids], log_p[:, teacher_ids])
+    common = log_divergences.forward_kl(log_q[..., student_ids], log_p[..., teacher_ids])
     q, p = (
-      jnp.exp(log)[:, np.setdiff1d(np.arange(log.shape[1]), ids)]
-      for log, ids in ((log_q, student_ids), (log_p, teacher_ids))
+      x[..., np.setdiff1d(np.arange(x.shape[-1]), ids)]
+      for x, ids in ((q, student_ids), (jnp.exp(log_p), teacher_ids))
     )
     return common + sorted_distance(q, p, largest=options.teacher_top_k)
 

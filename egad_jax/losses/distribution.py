@@ -80,9 +80,8 @@ class EntropyDistribution(NamedTuple):
     mask = check_mask(mask, entropy.shape)
     added = mask.reshape(-1).astype(jnp.int32)
     counts = jnp.zeros(NUM_BINS, jnp.int32).at[_bin(entropy).reshape(-1)].add(added)
-    tokens = jnp.sum(added)
-    kept = self.mass * jnp.exp2(-tokens / jnp.asarray(half_life, jnp.float32))
-    return EntropyDistribution(jnp.where(tokens > 0, kept + counts, self.mass))
+    kept = self.mass * jnp.exp2(-jnp.sum(added) / jnp.asarray(half_life, jnp.float32))
+    return EntropyDistribution(kept + counts)
 
   def position(self, entropy: ArrayLike, kind: str = "cdf") -> jax.Array:
     """Returns the position of each entropy in [0, 1]; 1/2 while the distribution is empty.
@@ -120,11 +119,12 @@ class EntropyDistribution(NamedTuple):
     """
     shares = self._shares()
     up_to = jnp.cumsum(shares)
-    target = jnp.asarray(q, jnp.float32) * up_to[-1]
+    target = q * up_to[-1]
     index = jnp.searchsorted(up_to, target, side="left", method="compare_all")
+    # A bin with mass: where the cumulated mass first reaches the target, it has just grown.
     index = jnp.clip(index, jnp.argmax(shares > 0), NUM_BINS - 1)
     below = up_to[index] - shares[index]
-    part = (target - below) / jnp.where(shares[index] > 0, shares[index], 1.0)
+    part = (target - below) / shares[index]
     log_edges = jnp.asarray(_LOG_EDGES, jnp.float32)
     width = log_edges[index + 1] - log_edges[index]
     return jnp.exp(log_edges[index] + jnp.clip(part, 0.0, 1.0) * width)

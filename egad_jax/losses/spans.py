@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,22 +26,24 @@ from egad_jax.losses.probabilities import (
 SPAN_AVERAGES = ("prob", "logprob", "chain_rule")
 
 LogAverage = Callable[[float | jax.Array], jax.Array]
-"""Temperature, one number or one per span [n] -> log-probabilities of each span, [n, vocab]."""
+"""Temperature, a number or one per span [...] -> log-probabilities of each span, [..., vocab]."""
 
 
 class SpanPairs(NamedTuple):
-  """What a loss reads of n span pairs; at pairs that are not `valid` the values have no meaning.
+  """What a loss reads of span pairs; at pairs that are not `valid` the values have no meaning.
 
   Attributes:
-    log_q: the student's distributions as a function of the temperature, see `span_log_average`.
+    q: the student's distributions as a function of the temperature, their probabilities.
+    log_q: the same as log-probabilities, see `span_log_average`.
     log_p: the teacher's distributions, likewise; detached.
-    student_nll: float [n], minus the labels' log-probabilities, summed over the student's tokens.
-    teacher_nll: float [n], the same for the teacher; detached.
-    student_tokens: float [n], the number of the student's tokens; 0 if not valid.
-    teacher_tokens: float [n], the number of the teacher's tokens; 0 if not valid.
-    valid: bool [n], true at pairs that both sides have tokens of.
+    student_nll: float [...], minus the labels' log-probabilities, summed over the student's tokens.
+    teacher_nll: float [...], the same for the teacher; detached.
+    student_tokens: float [...], the number of the student's tokens; 0 if not valid.
+    teacher_tokens: float [...], the number of the teacher's tokens; 0 if not valid.
+    valid: bool [...], true at pairs that both sides have tokens of.
   """
 
+  q: Callable[[float | jax.Array], jax.Array]
   log_q: LogAverage
   log_p: LogAverage
   student_nll: jax.Array
@@ -114,8 +116,9 @@ class Row(NamedTuple):
   def pairs(
     self, student_labels: jax.Array, teacher_labels: jax.Array, *, average: str
   ) -> SpanPairs:
-    """Returns the span pairs of the row, n = C, with labels [seq_s] and [seq_t]."""
+    """Returns the span pairs [C] of the row, with labels [seq_s] and [seq_t]."""
     return SpanPairs(
+      q=lambda t: jnp.exp(self.student.log_average(temperature=t, average=average)),
       log_q=lambda t: self.student.log_average(temperature=t, average=average),
       log_p=lambda t: self.teacher.log_average(temperature=t, average=average),
       student_nll=self.student.nll(student_labels),
@@ -235,13 +238,27 @@ def log_mean(total: jax.Array, counts: jax.Array, average: str) -> jax.Array:
   return jax.nn.log_softmax(mean, axis=-1) if average == "logprob" else log_or_floor(mean)
 
 
+@jax.custom_jvp
 def log_or_floor(probabilities: jax.Array) -> jax.Array:
   """Returns log p, with `LOG_ZERO` and gradient 0 where p is 0 or too small for the dtype."""
+  smallest = _smallest(probabilities.dtype)
+  log = jnp.log(jnp.maximum(probabilities, smallest))
+  # The logarithms are compared: a comparison of p would be written to memory by the TPU compiler,
+  # which then does not fuse the logarithm with what makes p. The margin is for their rounding.
+  return jnp.where(log > (1 - 1e-6) * math.log(smallest), log, LOG_ZERO)
+
+
+@log_or_floor.defjvp
+def _log_or_floor_jvp(primals, tangents):
+  (probabilities,), (tangent,) = primals, tangents
+  log = log_or_floor(probabilities)
+  slope = 1 / jnp.maximum(probabilities, _smallest(probabilities.dtype))
+  return log, jnp.where(log > LOG_ZERO, slope, 0) * tangent
+
+
+def _smallest(dtype: Any) -> float:
   # exp(LOG_ZERO) is not a normal float32, so the limit for that dtype is a little higher.
-  smallest = max(float(jnp.finfo(probabilities.dtype).tiny), math.exp(LOG_ZERO))
-  positive = probabilities > smallest
-  # A maximum, because a second `where` would make the compiler write the comparison to memory.
-  return jnp.where(positive, jnp.log(jnp.maximum(probabilities, smallest)), LOG_ZERO)
+  return max(float(jnp.finfo(dtype).tiny), math.exp(LOG_ZERO))
 
 
 def check_spans(student_spans: ArrayLike, teacher_spans: ArrayLike) -> tuple[jax.Array, jax.Array]:

@@ -8,6 +8,7 @@ left to one scatter, so that no gather is mostly empty.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -43,7 +44,7 @@ class _Table(NamedTuple):
 def sparse_projection(
   projection: tuple[ArrayLike, ArrayLike], size: int
 ) -> Callable[[jax.Array], jax.Array]:
-  """Returns the function q -> W^T q, [n, Vs] -> [n, size], and its transpose for the gradient.
+  """Returns the function q -> W^T q, [..., n, Vs] -> [..., n, size]; its gradient transposes W.
 
   Args:
     projection: (ids, weights), each [Vs, k]: W has weights[i, j] at (i, ids[i, j]). NumPy arrays
@@ -52,7 +53,8 @@ def sparse_projection(
   """
   ids, weights = projection
   if not (isinstance(ids, np.ndarray) and isinstance(weights, np.ndarray)):
-    return lambda q: _scattered(q.T, jnp.asarray(ids), jnp.asarray(weights), size).T
+    scattered = functools.partial(_scattered, ids=jnp.asarray(ids), weights=jnp.asarray(weights))
+    return jnp.vectorize(lambda q: scattered(q.T, size=size).T, signature="(n,s)->(n,t)")
   columns = np.repeat(np.arange(ids.shape[0]), ids.shape[1])
   rows, entries = ids.reshape(-1), weights.reshape(-1)
   used = (entries != 0) & (rows < size)
@@ -111,25 +113,36 @@ def _table(rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, size: int
 
 
 def _product(table: _Table, operand: jax.Array) -> jax.Array:
-  """Returns the product with the table for each row: [n, from] -> [n, to].
+  """Returns the product with the table for each row: [..., n, from] -> [..., n, to].
 
-  Rows are gathered, so the operand is transposed, and the result back. The compiler is told so:
-  left alone it transposes every gather, or everything that the operand is made of.
+  Rows of the transposed operand are gathered, so an operand laid out by `vocabulary_major` spares
+  the compiler a transposition. The result is laid out in that way.
   """
-  operand = _row_major(_row_major(operand).T)
-  result = jnp.zeros((table.size, operand.shape[1]), operand.dtype)
+  operand = jnp.swapaxes(operand, -1, -2)
+
+  def weighted_rows(index: np.ndarray, weight: np.ndarray) -> jax.Array:
+    rows = operand.at[..., index, :].get(mode="promise_in_bounds")
+    return rows * jnp.broadcast_to(jnp.asarray(weight, rows.dtype)[:, None], rows.shape)
+
+  result = jnp.zeros((*operand.shape[:-2], table.size, operand.shape[-1]), operand.dtype)
   for index, weight in table.layers:
-    rows = operand.at[index].get(mode="promise_in_bounds")
-    result = result + rows * jnp.asarray(weight, operand.dtype)[:, None]
+    result = result + weighted_rows(index, weight)
   if table.rows.size:
-    rows = operand.at[table.columns].get(mode="promise_in_bounds")
-    rows = rows * jnp.asarray(table.weights, operand.dtype)[:, None]
-    result = result.at[table.rows].add(rows, indices_are_sorted=True, mode="promise_in_bounds")
-  return _row_major(_row_major(result).T)
+    rows = weighted_rows(table.columns, table.weights)
+    result = result.at[..., table.rows, :].add(
+      rows, indices_are_sorted=True, mode="promise_in_bounds"
+    )
+  return jnp.swapaxes(_in_order(result), -1, -2)
 
 
-def _row_major(x: jax.Array) -> jax.Array:
-  return with_layout_constraint(x, Layout(major_to_minor=(0, 1)))
+def vocabulary_major(x: jax.Array) -> jax.Array:
+  """Has the compiler lay out [..., n, vocab] in memory as if it were [..., vocab, n]."""
+  return jnp.swapaxes(_in_order(jnp.swapaxes(x, -1, -2)), -1, -2)
+
+
+def _in_order(x: jax.Array) -> jax.Array:
+  """Has the compiler lay out an array with its last axis as the minor one, the first as major."""
+  return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
 
 
 def _scattered(q: jax.Array, ids: jax.Array, weights: jax.Array, size: int) -> jax.Array:

@@ -73,11 +73,13 @@ class SpanLoss(NamedTuple):
 
   Attributes:
     average: how the distributions of a span's tokens are averaged, one of `SPAN_AVERAGES`.
-    read_teacher: (log_p, context) -> (log-probabilities [n, Vt], stats {name: [n]}), what the loss
-      reads of the teacher alone. `log_p` is that of `SpanPairs`.
-    function: (pairs, what `read_teacher` returned as stats, kept bool [n, Vt] or None, context) ->
-      (loss [n], stats {name: [n]}). The stats carry no gradient. Values at pairs that are not
-      valid have no meaning. `kept` marks the teacher's entries to compare, None for all.
+    read_teacher: (log_p, context) -> (log-probabilities [..., Vt], stats {name: [...]}), what the
+      loss reads of the teacher alone. `log_p` is that of `SpanPairs`; [...] are the axes of the
+      pairs, one or several.
+    function: (pairs, what `read_teacher` returned as stats, kept or None, context) -> (loss [...],
+      stats {name: [...]}). The stats carry no gradient. Values at pairs that are not valid have no
+      meaning. `kept`, bool that broadcasts to [..., Vt], marks the teacher's entries to compare;
+      None for all.
     kept_entries: vocabulary of the teacher -> number of its entries that the loss compares, the
       same ones for all spans of a row: those with the largest log-probability that `read_teacher`
       returns for any valid span of the row. None if the loss compares all.

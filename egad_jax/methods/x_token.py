@@ -96,7 +96,7 @@ def make_x_token(
 
   def read_teacher(log_p: LogAverage, context: Context) -> tuple[jax.Array, Stats]:
     plain = log_p(1.0)
-    reached = reachable(projection, plain.shape[1])
+    reached = reachable(projection, plain.shape[-1])
     stats = {
       "teacher_entropy": entropy_of(plain),
       "uncovered": jnp.sum(jnp.exp(plain), axis=-1, where=~reached),
@@ -110,10 +110,8 @@ def make_x_token(
     guidance = guide(teacher["teacher_entropy"], context)
     log_q, log_p = pairs.log_q(1.0), pairs.log_p(1.0)
     check_projection(projection, log_q.shape[-1], log_p.shape[-1])
-    warm = log_q, log_p
-    if not _is_one(guidance.temperature):
-      warm = pairs.log_q(guidance.temperature), pairs.log_p(guidance.temperature)
-    value = divergence(*warm, kept)
+    of_warm = guidance.temperature
+    value = divergence(pairs.q(of_warm), pairs.log_q(of_warm), pairs.log_p(of_warm), kept)
     # A factor of 1 is skipped, so that a mechanism that is off costs nothing and changes no bit.
     if not _is_one(guidance.factor):
       value = value * guidance.factor
@@ -123,8 +121,8 @@ def make_x_token(
     loss = value + ce_weight * nll if ce_weight else value
 
     log_q = jax.lax.stop_gradient(log_q)
-    projected = project(jnp.exp(log_q), projection, log_p.shape[1])
-    reached = reachable(projection, log_p.shape[1])
+    projected = project(jax.lax.stop_gradient(pairs.q(1.0)), projection, log_p.shape[-1])
+    reached = reachable(projection, log_p.shape[-1])
     stats = {
       "teacher_entropy": teacher["teacher_entropy"],
       "student_entropy": entropy_of(log_q),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 
 from egad_jax.errors import InputError
-from egad_jax.models.config import DecoderConfig, Llama3RopeScaling
+from egad_jax.models.config import DecoderConfig, Experts, Llama3RopeScaling
 
 
 def _smollm2(
@@ -139,6 +140,12 @@ ARCHITECTURES: dict[str, DecoderConfig] = {
   "qwen3-4b": _qwen3(dim=2560, num_layers=36, num_heads=32, mlp_dim=9728, tie_embeddings=True),
   "qwen3-8b": _qwen3(dim=4096, num_layers=36, num_heads=32, mlp_dim=12288, tie_embeddings=False),
   "qwen3-32b": _qwen3(dim=5120, num_layers=64, num_heads=64, mlp_dim=25600, tie_embeddings=False),
+  "qwen3-30b-a3b": dataclasses.replace(
+    _qwen3(dim=2048, num_layers=48, num_heads=32, mlp_dim=6144, tie_embeddings=False),
+    num_kv_heads=4,
+    experts=Experts(count=128, chosen=8, mlp_dim=768),
+    family="qwen3_moe",
+  ),
 }
 
 

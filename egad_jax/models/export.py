@@ -66,7 +66,7 @@ def export_student(
     model_card: content of README.md.
     generation: end tokens and sampling settings of the model from which the student learnt. The id
       that ends a document of plain text is added, because the student learnt to emit it.
-    dtype: dtype of the saved weights, "float32" or "bfloat16".
+    dtype: dtype of the saved weights, "float32", "bfloat16" or "float16".
     what: the flag that named the directory, for messages.
     fetch: copies an array of `params`, or its entry, to the host, as `layout.Fetch`; called in the
       same order on all processes. None if NumPy can.
@@ -76,8 +76,8 @@ def export_student(
     The directory, as `paths.parse` returns it.
 
   Raises:
-    InputError: the model's family cannot express the architecture, `dtype` is another, or the
-      directory holds something that we did not write.
+    InputError: the model's family cannot express the architecture, `dtype` is another, a
+      value is beyond the range of float16, or the directory holds something that we did not write.
   """
   target = paths.parse(directory, what)
   check_dtype(dtype)

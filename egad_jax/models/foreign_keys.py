@@ -89,6 +89,15 @@ def check_closed(source: str, unknown: list[str], remedy: str) -> None:
     raise InputError(f"{source} has keys that are not known: {listed(unknown)}. {remedy}")
 
 
+def names(text: str) -> frozenset[str]:
+  """The names in a text, which white space separates: a table of keys in few lines.
+
+  >>> sorted(names("rope_theta hidden_size"))
+  ['hidden_size', 'rope_theta']
+  """
+  return frozenset(text.split())
+
+
 def listed(names: list[str]) -> str:
   """The first five names and the number of the others, for a message."""
   more = f" and {len(names) - 5} more" if len(names) > 5 else ""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from egad_jax.errors import InputError
 from egad_jax.files.json_file import read_json
-from egad_jax.models.foreign_keys import CORRECT, Table, shown
+from egad_jax.models.foreign_keys import CORRECT, Table, names, shown
 from egad_jax.models.hf_config import ANY_MODEL
 
 FILE = "generation_config.json"
@@ -25,20 +25,25 @@ SAMPLING = (
 )
 GENERATION_CONFIG = Table(
   read=frozenset({"eos_token_id", *SAMPLING}),
-  harmless=frozenset(
-    {
-      *("_from_model_config", "_commit_hash", "transformers_version", "bos_token_id"),
-      *("pad_token_id", "decoder_start_token_id", "use_cache", "cache_implementation"),
-      *("cache_config", "max_cache_len", "return_dict_in_generate", "output_scores"),
-      *("output_logits", "output_attentions", "output_hidden_states", "renormalize_logits"),
-      *("max_length", "max_new_tokens", "max_time", "num_return_sequences", "low_memory"),
-      *("compile_config", "disable_compile", "prefill_chunk_size", "continuous_batching_config"),
-      # Settings of speculative decoding, which gives the same text.
-      *("is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule", "use_mtp"),
-      *("assistant_confidence_threshold", "prompt_lookup_num_tokens", "max_matching_ngram_size"),
-      *("assistant_early_exit", "assistant_lookbehind", "target_lookbehind"),
-      *("assistant_ensemble_weight", "speculation_type", "trust_remote_code"),
-    }
+  harmless=(
+    names(
+      """
+      _from_model_config _commit_hash transformers_version bos_token_id pad_token_id
+      decoder_start_token_id use_cache cache_implementation cache_config max_cache_len
+      return_dict_in_generate output_scores output_logits output_attentions output_hidden_states
+      renormalize_logits max_length max_new_tokens max_time num_return_sequences low_memory
+      compile_config disable_compile prefill_chunk_size continuous_batching_config
+      """
+    )
+    # Settings of speculative decoding, which gives the same text.
+    | names(
+      """
+      is_assistant num_assistant_tokens num_assistant_tokens_schedule use_mtp
+      assistant_confidence_threshold prompt_lookup_num_tokens max_matching_ngram_size
+      assistant_early_exit assistant_lookbehind target_lookbehind assistant_ensemble_weight
+      speculation_type trust_remote_code
+      """
+    )
   ),
   # Settings that lead to other texts than sampling does; they are named and not passed on.
   neutral={

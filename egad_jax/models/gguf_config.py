@@ -17,6 +17,7 @@ from egad_jax.models.foreign_keys import (
   CORRECT,
   Table,
   is_one_of,
+  names,
   positive_integer,
   positive_number,
   shown,
@@ -30,14 +31,13 @@ _REMEDY = (
   "That is another computation than the one that is run here, and the model would not be itself; "
   "use one without it."
 )
-_READ = frozenset(
-  {
-    *("vocab_size", "context_length", "embedding_length", "block_count", "feed_forward_length"),
-    *("attention.head_count", "attention.head_count_kv", "attention.key_length"),
-    *("attention.value_length", "attention.layer_norm_rms_epsilon", "rope.dimension_count"),
-    *("rope.freq_base", "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"),
-    *("rope.scaling.original_context_length",),
-  }
+_READ = names(
+  """
+  vocab_size context_length embedding_length block_count feed_forward_length attention.head_count
+  attention.head_count_kv attention.key_length attention.value_length
+  attention.layer_norm_rms_epsilon rope.dimension_count rope.freq_base rope.scaling.type
+  rope.scaling.factor rope.scale_linear rope.scaling.original_context_length
+  """
 )
 # These keys say how the file was made; its tensors have the same order of rows in any case.
 _HARMLESS = frozenset({"tensor_data_layout", "source_hf_repo", "rope.scaling.finetuned"})

@@ -12,56 +12,64 @@ from egad_jax.models.foreign_keys import (
   CORRECT,
   Table,
   listed,
+  names,
   positive_integer,
   positive_number,
   shown,
 )
 from egad_jax.models.rope_config import rope_from_hf, rope_to_hf
 
-ANY_MODEL = frozenset(
-  {
-    *("_name_or_path", "_commit_hash", "_attn_implementation", "_attn_implementation_autoset"),
-    *("_attn_implementation_internal", "_experts_implementation", "attn_implementation"),
-    *("_rope_scaling_validation", "transformers_version", "torch_dtype", "dtype", "use_cache"),
-    *("return_dict", "output_hidden_states", "output_attentions", "output_scores", "torchscript"),
-    *("return_dict_in_generate", "use_bfloat16", "tf_legacy_loss", "finetuning_task"),
-    *("id2label", "label2id", "num_labels", "problem_type", "task_specific_params"),
-    *("tokenizer_class", "prefix", "bos_token_id", "pad_token_id", "sep_token_id"),
-    *("decoder_start_token_id", "is_decoder", "chunk_size_feed_forward", "use_return_dict"),
-    *("keys_to_ignore_at_inference", "gradient_checkpointing", "tie_last_hidden_states"),
-    *("unsloth_version", "unsloth_fixed", "unsloth_free", "transformers.js_config"),
-    *("is_llama_config", "license", "max_sequence_length", "neftune_noise_alpha"),
-    *("model_max_length", "n_ctx", "_from_model_config", "auto_class", "base_model_name_or_path"),
-    *("max_window_layers", "router_aux_loss_coef", "output_router_logits", "pretraining_mode"),
-    # How the computation is arranged, not what it is.
-    *(
-      "reorder_and_upcast_attn",
-      "attention_implementation",
-      "use_flash_attn",
-      "use_fused_rms_norm",
-    ),
-    # GPT-2's other heads, for tasks besides language modelling.
-    *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels"),
-    *("summary_first_dropout",),
-    # Dropouts act in training only.
-    *("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout"),
-  }
+ANY_MODEL = (
+  names(
+    """
+    _name_or_path _commit_hash _attn_implementation _attn_implementation_autoset
+    _attn_implementation_internal _experts_implementation attn_implementation
+    _rope_scaling_validation transformers_version torch_dtype dtype use_cache return_dict
+    output_hidden_states output_attentions output_scores torchscript return_dict_in_generate
+    use_bfloat16 tf_legacy_loss finetuning_task id2label label2id num_labels problem_type
+    task_specific_params tokenizer_class prefix bos_token_id pad_token_id sep_token_id
+    decoder_start_token_id is_decoder chunk_size_feed_forward use_return_dict
+    keys_to_ignore_at_inference gradient_checkpointing tie_last_hidden_states unsloth_version
+    unsloth_fixed unsloth_free transformers.js_config is_llama_config license max_sequence_length
+    neftune_noise_alpha model_max_length n_ctx _from_model_config auto_class
+    base_model_name_or_path max_window_layers router_aux_loss_coef output_router_logits
+    pretraining_mode
+    """
+  )
+  # How the computation is arranged, not what it is.
+  | names(
+    """
+    reorder_and_upcast_attn attention_implementation use_flash_attn use_fused_rms_norm
+    """
+  )
+  # GPT-2's other heads, for tasks besides language modelling.
+  | names(
+    """
+    summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
+    """
+  )
+  # Dropouts act in training only.
+  | names(
+    """
+    attention_dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop dropout
+    """
+  )
 )
 
 # Keys that every family reads.
-_READ = frozenset(
-  {
-    *("model_type", "architectures", "auto_map", "vocab_size", "initializer_range"),
-    *("tie_word_embeddings", "eos_token_id", "head_dim"),
-  }
+_READ = names(
+  """
+  model_type architectures auto_map vocab_size initializer_range tie_word_embeddings eos_token_id
+  head_dim
+  """
 )
 # Keys that all families with rotary positions read, by the names that Llama gave them.
-ROTARY = frozenset(
-  {
-    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "max_position_embeddings", "rms_norm_eps"),
-    *("rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings"),
-  }
+ROTARY = names(
+  """
+  hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
+  max_position_embeddings rms_norm_eps rope_theta rope_scaling rope_parameters
+  original_max_position_embeddings
+  """
 )
 # Keys of some family, and the values at which they mean the same as their absence. A family takes
 # those out that it reads.

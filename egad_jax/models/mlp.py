@@ -143,14 +143,16 @@ def _grouped(
   # Experts of other devices sort behind those that are here, into no group.
   own = jnp.where((own >= 0) & (own < count), own, count)
   order = jnp.argsort(own)
-  sizes = jnp.bincount(own, length=count).astype(jnp.int32)
+  # A comparison with every expert: TPUs scatter, as `jnp.bincount` does, one index after another.
+  sizes = jnp.sum(own[:, None] == jnp.arange(count)[None], axis=0, dtype=jnp.int32)
   rows = x.reshape(-1, dim)[order // chosen]
   inner = activation(lax.ragged_dot(rows, gate, sizes)) * lax.ragged_dot(rows, up, sizes)
-  outputs = lax.ragged_dot(inner, down, sizes).astype(jnp.float32)
-  outputs = outputs * weights.reshape(-1)[order][:, None]
-  here = jnp.arange(len(order)) < jnp.sum(sizes)
-  outputs = jnp.where(here[:, None], outputs, 0)
-  total = jnp.sum(outputs[jnp.argsort(order)].reshape(-1, chosen, dim), axis=1)
+  # Back in the tokens' order in the compute dtype, so that no float32 array has a row for each
+  # chosen expert. Rows of no group are not written: `where` keeps what they hold out of the sum.
+  outputs = lax.ragged_dot(inner, down, sizes)[jnp.argsort(order)].reshape(-1, chosen, dim)
+  here = (own < count).reshape(-1, chosen, 1)
+  weights = weights.reshape(-1, chosen, 1)
+  total = jnp.sum(jnp.where(here, outputs.astype(jnp.float32), 0) * weights, axis=1)
   if axis is not None:
     total = lax.psum(total, axis)
   return total.astype(x.dtype).reshape(x.shape)

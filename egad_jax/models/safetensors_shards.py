@@ -22,7 +22,15 @@ from egad_jax.models.directory_layout import INDEX, SINGLE
 
 # Bytes of tensors in a file, as in transformers; a larger tensor has a file to itself.
 MOST_BYTES = 5 * 10**9
-_DTYPES = {"float32": (np.float32, "F32"), "bfloat16": (ml_dtypes.bfloat16, "BF16")}
+_CODES = {
+  "float32": (np.float32, "F32"),
+  "bfloat16": (ml_dtypes.bfloat16, "BF16"),
+  "float16": (np.float16, "F16"),
+}
+# From here on values round to infinity in float16, whose largest is 65,504.
+_FLOAT16_END = 65520
+# Names of the dtypes of exported weights.
+DTYPES = tuple(_CODES)
 # The header is padded to this, so that the values of any dtype are aligned in the file.
 _ALIGNMENT = 8
 _BLOCK_BYTES = 2**26
@@ -48,14 +56,14 @@ class ShardedWriter:
     Args:
       directory: an existing directory on a disk.
       tensors: name and shape of every tensor; consecutive ones share a file.
-      dtype: dtype to which the values are cast, "float32" or "bfloat16".
+      dtype: dtype to which the values are cast, one of `DTYPES`.
       most: bytes of tensors in a file, at most; None for `MOST_BYTES`.
 
     Raises:
       InputError: `dtype` is another.
     """
     check_dtype(dtype)
-    self._dtype, code = _DTYPES[dtype]
+    self._dtype, code = _CODES[dtype]
     self._shapes = dict(tensors)
     size = np.dtype(self._dtype).itemsize
     lengths = {name: math.prod(shape) * size for name, shape in tensors}
@@ -95,6 +103,7 @@ class ShardedWriter:
     """Writes the values of a tensor, cast to the dtype of the files.
 
     Raises:
+      InputError: the files are of float16, which ends at 65,504, and a value lies beyond it.
       ValueError: the shape is not the announced one.
     """
     if tuple(array.shape) != tuple(self._shapes[name]):
@@ -104,18 +113,29 @@ class ShardedWriter:
       file.seek(offset)
       # A block at a time, since each is copied: cast, or transposed.
       for index in blocks(array.shape, array.dtype.itemsize, _BLOCK_BYTES):
-        block = np.ascontiguousarray(array[index], self._dtype)
+        block = self._cast(name, array[index])
         file.write(block.reshape(-1).view(np.uint8).data)
+
+  def _cast(self, name: str, values: np.ndarray) -> np.ndarray:
+    """The values in the dtype of the files, contiguous; none of them becomes infinite."""
+    if self._dtype is np.float16:
+      largest = float(np.max(np.abs(values), initial=0))
+      if np.isfinite(largest) and largest >= _FLOAT16_END:
+        raise InputError(
+          f"{name} has a value of magnitude {largest:.6g}, and float16 ends at 65504; export with "
+          "config.export.dtype=bfloat16, which has the range of float32."
+        )
+    return np.ascontiguousarray(values, self._dtype)
 
 
 def check_dtype(dtype: str) -> None:
   """Checks the name of a dtype of exported weights.
 
   Raises:
-    InputError: it is none of the two.
+    InputError: it is none of `DTYPES`.
   """
-  if dtype not in _DTYPES:
-    raise InputError(f'dtype must be one of {", ".join(_DTYPES)}; got "{dtype}".')
+  if dtype not in DTYPES:
+    raise InputError(f'dtype must be one of {", ".join(DTYPES)}; got "{dtype}".')
 
 
 def _grouped(lengths: dict[str, int], most: int) -> list[list[str]]:

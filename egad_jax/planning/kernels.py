@@ -47,6 +47,11 @@ def kernel_flops(name: str, operands: list[tuple[int, ...]], rest: str) -> int |
   if name.startswith("logits_gradient"):
     (tokens, vocab), _, (_, dim) = operands[:3]
     return 2 * 2 * tokens * dim * vocab
+  if name.startswith("ragged-dot-none"):
+    # The compiler's kernel of a grouped product. Rows of no group, which are those of experts on
+    # other devices, are counted although it skips them.
+    (rows, _), (_, *sizes) = operands[:2]
+    return 2 * rows * math.prod(sizes)
   return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import math
@@ -9,6 +10,7 @@ import pathlib
 import re
 import tempfile
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -32,7 +34,7 @@ from egad_jax.training.programs import lower_train_step
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """A report on a run before it starts; the fields other than `notes` are the keys of `--json`.
+  """A report on a run before it starts; `notes` and `kernels` are no keys of `--json`.
 
   The four times and rates are None if the step does not fit.
 
@@ -62,6 +64,7 @@ class Plan:
     largest_buffers: the largest arrays on one device, which need not exist at the same time.
     compile_seconds: seconds of the compilation on this machine.
     notes: sentences for people that say what the figures include and leave out.
+    kernels: calls of hand-written kernels in a step on one device, by the kernel's name.
   """
 
   config: str
@@ -84,11 +87,12 @@ class Plan:
   largest_buffers: list[Buffer]
   compile_seconds: float
   notes: tuple[str, ...] = ()
+  kernels: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   def as_json(self) -> dict[str, Any]:
-    """The plan as a dict of JSON values, without the notes."""
+    """The plan as a dict of JSON values, without the notes and the kernels."""
     values = dataclasses.asdict(self)
-    del values["notes"]
+    del values["notes"], values["kernels"]
     values["largest_buffers"] = [buffer._asdict() for buffer in self.largest_buffers]
     return values
 
@@ -203,6 +207,7 @@ def plan(experiment: Experiment, slice_: Topology, *, config: str) -> Plan:
     tokens_per_second=tokens / modelled if modelled else None,
     mfu=minimum / peak / modelled if modelled else None,
     collectives=program.collectives,
+    kernels=_calls(program),
     largest_buffers=memory.largest,
     compile_seconds=seconds,
     notes=_notes(program, slice_),
@@ -218,6 +223,14 @@ def _compile(experiment: Experiment, dump: pathlib.Path) -> Any:
     if "RESOURCE_EXHAUSTED" in str(error) and "hbm" in str(error).lower():
       return None
     raise
+
+
+def _calls(program: Program) -> dict[str, int]:
+  """Calls of each hand-written kernel, by its name without the number of the instruction."""
+  calls: dict[str, int] = collections.Counter()
+  for kernel in program.kernels:
+    calls[re.sub(r"[.\d]+$", "", kernel.name)] += kernel.calls
+  return dict(sorted(calls.items()))
 
 
 def _counted(count: int, noun: str) -> str:

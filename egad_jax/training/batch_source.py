@@ -8,7 +8,7 @@ from typing import Protocol
 
 from egad_jax.data import pipeline
 from egad_jax.data.batches import AnyBatch
-from egad_jax.data.packing import Rows
+from egad_jax.data.packed_rows import Rows
 from egad_jax.training.state import TrainState
 
 StateOf = Callable[[], TrainState]

@@ -13,7 +13,7 @@ import optax
 
 from egad_jax import device_arrays, sharding
 from egad_jax.data.batches import AnyBatch, Batch, PairedBatch
-from egad_jax.data.packing import Rows
+from egad_jax.data.packed_rows import Rows
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.durability import restoring
 from egad_jax.head import head_on_mesh

@@ -15,7 +15,7 @@ from typing import Any
 from egad_jax.data import batches
 from egad_jax.data.batches import AnyBatch
 from egad_jax.data.corpus import TRAIN
-from egad_jax.data.packing import Rows
+from egad_jax.data.packed_rows import Rows
 from egad_jax.data.pipeline import RowSource
 from egad_jax.from_config import Extensions
 from egad_jax.training.batch_source import StateReader

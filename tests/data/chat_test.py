@@ -91,7 +91,9 @@ def test_templates_render_as_transformers_renders_them(name):
   for title, messages in chat_cases.CONVERSATIONS.items():
     for prompt, text in zip((False, True), _GOLDEN["texts"][name][title], strict=True):
       render = functools.partial(
-        *(chat.render_chat, chat_cases.TEMPLATES[name], messages),
+        chat.render_chat,
+        chat_cases.TEMPLATES[name],
+        messages,
         add_generation_prompt=prompt,
         special_tokens=_GOLDEN["special_tokens"],
       )

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from egad_jax.data import corpus, packing, paired_packing
+from egad_jax.data import corpus, packed_rows, packing, paired_packing
 from egad_jax.data.tokenizer import Tokenizer
 
 _WORDS = ("the", "naïve", "café", "def", "return", "x1", "🙂", "\n  ", "teacher", "entropy")
@@ -46,7 +46,7 @@ def small_corpus(texts, tmp_path_factory) -> corpus.Corpus:
 
 
 @pytest.fixture(scope="session")
-def rows(small_corpus, tokenizer, tmp_path_factory) -> packing.Rows:
+def rows(small_corpus, tokenizer, tmp_path_factory) -> packed_rows.Rows:
   directory = tmp_path_factory.mktemp("rows")
   return packing.prepare_rows(small_corpus, tokenizer, seq_len=32, directory=directory)
 
@@ -58,7 +58,7 @@ def teacher_tokenizer(texts) -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def paired_rows(small_corpus, tokenizer, teacher_tokenizer, tmp_path_factory) -> packing.Rows:
+def paired_rows(small_corpus, tokenizer, teacher_tokenizer, tmp_path_factory) -> packed_rows.Rows:
   directory = tmp_path_factory.mktemp("paired")
   return paired_packing.prepare_paired_rows(
     small_corpus, tokenizer, teacher_tokenizer, seq_len=32, directory=directory

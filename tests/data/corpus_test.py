@@ -196,7 +196,6 @@ def test_another_template_is_another_corpus(tmp_path, smollm2):
   ("records", "template", "message"),
   [
     (_CHATS, None, "format messages need a chat template, and the tokenizer has none"),
-    ([{"instruction": "a", "output": "b"}], None, "format alpaca need a chat template"),
     (
       [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": _CHATS[0]["messages"]}],
       None,
@@ -214,6 +213,30 @@ def test_templates_that_are_missing_or_raise(tmp_path, records, template, messag
     )
   # Nothing unfinished is left of an input that is refused.
   assert not list((tmp_path / "cache").glob(".egad*"))
+
+
+def test_alpaca_without_a_chat_template(tmp_path, smollm2, caplog):
+  """Token by token: the template is context, the output and the end of the document are targets."""
+  records = [
+    {"instruction": f"Add 1 to {i}.", "input": "", "output": f"{i + 1} is the sum."}
+    for i in range(40)
+  ]
+  source = _write_records(tmp_path / "a.jsonl", records)
+  with caplog.at_level("INFO"):
+    prepared = corpus.prepare_corpus(source, tmp_path / "cache", held_out_fraction=0.2)
+  assert "rendered by the template of Alpaca" in caplog.text
+  assert prepared.formats == {source: "alpaca"}
+  numbers = []
+  for document in itertools.chain.from_iterable(map(prepared.documents, corpus.SPLITS)):
+    [encoded] = smollm2.encode_documents([document], with_bytes=False)
+    [number] = map(int, re.findall(r"Instruction:\nAdd 1 to (\d+)\.\n", document[0].text))
+    numbers.append(number)
+    output = [*smollm2.encode(f"{number + 1} is the sum."), smollm2.document_end_id]
+    assert encoded.ids[-len(output) :].tolist() == output
+    assert encoded.targets.tolist() == [0] * (len(encoded.ids) - len(output)) + [1] * len(output)
+    context = smollm2.decode(encoded.ids[: -len(output)].tolist())
+    assert context.endswith(f"Add 1 to {number}.\n\n### Response:\n")
+  assert sorted(numbers) == list(range(40))
 
 
 def test_a_source_of_held_out_documents(tmp_path, texts):

@@ -33,7 +33,9 @@ def sentencepiece_backend() -> tokenizers.Tokenizer:
   )
   backend.decoder = decoders.Sequence(
     [
-      *(decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()),
+      decoders.Replace("▁", " "),
+      decoders.ByteFallback(),
+      decoders.Fuse(),
       decoders.Strip(" ", 1, 0),
     ]
   )

@@ -72,7 +72,8 @@ def test_padding_rows_are_no_tokens(tmp_path):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"model": "llama"}, "tokenizer.ggml.model is 'llama'"),
+    ({"model": "t5"}, "tokenizer.ggml.model is 't5'; only 'gpt2' .* and 'llama'"),
+    ({"model": "llama"}, "puts a space in front of a text .*add_space_prefix is not false"),
     ({"pre": "viking"}, r"tokenizer.ggml.pre is 'viking'; known are .*, llama-bpe, .*--tokenizer"),
     ({"types": [1, 1]}, "must all be there"),
     ({"eos": None}, "eos_token_id"),
@@ -83,6 +84,76 @@ def test_unknown_kinds_are_refused(tmp_path, changes, message):
   with pytest.raises(InputError, match=message) as caught:
     Tokenizer.from_gguf(path)
   assert path in str(caught.value)
+
+
+_PIECES = ["<eos>", "<bos>", "<unk>", "<0x41>", "<0xC3>", "<0xA9>", "\n\n", "  ", "   "]
+_PIECES += ["\u2581a", "\u2581ab", "ab", "bc", "abc", "\u2581", "a", "b", "c"]
+
+
+def _sentencepiece(path, **changes) -> str:
+  """A file with a SentencePiece tokenizer; the first pieces have the highest scores."""
+  types = [TokenType.CONTROL] * 2 + [TokenType.UNKNOWN] + [TokenType.BYTE] * 3
+  types += [TokenType.USER_DEFINED] * 3 + [TokenType.NORMAL] * 9
+  scores = [-1000.0] * 9 + [-float(i) for i in range(9)]
+  fields = {"space": False, "scores": scores, "tokens": _PIECES} | changes
+  writer = gguf.GGUFWriter(path, "gemma3")
+  writer.add_tokenizer_model("llama")
+  writer.add_tokenizer_pre("default")
+  writer.add_token_list(fields["tokens"])
+  writer.add_token_types([int(kind) for kind in types])
+  writer.add_token_scores(fields["scores"])
+  writer.add_eos_token_id(0)
+  writer.add_bos_token_id(1)
+  writer.add_unk_token_id(2)
+  if fields["space"] is not None:
+    writer.add_add_space_prefix(fields["space"])
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.close()
+  return str(path)
+
+
+@pytest.mark.parametrize(
+  ("text", "pieces"),
+  [
+    # "\u2581a" has a higher score than "ab", which has a higher one than "bc".
+    ("ab abc", ["ab", "\u2581ab", "c"]),
+    ("abc", ["abc"]),
+    ("bc", ["bc"]),
+    ("a  b   c", ["a", "  ", "b", "   ", "c"]),
+    ("a\n\nb", ["a", "\n\n", "b"]),
+    ("é", ["<0xC3>", "<0xA9>"]),
+    # A byte without a piece of its own.
+    ("ü", ["<unk>"]),
+    # The spelling of a special token is plain text, made of characters that are not there.
+    ("<eos>a", ["<unk>", "a"]),
+  ],
+)
+def test_sentencepiece_joins_the_highest_scores_first(tmp_path, text, pieces):
+  tokenizer = Tokenizer.from_gguf(_sentencepiece(tmp_path / "a.gguf"))
+  ids = [_PIECES.index(piece) for piece in pieces]
+  assert tokenizer.encode(text) == ids
+  if "<unk>" not in pieces:
+    assert tokenizer.decode(ids) == text
+    assert sum(int(tokenizer.token_bytes()[i]) for i in ids) == len(text.encode())
+  assert tokenizer.encode("<eos>a", allow_special=True) == [0, _PIECES.index("a")]
+  assert (tokenizer.prefix_ids, tokenizer.end_ids) == ((1,), (0,))
+  assert (tokenizer.eos_id, tokenizer.bos_id, tokenizer.unk_id) == (0, 1, 2)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"space": True}, "add_space_prefix is not false"),
+    ({"space": None}, "add_space_prefix is not false"),
+    ({"scores": [0.0]}, "tokens, token_type, scores must all be there: .*and scores, all of one"),
+    ({"tokens": [*_PIECES[:-1], "c" * 513]}, "a piece of 513 characters; at most 512"),
+  ],
+)
+def test_sentencepiece_that_is_not_followed_is_refused(tmp_path, changes, message):
+  path = _sentencepiece(tmp_path / "a.gguf", **changes)
+  with pytest.raises(InputError, match=message):
+    Tokenizer.from_gguf(path)
 
 
 @pytest.mark.parametrize("size", [0, 3, 20, 100, 500])

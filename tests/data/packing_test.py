@@ -10,12 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from egad_jax.data import corpus, packing, pipeline, shards
+from egad_jax.data import corpus, packed_rows, packing, pipeline, shards
 from egad_jax.data.tokenizer import Tokenizer
 from egad_jax.errors import InputError
 
 
-def _segments(rows: packing.Rows, split: str):
+def _segments(rows: packed_rows.Rows, split: str):
   """Yields (tokens, labels) of every segment, labels under the mask."""
   source = pipeline.RowSource(rows, split)
   for index in range(len(source)):

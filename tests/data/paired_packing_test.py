@@ -137,7 +137,7 @@ def test_segments_are_the_same_documents_on_both_sides(rows):
 
 
 def test_rows_are_well_filled(rows):
-  # Of the side with more tokens; the other has as much text in fewer.
+  # The side with more tokens counts; the other holds the same text in fewer.
   filled = [max(row.student.mask.sum(), row.teacher.mask.sum()) for row in all_rows(rows, "train")]
   assert np.mean(filled) / SEQ > 0.8
   assert rows.sides == 2

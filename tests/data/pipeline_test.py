@@ -9,14 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from egad_jax.data import packing, pipeline
+from egad_jax.data import packed_rows, packing, pipeline
 from egad_jax.data.batches import AnyBatch, Batch, PairedBatch
 from egad_jax.errors import InputError
 
 _BATCH = 4
 
 
-def _take(rows: packing.Rows, count: int, **changes) -> list[AnyBatch]:
+def _take(rows: packed_rows.Rows, count: int, **changes) -> list[AnyBatch]:
   arguments = {"batch_size": _BATCH, "seed": 0} | changes
   return list(itertools.islice(pipeline.train_batches(rows, **arguments), count))
 
@@ -114,7 +114,7 @@ def test_held_out_can_be_cut_short_and_sliced(rows):
 
 
 @pytest.fixture
-def damaged_rows(small_corpus, tokenizer, tmp_path) -> tuple[packing.Rows, int]:
+def damaged_rows(small_corpus, tokenizer, tmp_path) -> tuple[packed_rows.Rows, int]:
   """Rows with one byte of one record changed on disk, and that row's number."""
   rows = packing.prepare_rows(small_corpus, tokenizer, seq_len=512, directory=tmp_path)
   path = rows.files["train"][0]
@@ -123,7 +123,7 @@ def damaged_rows(small_corpus, tokenizer, tmp_path) -> tuple[packing.Rows, int]:
   # Riegeli's header takes the first 64 bytes; records follow.
   data[200] ^= 1
   path.write_bytes(bytes(data))
-  reopened = packing.open_rows(rows.directory)
+  reopened = packed_rows.open_rows(rows.directory)
   source = pipeline.RowSource(reopened, "train")
   broken = [i for i in range(len(source)) if before[i] and not source[i].mask.any()]
   assert len(broken) == 1

@@ -150,7 +150,12 @@ def test_checkpoints_without_fingerprints_need_force_which_is_on_record(begun):
 @pytest.mark.parametrize(
   "text",
   [
-    *("{", "[]", "3", "{}", '{"format": 2, "fingerprints": {}, "changes": []}', "[" * 100_000),
+    "{",
+    "[]",
+    "3",
+    "{}",
+    '{"format": 2, "fingerprints": {}, "changes": []}',
+    "[" * 100_000,
     json.dumps({"format": 1, "fingerprints": [], "changes": []}),
     json.dumps({"format": 1, "fingerprints": {}, "changes": [{"step": 3}]}),
   ],

@@ -159,7 +159,12 @@ def test_only_remains_of_our_own_saves_are_cleaned(directory):
   (directory / "10.orbax-checkpoint-tmp").symlink_to(directory / "notes")
   save(directory, 30)
   assert names(directory) == [
-    *("10", "10.orbax-checkpoint-tmp", "20", "30", "mine.orbax-checkpoint-tmp", "notes"),
+    "10",
+    "10.orbax-checkpoint-tmp",
+    "20",
+    "30",
+    "mine.orbax-checkpoint-tmp",
+    "notes",
   ]
   assert names(directory / "notes") == ["x"]
 

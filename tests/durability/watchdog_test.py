@@ -149,7 +149,8 @@ def test_off_means_off():
 def test_a_process_that_was_stopped_has_not_hung():
   process = subprocess.Popen(
     [
-      *(sys.executable, "-c"),
+      sys.executable,
+      "-c",
       textwrap.dedent(BEGIN)
       + textwrap.dedent("""
         from egad_jax.durability.preemption import Preemption

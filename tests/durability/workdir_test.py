@@ -145,9 +145,20 @@ def snapshot(root):
 @pytest.mark.parametrize(
   "name",
   [
-    *("config.json", "model.safetensors config.json", "summary.json", "report.html"),
-    *("metrics.jsonl", "samples.json", "export/x", "checkpoints/999/x", "profile/x"),
-    *("tensorboard/events", "egad_jax.json", "goodput.json", ".lock/x", "data"),
+    "config.json",
+    "model.safetensors config.json",
+    "summary.json",
+    "report.html",
+    "metrics.jsonl",
+    "samples.json",
+    "export/x",
+    "checkpoints/999/x",
+    "profile/x",
+    "tensorboard/events",
+    "egad_jax.json",
+    "goodput.json",
+    ".lock/x",
+    "data",
   ],
 )
 def test_a_directory_with_files_of_others_becomes_no_workdir(tmp_path, name):

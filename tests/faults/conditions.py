@@ -162,7 +162,10 @@ runpy.run_path("launch/run.py", run_name="__main__")
 def stuck(root: pathlib.Path, cache: pathlib.Path) -> Outcome:
   """One of two processes stands still, alive: both end, with the stacks of all threads."""
   job = Job(
-    *(root / "run", cache, *FLAGS, "--config.watchdog.step_seconds=8"),
+    root / "run",
+    cache,
+    *FLAGS,
+    "--config.watchdog.step_seconds=8",
     processes=2,
     command=("-c", _STUCK, "--config=configs/tiny.py"),
   )

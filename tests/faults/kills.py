@@ -16,7 +16,9 @@ from tests.faults.runs import Job, difference
 STEPS = 40
 FLAGS = (
   f"--config.steps={STEPS}",
-  *("--config.checkpoint.every_steps=5", "--config.eval.every_steps=7", "--config.log_every=1"),
+  "--config.checkpoint.every_steps=5",
+  "--config.eval.every_steps=7",
+  "--config.log_every=1",
 )
 # More than one step and one save of the tiny config takes on a busy machine.
 _END_SECONDS = 30.0

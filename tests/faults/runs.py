@@ -62,9 +62,13 @@ class Job:
     self.processes: list[subprocess.Popen[bytes] | Process] = []
     for index, path in enumerate(self.logs):
       arguments = [
-        *(*command, f"--workdir={workdir}"),
-        *(f"--config.data.cache={cache}/data", f"--config.compilation_cache={cache}/programs"),
-        *("--config.eval.sample_tokens=0", "--config.trackers=()", *flags),
+        *command,
+        f"--workdir={workdir}",
+        f"--config.data.cache={cache}/data",
+        f"--config.compilation_cache={cache}/programs",
+        "--config.eval.sample_tokens=0",
+        "--config.trackers=()",
+        *flags,
         *([*joined, f"--process_id={index}"] if processes > 1 else []),
         *(last if index == processes - 1 else ()),
       ]

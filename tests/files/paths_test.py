@@ -14,8 +14,21 @@ from egad_jax.files import paths
 
 # Names that some library takes for a pattern, a URL or another directory.
 ODD = [
-  *("run[lr=3e-4]", "back\\slash", "a*b?", "**", "{x,y}", "a b", "é", "quote'\"", "new\nline"),
-  *("#%3A", "~", "a~", "-x", "logs:", b"\xff.bytes".decode("utf-8", "surrogateescape")),
+  "run[lr=3e-4]",
+  "back\\slash",
+  "a*b?",
+  "**",
+  "{x,y}",
+  "a b",
+  "é",
+  "quote'\"",
+  "new\nline",
+  "#%3A",
+  "~",
+  "a~",
+  "-x",
+  "logs:",
+  b"\xff.bytes".decode("utf-8", "surrogateescape"),
 ]
 
 

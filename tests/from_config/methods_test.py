@@ -17,7 +17,7 @@ import pytest
 from configs import default
 from egad_jax import from_config, losses, methods
 from egad_jax.errors import InputError
-from egad_jax.from_config.methods import check_unread_options
+from egad_jax.from_config.unread import check_unread_options
 from egad_jax.losses.log_divergences import forward_kl, reverse_kl
 from egad_jax.methods import Context
 from tests.from_config.configs import changed

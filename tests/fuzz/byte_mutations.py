@@ -74,5 +74,13 @@ def _noise(data: bytearray, rng: random.Random, others: Sequence[bytes]) -> None
 
 
 _DAMAGES: tuple[Callable[[bytearray, random.Random, Sequence[bytes]], None], ...] = (
-  *(_flip, _flip, _overwrite, _overwrite, _truncate, _delete, _repeat, _splice, _noise),
+  _flip,
+  _flip,
+  _overwrite,
+  _overwrite,
+  _truncate,
+  _delete,
+  _repeat,
+  _splice,
+  _noise,
 )

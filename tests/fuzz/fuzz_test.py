@@ -10,7 +10,7 @@ import pytest
 from tests.fuzz import case, header_mutations, seeds
 from tests.fuzz.formats import FORMATS, Format
 
-# Of processes that are started, and of a file: a few of what starts one.
+# Fewer cases for formats that start a process for each input.
 _COUNTS = {"chat template": 6, "JSONL and text": 20, "overrides": 30}
 
 

@@ -139,7 +139,9 @@ def test_float32_master_unembedding_gets_a_float32_gradient_from_bfloat16_hidden
   )
   (loss, _), gradients = value_and_gradients(distillation_head(token_loss), half)
   assert (loss.dtype, gradients[0].dtype, gradients[1].dtype) == (
-    *(jnp.float32, jnp.bfloat16, jnp.float32),
+    jnp.float32,
+    jnp.bfloat16,
+    jnp.float32,
   )
   # float32 logits: the loss keeps what the inputs say, to far below the spacing of bfloat16.
   rounded = half._replace(

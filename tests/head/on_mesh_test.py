@@ -25,7 +25,8 @@ def test_the_tensor_axis_splits_the_vocabulary_where_it_divides_it(
   mesh = jax.make_mesh((8 // tensor, tensor), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
   problem = random_problem(batch=8, seq=8, vocab=vocab)
   head = head_on_mesh(
-    *(token_loss, mesh),
+    token_loss,
+    mesh,
     batch_axes=("data",),
     tensor_axis="tensor",
     vocab_size=vocab,

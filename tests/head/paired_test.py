@@ -69,8 +69,10 @@ def arrays():
   rng = np.random.default_rng(2)
   draw = lambda scale, *shape: (scale * rng.normal(size=shape)).astype(np.float32)
   return (
-    *(draw(1, ROWS, SEQ, DS), draw(1.5, VS + 2, DS)),
-    *(draw(1, ROWS, SEQ, DT), draw(1.5, VT + 1, DT)),
+    draw(1, ROWS, SEQ, DS),
+    draw(1.5, VS + 2, DS),
+    draw(1, ROWS, SEQ, DT),
+    draw(1.5, VT + 1, DT),
   )
 
 
@@ -84,8 +86,13 @@ def dense_head(method, caps):
     student = soft_capped(student_hidden @ student_unembedding[:VS].T, caps[0])
     teacher = soft_capped(teacher_hidden @ teacher_unembedding[:VT].T, caps[1])
     loss, stats = jax.vmap(of_row, (0, 0, 0, 0, 0, None, 0))(
-      *(student, teacher, batch.student.labels, batch.student_spans, batch.teacher_spans),
-      *(context, batch.teacher.labels),
+      student,
+      teacher,
+      batch.student.labels,
+      batch.student_spans,
+      batch.teacher_spans,
+      context,
+      batch.teacher.labels,
     )
     return jnp.sum(loss), stats
 

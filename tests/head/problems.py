@@ -63,8 +63,11 @@ def value_and_gradients(head, problem: Problem, **overrides):
 def _value_and_gradients(head, problem: Problem):
   def objective(student_hidden, student_unembedding):
     return head(
-      *(student_hidden, student_unembedding, *problem[2:]),
-      *(extras_for(problem), {"base": jnp.float32(1.3)}),
+      student_hidden,
+      student_unembedding,
+      *problem[2:],
+      extras_for(problem),
+      {"base": jnp.float32(1.3)},
     )
 
   return jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(*problem[:2])

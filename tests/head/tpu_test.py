@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from egad_jax import methods
 from egad_jax.chips import CHIPS, topology
@@ -173,6 +174,18 @@ def test_every_chip_has_its_kernels_under_each_of_its_names():
   assert kernels_of(Described("gpu", "TPU7x")) is None
 
 
+@pytest.fixture
+def uncached():
+  """Switches off the cache of compiled programs, which cannot read those of absent devices."""
+  before = jax.config.jax_enable_compilation_cache
+  jax.config.update("jax_enable_compilation_cache", False)
+  compilation_cache.reset_cache()
+  yield
+  jax.config.update("jax_enable_compilation_cache", before)
+  compilation_cache.reset_cache()
+
+
+@pytest.mark.usefixtures("uncached")
 @pytest.mark.parametrize(
   "name",
   [

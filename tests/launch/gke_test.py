@@ -23,7 +23,7 @@ def only(required: str, **properties):
   }
 
 
-# Of jobset.x-k8s.io/v1alpha2, as far as a JobSet for training goes. Jobs have their own schema.
+# The part of jobset.x-k8s.io/v1alpha2 that a JobSet for training uses. Jobs have their own schema.
 JOBSET = only(
   "apiVersion kind metadata spec",
   apiVersion={"const": "jobset.x-k8s.io/v1alpha2"},

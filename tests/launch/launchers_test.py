@@ -57,15 +57,28 @@ def words_of(text: str) -> list[str]:
 
 def test_dry_run_prints_what_create_would_run(stubs):
   out, _ = run(
-    *(stubs, TPU_POD, "create", *TPU, "--project=p", "--accelerator_type=v5litepod-16", "--spot"),
-    *("--runtime_version=v2-alpha-tpuv5-lite", "--service_account=a@b.c", "--dry_run"),
+    stubs,
+    TPU_POD,
+    "create",
+    *TPU,
+    "--project=p",
+    "--accelerator_type=v5litepod-16",
+    "--spot",
+    "--runtime_version=v2-alpha-tpuv5-lite",
+    "--service_account=a@b.c",
+    "--dry_run",
   )
   create, _, describe = out.splitlines()
   queued = ["gcloud", "compute", "tpus", "queued-resources"]
   where = ["pod", "--zone=us-west4-a", "--project=p"]
   assert words_of(create) == [
-    *(*queued, "create", *where, "--accelerator-type=v5litepod-16"),
-    *("--runtime-version=v2-alpha-tpuv5-lite", "--node-id=pod", "--spot"),
+    *queued,
+    "create",
+    *where,
+    "--accelerator-type=v5litepod-16",
+    "--runtime-version=v2-alpha-tpuv5-lite",
+    "--node-id=pod",
+    "--spot",
     "--service-account=a@b.c",
   ]
   assert words_of(describe) == [*queued, "describe", *where, "--format=value(state.state)"]
@@ -239,8 +252,12 @@ def test_dry_run_of_the_job(stubs):
   out, _ = run(stubs, "bash", SLURM, *RUN_FLAGS, DRY_RUN="1", MAX_RESTARTS="5")
   train, limit, again = out.splitlines()
   assert words_of(train) == [
-    *("JAX_PLATFORMS=cuda,cpu", "srun", "--kill-on-bad-exit=0", ".venv/bin/python"),
-    *("launch/run.py", *RUN_FLAGS),
+    "JAX_PLATFORMS=cuda,cpu",
+    "srun",
+    "--kill-on-bad-exit=0",
+    ".venv/bin/python",
+    "launch/run.py",
+    *RUN_FLAGS,
   ]
   assert "at most 5 times" in limit
   assert again == "scontrol requeue $SLURM_JOB_ID"
@@ -250,8 +267,13 @@ def test_dry_run_of_the_job(stubs):
 @pytest.mark.parametrize(
   ("codes", "starts", "code"),
   [
-    *(((0,), 1, 0), ((75, 75, 0), 3, 0), ((134, 2, 0), 2, 2), ((3, 0), 1, 3), ((1,) * 9, 4, 1)),
-    *(((127, 0), 1, 127), ((75, 126, 0), 2, 126)),
+    ((0,), 1, 0),
+    ((75, 75, 0), 3, 0),
+    ((134, 2, 0), 2, 2),
+    ((3, 0), 1, 3),
+    ((1,) * 9, 4, 1),
+    ((127, 0), 1, 127),
+    ((75, 126, 0), 2, 126),
   ],
 )
 def test_the_job_is_queued_again(codes, starts, code, stubs):
@@ -264,7 +286,10 @@ def test_the_job_is_queued_again(codes, starts, code, stubs):
     count = {"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}
     last = restarts == starts - 1
     run(
-      *(stubs, "bash", SLURM, *RUN_FLAGS),
+      stubs,
+      "bash",
+      SLURM,
+      *RUN_FLAGS,
       code=code if last else 0,
       cwd=stubs,
       **environment,

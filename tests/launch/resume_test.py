@@ -16,12 +16,33 @@ from tests.launch.short_run import ENVIRONMENT, STEPS
 from tests.launch.stand_ins import messages
 
 KEYS = [
-  *("step", "epoch", "loss", "distillation_loss", "feature_loss", "cross_entropy"),
-  *("teacher_entropy", "student_entropy", "temperature_mean", "temperature_min"),
-  *("temperature_max", "curriculum_progress", "weight_mean", "hard_fraction", "hard_overflow"),
-  *("grad_norm", "learning_rate", "tokens", "tokens_per_second", "step_seconds"),
-  *("mfu", "teacher_mfu", "student_mfu", "memory_bytes", "memory_peak_bytes"),
-  *("skipped", "skipped_total"),
+  "step",
+  "epoch",
+  "loss",
+  "distillation_loss",
+  "feature_loss",
+  "cross_entropy",
+  "teacher_entropy",
+  "student_entropy",
+  "temperature_mean",
+  "temperature_min",
+  "temperature_max",
+  "curriculum_progress",
+  "weight_mean",
+  "hard_fraction",
+  "hard_overflow",
+  "grad_norm",
+  "learning_rate",
+  "tokens",
+  "tokens_per_second",
+  "step_seconds",
+  "mfu",
+  "teacher_mfu",
+  "student_mfu",
+  "memory_bytes",
+  "memory_peak_bytes",
+  "skipped",
+  "skipped_total",
 ]
 
 
@@ -32,8 +53,14 @@ def lines(path):
 def test_leaves_the_files_of_the_contract(finished):
   names = {path.name for path in finished.iterdir()}
   assert names >= {
-    *("config.json", "metrics.jsonl", "evaluations.jsonl", "checkpoints", "export"),
-    *("report.html", "summary.json", "tensorboard"),
+    "config.json",
+    "metrics.jsonl",
+    "evaluations.jsonl",
+    "checkpoints",
+    "export",
+    "report.html",
+    "summary.json",
+    "tensorboard",
   }
   metrics = lines(finished / "metrics.jsonl")
   assert [record["step"] for record in metrics] == list(range(1, STEPS + 1))

@@ -40,8 +40,12 @@ def steps_of(path):
 
 def test_leaves_the_student_and_its_card(finished):
   assert {path.name for path in (finished / "export").iterdir()} >= {
-    *("config.json", "generation_config.json", "model.safetensors", "README.md"),
-    *("tokenizer.json", "tokenizer_config.json"),
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "README.md",
+    "tokenizer.json",
+    "tokenizer_config.json",
   }
   # The latest two stay, and nothing half-written.
   assert {path.name for path in (finished / "checkpoints").iterdir()} == {"6", "8"}
@@ -165,7 +169,9 @@ def test_bad_records_are_counted_against_what_is_allowed(train, tmp_path):
 
 def test_a_student_of_another_tokenizer_is_refused(train, finished, tmp_path):
   done = train(
-    *(tmp_path, "--config.student.init=source", f"--config.student.source={finished}/export"),
+    tmp_path,
+    "--config.student.init=source",
+    f"--config.student.source={finished}/export",
     "--config.data.tokenizer=train:300",
   )
   assert_refused(
@@ -235,8 +241,11 @@ def test_a_model_that_cannot_be_downloaded_is_one_message(tmp_path):
   text.write_text("\n\n\n".join(f"Entropy guides distillation, {i}. " * 20 for i in range(99)))
   done = SERVER.run(
     "launch/run.py",
-    *(TINY, f"--workdir={tmp_path}/run", f"--config.data.source={text}"),
-    *("--config.teacher.source=hf:someone/tiny", "--config.data.tokenizer="),
+    TINY,
+    f"--workdir={tmp_path}/run",
+    f"--config.data.source={text}",
+    "--config.teacher.source=hf:someone/tiny",
+    "--config.data.tokenizer=",
     environment={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")},
   )
   assert_refused(done, "hf:someone/tiny", "cannot be downloaded", "give a directory")

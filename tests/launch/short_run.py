@@ -28,12 +28,19 @@ class Train:
     """The script and its arguments."""
     shared = self._directory
     return [
-      *("launch/run.py", f"--config={ROOT}/configs/tiny.py", f"--workdir={workdir}"),
-      *(f"--config.data.cache={shared}/data", f"--config.compilation_cache={shared}/programs"),
-      *(f"--config.data.source={shared}/corpus.jsonl", "--config.data.held_out_fraction=0.1"),
-      *("--config.eval.sample_tokens=0", "--config.eval.every_steps=4"),
+      "launch/run.py",
+      f"--config={ROOT}/configs/tiny.py",
+      f"--workdir={workdir}",
+      f"--config.data.cache={shared}/data",
+      f"--config.compilation_cache={shared}/programs",
+      f"--config.data.source={shared}/corpus.jsonl",
+      "--config.data.held_out_fraction=0.1",
+      "--config.eval.sample_tokens=0",
+      "--config.eval.every_steps=4",
       "--config.student.remat=none",
-      *(f"--config.steps={STEPS}", "--config.checkpoint.every_steps=3", *flags),
+      f"--config.steps={STEPS}",
+      "--config.checkpoint.every_steps=3",
+      *flags,
     ]
 
   def __call__(self, workdir, *flags):

@@ -32,7 +32,9 @@ MORE = {
   "taid": {"config.method": "taid", "config.distribution.fill_batches": 1},
   "taps": {"config.method": "egad", "config.branch.layers": "1:3", "config.log_every": 3},
   "other taps": {
-    **{"config.method": "egad", "config.student.layers": 2, "config.branch.layers": "1:4,2:2"},
+    "config.method": "egad",
+    "config.student.layers": 2,
+    "config.branch.layers": "1:4,2:2",
   },
 }
 
@@ -296,3 +298,10 @@ def test_students_of_other_rows_are_refused(train, tmp_path):
     InputError, match=r"student pair trains on other packed rows than student base"
   ):
     train(tmp_path / "runs", students)
+
+
+def test_a_change_that_a_student_does_not_read_is_refused_before_anything_is_made(train, tmp_path):
+  students = {"base": {}, "heavy": {"config.branch.weight": 0.5}}
+  with pytest.raises(InputError, match=r"student heavy: config\.branch\.weight is not read"):
+    train(tmp_path / "runs", students)
+  assert not (tmp_path / "runs").exists()

@@ -53,6 +53,8 @@ def test_value(batch, ratio, median):
   np.testing.assert_allclose(metrics["temperature_mean"], t.mean(), rtol=1e-5)
   np.testing.assert_allclose(metrics["hard_fraction"], selected.mean(), rtol=1e-6)
   np.testing.assert_allclose(metrics["weight_mean"], 1, rtol=1e-6)
+  difficulty = np.sqrt(1 - np.sqrt(softmax(teacher) * softmax(student)).sum(-1))
+  np.testing.assert_allclose(metrics["difficulty"], difficulty.mean(), rtol=2e-5)
   np.testing.assert_allclose(metrics["distillation_loss"], reverse_kl[selected].mean(), rtol=2e-5)
   assert metrics["focus_ratio"] == jnp.float32(ratio)
   by_hand = update_focus(
@@ -202,6 +204,15 @@ def test_extremes_are_finite(batch):
       assert np.isfinite(loss)
       assert np.all(np.isfinite(gradient))
       assert 0 <= float(metrics["difficulty"]) <= 1
+
+
+@pytest.mark.parametrize("compensation", ["per_token", "mean_norm"])
+def test_without_tokens_loss_and_gradient_are_zero(batch, compensation):
+  temperature = Temperature(kind="mean", compensation=compensation)
+  step = compiled(temperature=temperature)
+  (loss, _), gradient = step(batch._replace(mask=np.zeros_like(batch.mask)), at(0.5))
+  assert loss == 0
+  np.testing.assert_array_equal(gradient, 0)
 
 
 @pytest.mark.parametrize("name", ["code", "everything"])

@@ -198,9 +198,17 @@ def test_in_batch_mean_over_hard_tokens(taps, stats, mask):
   loss = in_batch_loss(projected, teacher, stats, mask, Branch(weight=0.2))
   chosen = np.array((stats["hard"] > 0) & mask)
   np.testing.assert_allclose(loss, 0.2 * expected_sum(taps, chosen) / chosen.sum(), rtol=1e-5)
+  single = np.zeros_like(mask)
+  single[tuple(np.argwhere(chosen)[0])] = True
+  loss = in_batch_loss(projected, teacher, stats, single, Branch(weight=0.2))
+  np.testing.assert_allclose(loss, 0.2 * expected_sum(taps, single), rtol=1e-5)
   one = in_batch_loss(projected[0], teacher[0], stats, mask, Branch(weight=0.2))
   same = in_batch_loss(projected[:1], teacher[:1], stats, mask, Branch(weight=0.2))
   assert one == same
+  lists = in_batch_feature_loss(
+    np.asarray(projected[0]).tolist(), teacher[0].tolist(), stats, mask, Branch(weight=0.2)
+  )
+  np.testing.assert_allclose(lists, one, rtol=1e-6)
 
 
 def test_without_a_projector_features_are_compared_as_they_are(taps, stats, mask, context):
@@ -376,6 +384,7 @@ def test_pair_distances_have_no_projector():
 
 @pytest.mark.parametrize("form", ["running", "in_batch"])
 def test_pair_distances_take_a_bounded_number_of_tokens(context, form):
+  assert PAIR_TOKENS == 128
   seq = PAIR_TOKENS + 40
   generator = np.random.default_rng(6)
   student, teacher = generator.normal(size=(2, 1, 1, seq, 3)).astype(np.float32)
@@ -420,6 +429,11 @@ def test_features_of_another_shape(taps, stats, mask):
     in_batch_feature_loss(teacher, teacher, stats, mask, None)
   with pytest.raises(ValueError, match="student_features must have shape"):
     in_batch_feature_loss(teacher[:, :2], teacher, stats, mask, Branch())
+
+
+def test_a_mask_of_another_shape(taps, stats, mask, context):
+  with pytest.raises(ValueError, match="mask must have shape"):
+    eager_feature_loss(Branch(), taps, stats, mask[:1], context)
 
 
 def test_no_gradient_passes_the_metric(taps, stats, mask, context):

@@ -16,6 +16,7 @@ from egad_jax.losses.cross_tokenizer import (
   common_tokens,
   cross_tokenizer_loss,
   project,
+  projected_kl,
   sorted_distance,
 )
 from egad_jax.losses.spans import SPAN_AVERAGES
@@ -31,7 +32,9 @@ VS, VT = 13, 11
 # Averaging comes before the divergence, so not every combination has to be compiled.
 CASES = [
   *(("p_kl", average) for average in SPAN_AVERAGES),
-  *(("h_kl", "logprob"), ("h_kl", "prob"), ("uld", "prob")),
+  ("h_kl", "logprob"),
+  ("h_kl", "prob"),
+  ("uld", "prob"),
 ]
 
 
@@ -115,7 +118,7 @@ def numpy_loss(rows, kind, average, temperature, top_k):
 
 @pytest.mark.parametrize(("kind", "average"), CASES)
 def test_value(rows, kind, average):
-  # Of the rows that follow the first six none is heavy: the reference spells the common pairs out.
+  # No row after the first six is heavy, because the reference spells the common pairs out.
   assert PROJECTION[1][6:, 0].max() < 0.8
   options = {"teacher_top_k": 5, "temperature": 1.7, "minimum_weight": 0.8}
   loss, metrics = loss_of(*rows, kind=kind, span_average=average, **options)
@@ -385,3 +388,16 @@ def test_misuse(rows):
 def test_ids_below_0_are_refused(rows):
   with pytest.raises(ValueError, match="projection leads to teacher id -1; ids start at 0"):
     cross_tokenizer_loss(*rows, projection=(PROJECTION[0] - 1, PROJECTION[1]))
+
+
+def test_a_span_without_teacher_mass_on_the_compared_entries_adds_nothing():
+  log_p = jnp.array([[0.0, -100.0, -100.0], [-1.0, -0.8, -1.7]])
+  projected = jnp.array([[0.2, 0.5, 0.3], [0.2, 0.5, 0.3]])
+  compared = np.array([False, True, True])
+  function = jax.jit(jax.value_and_grad(lambda q: projected_kl(log_p, q, compared).sum()))
+  value, gradient = function(projected)
+  p, q = np.exp([-0.8, -1.7]), np.array([0.5, 0.3])
+  p, q = p / p.sum(), q / q.sum()
+  np.testing.assert_allclose(value, np.sum(p * np.log(p / q)), rtol=1e-5)
+  np.testing.assert_array_equal(gradient[0], 0)
+  np.testing.assert_allclose(gradient[1], [0, *((1 - p / q) / 0.8)], rtol=1e-5)

@@ -231,6 +231,7 @@ def test_no_gradient_passes_the_top_share_and_float64_stays():
     np.testing.assert_array_equal(gradient, 0)
   with jax.enable_x64(True):
     assert EntropyDistribution(mass).top_share(np.ones(2), 0.2).dtype == jnp.float64
+    assert EntropyDistribution(mass).expectation(jnp.sqrt).dtype == jnp.float32
 
 
 def test_all_of_a_distribution_is_kept_however_rare_a_bin():

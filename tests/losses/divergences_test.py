@@ -142,8 +142,7 @@ def test_gradient_identities(temperature):
   assert not graded
 
 
-# Those with detached weights have, on purpose, another gradient than their value.
-# Those with detached weights have, on purpose, another gradient than their value.
+# Divergences with detached weights have, on purpose, another gradient than their value.
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in ("token_wise_kl", "adaptive_kl")])
 def test_value_and_gradient_are_consistent(name):
   with jax.enable_x64(True):

@@ -136,8 +136,11 @@ def test_masked_tokens_change_nothing(batch, options):
     np.testing.assert_array_equal(poisoned, gradient)
   np.testing.assert_array_equal(np.asarray(gradients[0])[~batch.mask], 0)
   nothing, gradients = step(
-    *(poison(batch.student), poison(batch.teacher), junk_labels),
-    *(np.zeros_like(batch.mask), *map(poison, features)),
+    poison(batch.student),
+    poison(batch.teacher),
+    junk_labels,
+    np.zeros_like(batch.mask),
+    *map(poison, features),
   )
   assert nothing == 0
   for gradient in gradients:
@@ -168,7 +171,10 @@ def test_only_the_student_gets_a_gradient(batch):
 
   def function(student, teacher, student_features, teacher_features, progress):
     return egad_loss(
-      *(student, teacher, batch.labels, batch.mask),
+      student,
+      teacher,
+      batch.labels,
+      batch.mask,
       progress=progress,
       student_features=student_features,
       teacher_features=teacher_features,

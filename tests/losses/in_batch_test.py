@@ -65,7 +65,7 @@ def test_misuse(batch):
     in_batch_inputs(student, teacher, labels, mask, jnp.ones(3))
 
 
-# Those that read the teacher through the whole vocabulary or its tail, nothing else.
+# The losses that read the teacher only through the whole vocabulary or its tail.
 SPARSE = {
   "egad": functools.partial(losses.egad_loss, progress=0.3),
   "se_kd": losses.se_kd_loss,

@@ -238,8 +238,11 @@ def test_shift_and_permutation_of_the_vocabulary():
     plain, shifted, permuted, gradients, permuted_gradients = jax.tree.map(
       np.asarray,
       (
-        *(all_values(student, teacher), all_values(student + 5.0, teacher - 3.0)),
-        *(all_values(*permuted), all_gradients(student, teacher), all_gradients(*permuted)),
+        all_values(student, teacher),
+        all_values(student + 5.0, teacher - 3.0),
+        all_values(*permuted),
+        all_gradients(student, teacher),
+        all_gradients(*permuted),
       ),
     )
     for name in ALL:

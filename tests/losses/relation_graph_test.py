@@ -345,7 +345,8 @@ def test_gradient_to_student_hard_tokens_and_projector_only(rows, context):
     params,
     *(poison(x, mask) for x in (student, teacher)),
     {name: np.where(mask, x, np.float32(np.nan)) for name, x in stats.items()},
-    *(mask, context),
+    mask,
+    context,
   )
   assert again == value
   for one, other in (

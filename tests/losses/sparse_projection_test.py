@@ -36,12 +36,15 @@ def test_product_and_gradient_are_those_of_the_dense_matrix(known):
   @jax.jit
   def compute(q, cotangent, ids, weights):
     arrays = projection() if known else (ids, weights)
-    value, pullback = jax.vjp(sparse_projection(arrays, size), q)
-    return value, pullback(cotangent)[0]
+    # Leading axes are those of independent products.
+    value, pullback = jax.vjp(sparse_projection(arrays, size), jnp.stack([q, 2 * q]))
+    gradient = pullback(jnp.stack([cotangent, 3 * cotangent]))[0]
+    return value / jnp.array([1, 2])[:, None, None], gradient / jnp.array([1, 3])[:, None, None]
 
   value, gradient = compute(q, cotangent, jnp.asarray(ids), jnp.asarray(weights))
-  np.testing.assert_allclose(value, q @ dense, rtol=1e-5)
-  np.testing.assert_allclose(gradient, cotangent @ dense.T, rtol=1e-5)
+  for i in range(2):
+    np.testing.assert_allclose(value[i], q @ dense, rtol=1e-5)
+    np.testing.assert_allclose(gradient[i], cotangent @ dense.T, rtol=1e-5)
 
 
 def test_an_empty_matrix_projects_onto_nothing():

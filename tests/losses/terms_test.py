@@ -118,7 +118,7 @@ def test_token_terms():
   labels = jnp.zeros((2, 3), jnp.int32)
   value = losses.forward_kl(student, teacher)
   loss, stats = token_terms(
-    *(found, labels, value), ce_weight=0.5, temperature=2.0, weight=3.0, hard=True, extra=value
+    found, labels, value, ce_weight=0.5, temperature=2.0, weight=3.0, hard=True, extra=value
   )
   cross_entropy = -jax.nn.log_softmax(student)[..., 0]
   np.testing.assert_allclose(loss, value + 0.5 * cross_entropy, rtol=1e-6)

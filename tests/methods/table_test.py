@@ -11,7 +11,15 @@ IDENTITY = ([[0], [1]], [[1.0], [1.0]])
 
 def test_table():
   assert set(METHODS) == {
-    *("egad", "vanilla_kd", "adakd", "aekt", "ea_kd", "se_kd", "taid", "trg", "x_token")
+    "egad",
+    "vanilla_kd",
+    "adakd",
+    "aekt",
+    "ea_kd",
+    "se_kd",
+    "taid",
+    "trg",
+    "x_token",
   }
   for name, make in METHODS.items():
     assert getattr(methods, f"make_{name}") is make

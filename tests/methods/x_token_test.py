@@ -33,8 +33,18 @@ loss_of = jax.jit(
 )
 EGAD = {"curriculum": Curriculum(), "temperature": Temperature(base=1.5)}
 STATS = {
-  *("teacher_entropy", "student_entropy", "temperature", "weight", "hard", "distillation_loss"),
-  *("cross_entropy", "student_nll", "student_tokens", "teacher_tokens", "forward_kl", "agreement"),
+  "teacher_entropy",
+  "student_entropy",
+  "temperature",
+  "weight",
+  "hard",
+  "distillation_loss",
+  "cross_entropy",
+  "student_nll",
+  "student_tokens",
+  "teacher_tokens",
+  "forward_kl",
+  "agreement",
   "uncovered",
 }
 

@@ -148,7 +148,7 @@ def test_soft_cap_and_scale_of_xla():
 
 
 def test_bfloat16_splash_is_about_as_exact_as_xla(small_blocks):
-  """Of float32 arrays; one rounding more, of the scaled query, is all there may be."""
+  """Splash rounds once more than XLA, the scaled query, and so may err a little more."""
   rows, sizes = packed_rows(), {"heads": 4, "kv_heads": 2, "head_dim": 24}
   exact = value_and_gradients(XLA, projections(**sizes), rows)
 

@@ -49,8 +49,10 @@ def test_the_last_period_may_be_partial(config):
   assert (config.repeats, config.tail) == (2, (local, local))
   assert [config.kind(i) for i in (2, 5, 6, 7)] == [full, full, local, local]
   assert [config.place(i) for i in (0, 5, 6, 7)] == [
-    *(("layers", 0, 0), ("layers", 2, 1)),
-    *(("tail", 0, 0), ("tail", 1, 0)),
+    ("layers", 0, 0),
+    ("layers", 2, 1),
+    ("tail", 0, 0),
+    ("tail", 1, 0),
   ]
   assert shortest_pattern([config.kind(i) for i in range(8)]) == config.pattern
 

@@ -158,7 +158,8 @@ def test_packed_segments_equal_the_same_texts_alone(config, params):
   for first, last in ((0, 3), (3, 7)):
     length = last - first
     alone = (
-      *(tokens[:, first:last], np.arange(length, dtype=np.int32)[None]),
+      tokens[:, first:last],
+      np.arange(length, dtype=np.int32)[None],
       np.ones((1, length), np.int32),
     )
     hidden, alone_taps = applied(config, params, alone, taps=(1,))

@@ -79,7 +79,10 @@ def test_rows_beyond_the_tokenizer_are_not_exported(tmp_path, config, params, ti
 def test_texts_end_as_the_teachers_do(tmp_path, config, params, stated, document_end, wanted):
   sampling = {"do_sample": True, "temperature": 0.6}
   path = export_student(
-    *(tmp_path / "a", config, params, tokenizer(document_end_id=document_end)),
+    tmp_path / "a",
+    config,
+    params,
+    tokenizer(document_end_id=document_end),
     model_card=CARD,
     generation=GenerationSettings(stated, sampling),
   )
@@ -98,12 +101,27 @@ def test_what_the_program_depends_on_is_exported(tmp_path, config, params):
   assert (read.config, read.unread) == (config, ())
 
 
-def test_bfloat16_halves_the_file(tmp_path, config, params):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_two_byte_values_halve_the_file_and_are_read_back(tmp_path, config, params, dtype):
   export_student(tmp_path / "a", config, params, tokenizer(), model_card=CARD)
-  export_student(tmp_path / "b", config, params, tokenizer(), model_card=CARD, dtype="bfloat16")
+  export_student(tmp_path / "b", config, params, tokenizer(), model_card=CARD, dtype=dtype)
   a, b = ((tmp_path / name / "model.safetensors").stat().st_size for name in "ab")
   assert b < 0.6 * a
-  assert json.loads((tmp_path / "b" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+  assert json.loads((tmp_path / "b" / "config.json").read_text())["torch_dtype"] == dtype
+  whole, rounded = (load_pretrained(str(tmp_path / name)).params for name in "ab")
+  wanted = np.asarray(whole["layers"]["block_0"]["mlp"]["up"]).astype(dtype)
+  got = np.asarray(rounded["layers"]["block_0"]["mlp"]["up"])
+  np.testing.assert_array_equal(got, wanted.astype(got.dtype))
+
+
+def test_float16_does_not_replace_an_export_by_one_out_of_its_range(tmp_path, config, params):
+  target = tmp_path / "a"
+  export_student(target, config, params, tokenizer(), model_card=CARD)
+  before = (target / "model.safetensors").read_bytes()
+  params = params | {"embedding": params["embedding"] + 1e5}
+  with pytest.raises(InputError, match=r"model\.embed_tokens\.weight .*dtype=bfloat16"):
+    export_student(target, config, params, tokenizer(), model_card=CARD, dtype="float16")
+  assert (target / "model.safetensors").read_bytes() == before
 
 
 def test_replaces_an_older_export_whole_and_nothing_else(tmp_path, config, params):

@@ -65,8 +65,13 @@ def test_sampling_is_kept_and_checked(tmp_path):
   assert found.sampling == {key: settings[key] for key in settings if key != "min_p"}
   assert unread == []
   for key, value in (
-    *(("temperature", "hot"), ("top_p", -1), ("top_k", 1.5), ("do_sample", 1)),
-    *(("temperature", True), ("repetition_penalty", [1]), ("top_k", -1)),
+    ("temperature", "hot"),
+    ("top_p", -1),
+    ("top_k", 1.5),
+    ("do_sample", 1),
+    ("temperature", True),
+    ("repetition_penalty", [1]),
+    ("top_k", -1),
   ):
     with pytest.raises(InputError, match=f"{key} must be (a number|true or false).*; got"):
       read(tmp_path, {key: value})

@@ -202,13 +202,14 @@ def test_numbers_for_each_layer_are_refused(tmp_path):
 @pytest.mark.parametrize(
   "key",
   [
-    *("general.type", "split.count", "llama.rope.scaling.type", "llama.rope.scaling.factor"),
-    *(
-      "tokenizer.ggml.eot_token_id",
-      "llama.logit_scale",
-      "llama.context_length",
-      "llama.vocab_size",
-    ),
+    "general.type",
+    "split.count",
+    "llama.rope.scaling.type",
+    "llama.rope.scaling.factor",
+    "tokenizer.ggml.eot_token_id",
+    "llama.logit_scale",
+    "llama.context_length",
+    "llama.vocab_size",
   ],
 )
 @pytest.mark.parametrize("value", [[1, 2], ["none", "model"]])

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-_DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+_DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
 
 def write_safetensors(

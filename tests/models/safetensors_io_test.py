@@ -297,8 +297,17 @@ def test_broken_config(directory, text, message):
 @pytest.mark.parametrize(
   "file",
   [
-    *("../model.safetensors", "/etc/passwd", "..", "", "a/b.safetensors", "a" * 300),
-    *("a\\b.safetensors", "a\0.safetensors", "tokenizer.json", 3, None),
+    "../model.safetensors",
+    "/etc/passwd",
+    "..",
+    "",
+    "a/b.safetensors",
+    "a" * 300,
+    "a\\b.safetensors",
+    "a\0.safetensors",
+    "tokenizer.json",
+    3,
+    None,
   ],
 )
 def test_an_index_names_nothing_outside_its_directory(directory, config, params, file):

@@ -30,7 +30,7 @@ def write(directory, names=tuple(ARRAYS), **options):
     writer.write(name, ARRAYS[name])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_one_file_is_that_of_the_package(tmp_path, dtype):
   write(tmp_path, names=("m", "z.weight", "a.ü"), dtype=dtype)
   write_safetensors(tmp_path / "theirs", ARRAYS, dtype=dtype)
@@ -74,6 +74,17 @@ def test_values_are_rounded_to_the_dtype(tmp_path):
     np.testing.assert_array_equal(array, ARRAYS[name].astype(ml_dtypes.bfloat16))
 
 
+def test_float16_refuses_what_it_cannot_hold(tmp_path):
+  """65,519 rounds to the largest value, 65,520 is half-way to the next and rounds to infinity."""
+  writer = ShardedWriter(tmp_path, [("a", (2,))], dtype="float16")
+  writer.write("a", np.array([1e-9, -65519.0], np.float32))
+  read = safetensors.numpy.load_file(tmp_path / SINGLE)["a"]
+  np.testing.assert_array_equal(read, np.array([0, -65504], np.float16))
+  for value in (65520.0, -65520.0, 1e9):
+    with pytest.raises(InputError, match=r"a has a value of magnitude .*dtype=bfloat16"):
+      writer.write("a", np.array([0.0, value], np.float32))
+
+
 def test_views_are_written_in_order_whatever_the_block(tmp_path, monkeypatch):
   monkeypatch.setattr(safetensors_shards, "_BLOCK_BYTES", 20)
   array = np.arange(24.0, dtype=np.float32).reshape(4, 6)
@@ -86,5 +97,5 @@ def test_another_shape_or_dtype_is_refused(tmp_path):
   writer = ShardedWriter(tmp_path, [("a", (2, 3))])
   with pytest.raises(ValueError, match=r"a must have shape \(2, 3\); got \(3, 2\)"):
     writer.write("a", np.zeros((3, 2)))
-  with pytest.raises(InputError, match='dtype must be one of float32, bfloat16; got "int8"'):
+  with pytest.raises(InputError, match='one of float32, bfloat16, float16; got "int8"'):
     ShardedWriter(tmp_path, [], dtype="int8")

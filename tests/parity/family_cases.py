@@ -79,7 +79,10 @@ CASES: Mapping[str, tuple[dict[str, Any], ...]] = {
   "qwen3_moe": (
     _sizes(3, 1, 8, 2, **_MOE, num_experts=4, num_experts_per_tok=2),
     _sizes(
-      *(4, 2, 8, 3),
+      4,
+      2,
+      8,
+      3,
       **(_MOE | {"norm_topk_prob": False}),
       num_experts=7,
       num_experts_per_tok=3,
@@ -87,7 +90,10 @@ CASES: Mapping[str, tuple[dict[str, Any], ...]] = {
       sliding_window=5,
     ),
     _sizes(
-      *(2, 2, 6, 2),
+      2,
+      2,
+      6,
+      2,
       **_MOE,
       num_experts=3,
       num_experts_per_tok=1,
@@ -103,7 +109,10 @@ CASES: Mapping[str, tuple[dict[str, Any], ...]] = {
   "smollm3": (
     _sizes(3, 1, 8, 5),
     _sizes(
-      *(4, 2, 6, 5),
+      4,
+      2,
+      6,
+      5,
       no_rope_layers=[1, 0, 0, 1, 0],
       use_sliding_window=True,
       sliding_window=5,
@@ -114,7 +123,10 @@ CASES: Mapping[str, tuple[dict[str, Any], ...]] = {
   "gemma2": (
     _sizes(3, 1, 8, 5, sliding_window=6, query_pre_attn_scalar=8),
     _sizes(
-      *(4, 2, 8, 2),
+      4,
+      2,
+      8,
+      2,
       sliding_window=5,
       query_pre_attn_scalar=13,
       attn_logit_softcapping=4.0,
@@ -122,7 +134,10 @@ CASES: Mapping[str, tuple[dict[str, Any], ...]] = {
       tie_word_embeddings=False,
     ),
     _sizes(
-      *(2, 2, 6, 3),
+      2,
+      2,
+      6,
+      3,
       layer_types=[FULL, FULL, SLIDING],
       sliding_window=7,
       attention_bias=True,
@@ -132,7 +147,10 @@ CASES: Mapping[str, tuple[dict[str, Any], ...]] = {
   ),
   "gemma3_text": (
     _sizes(
-      *(4, 2, 8, 3),
+      4,
+      2,
+      8,
+      3,
       layer_types=[SLIDING, FULL, SLIDING],
       sliding_window=5,
       query_pre_attn_scalar=13,
@@ -142,7 +160,10 @@ CASES: Mapping[str, tuple[dict[str, Any], ...]] = {
     ),
     _sizes(3, 1, 8, 8, sliding_window=6, query_pre_attn_scalar=8),
     _sizes(
-      *(2, 2, 6, 5),
+      2,
+      2,
+      6,
+      5,
       sliding_window_pattern=2,
       sliding_window=4,
       final_logit_softcapping=6.0,
@@ -166,7 +187,10 @@ CASES: Mapping[str, tuple[dict[str, Any], ...]] = {
   ),
   "granite": (
     _sizes(
-      *(3, 1, 8, 3),
+      3,
+      1,
+      8,
+      3,
       embedding_multiplier=6.0,
       logits_scaling=3.0,
       residual_multiplier=0.4,

@@ -30,7 +30,7 @@ def rendered(tokenizer: Any, template: str, messages: list[Any], prompt: bool) -
   tokenizer.chat_template = template
   try:
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-  # Of Jinja, of the template's own raising, or of Python inside a template.
+  # Jinja, the template itself and Python inside a template raise errors of many types.
   except Exception:
     return None
 

@@ -14,7 +14,7 @@ def attributes(suffix, block_q=512, block_kv=512):
 @pytest.mark.parametrize(("kernel", "suffix", "products"), [("fwd", "", 2), ("dkv", "_dkv", 4)])
 def test_flops_of_causal_blocks(kernel, suffix, products):
   name = f"splash_mha_{kernel}_segmented_residuals.1"
-  # Of 4 x 4 blocks, 10 are on the diagonal or below it.
+  # 10 of the 4 x 4 blocks are on the diagonal or below it.
   expected = products * 2 * 4 * 16 * (10 * 512 * 512) * 128
   assert kernel_flops(name, [QUERY], attributes(suffix)) == expected
 
@@ -33,6 +33,11 @@ def test_flops_of_the_head():
   assert kernel_flops("student_logits.1", operands, "") == 2 * 768 * 1003 * 128
   operands = [logits, logits, hidden, weight, (768, 128), (1003, 128)]
   assert kernel_flops("logits_gradient.1", operands, "") == 2 * 2 * 768 * 1003 * 128
+
+
+def test_flops_of_a_grouped_product():
+  # 4,096 rows of width 256, 16 experts from width 256 to 100.
+  assert kernel_flops("ragged-dot-none.2", [(4096, 256), (16, 256, 100)], "") == 2 * 4096 * 25600
 
 
 def test_other_kernels_are_not_known():

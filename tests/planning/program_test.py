@@ -161,13 +161,17 @@ def test_sources_are_lines_of_this_package():
     ("bf16[4,6]", "bf16[9,6]", "f32[4,9]", "dim_labels=bf_oi->bf", 2 * 4 * 9 * 6),
     # The next two are how TPUs write a product with 4 heads, [2, 10, 5] x [5, 4, 7] ...
     (
-      *("bf16[2,10,5,1]", "bf16[4,7,5,1]", "f32[2,10,4,7]"),
+      "bf16[2,10,5,1]",
+      "bf16[4,7,5,1]",
+      "f32[2,10,4,7]",
       "window={size=1x4 pad=0_0x3_3 rhs_reversal=0x1}, dim_labels=0bf1_1oi0->0b1f",
       2 * (2 * 10) * 5 * (4 * 7),
     ),
     # ... and one for each of 3 heads, with holes between them so that none meets another.
     (
-      *("bf16[3,10,5]", "bf16[3,7,5]", "f32[3,10,7]"),
+      "bf16[3,10,5]",
+      "bf16[3,7,5]",
+      "f32[3,10,7]",
       "window={size=3 stride=2 pad=0_0 lhs_dilate=3}, dim_labels=0bf_0oi->0bf",
       2 * 3 * 10 * 7 * 5,
     ),

@@ -43,8 +43,12 @@ def test_few_tokens_and_rows(tokens, expected):
 def rows_of(kl):
   """held_out_rows.json of two rows of two tokens, one of each in the outer quarters."""
   return {
-    **{"step": 1, "rows": [3, 4], "tokens": [2, 2], "edges": [0.1, 0.2, 0.3]},
-    **{"forward_kl": [2 * kl, 4 * kl], "cross_entropy": [3 * kl, 3 * kl]},
+    "step": 1,
+    "rows": [3, 4],
+    "tokens": [2, 2],
+    "edges": [0.1, 0.2, 0.3],
+    "forward_kl": [2 * kl, 4 * kl],
+    "cross_entropy": [3 * kl, 3 * kl],
     "quarter_tokens": [[1, 0, 0, 1], [1, 0, 0, 1]],
     "quarter_forward_kl": [[0, 0, 0, 2 * kl], [kl, 0, 0, 3 * kl]],
   }

@@ -61,8 +61,11 @@ def send(found):
 
 
 SENT = [
-  *(("make",), ("start", 0), ("evaluation", 0, {"held_out/kl": 2.0})),
-  *(("log", 1, {"loss": 1.0}), ("log", 2, {"loss": 0.5})),
+  ("make",),
+  ("start", 0),
+  ("evaluation", 0, {"held_out/kl": 2.0}),
+  ("log", 1, {"loss": 1.0}),
+  ("log", 2, {"loss": 0.5}),
   ("finish", {"steps": 2}, "report.html"),
 ]
 

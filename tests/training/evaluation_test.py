@@ -12,7 +12,7 @@ from egad_jax.training.evaluation import BINNED, NUM_BINS, evaluate
 
 
 def sums(**changes):
-  """Of one batch of ten tokens of 20 bytes; two nats a token."""
+  """Sums of one batch of ten tokens, 20 bytes in all, at two nats a token."""
   values = {"count": 10.0, "tokens": 10.0, "teacher_tokens": 10.0, "bytes": 20.0}
   values |= {"cross_entropy": 20.0, "teacher_cross_entropy": 10.0, "forward_kl": 5.0}
   values |= {"agreement": 4.0, "student_entropy": 30.0, "teacher_entropy": 10.0}

@@ -161,8 +161,15 @@ def test_marks_stay_few_and_those_that_stay_are_the_latest(workdir, passes):
 @pytest.mark.parametrize(
   "text",
   [
-    *("", "{", "[]", "null", '{"seconds": {}}', '{"seconds": 3, "marks": []}'),
-    *({"marks": [[0]]}, {"marks": []}, {"seconds": dict.fromkeys(goodput.SECTIONS, math.nan)}),
+    "",
+    "{",
+    "[]",
+    "null",
+    '{"seconds": {}}',
+    '{"seconds": 3, "marks": []}',
+    {"marks": [[0]]},
+    {"marks": []},
+    {"seconds": dict.fromkeys(goodput.SECTIONS, math.nan)},
   ],
   ids=repr,
 )

@@ -156,7 +156,10 @@ def test_a_skipped_step_takes_its_learning_rate_with_it(plain):
     lambda old, new, m, v: np.testing.assert_allclose(
       new - old, -SCHEDULE(2) * m / (np.sqrt(v) + 1e-8), rtol=1e-4
     ),
-    *(before.trainable, after.trainable, first, second),
+    before.trainable,
+    after.trainable,
+    first,
+    second,
   )
 
 

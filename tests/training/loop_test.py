@@ -153,8 +153,10 @@ def test_one_with_fewer_steps_ends_earlier(calls):
 def test_one_that_was_saved_later_waits_for_the_others(calls):
   trained([Session("a", calls, step=3), Session("b", calls, step=1)])
   assert [call for call in calls if "step" in call] == [
-    *(("b", "step", 1), ("b", "step", 2)),
-    *(("a", "step", 3), ("b", "step", 3)),
+    ("b", "step", 1),
+    ("b", "step", 2),
+    ("a", "step", 3),
+    ("b", "step", 3),
   ]
 
 
@@ -163,7 +165,11 @@ def test_those_that_are_due_are_evaluated_together(calls):
   trained([Session(name, calls, evaluate_steps=steps) for name, steps in every.items()])
   assert [call[1:] for call in calls if call[0] == "evaluate"] == [
     # Resumed at step 0 without an evaluation of it; then after each step but the last.
-    *(("a", "b", "c"), ("c",), ("a", "b", "c"), ("c",), ("a", "b", "c")),
+    ("a", "b", "c"),
+    ("c",),
+    ("a", "b", "c"),
+    ("c",),
+    ("a", "b", "c"),
   ]
 
 
@@ -201,6 +207,8 @@ def test_all_are_saved_before_the_end_that_was_asked_for(calls):
     trained(sessions, After(3))
   assert [call for call in calls if call[-1] == 3] == [
     # The last step of one, and then what else is not saved.
-    *(("c", "save", 3), ("a", "save", 3)),
-    *(("a", "saved", 3), ("c", "saved", 3)),
+    ("c", "save", 3),
+    ("a", "save", 3),
+    ("a", "saved", 3),
+    ("c", "saved", 3),
   ]

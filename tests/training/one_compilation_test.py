@@ -41,7 +41,7 @@ def texts(tmp_path_factory):
 
 
 def _train(texts, directory):
-  """Of a whole run: times that each program was compiled, lines of the log, and evaluations."""
+  """Trains and returns how often each program was compiled, the logged lines and evaluations."""
   times: dict[str, int] = collections.Counter()
 
   def listen(event, _, *, fun_name="", **__):

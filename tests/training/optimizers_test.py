@@ -29,7 +29,7 @@ def schedule_of(num_steps, **changes):
 
 
 def rates(num_steps, **changes):
-  """Of every step; of more steps than any run has, so that all arrays have one shape."""
+  """Learning rates of all steps; made for `LONGEST` steps, so that all arrays have one shape."""
   schedule = schedule_of(num_steps, **changes)
   return np.asarray(schedule(np.arange(LONGEST)), np.float32)[:num_steps]
 

@@ -40,7 +40,7 @@ from tests.training.step_test import (
 )
 
 ROWS, SEQ = 8, 16
-# Of the tokenizers; the unembeddings have two rows of padding each.
+# Sizes of the tokenizers; each unembedding has two more rows of padding.
 STUDENT_VOCAB, TEACHER_VOCAB = 40, 60
 SIZES = {"num_heads": 2, "num_kv_heads": 1, "head_dim": 8, "mlp_dim": 32}
 STUDENT = DecoderConfig(
@@ -193,8 +193,12 @@ def test_the_loss_is_the_sum_of_the_spans_of_all_rows(one_device):
     teacher_logits = logits_of(TEACHER, teacher_params(), batch.teacher, TEACHER_VOCAB)
     student_logits = logits_of(STUDENT, params, batch.student, STUDENT_VOCAB)
     per_span, stats = jax.vmap(dense_span_loss(METHOD.loss), in_axes=(0, 0, 0, 0, 0, None))(
-      *(student_logits, teacher_logits, batch.student.labels),
-      *(batch.student_spans, batch.teacher_spans, context),
+      student_logits,
+      teacher_logits,
+      batch.student.labels,
+      batch.student_spans,
+      batch.teacher_spans,
+      context,
     )
     return jnp.sum(per_span, where=mask) / mask.sum(), stats
 
@@ -279,9 +283,12 @@ def head_arguments():
   rng, batch = np.random.default_rng(5), paired_batch()
   draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
   return [
-    *(draw(ROWS, SEQ, STUDENT.dim), draw(STUDENT.vocab_size, STUDENT.dim)),
-    *(draw(ROWS, SEQ, TEACHER.dim), draw(TEACHER.vocab_size, TEACHER.dim)),
-    *(batch, context_of(METHOD)),
+    draw(ROWS, SEQ, STUDENT.dim),
+    draw(STUDENT.vocab_size, STUDENT.dim),
+    draw(ROWS, SEQ, TEACHER.dim),
+    draw(TEACHER.vocab_size, TEACHER.dim),
+    batch,
+    context_of(METHOD),
   ]
 
 

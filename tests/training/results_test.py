@@ -72,7 +72,9 @@ def finished(teacher, tmp_path_factory):
   programs = CompiledRun(run)
   state = run.first_state()
   results.export(
-    *(run, jax.device_get(state.trainable["student"]), directory / "export"),
+    run,
+    jax.device_get(state.trainable["student"]),
+    directory / "export",
     summary={"method": run.method_name, "steps": 0, "seed": run.seed},
     config=from_config.plain(config),
     samples=None,

@@ -16,11 +16,18 @@ class Conversation(NamedTuple):
     messages: objects with "role", "content" and whatever else the template reads.
     tools: descriptions of functions for the template; None if there are none.
     targets: indices of the messages on which the loss is taken.
+    without_template: the document to take if the tokenizer has no chat template; None if the format
+      has no template of its own.
   """
 
   messages: list[dict[str, Any]]
   tools: Any
   targets: tuple[int, ...]
+  without_template: Document | None = None
+
+
+# Further keys under which records have a value, as data sets in ShareGPT's layout do.
+_OTHER_KEYS = {"messages": "conversations", "role": "from", "content": "value"}
 
 
 class Fields:
@@ -31,6 +38,13 @@ class Fields:
 
   def __getitem__(self, name: str) -> str:
     return self._names.get(name, name)
+
+  def key(self, name: str, record: Mapping[str, Any]) -> str:
+    """The key of a value in this record: the name that was given, else one of the usual ones."""
+    other = _OTHER_KEYS.get(name)
+    if other is not None and other in record and name not in (*self._names, *record):
+      return other
+    return self[name]
 
 
 class RecordFormat(NamedTuple):
@@ -66,9 +80,9 @@ _ROLES |= {"function": "tool", "ipython": "tool", "observation": "tool"}
 
 
 def _message(number: int, message: Any, fields: Fields) -> dict[str, Any]:
-  role_key, content_key = fields["role"], fields["content"]
   if not isinstance(message, dict):
     raise BadRecord(f"message {number} is {type(message).__name__}, not an object")
+  role_key, content_key = fields.key("role", message), fields.key("content", message)
   role = message.get(role_key)
   if not isinstance(role, str) or role not in _ROLES:
     raise BadRecord(

@@ -154,7 +154,7 @@ def _find_format(name: str, parts: Sequence[Part], fields: Fields) -> str:
         return "text"
       if isinstance(record, dict):
         for format_name, each in FORMATS.items():
-          if all(fields[key] in record for key in each.keys):
+          if all(fields.key(key, record) in record for key in each.keys):
             return format_name
         unknown = unknown or (part.name, line, sorted(map(str, record)))
       if number == _LOOKED_AT:

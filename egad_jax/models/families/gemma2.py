@@ -25,8 +25,12 @@ from egad_jax.models.hf_config import (
 from egad_jax.models.layout import row
 
 KEYS = (
-  *("hidden_activation", "attention_bias", "query_pre_attn_scalar", "sliding_window"),
-  *("layer_types", "final_logit_softcapping"),
+  "hidden_activation",
+  "attention_bias",
+  "query_pre_attn_scalar",
+  "sliding_window",
+  "layer_types",
+  "final_logit_softcapping",
 )
 _CAP = "attn_logit_softcapping"
 # Older files have both names of the activation; transformers reads hidden_activation only.

@@ -93,7 +93,9 @@ FAMILY = Family(
   keys=config_keys(
     *ROTARY,
     *gemma2.KEYS,
-    *("rope_local_base_freq", "sliding_window_pattern", "_sliding_window_pattern"),
+    "rope_local_base_freq",
+    "sliding_window_pattern",
+    "_sliding_window_pattern",
     harmless=gemma2.UNREAD,
   ),
   defaults=gemma2.DEFAULTS
@@ -107,7 +109,9 @@ FAMILY = Family(
   gguf_names=("gemma3",),
   gguf=GGUFFamily(
     keys=gguf_keys(
-      *("attention.sliding_window", "rope.freq_base_swa", "final_logit_softcapping"),
+      "attention.sliding_window",
+      "rope.freq_base_swa",
+      "final_logit_softcapping",
       neutral={"attention.sliding_window_pattern": (_PERIOD,)},
     ),
     config=_from_gguf,

@@ -84,7 +84,12 @@ FAMILY = Family(
   title="GPT-2",
   architectures=("GPT2LMHeadModel",),
   keys=config_keys(
-    *("n_embd", "n_head", "n_layer", "n_inner", "n_positions", "layer_norm_epsilon"),
+    "n_embd",
+    "n_head",
+    "n_layer",
+    "n_inner",
+    "n_positions",
+    "layer_norm_epsilon",
     "activation_function",
   ),
   defaults={

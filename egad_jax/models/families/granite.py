@@ -10,7 +10,10 @@ from egad_jax.models.family import Family
 from egad_jax.models.hf_config import ROTARY, HFConfig, config_keys, rotary_to_hf
 
 _MULTIPLIERS = (
-  *("embedding_multiplier", "logits_scaling", "residual_multiplier", "attention_multiplier"),
+  "embedding_multiplier",
+  "logits_scaling",
+  "residual_multiplier",
+  "attention_multiplier",
 )
 
 

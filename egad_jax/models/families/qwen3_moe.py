@@ -68,8 +68,12 @@ FAMILY = Family(
   keys=config_keys(
     *ROTARY,
     *_COUNTS,
-    *("attention_bias", "moe_intermediate_size", "num_experts_per_tok", "norm_topk_prob"),
-    *("sliding_window", "use_sliding_window"),
+    "attention_bias",
+    "moe_intermediate_size",
+    "num_experts_per_tok",
+    "norm_topk_prob",
+    "sliding_window",
+    "use_sliding_window",
   ),
   defaults=qwen2.DEFAULTS
   | {"num_key_value_heads": 4, "moe_intermediate_size": 768, "num_experts_per_tok": 8},

@@ -19,8 +19,13 @@ from egad_jax.models.hf_config import (
 
 _KEYS = config_keys(
   *ROTARY,
-  *("no_rope_layers", "no_rope_layer_interval", "attention_bias", "mlp_bias"),
-  *("sliding_window", "use_sliding_window", "layer_types"),
+  "no_rope_layers",
+  "no_rope_layer_interval",
+  "attention_bias",
+  "mlp_bias",
+  "sliding_window",
+  "use_sliding_window",
+  "layer_types",
   # transformers' class does not read it, though the model's own file has 2.
   harmless=("pretraining_tp",),
 )

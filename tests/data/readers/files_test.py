@@ -182,6 +182,7 @@ def test_a_data_set_without_a_network_is_an_error(monkeypatch, tmp_path):
     ({"messages": [], "text": "a"}, "messages"),
     ({"prompt": "a", "completion": "b"}, "prompt_completion"),
     ({"instruction": "a", "output": "b"}, "alpaca"),
+    ({"conversations": [{"from": "human", "value": "a"}]}, "messages"),
     ({"text": "a", "id": 3}, "text"),
   ],
 )

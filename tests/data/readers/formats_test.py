@@ -48,8 +48,26 @@ def test_messages_keep_what_templates_read():
 
 def test_other_names_of_keys_and_roles():
   record = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}
-  found = _parse("messages", record, messages="conversations", role="from", content="value")
-  assert found == Conversation([_ASK, _SAY], None, (1,))
+  expected = Conversation([_ASK, _SAY], None, (1,))
+  assert _parse("messages", record) == expected
+  named = {"messages": "conversations", "role": "from", "content": "value"}
+  assert _parse("messages", record, **named) == expected
+  other = {"turns": [{"who": "human", "says": "Hi"}, {"who": "gpt", "says": "Hello."}]}
+  assert _parse("messages", other, messages="turns", role="who", content="says") == expected
+  # A name that was given is the only one that counts.
+  with pytest.raises(BadRecord, match='no messages under "turns"'):
+    _parse("messages", record, messages="turns")
+
+
+def test_a_system_prompt_beside_the_conversation_comes_first():
+  system = {"role": "system", "content": "Be brief."}
+  record = {"messages": [_ASK, _SAY], "system": "Be brief."}
+  assert _parse("messages", record) == Conversation([system, _ASK, _SAY], None, (2,))
+  record = {"messages": [system, _ASK, _SAY], "system": "Be long."}
+  assert _parse("messages", record) == Conversation([system, _ASK, _SAY], None, (2,))
+  assert _parse("messages", {"messages": [_ASK, _SAY], "system": None}).targets == (1,)
+  with pytest.raises(BadRecord, match='no string under "system"'):
+    _parse("messages", {"messages": [_ASK, _SAY], "system": 3})
 
 
 def test_alpaca():
@@ -59,10 +77,37 @@ def test_alpaca():
     {"role": "user", "content": "Add.\n\n2, 2"},
     {"role": "assistant", "content": "4"},
   ]
-  assert _parse("alpaca", record) == Conversation(messages, None, (2,))
+  assert _parse("alpaca", record)[:3] == (messages, None, (2,))
   del record["system"]
   messages[1]["content"] = "Add."
-  assert _parse("alpaca", record | {"input": ""}) == Conversation(messages[1:], None, (1,))
+  assert _parse("alpaca", record | {"input": ""})[:3] == (messages[1:], None, (1,))
+
+
+_INPUT = "### Input:\n2, 2\n\n"
+
+
+@pytest.mark.parametrize(
+  ("more", "first", "given"),
+  [
+    (
+      {"input": "2, 2"},
+      "Below is an instruction that describes a task, paired with an input that provides further "
+      "context. Write a response that appropriately completes the request.",
+      _INPUT,
+    ),
+    (
+      {"input": ""},
+      "Below is an instruction that describes a task. Write a response that appropriately "
+      "completes the request.",
+      "",
+    ),
+    ({"input": "2, 2", "system": "Be brief."}, "Be brief.", _INPUT),
+  ],
+)
+def test_alpaca_without_a_chat_template(more, first, given):
+  found = _parse("alpaca", {"instruction": "Add.", "output": "4"} | more).without_template
+  context = f"{first}\n\n### Instruction:\nAdd.\n\n{given}### Response:\n"
+  assert found == (Span(context, is_target=False), Span("4"))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +127,8 @@ def test_alpaca():
     ("messages", {"messages": ["Hi"]}, "message 1 is str, not an object"),
     ("messages", {"messages": [_ASK]}, "no message of the assistant"),
     ("messages", {"messages": [_ASK, {"role": "bot", "content": "a"}]}, 'the unknown role "bot"'),
-    ("messages", {"messages": [{"from": "user"}]}, "unknown role null"),
+    ("messages", {"messages": [{"speaker": "user"}]}, "unknown role null"),
+    ("messages", {"messages": [{"from": "user"}]}, "message 1 (user) has no content"),
     (
       "messages",
       {"messages": [_ASK, {"role": "assistant"}]},
