@@ -63,6 +63,7 @@ def _train(file: str, config: ml_collections.ConfigDict, path: str, early: Preem
 
   # One that is refused alone would leave the others waiting.
   students = processes.on_all_processes(lambda: sweep_file.read(file, config))
+  processes.on_all_processes(lambda: _check_overrides(students, command_line.given_keys()))
   force, on_host = training_command.FORCE.value, STATES.value == "host"
   return train(students, path, early, force=force, on_host=on_host)
 
@@ -167,6 +168,23 @@ def _validate(students: list[SweepStudent]) -> None:
       from_config.validate(student.config, given=given)
     except InputError as error:
       raise InputError(f"student {student.name}: {error}") from error
+
+
+def _check_overrides(students: list[SweepStudent], given: set[str]) -> None:
+  """Checks that each key that the command line gives is read by a student."""
+  from egad_jax import from_config
+
+  _validate(students)
+  for key in sorted(given):
+    refusals = []
+    for student in students:
+      try:
+        from_config.validate(student.config, given={key})
+        break
+      except InputError as error:
+        refusals.append(error)
+    else:
+      raise refusals[0]
 
 
 def _unfinished(opened: list[_Open], force: bool) -> list[_Open]:
