@@ -76,6 +76,9 @@ def define_config(*, required: bool = True, default: str | None = None) -> _Conf
     default: the file that is taken if none is given; None: there is none.
   """
   _config_flag.default = default
+  # A process that imports two commands, as tests do, runs one of them.
+  if _CONFIG in flags.FLAGS:
+    delattr(flags.FLAGS, _CONFIG)
   flags.DEFINE_string(
     _CONFIG,
     default,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import itertools
 
 import jax
@@ -149,7 +150,7 @@ def test_a_damaged_record_is_an_empty_row_and_moves_nothing(
 
 
 def test_a_record_of_another_size_is_an_empty_row(rows, tmp_path):
-  broken = packing.dataclasses.replace(rows, seq_len=rows.seq_len - 1)
+  broken = dataclasses.replace(rows, seq_len=rows.seq_len - 1)
   assert not pipeline.RowSource(broken, "train")[0].mask.any()
 
 
@@ -195,7 +196,7 @@ def test_paired_held_out_rows_are_padded_with_empty_rows(paired_rows):
 
 
 def test_a_paired_record_of_another_size_is_an_empty_row(paired_rows):
-  broken = packing.dataclasses.replace(paired_rows, seq_len=paired_rows.seq_len - 1)
+  broken = dataclasses.replace(paired_rows, seq_len=paired_rows.seq_len - 1)
   row = pipeline.RowSource(broken, "train")[0]
   assert isinstance(row, PairedBatch)
   assert row.row_numbers == 0

@@ -54,6 +54,8 @@ def test_config_survives_the_round_trip(name):
   data = family.config_to_hf(config, bos_id=1, eos_id=2, pad_id=None, dtype="bfloat16")
   assert family.config_from_hf("config.json", data) == config
   wanted = "Qwen3ForCausalLM" if name.startswith("qwen3") else "LlamaForCausalLM"
+  if config.experts is not None:
+    wanted = "Qwen3MoeForCausalLM"
   assert data["architectures"] == [wanted]
   assert (data["bos_token_id"], data["eos_token_id"], data["torch_dtype"]) == (1, 2, "bfloat16")
 
