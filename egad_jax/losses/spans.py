@@ -227,14 +227,14 @@ def averaged(log_p: jax.Array, average: str) -> jax.Array:
 
 
 def log_mean(total: jax.Array, counts: jax.Array, average: str) -> jax.Array:
-  """Returns log-probabilities [n, vocab] of spans from sums [n, vocab] of `averaged` tokens.
+  """Returns log-probabilities [..., vocab] of spans from sums of `averaged` tokens, same shape.
 
   Args:
     total: the sums over the tokens of each span.
-    counts: float [n], the number of tokens of each span.
+    counts: float [...], the number of tokens of each span.
     average: "prob" or "logprob".
   """
-  mean = total / jnp.maximum(counts, 1)[:, None]
+  mean = total / jnp.maximum(counts, 1)[..., None]
   return jax.nn.log_softmax(mean, axis=-1) if average == "logprob" else log_or_floor(mean)
 
 
