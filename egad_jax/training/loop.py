@@ -290,7 +290,8 @@ def train_together(
 ) -> list[dict[str, Any] | FloatingPointError]:
   """Trains, or resumes, runs that read the same batches and share a teacher; see `train`.
 
-  Each is bit for bit what `train` makes of it alone, but for its times, which are those of all.
+  Each student ends bit for bit as if `train` had trained it alone. Only its times differ: they
+  include the steps of the other students.
 
   Args:
     students: the runs; their teachers are from one call of `teachers.share`, and they have the same

@@ -19,21 +19,10 @@ from egad_jax.durability.workdir import HARMLESS_KEYS
 from egad_jax.errors import InputError
 from egad_jax.from_config.trackers import TRACKERS
 from egad_jax.training import evaluation
+from tests.launch.stopping import EndAfter
 
 STEPS, HALF = 4, 2
 build_run = from_config.build
-
-
-class After(Preemption):
-  """Asks a run to end after so many steps."""
-
-  def __init__(self, steps: int):
-    super().__init__()
-    self._steps = steps
-
-  def requested(self) -> bool:
-    self._asked += 1
-    return self._asked > self._steps
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +72,7 @@ def train(command, shared, _all_programs_are_kept):
     config.eval.sample_tokens, config.eval.rows, config.trackers = 2, 8, ()
     config.eval.prompts = ("one", "two")
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-    early = Preemption() if until is None else After(until)
+    early = Preemption() if until is None else EndAfter(until)
     with pytest.MonkeyPatch.context() as patch:
       # One device compiles fastest.
       some = jax.devices()[:devices]

@@ -1,4 +1,4 @@
-"""The file of a sweep: what it makes of a config, and what it refuses."""
+"""Reading a sweep's file: the config of each student, and the lines that are refused."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from egad_jax.durability.sweep_directory import SweepDirectory
 from egad_jax.errors import InputError
 from egad_jax.training import results
 from egad_jax.training.compiled_run import CompiledRun
+from tests.launch.stopping import EndAfter
 from tests.same_runs import numbers
 
 STEPS, HALF = 4, 2
@@ -37,18 +38,6 @@ MORE = {
     "config.branch.layers": "1:4,2:2",
   },
 }
-
-
-class After(Preemption):
-  """Asks for the end after so many steps."""
-
-  def __init__(self, steps: int):
-    super().__init__()
-    self._steps = steps
-
-  def requested(self) -> bool:
-    self._asked += 1
-    return self._asked > self._steps
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +103,7 @@ def train(commands, config, tmp_path_factory):
     lines.write_text(
       "".join(json.dumps({"name": name} | changes) + "\n" for name, changes in students.items())
     )
-    early = Preemption() if until is None else After(until)
+    early = Preemption() if until is None else EndAfter(until)
     return sweep.train(sweep_file.read(str(lines), config), str(workdir), early, **options)
 
   return train
