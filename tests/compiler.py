@@ -7,7 +7,11 @@ from importlib import metadata
 
 # Most of a test's time is compiling programs that then run for a millisecond. The passes over the
 # program stay as they are; only the machine code is made without effort.
-_QUICK = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
+_QUICK = [
+  "--xla_backend_optimization_level=0",
+  "--xla_llvm_disable_expensive_passes=true",
+  "--xla_cpu_parallel_codegen_split_count=1",
+]
 # The older emitters need a quarter of the time. Newer compilers have only the new ones, and an
 # unknown flag ends the process.
 if tuple(int(part) for part in metadata.version("jaxlib").split(".")[:2]) < (0, 11):

@@ -68,7 +68,7 @@ EXTENDED = {
 }
 
 
-@pytest.mark.short_form(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXTENDED)
 def test_a_run_with_something_of_ones_own_learns(name, tmp_path, capsys):
   module, changes = EXTENDED[name]

@@ -35,16 +35,16 @@ def blocks_of_chunk(chunk_size: int | None, num_tokens: int, vocab_size: int) ->
   """Returns (blocks of a chunk, tokens of a block on either side).
 
   Args:
-    chunk_size: the most tokens of each model whose logits may exist at once; None for half of
-      `default_chunk_size`, because two models' logits and averages exist beside one another.
+    chunk_size: the most tokens of each model whose logits may exist at once; None for
+      `default_chunk_size`, as in the other heads. Two models' logits and averages exist beside one
+      another, so that memory grows by more with it than there.
     num_tokens: tokens of all rows on either side.
     vocab_size: entries of the larger vocabulary.
 
   >>> blocks_of_chunk(None, 8192, 151_936)
-  (4, 128)
+  (8, 128)
   """
-  chunk = chunk_size or default_chunk_size(num_tokens, vocab_size) // 2
-  chunk = max(1, min(chunk, num_tokens))
+  chunk = min(chunk_size or default_chunk_size(num_tokens, vocab_size), num_tokens)
   blocks = -(-chunk // _BLOCK)
   return blocks, chunk // blocks
 

@@ -96,4 +96,4 @@ def _minmax(entropy: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _median_ratio(entropy: jax.Array, mask: jax.Array) -> jax.Array:
-  return jnp.where(jnp.any(mask), median_ratio(entropy, masked_median(entropy, mask)), 0.5)
+  return median_ratio(entropy, masked_median(entropy, mask))

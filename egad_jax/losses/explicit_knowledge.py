@@ -26,7 +26,6 @@ from egad_jax.losses.in_batch import in_batch_inputs, in_batch_metrics
 from egad_jax.losses.log_divergences import non_target_class_kl, target_class_kl
 from egad_jax.losses.probabilities import (
   check_labels,
-  check_logits,
   is_label,
   label_value,
   log_probabilities,
@@ -167,7 +166,7 @@ def explicit_knowledge_value(
 
 def label_stats_of(student_logits: jax.Array, labels: jax.Array) -> Stats:
   """Returns the stats of the logits that the labels act on; the cross-entropy has its gradient."""
-  log_q = log_probabilities(check_logits("student_logits", student_logits))
+  log_q = log_probabilities(student_logits)
   labels = check_labels(labels, log_q.shape[:-1])
   return {"cross_entropy": -label_value(log_q, labels), "student_entropy": entropy_of(log_q)}
 

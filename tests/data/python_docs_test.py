@@ -55,6 +55,7 @@ def test_a_library_without_topics_still_has_docstrings(library):
   assert len(list(python_docs.read_python_docs(library))) == 2
 
 
+@pytest.mark.slow
 def test_this_pythons_library_is_read_and_not_imported():
   before = set(sys.modules)
   texts = list(python_docs.read_python_docs())

@@ -198,6 +198,7 @@ def test_a_finished_run_stays_as_it_is_under_any_harmless_change(name, train, do
   assert content(done) == before
 
 
+@pytest.mark.slow
 def test_samples_are_of_the_prompts_asked_for_and_claim_no_more(train, half, done):
   """The prompts change when no step is left to make, and only the results are."""
   before = {sample["prompt"]: sample["before"] for sample in read(half, "samples.json")}
@@ -253,6 +254,7 @@ def test_what_a_finished_run_could_not_follow_is_refused(train, done):
     train(done, optimizer__learning_rate=1e-4, force=True)
 
 
+@pytest.mark.slow
 def test_a_forced_change_is_on_record_with_its_step(train, halfway):
   train(halfway, optimizer__learning_rate=1e-4, force=True)
   (change,) = read(halfway, "summary.json")["changes"]
@@ -277,6 +279,7 @@ def test_more_steps_train_a_finished_run_further_if_forced(train, done):
   assert lines(done, "metrics.jsonl")[-1]["learning_rate"] == pytest.approx(3e-4, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_student_that_breaks_is_null_and_the_run_ends_normally(
   train, halfway, caplog, monkeypatch
 ):
@@ -350,6 +353,7 @@ def assert_one_goodput(workdir, told):
   assert f"{share:.1f} %" in (workdir / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_other_documents_in_the_same_file_are_refused_and_a_touched_file_is_not(
   train, shared, done, caplog
 ):

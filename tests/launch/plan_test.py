@@ -72,6 +72,7 @@ LARGE = (
 )
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_exit_3_and_still_a_whole_report():
   done = plan("--topology=v5e:2x2", "--json", *LARGE, config="quickstart")
   assert done.returncode == 3, done.stderr

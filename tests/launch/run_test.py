@@ -52,7 +52,7 @@ def test_leaves_the_student_and_its_card(finished):
   assert not [path for path in finished.rglob("*") if path.name.endswith(".partial")]
 
 
-@pytest.mark.short_form(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [("8",), ()], ids=["in the last save", "after the last step"])
 def test_what_a_kill_left_undone_or_half_done_is_mended(train, finished, copied, lost):
   """As a kill leaves it: results missing, a line cut short, a checkpoint partly written."""

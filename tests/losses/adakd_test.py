@@ -288,3 +288,10 @@ def test_a_number_is_a_fixed_temperature(batch):
     loss(temperature="hot")
   with pytest.raises(TypeError, match="state must be a FocusState, got None"):
     adakd_loss(*batch, state=None, elapsed=0.5)
+
+
+def test_the_mean_temperature_is_that_of_the_tokens_in_the_mask(batch):
+  mean = Temperature(kind="mean", position="median_ratio", base=IDTS.base, strength=IDTS.strength)
+  (_, (metrics, _)), _ = compiled(temperature=mean)(batch, at(1.0))
+  *_, each = numpy_tokens(batch, 1.0, strength=IDTS.strength, base=IDTS.base)
+  np.testing.assert_allclose(metrics["temperature_mean"], each.mean(), rtol=1e-5)

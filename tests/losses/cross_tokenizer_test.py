@@ -401,3 +401,22 @@ def test_a_span_without_teacher_mass_on_the_compared_entries_adds_nothing():
   np.testing.assert_allclose(value, np.sum(p * np.log(p / q)), rtol=1e-5)
   np.testing.assert_array_equal(gradient[0], 0)
   np.testing.assert_allclose(gradient[1], [0, *((1 - p / q) / 0.8)], rtol=1e-5)
+
+
+def test_entropies_are_means_over_the_valid_spans(rows):
+  _, metrics = loss_of(*rows)
+  averages = jax.jit(losses.span_log_average)
+  for name, logits, spans in zip(
+    ("student_entropy", "teacher_entropy"), rows[:2], rows[2:], strict=True
+  ):
+    log = np.asarray(averages(logits, spans))
+    entropy = -(np.exp(log) * log).sum(-1)
+    # Spans 1, 2 and 4 of the first row, 1 and 2 of the second.
+    valid = [entropy[0, 0], entropy[0, 1], entropy[0, 3], entropy[1, 0], entropy[1, 1]]
+    np.testing.assert_allclose(metrics[name], np.mean(valid), rtol=1e-5)
+
+
+def test_the_margin_of_a_weight_belongs_to_the_pairs():
+  weight = 0.6 - 1e-6
+  claims = np.array([[2], [1]], np.int32), np.array([[weight], [np.nextafter(weight, 0)]])
+  assert [x.tolist() for x in common_tokens(claims)] == [[0], [2]]

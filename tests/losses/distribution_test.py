@@ -240,3 +240,8 @@ def test_all_of_a_distribution_is_kept_however_rare_a_bin():
   distribution = EntropyDistribution(jnp.asarray(mass, jnp.float32))
   np.testing.assert_array_equal(top_share(distribution, rare, 1.0), 1)
   np.testing.assert_array_equal(distribution.top_share(rare, 1.0), 1)
+
+
+def test_update_takes_no_integers():
+  with pytest.raises(TypeError, match="entropy must be floating point"):
+    EntropyDistribution.init().update(jnp.arange(2), jnp.ones(2, bool), half_life=1.0)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 from egad_jax import losses
-from egad_jax.losses import DIVERGENCES
+from egad_jax.losses import DIVERGENCES, log_divergences
 
 Z_S, Z_T = np.array([1.0, 1.0, 1.0, 0.0]), np.array([2.0, 1.0, 0.0, -1.0])
 LABELLED = {
@@ -407,3 +409,17 @@ def test_dtypes():
 def test_misuse(call, error, message):
   with pytest.raises(error, match=message):
     call(*pair((2, 5)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_is_that_of_the_formula_and_of_the_shared_arguments(name):
+  formula = getattr(log_divergences, name)
+  made = DIVERGENCES.get(name) or LABELLED[name]
+  assert made.__name__ == name
+  assert made.__doc__.startswith(formula.__doc__.splitlines()[0])
+  assert ("not a `TopK`" in made.__doc__) == (name in LABELLED)
+  options = {
+    n for n, p in inspect.signature(formula).parameters.items() if p.kind is p.KEYWORD_ONLY
+  }
+  assert options <= set(inspect.signature(made).parameters)
+  assert all(f"\n  {option}: " in made.__doc__ for option in options)

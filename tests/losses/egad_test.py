@@ -342,3 +342,21 @@ def test_a_number_is_a_fixed_temperature(batch):
 def test_progress_is_a_share(batch, progress, message):
   with pytest.raises(ValueError, match=message):
     egad_loss(*batch, progress=progress)
+
+
+def test_metrics_are_detached(batch):
+  def total(student, features):
+    options = dict(ALL_ON)
+    _, metrics = egad_loss(
+      student,
+      *batch[1:],
+      progress=0.5,
+      student_features=features,
+      teacher_features=jnp.ones_like(features),
+      **options,
+    )
+    return sum(metrics.values())
+
+  features = random_features(*batch.labels.shape, 3)[0]
+  for gradient in jax.jit(jax.grad(total, argnums=(0, 1)))(batch.student, features):
+    np.testing.assert_array_equal(gradient, 0)

@@ -383,3 +383,20 @@ def test_misuse(batch):
 def test_serial_map_acts_from_the_right():
   hidden, kernel = jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 10.0], [100.0, 1000.0]])
   np.testing.assert_array_equal(apply_serial({"serial": kernel}, hidden), [[201.0, 2010.0]])
+
+
+def test_metrics_are_detached(batch):
+  serial = ExplicitKnowledge(serial=True)
+
+  def total(student, after_the_map):
+    _, metrics = explicit_knowledge_loss(
+      student,
+      *batch[1:],
+      explicit_knowledge=serial,
+      serial_logits=after_the_map,
+      ce_weight=0.3,
+    )
+    return sum(metrics.values())
+
+  for gradient in jax.jit(jax.grad(total, argnums=(0, 1)))(batch.student, 2 * batch.student):
+    np.testing.assert_array_equal(gradient, 0)

@@ -223,7 +223,7 @@ def small_decoder(**changes):
   return dataclasses.replace(architecture("tiny"), **sizes | changes)
 
 
-@pytest.mark.short_form(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["full", "none"])
 def test_a_decoder_with_splash_equals_one_without(small_blocks, remat):
   config = small_decoder()

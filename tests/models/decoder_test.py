@@ -177,6 +177,7 @@ def test_other_segments_and_earlier_tokens_do_not_see_a_token(config, params, pl
   np.testing.assert_array_equal(np.flatnonzero(np.any(before != after, axis=(0, 2))), seen_by)
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_no_gradient(config, params):
   def gradient(remat):
     def objective(p):

@@ -72,7 +72,7 @@ def test_experts_that_no_token_chooses(config):
   np.testing.assert_allclose(got, dense(params, x, EXPERTS), atol=1e-5)
 
 
-@pytest.mark.short_form(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [4, 3])
 def test_sharded_experts_give_what_one_device_does(config, count):
   """Three experts are not split over two devices."""

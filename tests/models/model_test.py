@@ -128,6 +128,7 @@ def test_unknown_remat_lists_the_known(config):
     make_model(config, remat="some")
 
 
+@pytest.mark.slow
 def test_sharded_init_and_apply_equal_one_device(config):
   config = dataclasses.replace(config, num_heads=4, num_kv_heads=2, head_dim=6)
   mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)

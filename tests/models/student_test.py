@@ -77,6 +77,7 @@ def test_all_layers_are_the_teacher(config, params):
   jax.tree.map(np.testing.assert_array_equal, kept, params)
 
 
+@pytest.mark.slow
 def test_kinds_go_with_their_layers(config):
   local, full = LayerKind(window=4), LayerKind()
   config = dataclasses.replace(config, num_layers=6, pattern=(local, local, full))
@@ -90,6 +91,7 @@ def test_kinds_go_with_their_layers(config):
   assert student_from_layers(config, params, (0, 2, 5))[0].pattern == (local, full, full)
 
 
+@pytest.mark.slow
 def test_layers_go_into_and_come_out_of_a_partial_period(config):
   local, full = LayerKind(window=4), LayerKind()
   config = dataclasses.replace(config, num_layers=5, pattern=(local, local, full))

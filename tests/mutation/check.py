@@ -7,14 +7,17 @@
 Every mutant runs the test files nearest to its module in a process of its own, in which an import
 hook (`plugin`) serves the broken module. It counts as killed when a test's own call fails. A module
 that cannot be imported, or a broken fixture, proves nothing: such a mutant is stillborn, and counts
-neither way. The known equivalents run too, and must survive. Results are kept, by the hash of the
-broken module and of the tests, so that an interrupted run goes on where it was; `--fresh` forgets
-them. Exit code 1 when a mutant survives, a test fails without a mutant, or an equivalent is killed.
+neither way. The known equivalents run too, and must survive. Results are kept, so that an
+interrupted run goes on where it was: that of a killed mutant for as long as the broken module and
+the test that killed it are the same, any other for as long as all of its tests are. `--fresh`
+forgets them. Exit code 1 when a mutant survives, a test fails without a mutant, or an equivalent is
+killed.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import collections
 import concurrent.futures
 import hashlib
@@ -93,36 +96,38 @@ class Runner:
     """The unbroken code's run of one test file; must be green."""
     texts = [path.read_text() for d in _BASELINE_READS for path in sorted((ROOT / d).glob("*.py"))]
     key = _digest(test, *_texts((test,)), *texts)
-    return self._kept(key, lambda: self._pytest((test,), {}, timeout=None))
+    if key not in self._results:
+      self._keep(key, self._pytest((test,), {}, timeout=None))
+    return self._results[key]
 
   def mutant(self, mutant: Mutant, tests: Sequence[str], timeout: float) -> dict[str, Any]:
     """The run of one mutant, until the first failing test."""
     source = mutant.source
     killers = self._killers[mutant.site.file, mutant.site.function]
 
-    def run() -> dict[str, Any]:
+    key = _digest(mutant.site.file, source)
+    result = self._results.get(key)
+    if result is None or result["asked"] != _asked(result, tests):
       with tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory, "mutant.py")
         path.write_text(source)
         environment = {"MUTANT_FILE": mutant.site.file, "MUTANT_SOURCE": str(path)}
-        return self._pytest(tests, environment | {"MUTANT_FIRST": "\n".join(killers)}, timeout)
-
-    result = self._kept(_digest(mutant.site.file, source, *tests, *_texts(tests)), run)
+        environment["MUTANT_FIRST"] = "\n".join(killers)
+        result = self._pytest(tests, environment, timeout)
+      result["asked"] = _asked(result, tests)
+      self._keep(key, result)
     killer = (result.get("failed") or {}).get("test")
     if killer and killer not in killers:
       killers.append(killer)
     return result
 
-  def _kept(self, key: str, run) -> dict[str, Any]:
-    if key not in self._results:
-      result = run()
-      with self._lock:
-        self._results[key] = result
-        # In one step, so that an interruption leaves a whole file.
-        part = self._results_file.with_suffix(".part")
-        part.write_text(json.dumps(self._results, indent=1))
-        os.replace(part, self._results_file)
-    return self._results[key]
+  def _keep(self, key: str, result: dict[str, Any]) -> None:
+    with self._lock:
+      self._results[key] = result
+      # In one step, so that an interruption leaves a whole file.
+      part = self._results_file.with_suffix(".part")
+      part.write_text(json.dumps(self._results, indent=1))
+      os.replace(part, self._results_file)
 
   def _pytest(
     self, tests: Sequence[str], environment: dict[str, str], timeout: float | None
@@ -248,6 +253,23 @@ def _files_of(mutants: Sequence[Mutant]) -> set[str]:
 
 def _digest(*texts: str) -> str:
   return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
+def _asked(result: dict[str, Any], tests: Sequence[str]) -> str:
+  """The digest of the tests that a mutant's result depends on: its killer, else all of them."""
+  killer = (result.get("failed") or {}).get("test")
+  if killer is None:
+    return _digest(*tests, *_texts(tests))
+  path, name = killer.split("[")[0].split("::")
+  text = _without_other_tests((ROOT / path).read_text(), name) if (ROOT / path).is_file() else ""
+  return _digest(killer, text, *_texts(()))
+
+
+def _without_other_tests(text: str, name: str) -> str:
+  tree = ast.parse(text)
+  is_other = lambda node: getattr(node, "name", "").startswith("test_") and node.name != name
+  tree.body = [node for node in tree.body if not is_other(node)]
+  return ast.unparse(tree)
 
 
 def _texts(tests: Sequence[str]) -> list[str]:

@@ -25,8 +25,8 @@ EQUIVALENTS: dict[Site, str] = {
   ),
   **_of("losses/entropy", ("_minmax", "mask", 1, _SELECTED_AWAY)),
   **_of(
-    "losses/entropy",
-    ("_median_ratio", "mask", 0, "without a token in the mask, 1/2 is selected everywhere"),
+    "losses/cross_tokenizer",
+    ("make_span_divergence.uld", "swap", 0, "a distance is the same in either order"),
   ),
   **_of("losses/focus", ("select_hardest", "detach", 0, _CHOOSES)),
   **_of("losses/entropy_weighting", ("student_entropy_of", "detach", 0, _DETACHED_AGAIN)),

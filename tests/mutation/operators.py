@@ -141,7 +141,9 @@ def _axis(node: ast.AST) -> Variants:
 
 def _keyword(node: ast.AST) -> Variants:
   for i, keyword in enumerate(_keywords(node)):
-    if keyword.arg not in (None, "axis"):
+    # Without a mode a scatter drops what is out of range, too.
+    is_default = keyword.arg == "mode" and ast.unparse(keyword.value) == "'drop'"
+    if keyword.arg not in (None, "axis") and not is_default:
       yield _with(node, keywords=[*node.keywords[:i], *node.keywords[i + 1 :]])
 
 

@@ -84,6 +84,7 @@ def test_layers_in_host_memory(make, colocated):
   assert programs.continuations(None) == colocated[0].continuations(None)
 
 
+@pytest.mark.slow
 def test_a_mesh_of_its_own(make, colocated):
   programs, (shared, wanted, shared_state) = make(**OWN), colocated
   run = programs.experiment

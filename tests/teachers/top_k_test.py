@@ -77,6 +77,7 @@ def single(build):
   return trained(CompiledRun(build(1)))
 
 
+@pytest.mark.slow
 def test_the_student_learns_and_the_entropy_has_its_bounds(single):
   metrics, before, after = single
   assert after["student"]["forward_kl"] < before["student"]["forward_kl"]

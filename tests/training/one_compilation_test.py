@@ -14,6 +14,9 @@ from egad_jax import from_config
 from egad_jax.durability.workdir import Workdir
 from egad_jax.training import loop
 
+# Every program of a run is compiled, for two devices.
+pytestmark = pytest.mark.slow
+
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 STEPS, EVALUATE, ACCUMULATION = 6, 2, 2
 

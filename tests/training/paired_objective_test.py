@@ -218,7 +218,7 @@ def test_tokens_and_cross_entropy_are_of_the_students_tokens(one_device):
   assert mean(metrics, "cross_entropy") == pytest.approx(nats[batch.student.mask].mean(), rel=1e-5)
 
 
-@pytest.mark.short_form(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 2, 2, 2), (1, 8, 1, 1)])
 def test_a_mesh_gives_the_loss_and_gradients_of_one_device(shape, one_device):
   mesh = sharding.make_mesh(dict(zip(sharding.AXES, shape, strict=True)))
@@ -243,6 +243,7 @@ def test_a_mesh_gives_the_loss_and_gradients_of_one_device(shape, one_device):
   assert_close(actual.method_state, expected.method_state, 1e-6)
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_equal_one_batch(one_device):
   actual, metrics = make_step(accumulation=4)(initial_state(), frozen(), paired_batch())
   expected, expected_metrics = one_device
@@ -322,6 +323,7 @@ def same_sides(batch: Batch) -> PairedBatch:
   return PairedBatch(batch, batch, spans, spans)
 
 
+@pytest.mark.slow
 def test_one_tokenizer_for_both_is_vanilla_kd():
   """Spans of one token and the identity for a projection: loss, gradient and evaluation."""
   vocab = 64
@@ -365,6 +367,7 @@ def test_one_tokenizer_for_both_is_vanilla_kd():
   assert_close(found, wanted, 1e-5)
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_per_token_of_each_model_and_over_the_same_bytes():
   batch, context = paired_batch(), context_of(METHOD)
   statistics = evaluation.make_statistics(

@@ -192,7 +192,7 @@ def test_the_problem_exercises_every_mechanism(one_device):
   assert mean(metrics, "feature_loss") > 0
 
 
-@pytest.mark.short_form(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 2, 2, 2), (1, 8, 1, 1), (1, 1, 4, 2)])
 def test_a_mesh_gives_the_loss_and_gradients_of_one_device(shape, one_device):
   mesh = sharding.make_mesh(dict(zip(sharding.AXES, shape, strict=True)))
