@@ -83,7 +83,8 @@ class Positions(NamedTuple):
     if average == "chain_rule":
       positions = jnp.arange(self.span.shape[0])
       first = jax.ops.segment_min(positions, self.span, num_segments=self.counts.shape[0])
-      return log_p[jnp.minimum(first, positions.shape[0] - 1)]
+      # A span without tokens has the largest integer here, which reads the last token.
+      return log_p.at[first].get(mode="clip")
     return log_mean(self.total(averaged(log_p, average)), self.counts, average)
 
   def nll(self, labels: jax.Array) -> jax.Array:

@@ -122,7 +122,7 @@ def _product(table: _Table, operand: jax.Array) -> jax.Array:
 
   def weighted_rows(index: np.ndarray, weight: np.ndarray) -> jax.Array:
     rows = operand.at[..., index, :].get(mode="promise_in_bounds")
-    return rows * jnp.broadcast_to(jnp.asarray(weight, rows.dtype)[:, None], rows.shape)
+    return rows * jnp.broadcast_to(weight[:, None], rows.shape)
 
   result = jnp.zeros((*operand.shape[:-2], table.size, operand.shape[-1]), operand.dtype)
   for index, weight in table.layers:

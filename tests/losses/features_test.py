@@ -239,3 +239,8 @@ def test_misuse():
     pair_distances(jnp.ones(3), jnp.ones(3), jnp.ones(()))
   with pytest.raises(TypeError, match="student_features must be floating point"):
     normalized_mse(jnp.ones(3, int), jnp.ones(3))
+
+
+def test_projected_features_are_floating_point():
+  with pytest.raises(TypeError, match="student_features must be floating point"):
+    project({"kernel": jnp.ones((1, 2, 3))}, jnp.ones((1, 4, 2), jnp.int32))

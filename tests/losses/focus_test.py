@@ -174,3 +174,7 @@ def test_misuse():
   ):
     with pytest.raises(ValueError, match=message):
       update_focus(FocusState.init(), 1.0, elapsed=elapsed, focus=Focus())
+
+
+def test_all_tokens_are_distilled_at_first():
+  assert FocusState.init().ratio == 1

@@ -122,3 +122,17 @@ def test_very_unlikely_entries_keep_their_value_and_gradient():
   np.testing.assert_array_equal(log_probabilities(logits), [0.0, -1e4])
   gradient = jax.grad(lambda z: log_probabilities(z)[1])(logits)
   np.testing.assert_array_equal(gradient, [-1.0, 1.0])
+
+
+def test_numbers_are_arrays():
+  assert probabilities.promote("x", 0.5).dtype == jnp.float32
+  assert probabilities.check_labels(3, ()).shape == ()
+
+
+def test_a_value_of_another_type_is_named():
+  with pytest.raises(TypeError, match="share must be a float, got 1"):
+    probabilities.check_type("share", 1, float)
+
+
+def test_progress_is_detached():
+  assert jax.grad(lambda p: probabilities.check_progress("progress", p))(0.3) == 0

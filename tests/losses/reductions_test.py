@@ -54,3 +54,7 @@ def test_a_mask_is_no_weight():
     masked_median(jnp.arange(3), jnp.ones(3, bool))
   with pytest.raises(ValueError, match="mask must have shape"):
     masked_median(jnp.ones(3), jnp.ones(2, bool))
+
+
+def test_a_number_is_an_array_of_one():
+  assert masked_sum(2.5, True) == 2.5

@@ -404,3 +404,16 @@ def test_cost_is_linear_in_rows_and_does_not_grow_with_their_length(context):
   # A longer row costs a few comparisons per token to pick its nodes: less than one pass over the
   # token's 64 features, let alone over its pairs.
   assert 0 < flops(2, 1024, 64, context) - base < 20 * 2 * (1024 - 64)
+
+
+def test_metrics_are_detached(graphs):
+  student, projected, teacher, mask = graphs
+
+  def total(student, projected):
+    _, metrics = relation_graph_loss(
+      student, teacher, mask, elapsed=0.3, projected_student_features=projected, options=GRAPH
+    )
+    return sum(metrics.values())
+
+  for gradient in jax.jit(jax.grad(total, argnums=(0, 1)))(student, projected):
+    np.testing.assert_array_equal(gradient, 0)

@@ -89,3 +89,14 @@ def test_misuse():
     span_mask(jnp.ones(3), spans)
   with pytest.raises(ValueError, match="same leading axes"):
     span_mask(jnp.ones((2, 3), int), spans)
+
+
+def test_numbers_have_no_axis_of_tokens():
+  with pytest.raises(ValueError, match="same leading axes"):
+    span_mask(1, 1)
+
+
+def test_a_long_span_in_bfloat16_is_a_distribution():
+  # bfloat16 does not know the number 257.
+  log_p = span_log_average(jnp.zeros((257, 3), jnp.bfloat16), jnp.ones(257, jnp.int32))
+  np.testing.assert_allclose(np.exp(log_p[0]).sum(), 1, rtol=1e-5)

@@ -28,6 +28,14 @@ EQUIVALENTS: dict[Site, str] = {
     "losses/cross_tokenizer",
     ("make_span_divergence.uld", "swap", 0, "a distance is the same in either order"),
   ),
+  **_of(
+    "losses/features",
+    ("_similarities", "keyword", 0, "a CPU multiplies in float32 whatever the precision is"),
+  ),
+  **_of(
+    "losses/spans",
+    ("_index", "mask", 0, "sums leave out other indices, too, and -1 reads the entry for none"),
+  ),
   **_of("losses/focus", ("select_hardest", "detach", 0, _CHOOSES)),
   **_of("losses/entropy_weighting", ("student_entropy_of", "detach", 0, _DETACHED_AGAIN)),
   **_of(
