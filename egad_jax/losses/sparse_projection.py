@@ -149,6 +149,5 @@ def _scattered(q: jax.Array, ids: jax.Array, weights: jax.Array, size: int) -> j
   result = jnp.zeros((size, q.shape[1]), q.dtype)
   # One pass per column of W's arrays: all at once would hold k copies of the distribution.
   for column in range(ids.shape[1]):
-    weight = weights[:, column, None].astype(q.dtype)
-    result = result.at[ids[:, column]].add(q * weight, mode="drop")
+    result = result.at[ids[:, column]].add(q * weights[:, column, None], mode="drop")
   return result

@@ -105,7 +105,7 @@ class Temperature:
         f"anneal ({self.anneal}) needs elapsed, the share of the training that is over, in [0, 1]."
       )
     remaining = jnp.maximum(0, 1 - check_progress("elapsed", elapsed) / self.anneal)
-    return temperature ** jax.lax.stop_gradient(remaining)
+    return temperature**remaining
 
   def _at_first(self, position: jax.Array) -> jax.Array:
     return adaptive_temperature(

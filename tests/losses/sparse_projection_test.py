@@ -51,3 +51,11 @@ def test_an_empty_matrix_projects_onto_nothing():
   ids, weights = projection()
   function = jax.jit(sparse_projection((ids, 0 * weights), TEACHER))
   np.testing.assert_array_equal(function(np.ones((2, STUDENT), np.float32)), 0)
+
+
+def test_a_full_matrix_is_gathered_and_not_scattered():
+  ids, weights = np.arange(STUDENT)[:, None], np.ones((STUDENT, 1), np.float32)
+  product = sparse_projection((ids, weights), STUDENT)
+  program = str(jax.make_jaxpr(product)(np.ones((2, STUDENT), np.float32)))
+  assert "gather" in program
+  assert "scatter" not in program

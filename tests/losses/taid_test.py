@@ -370,3 +370,13 @@ def test_a_loss_that_is_not_finite_or_zero_moves_no_mountains(batch):
     taid_loss(*batch, state=0.4, elapsed=0.0)
   with pytest.raises(ValueError, match="elapsed must be a scalar"):
     taid_loss(*batch, state=state, elapsed=jnp.zeros(3))
+
+
+def test_the_share_among_the_metrics_is_detached(batch):
+  def interpolation(share):
+    _, (metrics, _) = taid_loss(*batch, state=at(share), elapsed=0.3)
+    return metrics["interpolation"]
+
+  value, gradient = jax.jit(jax.value_and_grad(interpolation))(jnp.float32(0.4))
+  assert value == jnp.float32(0.4)
+  assert gradient == 0
