@@ -21,10 +21,12 @@ _ALONE: dict[str, dict[str, Any]] = {
   "temperature": _UNIFORM | _NO_BRANCH,
   "branch": _UNIFORM | _FIXED,
 }
-# EGAD as in configs/default.py.
-_DEFAULT = "default"
+# EGAD as in configs/default.py, with features as the presets have them for models that differ in
+# width.
+_PRESET = "preset"
+_LAST_LAYER = {"branch.layers": "last", "branch.projector": "linear", "branch.weight": 1.0}
 LABELS = {name: f"egad, {name} alone" for name in _ALONE} | {
-  _DEFAULT: "egad, the defaults",
+  _PRESET: "egad, as the presets have it",
   "egad": "egad, all three mechanisms",
 }
 
@@ -33,7 +35,7 @@ def names() -> list[str]:
   """All variants: the baseline, the mechanisms, EGAD, then the rest of the table of methods."""
   from egad_jax.methods import METHODS
 
-  first = [BASELINE, *_ALONE, _DEFAULT, "egad"]
+  first = [BASELINE, *_ALONE, _PRESET, "egad"]
   return first + [name for name in METHODS if name not in first]
 
 
@@ -52,11 +54,11 @@ def variants(config: Any, chosen: Sequence[str]) -> Iterator[tuple[str, Any]]:
   for name in known:
     if name == BASELINE or not chosen or name in chosen:
       changed = copy.deepcopy(config)
-      changed.method = "egad" if name in (*_ALONE, _DEFAULT) else name
-      mechanisms = (default if name == _DEFAULT else egad_abstract).get_config()
+      changed.method = "egad" if name in (*_ALONE, _PRESET) else name
+      mechanisms = (default if name == _PRESET else egad_abstract).get_config()
       for group in _GROUPS:
         changed[group].update(mechanisms[group].to_dict())
-      changed.update_from_flattened_dict(_ALONE.get(name, {}))
+      changed.update_from_flattened_dict(_LAST_LAYER if name == _PRESET else _ALONE.get(name, {}))
       _reset_unread_options(changed)
       yield LABELS.get(name, name), changed
 

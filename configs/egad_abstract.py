@@ -27,6 +27,9 @@ def get_config() -> ml_collections.ConfigDict:
   # the teacher is sure get the higher temperatures.
   config.temperature.kind = "adaptive"
   config.temperature.direction = "confident_hot"
-  # Easy tokens learn from logits alone, hard ones from features too.
+  # Easy tokens learn from logits alone, hard ones from features of the last layer too.
   config.branch.tokens = "hard"
+  config.branch.layers = "last"
+  config.branch.projector = "linear"
+  config.branch.weight = 1.0
   return config

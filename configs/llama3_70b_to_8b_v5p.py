@@ -26,6 +26,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.student.init = "source"
   config.student.source = "hf:meta-llama/Llama-3.1-8B-Instruct"
   config.student.architecture = "llama-3.1-8b"
+  # The models differ in width: the last layer's features, through a trained map.
+  config.branch.layers = "last"
+  config.branch.projector = "linear"
+  config.branch.weight = 1.0
   config.data.source = "data/*.jsonl"
   config.batch_size = 256
   config.seq_len = 2048

@@ -26,6 +26,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.student.init = "source"
   config.student.source = "hf:Qwen/Qwen3-0.6B"
   config.student.architecture = "qwen3-0.6b"
+  # The models differ in width: the last layer's features, through a trained map.
+  config.branch.layers = "last"
+  config.branch.projector = "linear"
+  config.branch.weight = 1.0
   config.data.source = "data/*.jsonl"
   config.batch_size = 64
   config.seq_len = 1024

@@ -25,6 +25,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.student.init = "source"
   config.student.source = "hf:HuggingFaceTB/SmolLM2-135M-Instruct"
   config.student.architecture = "smollm2-135m"
+  # The models differ in width: the last layer's features, through a trained map.
+  config.branch.layers = "last"
+  config.branch.projector = "linear"
+  config.branch.weight = 1.0
   config.data.source = "data/*.jsonl"
   config.batch_size = 32
   config.seq_len = 2048

@@ -22,7 +22,7 @@ def settings(config):
 @pytest.mark.parametrize("base", [default, quickstart])
 def test_variants_do_not_depend_on_the_mechanisms_of_the_config(base):
   found = {label: settings(config) for label, config in variants(base.get_config(), [])}
-  assert found["egad, the defaults"] == ("egad", "uniform", "fixed", "all")
+  assert found["egad, as the presets have it"] == ("egad", "uniform", "fixed", "all")
   assert found["egad, all three mechanisms"] == ("egad", "linear", "adaptive", "hard")
   assert found["egad, curriculum alone"] == ("egad", "linear", "fixed", None)
   assert found["egad, temperature alone"] == ("egad", "uniform", "adaptive", None)
@@ -47,9 +47,9 @@ def test_options_stay_with_what_reads_them():
 
 def test_the_baseline_comes_first_and_unknown_names_are_refused():
   config = default.get_config()
-  assert [label for label, _ in variants(config, ["default"])] == [
+  assert [label for label, _ in variants(config, ["preset"])] == [
     "vanilla_kd",
-    "egad, the defaults",
+    "egad, as the presets have it",
   ]
   with pytest.raises(InputError, match=r"--methods: no egda; there are vanilla_kd, curriculum"):
     list(variants(config, ["egda"]))

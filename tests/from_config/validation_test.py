@@ -45,9 +45,11 @@ def test_the_defaults_are_what_did_not_lose_and_the_abstract_is_a_preset():
     c.branch.tokens,
   )
   assert mechanisms(config) == ("uniform", "fixed", 1.0, "all")
-  assert config.branch.weight == 1.0
+  features = lambda c: (c.branch.layers, c.branch.projector, c.branch.weight)
+  assert features(config) == ("all", "none", 10.0)
   abstract = egad_abstract.get_config()
   assert mechanisms(abstract) == ("linear", "adaptive", 1.0, "hard")
+  assert features(abstract) == ("last", "linear", 1.0)
   assert abstract.temperature.direction == "confident_hot"
   assert (abstract.curriculum.start, abstract.curriculum.end) == (0.25, 0.75)
   # The preset changes nothing else.
