@@ -374,7 +374,7 @@ def distillation_head(
     extras: Mapping[str, jax.Array] | None = None,
     context: Any = (),
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    teacher = jax.lax.stop_gradient(mapped(outputs, lambda x: x))
+    teacher = mapped(outputs, lambda x: x)
     rest = (labels, mask.astype(bool), dict(extras or {}), context)
     return summed_loss(student_hidden, student_unembedding, teacher, *rest)
 

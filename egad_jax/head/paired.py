@@ -108,9 +108,9 @@ def paired_head(
     batch: PairedBatch,
     context: Context,
   ) -> tuple[jax.Array, Stats]:
-    teacher = jax.lax.stop_gradient((teacher_hidden, teacher_unembedding))
     # What a teacher attached is not read here, and rows have no gradient.
     batch = batch._replace(attached=())
+    teacher = teacher_hidden, teacher_unembedding
     return summed_loss(student_hidden, student_unembedding, *teacher, batch, context)
 
   return head

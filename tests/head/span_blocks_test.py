@@ -43,6 +43,7 @@ def test_averages_of_blocks_are_those_of_each_pair(average, is_of_pair):
   run = jax.jit(lambda t: (tokens.log_average(t, average), tokens.average(t, average)))
   found, probabilities = run(jnp.asarray(temperature))
   np.testing.assert_array_equal(tokens.counts, [[2, 1, 0, 0], [1, 3, 0, 0]])
+  assert tokens.counts.dtype == logits.dtype
   warm = np.float64(logits) / 1.7
   log_p = warm - np.log(np.exp(warm).sum(-1, keepdims=True))
   for block, pair, value in expected(log_p, average):

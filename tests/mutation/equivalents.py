@@ -11,10 +11,38 @@ def _of(file: str, *rows: tuple[str, str, int, str]) -> dict[Site, str]:
 
 
 _DETACHED_AGAIN = "what is made from it is detached again, where it leaves"
+_NOT_READ = "no result reads the entries that it would change"
+_NO_PAIR = "a slot without a pair is dropped, and a later block writes what it was a pair of"
 _CHOOSES = "it only chooses indices or bools, through which no gradient passes"
 _SELECTED_AWAY = "the value is detached and selected away, so the guard protects nothing"
 
 EQUIVALENTS: dict[Site, str] = {
+  **_of(
+    "head/chunked",
+    ("_summed", "detach", 0, "the head's own gradient leaves the stats out"),
+  ),
+  **_of(
+    "head/long_spans",
+    ("LongTokens.counts", "keyword", 0, "an integer divides as well"),
+    ("LongTokens._total", "constant", 0, "the pieces have one shape"),
+  ),
+  **_of(
+    "head/paired",
+    ("paired_head.forward", "constant", 0, "the array carries a dtype, whatever its size"),
+  ),
+  **_of(
+    "head/span_blocks",
+    ("cut_into_blocks", "mask", 0, _NO_PAIR),
+    ("cut_into_blocks.order", "mask", 0, "what it reads is selected away"),
+    ("pairs_of_blocks", "mask", 0, _NO_PAIR),
+    ("tokens_of_blocks", "mask", 0, _NO_PAIR),
+    ("BlockTokens.maxima", "detach", 0, "what is subtracted is added again"),
+  ),
+  **_of(
+    "head/span_terms",
+    ("Side.rows", "constant", 0, _NOT_READ),
+    ("Side.labels_of", "constant", 0, _NOT_READ),
+  ),
   **_of("losses/adakd", ("adakd_terms", "detach", 0, _DETACHED_AGAIN)),
   **_of(
     "losses/distribution",
@@ -27,10 +55,6 @@ EQUIVALENTS: dict[Site, str] = {
   **_of(
     "losses/cross_tokenizer",
     ("make_span_divergence.uld", "swap", 0, "a distance is the same in either order"),
-  ),
-  **_of(
-    "losses/features",
-    ("_similarities", "keyword", 0, "a CPU multiplies in float32 whatever the precision is"),
   ),
   **_of(
     "losses/spans",

@@ -1,4 +1,4 @@
-"""Which tests are asked about a module: those nearest to it, by name and by import."""
+"""Which tests are asked about a module: its own doctests, and those nearest by name and import."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import re
 from tests.mutation.mutants import PACKAGES, ROOT
 
 # Further files rarely kill what these let live, and a survivor waits for all of them.
-MOST = 4
+MOST = 6
 _IMPORT = re.compile(r"^ *from ([\w.]+) import (\([^)]*\)|.*)", re.MULTILINE)
 
 
@@ -19,12 +19,13 @@ _IMPORT = re.compile(r"^ *from ([\w.]+) import (\([^)]*\)|.*)", re.MULTILINE)
 def nearest_tests(file: str) -> tuple[str, ...]:
   """Returns the test files of a module, nearest first, as paths from the repository's root.
 
-  First come the tests that bear its name, then those that import something from it, then those
+  The last is the module itself, for its doctests. Before it, first come the tests that bear its name, then those that import something from it, then those
   that import a module that imports it. Among equals, tests of the importing module come before
   others, then those of its package, then those that import least. One test file of another
   package than `PACKAGES` is asked when these have none.
   """
-  return _nearest(file, PACKAGES) or _nearest(file, ("",))[:1]
+  tests = _nearest(file, PACKAGES) or _nearest(file, ("",))[:1]
+  return (*tests, file) if ">>>" in (ROOT / file).read_text() else tests
 
 
 def _nearest(file: str, packages: tuple[str, ...]) -> tuple[str, ...]:

@@ -139,11 +139,15 @@ def _axis(node: ast.AST) -> Variants:
       yield _with(node, keywords=keywords)
 
 
+# What a compiler may know or choose, without another result on a CPU.
+_HINTS = ("unique_indices", "indices_are_sorted", "precision")
+# What scatters, and gathers with a fill_value, do without the keyword, too.
+_DEFAULTS = ("mode='drop'", "mode='fill'")
+
+
 def _keyword(node: ast.AST) -> Variants:
   for i, keyword in enumerate(_keywords(node)):
-    # Without a mode a scatter drops what is out of range, too.
-    is_default = keyword.arg == "mode" and ast.unparse(keyword.value) == "'drop'"
-    if keyword.arg not in (None, "axis") and not is_default:
+    if keyword.arg not in (None, "axis", *_HINTS) and ast.unparse(keyword) not in _DEFAULTS:
       yield _with(node, keywords=[*node.keywords[:i], *node.keywords[i + 1 :]])
 
 
