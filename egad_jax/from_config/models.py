@@ -217,8 +217,8 @@ def _feature_layers(
   if branch.projector == "none" and student.dim != teacher.dim and branch.loss != "pair_distances":
     raise InputError(
       f"config.branch.projector=none compares features of one width, but the student's are "
-      f"{student.dim} wide and the teacher's {teacher.dim}. Use config.branch.projector=linear, best "
-      "with config.branch.layers=last and config.branch.weight=1, or config.branch.loss="
+      f"{student.dim} wide and the teacher's {teacher.dim}. Use config.branch.projector=linear, "
+      "best with config.branch.layers=last and config.branch.weight=1, or config.branch.loss="
       "pair_distances."
     )
   kept = _kept_layers(config, teacher.num_layers)

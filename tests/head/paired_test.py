@@ -213,20 +213,40 @@ def test_the_value_alone_and_on_several_devices():
     np.testing.assert_allclose(their_stats[name], stat, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_matmuls_run_in_the_dtype_of_the_hidden_states():
+def test_matmuls_run_in_the_dtype_of_the_hidden_states_and_add_up_in_float32():
   method = make()
   head = paired_head(method.loss, student_vocab_size=VS, teacher_vocab_size=VT, chunk_size=8)
   half = lambda x: jnp.asarray(x, jnp.bfloat16)
+  inputs = arrays()
+  rounded = [half(x).astype(np.float32) for x in inputs]
+
+  @jax.jit
+  def run(student, student_weight, teacher, teacher_weight):
+    rest = (paired_batch(), context_of(method))
+    return head(student, student_weight, teacher, teacher_weight, *rest)[0]
+
+  found = run(half(inputs[0]), inputs[1], half(inputs[2]), inputs[3])
+  assert found == run(half(inputs[0]), rounded[1], half(inputs[2]), rounded[3])
+  np.testing.assert_allclose(found, run(*rounded), rtol=1e-5)
+
+
+def test_the_gradient_of_a_long_span_is_not_rounded():
+  method = make()
+  head = paired_head(method.loss, student_vocab_size=VS, teacher_vocab_size=VT, chunk_size=1)
+  half = lambda x: jnp.asarray(x, jnp.bfloat16)
   student, student_weight, teacher, teacher_weight = arrays()
-  run = jax.jit(
-    lambda *weights: head(
-      half(student),
-      weights[0],
-      half(teacher),
-      weights[1],
-      paired_batch(),
-      context_of(method),
-    )[0]
+  batch = paired_batch()
+  only = lambda spans: np.where((spans == 3) & (np.arange(ROWS)[:, None] == 0), spans, 0)
+  batch = batch._replace(
+    student_spans=only(batch.student_spans), teacher_spans=only(batch.teacher_spans)
   )
-  rounded = [half(x).astype(np.float32) for x in (student_weight, teacher_weight)]
-  assert run(student_weight, teacher_weight) == run(*rounded)
+
+  @jax.jit
+  @jax.grad
+  def gradient_of(weight):
+    rest = (half(teacher), teacher_weight, batch, context_of(method))
+    return head(half(student), weight, *rest)[0]
+
+  gradient = gradient_of(student_weight)
+  assert np.any(gradient != 0)
+  assert np.any(gradient != half(gradient).astype(np.float32))

@@ -42,6 +42,12 @@ EQUIVALENTS: dict[Site, str] = {
     "head/span_terms",
     ("Side.rows", "constant", 0, _NOT_READ),
     ("Side.labels_of", "constant", 0, _NOT_READ),
+    ("TermsOfPairs.choose.of_chunk", "constant", 0, "the axis has one entry, which is read"),
+    ("TermsOfPairs._summed", "detach", 0, "the head's own gradient leaves the stats out"),
+  ),
+  **_of(
+    "head/tpu",
+    ("Kernels.options", "constant", 0, "a limit of the compiler's, far above what kernels take"),
   ),
   **_of("losses/adakd", ("adakd_terms", "detach", 0, _DETACHED_AGAIN)),
   **_of(

@@ -19,10 +19,11 @@ _IMPORT = re.compile(r"^ *from ([\w.]+) import (\([^)]*\)|.*)", re.MULTILINE)
 def nearest_tests(file: str) -> tuple[str, ...]:
   """Returns the test files of a module, nearest first, as paths from the repository's root.
 
-  The last is the module itself, for its doctests. Before it, first come the tests that bear its name, then those that import something from it, then those
-  that import a module that imports it. Among equals, tests of the importing module come before
-  others, then those of its package, then those that import least. One test file of another
-  package than `PACKAGES` is asked when these have none.
+  The last is the module itself, for its doctests. Before it, first come the tests that bear its
+  name, then those that import something from it, then those that import a module that imports it.
+  Among equals, tests of the importing module come before others, then those of its package, then
+  those that import least. One test file of another package than `PACKAGES` is asked when these
+  have none.
   """
   tests = _nearest(file, PACKAGES) or _nearest(file, ("",))[:1]
   return (*tests, file) if ">>>" in (ROOT / file).read_text() else tests
