@@ -14,6 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from egad_jax import methods
 from egad_jax.chips import CHIPS, topology
 from egad_jax.head import distillation_head
+from egad_jax.head.tpu import _SHARE as SHARE
 from egad_jax.head.tpu import Kernels, chunk_tiles, kernel_chunk_size, kernels_of
 from egad_jax.losses import top_k_teacher
 from egad_jax.planning.environment import prepare_environment
@@ -215,3 +216,23 @@ def test_the_train_head_compiles_for_chips_that_are_not_here(name, monkeypatch):
   assert lowered.as_text().count("tpu_custom_call") == 3
   # The text of a compiled program of two cores is more than jax can read.
   assert lowered.compile().memory_analysis().temp_size_in_bytes > 0
+
+
+def test_the_largest_tiles_take_what_their_arrays_take():
+  """Blocks in the vector memory, where the next block of an operand is there beside the one in use."""
+  chunk, student, teacher, rows, columns = 1024, 1024, 4096, 1024, 512
+  half, single, next_too, lanes = 2, 4, 2, 128
+  logits = single * rows * columns
+  operands = lambda dim: next_too * half * dim * (rows + columns)
+  of_teacher = operands(teacher) + next_too * (logits + 3 * single * rows * lanes) + 4 * logits
+  sums = next_too * single * chunk * lanes
+  of_gradient = operands(student) + next_too * 2 * logits + single * chunk * student + sums
+  of_gradient += 5 * single * student * columns + 4 * logits
+
+  def tiles(size):
+    return chunk_tiles(Kernels(size, 1), chunk, student, teacher)
+
+  for size, found in ((of_teacher, "teacher"), (of_gradient, "gradient")):
+    enough = int(np.ceil(size / SHARE))
+    assert getattr(tiles(enough), found)[:2] == (rows, columns)
+    assert getattr(tiles(enough - 2), found)[:2] < (rows, columns)

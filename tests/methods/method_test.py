@@ -311,3 +311,14 @@ def test_hard_tokens_are_the_expected_share(context, hard_fraction):
   hard, weight = means(logits.astype(np.float32))
   np.testing.assert_allclose(hard, hard_fraction, atol=0.01)
   np.testing.assert_allclose(weight, 1.0, atol=0.01)
+
+
+# x_token has a loss of spans.
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "x_token"])
+def test_an_entropy_that_is_known_is_taken(name, rows, context):
+  method = METHODS[name]()
+  known = jnp.linspace(0.1, 2.0, 24)
+  own = context._replace(state=context.state._replace(method=method.init_state().method))
+  extras = {"teacher_entropy": known}
+  _, stats = jax.jit(lambda: method.loss.function(*rows, extras, own))()
+  np.testing.assert_array_equal(stats["teacher_entropy"], known)

@@ -48,6 +48,9 @@ EQUIVALENTS: dict[Site, str] = {
   **_of(
     "head/tpu",
     ("Kernels.options", "constant", 0, "a limit of the compiler's, far above what kernels take"),
+    ("_joined", "constant", 0, "the axis has one entry, which is read"),
+    ("_by_lane", "axis", 0, "axis 1 is the last"),
+    ("kernel_chunk_size", "boundary", 0, "256 is a multiple of both units"),
   ),
   **_of("losses/adakd", ("adakd_terms", "detach", 0, _DETACHED_AGAIN)),
   **_of(
