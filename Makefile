@@ -59,8 +59,8 @@ test-slow: $(VENV)/dev $(VENV)/teacher
 methods: $(VENV)/dev
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.training.every_method
 
-# Breaks losses, heads and methods node by node, writes docs/mutations.md; about an hour and a half on
-# two cores; goes on where it was interrupted.
+# Breaks losses, heads and methods node by node, writes docs/mutations.md; about an hour on two
+# cores; goes on where it was interrupted.
 mutations: $(VENV)/dev $(VENV)/teacher
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.mutation.check
 

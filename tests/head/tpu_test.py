@@ -219,7 +219,7 @@ def test_the_train_head_compiles_for_chips_that_are_not_here(name, monkeypatch):
 
 
 def test_the_largest_tiles_take_what_their_arrays_take():
-  """Blocks in the vector memory, where the next block of an operand is there beside the one in use."""
+  """Blocks in vector memory, where the next block of an operand is beside the one in use."""
   chunk, student, teacher, rows, columns = 1024, 1024, 4096, 1024, 512
   half, single, next_too, lanes = 2, 4, 2, 128
   logits = single * rows * columns

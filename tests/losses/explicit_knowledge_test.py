@@ -7,7 +7,7 @@ import pytest
 
 from egad_jax import losses
 from egad_jax.losses.explicit_knowledge import ExplicitKnowledge, explicit_knowledge_loss
-from egad_jax.methods.explicit_knowledge import apply_serial, make_aekt
+from egad_jax.methods.explicit_knowledge import apply_serial, init_serial, make_aekt
 
 Z_S, Z_T = np.array([[1, 1, 1, 0], [2, 1, 0, -1]], np.float32)
 OPTIONS = [
@@ -400,3 +400,9 @@ def test_metrics_are_detached(batch):
 
   for gradient in jax.jit(jax.grad(total, argnums=(0, 1)))(batch.student, 2 * batch.student):
     np.testing.assert_array_equal(gradient, 0)
+
+
+def test_the_serial_map_is_float32_where_float64_is_on():
+  with jax.enable_x64(True):
+    params = init_serial(jax.random.key(0), student_dim=3, teacher_dim=4, num_taps=1)
+  assert params["serial"].dtype == jnp.float32

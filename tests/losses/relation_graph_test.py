@@ -417,3 +417,16 @@ def test_metrics_are_detached(graphs):
 
   for gradient in jax.jit(jax.grad(total, argnums=(0, 1)))(student, projected):
     np.testing.assert_array_equal(gradient, 0)
+
+
+def test_metrics_of_the_method_are_detached(rows, context):
+  params, *taps_and_more = rows
+  function = make_trg(graph=GRAPH).feature_loss
+
+  @jax.jit
+  @jax.grad
+  def gradient_of(params):
+    _, metrics = function(params, *taps_and_more, context)
+    return sum(total for total, _ in metrics.values())
+
+  np.testing.assert_array_equal(gradient_of(params)["kernel"], 0)

@@ -5,6 +5,7 @@ import pytest
 from egad_jax import methods
 from egad_jax.losses import Branch
 from egad_jax.methods import METHODS, Method, make_method
+from egad_jax.methods.table import TWO_TOKENIZERS
 
 IDENTITY = ([[0], [1]], [[1.0], [1.0]])
 
@@ -40,3 +41,7 @@ def test_unknown_name_lists_the_names():
 def test_unknown_option():
   with pytest.raises(TypeError, match="tempreature"):
     make_method("vanilla_kd", tempreature=2.0)
+
+
+def test_the_methods_for_two_tokenizers_take_a_projection():
+  assert set(TWO_TOKENIZERS) == {"x_token"}

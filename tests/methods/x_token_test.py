@@ -270,3 +270,8 @@ def test_misuse(row, context):
   wrong = {"projection": (PROJECTION[0][:3], PROJECTION[1][:3])}
   with pytest.raises(ValueError, match=r"projection must be ids and weights of shape \[13, k\]"):
     dense_span_loss(make(**wrong).loss)(*row, context)
+
+
+def test_progress_is_read_for_a_curriculum_alone():
+  assert make(curriculum=Curriculum()).reads_progress
+  assert not make().reads_progress

@@ -76,6 +76,7 @@ EQUIVALENTS: dict[Site, str] = {
     ("top_tokens", "detach", 0, _CHOOSES),
     ("gather_indices", "detach", 0, _CHOOSES),
   ),
+  **_of("methods/x_token", ("make_x_token.function", "detach", 0, _DETACHED_AGAIN)),
   **_of("losses/terms", ("token_terms", "detach", 0, _DETACHED_AGAIN)),
   **_of("losses/token_graph", ("nearest_neighbours", "detach", 0, _CHOOSES)),
 }

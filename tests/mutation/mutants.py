@@ -17,9 +17,9 @@ from tests.mutation.operators import OPERATORS, is_guard
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PACKAGES = ("losses", "head", "methods")
 # A function with more mutants than this has as many run, of different operators where it can.
-PER_FUNCTION = 5
+PER_FUNCTION = 1
 # These operators come first in every function; the others take turns.
-FIRST = ("detach", "mask")
+FIRST = ("detach", "mask", "bound")
 
 
 class Site(NamedTuple):

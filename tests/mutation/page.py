@@ -33,8 +33,8 @@ function of every module has the mutants of its own nodes, so new code has them 
 renamed variable or a moved line changes nothing. A mutant is named by its file, its function, its
 operator and its index among that operator's mutants in that function.
 
-Of each function at most {per_function} mutants are run, so that all run in about an hour and a half
-on two cores: the first `detach`, the first `mask`, the first of each other operator, then the
+Of each function's mutants at most {per_function} is run, so that all run in about an hour on two
+cores: the first `detach`, `mask` and `bound`, the first of each other operator, then the
 second of each, and so on. The other operators take turns: the name of the function says with which
 one it begins. So the choice depends on the code alone, and together the functions have mutants of
 all operators. `--all` runs every mutant of a part.
