@@ -19,7 +19,7 @@ PACKAGES = ("losses", "head", "methods")
 # A function with more mutants than this has as many run, of different operators where it can.
 PER_FUNCTION = 1
 # These operators come first in every function; the others take turns.
-FIRST = ("detach", "mask", "bound")
+FIRST = ("detach", "mask", "bound", "power")
 
 
 class Site(NamedTuple):

@@ -34,7 +34,7 @@ renamed variable or a moved line changes nothing. A mutant is named by its file,
 operator and its index among that operator's mutants in that function.
 
 Of each function's mutants at most {per_function} is run, so that all run in about an hour on two
-cores: the first `detach`, `mask` and `bound`, the first of each other operator, then the
+cores: the first `detach`, `mask`, `bound` and `power`, the first of each other, then the
 second of each, and so on. The other operators take turns: the name of the function says with which
 one it begins. So the choice depends on the code alone, and together the functions have mutants of
 all operators. `--all` runs every mutant of a part.
