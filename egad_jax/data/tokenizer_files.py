@@ -91,7 +91,7 @@ def write_directory(
 
   Args:
     directory: made if it does not exist.
-    backend: the tokenizer.
+    backend: the tokenizer itself, whose JSON becomes tokenizer.json.
     special: text of special tokens by name, such as `eos_token`.
     chat_templates: Jinja sources by name.
     max_length: number of positions that the model was made for; None if unknown.

@@ -284,7 +284,7 @@ def loop_options(config: Config, extensions: Extensions = NO_EXTENSIONS) -> Loop
   """The options of the loop that runs a config's experiment.
 
   Args:
-    config: the config.
+    config: all keys of `configs.default`, checked by `validate`; it reads those of the loop alone.
     extensions: trackers that the config may name besides the package's.
 
   Raises:

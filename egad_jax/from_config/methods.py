@@ -126,7 +126,7 @@ def make_method(config: Config, extensions: Extensions = NO_EXTENSIONS, **inputs
   """The distillation method that a config names.
 
   Args:
-    config: the config.
+    config: all keys of `configs.default`, checked by `validate`.
     extensions: methods and divergences from outside the package.
     **inputs: further arguments of the method's maker that are made from the data: `projection` for
       x_token, none for other methods.

@@ -75,7 +75,7 @@ def check_given(
   to act.
 
   Args:
-    config: the config.
+    config: all keys, the given ones with their new values.
     given: keys that were given one by one, such as "curriculum.kind".
     extensions: methods from outside the package, which may read any key.
 

@@ -87,7 +87,7 @@ def validate(
   """Checks everything that can be known from the config alone, before any work.
 
   Args:
-    config: the config.
+    config: all keys of `configs.default`, with the values to check.
     extensions: methods, divergences and trackers that the config may name besides the package's.
     given: keys that the user set one by one, such as "curriculum.kind"; each must be read.
 

@@ -46,7 +46,7 @@ def model_flops(model: Model, *, tokens: int, seq_len: int, vocab_size: int) -> 
   """FLOPs of the forward pass of a model and its unembedding.
 
   Args:
-    model: the model.
+    model: of any family; its mixtures of experts count the experts that a token takes.
     tokens: number of tokens.
     seq_len: number of tokens of a row.
     vocab_size: number of rows of the unembedding that count.
