@@ -295,3 +295,8 @@ def test_the_mean_temperature_is_that_of_the_tokens_in_the_mask(batch):
   (_, (metrics, _)), _ = compiled(temperature=mean)(batch, at(1.0))
   *_, each = numpy_tokens(batch, 1.0, strength=IDTS.strength, base=IDTS.base)
   np.testing.assert_allclose(metrics["temperature_mean"], each.mean(), rtol=1e-5)
+
+
+def test_without_a_focus_every_token_weighs_one(batch):
+  (_, (metrics, _)), _ = compiled(**OPTIONS["off"])(batch, at(1.0))
+  assert metrics["weight_mean"] == 1

@@ -420,3 +420,10 @@ def test_the_margin_of_a_weight_belongs_to_the_pairs():
   weight = 0.6 - 1e-6
   claims = np.array([[2], [1]], np.int32), np.array([[weight], [np.nextafter(weight, 0)]])
   assert [x.tolist() for x in common_tokens(claims)] == [[0], [2]]
+
+
+def test_the_largest_entries_of_any_leading_axes():
+  q, p = np.random.default_rng(0).dirichlet(np.ones(9), (2, 2, 3)).astype(np.float32)
+  expected = np.abs(np.sort(q)[..., :-5:-1] - np.sort(p)[..., :-5:-1]).sum(-1)
+  found = sorted_distance(jnp.asarray(q), jnp.asarray(p), largest=4)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
