@@ -122,7 +122,7 @@ class EntropyDistribution(NamedTuple):
     target = q * up_to[-1]
     index = jnp.searchsorted(up_to, target, side="left", method="compare_all")
     # A bin with mass: where the cumulated mass first reaches the target, it has just grown.
-    index = jnp.clip(index, jnp.argmax(shares > 0), NUM_BINS - 1)
+    index = jnp.maximum(index, jnp.argmax(shares > 0))
     below = up_to[index] - shares[index]
     part = (target - below) / shares[index]
     log_edges = jnp.asarray(_LOG_EDGES, jnp.float32)

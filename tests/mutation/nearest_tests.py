@@ -11,7 +11,7 @@ import re
 from tests.mutation.mutants import PACKAGES, ROOT
 
 # Further files rarely kill what these let live, and a survivor waits for all of them.
-MOST = 6
+MOST = 4
 _IMPORT = re.compile(r"^ *from ([\w.]+) import (\([^)]*\)|.*)", re.MULTILINE)
 
 
