@@ -189,9 +189,7 @@ class EntropyDistribution(NamedTuple):
 
 def _bin(entropy: jax.Array) -> jax.Array:
   """Returns each entropy's bin, int32 [...]; exact on any device, as it only compares."""
-  return jnp.searchsorted(EDGES[1:-1], entropy, side="right", method="compare_all").astype(
-    jnp.int32
-  )
+  return jnp.searchsorted(EDGES[1:-1], entropy, side="right", method="compare_all")
 
 
 def _part_of_bin(entropy: jax.Array, index: jax.Array) -> jax.Array:
