@@ -100,26 +100,33 @@ class Runner:
       self._keep(key, self._pytest((test,), {}, timeout=None))
     return self._results[key]
 
-  def mutant(self, mutant: Mutant, tests: Sequence[str], timeout: float) -> dict[str, Any]:
-    """The run of one mutant, until the first failing test."""
-    source = mutant.source
-    killers = self._killers[mutant.site.file, mutant.site.function]
-
-    key = _digest(mutant.site.file, source)
-    result = self._results.get(key)
+  def kept(self, mutant: Mutant, tests: Sequence[str]) -> dict[str, Any] | None:
+    """The result of an earlier run of a mutant, if it still holds."""
+    result = self._results.get(_digest(mutant.site.file, mutant.source))
     if result is None or result["asked"] != _asked(result, tests):
-      with tempfile.TemporaryDirectory() as directory:
-        path = pathlib.Path(directory, "mutant.py")
-        path.write_text(source)
-        environment = {"MUTANT_FILE": mutant.site.file, "MUTANT_SOURCE": str(path)}
-        environment["MUTANT_FIRST"] = "\n".join(killers)
-        result = self._pytest(tests, environment, timeout)
-      result["asked"] = _asked(result, tests)
-      self._keep(key, result)
+      return None
+    self._learn(mutant, result)
+    return result
+
+  def run(self, mutant: Mutant, tests: Sequence[str], timeout: float) -> dict[str, Any]:
+    """Runs a mutant until the first failing test."""
+    killers = self._killers[mutant.site.file, mutant.site.function]
+    with tempfile.TemporaryDirectory() as directory:
+      path = pathlib.Path(directory, "mutant.py")
+      path.write_text(mutant.source)
+      environment = {"MUTANT_FILE": mutant.site.file, "MUTANT_SOURCE": str(path)}
+      environment["MUTANT_FIRST"] = "\n".join(killers)
+      result = self._pytest(tests, environment, timeout)
+    result["asked"] = _asked(result, tests)
+    self._keep(_digest(mutant.site.file, mutant.source), result)
+    self._learn(mutant, result)
+    return result
+
+  def _learn(self, mutant: Mutant, result: dict[str, Any]) -> None:
+    killers = self._killers[mutant.site.file, mutant.site.function]
     killer = (result.get("failed") or {}).get("test")
     if killer and killer not in killers:
       killers.append(killer)
-    return result
 
   def _keep(self, key: str, result: dict[str, Any]) -> None:
     with self._lock:
@@ -199,7 +206,8 @@ def main() -> int:
     return 0
   runner = Runner(options.cache, options.jobs, options.fresh)
   with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-    tests = sorted({test for file in _files_of(mutants) for test in nearest_tests(file)})
+    waiting = [m for m in mutants if runner.kept(m, nearest_tests(m.site.file)) is None]
+    tests = sorted({test for file in _files_of(waiting) for test in nearest_tests(file)})
     baselines = dict(zip(tests, pool.map(runner.baseline, tests), strict=True))
     red = {test for test, result in baselines.items() if result["exit"] != 0}
     for test in sorted(red):
@@ -207,14 +215,14 @@ def main() -> int:
 
     def run(mutant: Mutant) -> Result:
       tests = nearest_tests(mutant.site.file)
-      seconds = 0.0
-      if broken := sorted(red.intersection(tests)):
-        status, why = ERROR, f"{', '.join(broken)} fails without any mutant"
-      else:
+      result = runner.kept(mutant, tests)
+      if result is None and (broken := sorted(red.intersection(tests))):
+        return Result(mutant, ERROR, f"{', '.join(broken)} fails without any mutant")
+      if result is None:
         usual = sum(baselines[test]["seconds"] for test in tests)
-        result = runner.mutant(mutant, tests, max(SECONDS, SLOWER * usual))
-        seconds = result["seconds"]
-        status, why = judge(result)
+        result = runner.run(mutant, tests, max(SECONDS, SLOWER * usual))
+      seconds = result["seconds"]
+      status, why = judge(result)
       if mutant.site in EQUIVALENTS and status in (KILLED, SURVIVED):
         status = STALE if status == KILLED else EQUIVALENT
       print(f"{status:10} {seconds:5.1f} s  {mutant.site}  [{why}]", flush=True)
