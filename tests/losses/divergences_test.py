@@ -423,3 +423,10 @@ def test_help_is_that_of_the_formula_and_of_the_shared_arguments(name):
   }
   assert options <= set(inspect.signature(made).parameters)
   assert all(f"\n  {option}: " in made.__doc__ for option in options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_signature_names_every_argument(name):
+  parameters = inspect.signature(DIVERGENCES.get(name) or LABELLED[name]).parameters
+  assert {"student_logits", "teacher_logits", "temperature", "where"} <= set(parameters)
+  assert all(p.kind is not p.VAR_KEYWORD for p in parameters.values())

@@ -244,3 +244,9 @@ def test_misuse():
 def test_projected_features_are_floating_point():
   with pytest.raises(TypeError, match="student_features must be floating point"):
     project({"kernel": jnp.ones((1, 2, 3))}, jnp.ones((1, 4, 2), jnp.int32))
+
+
+def test_the_identity_is_float32_where_float64_is_on():
+  with jax.enable_x64(True):
+    params = init_projector(jax.random.key(0), student_dim=3, teacher_dim=3, num_taps=1)
+  assert params["kernel"].dtype == jnp.float32
