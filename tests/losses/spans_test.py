@@ -100,3 +100,12 @@ def test_a_long_span_in_bfloat16_is_a_distribution():
   # bfloat16 does not know the number 257.
   log_p = span_log_average(jnp.zeros((257, 3), jnp.bfloat16), jnp.ones(257, jnp.int32))
   np.testing.assert_allclose(np.exp(log_p[0]).sum(), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("average", ["prob", "logprob", "chain_rule"])
+def test_a_span_without_tokens_is_finite_in_value_and_gradient(average):
+  logits, spans = jnp.arange(6.0).reshape(2, 3), jnp.array([1, 1])
+  function = lambda z: jnp.sum(span_log_average(z, spans, average=average))
+  value, gradient = jax.jit(jax.value_and_grad(function))(logits)
+  assert np.isfinite(value)
+  assert np.isfinite(gradient).all()
