@@ -29,8 +29,8 @@ class _Table(NamedTuple):
     size: number of rows of the result.
     layers: [(index int32 [size], weight float32 [size])], one entry for each row of the result; the
       weight is 0 where a row has no entry left.
-    rows: int32 [n], ascending: the rows of the result that the other entries add to.
-    columns: int32 [n], the rows of the operand that they read.
+    rows: int [n], ascending: the rows of the result that the other entries add to.
+    columns: int [n], the rows of the operand that they read.
     weights: float32 [n].
   """
 
@@ -108,7 +108,7 @@ def _table(rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, size: int
     index[rows[here]], weight[rows[here]] = columns[here], weights[here]
     layers.append((index.astype(np.int32), weight.astype(np.float32)))
   rest = rank >= len(layers)
-  left = rows[rest].astype(np.int32), columns[rest].astype(np.int32), weights[rest]
+  left = rows[rest], columns[rest], weights[rest]
   return _Table(size, layers, *left)
 
 

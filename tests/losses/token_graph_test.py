@@ -339,3 +339,9 @@ def test_jit_vmap_and_leading_axes(name):
 def test_median_of_an_even_number():
   valid = jnp.array([[True, True, False]])
   assert median_distance(jnp.array([[1.0, 2.0, 9.0]]), valid) == 1.5
+
+
+def test_no_distance_is_below_zero():
+  vectors = np.random.default_rng(0).normal(size=(64, 7)).astype(np.float32)
+  twice = np.concatenate([vectors, vectors])
+  assert np.asarray(jax.jit(squared_distances)(twice)).min() == 0
