@@ -185,6 +185,7 @@ def test_misuse_names_the_argument():
   wide = jnp.concatenate([problem.student_unembedding] * 2)
   cases = [
     ({"student_unembedding": wide}, {}, "pass vocab_size"),
+    ({"student_unembedding": wide[:, :2]}, {}, r"student_unembedding must be \[vocab"),
     ({"student_unembedding": wide}, {"vocab_size": 38}, r"vocab_size \(38\) must be between"),
     ({"teacher_unembedding": problem.student_unembedding}, {}, "teacher_unembedding must be"),
     ({"labels": problem.labels[:2]}, {}, "labels must have the shape of the tokens"),

@@ -82,3 +82,21 @@ def filled_context() -> methods.Context:
   """A third of the way, with entropies of many sizes in the running distribution."""
   distribution = _filled(np.linspace(0.01, 6.0, 64, dtype=np.float32), np.ones(64, bool))
   return methods.Context(methods.State(distribution), jnp.float32(0.3), jnp.float32(0.3))
+
+
+def half_problem(vocab: int, *, seq: int = 70, padding: int = 0) -> Problem:
+  """bfloat16 hidden states of sizes that the kernels serve."""
+  rng = np.random.default_rng(0)
+
+  def normal(*shape, scale=1.0):
+    return np.asarray(scale * rng.normal(size=shape), jnp.bfloat16)
+
+  rows = vocab + padding
+  return Problem(
+    normal(2, seq, 128, scale=0.3),
+    normal(rows, 128).astype(np.float32),
+    normal(2, seq, 256, scale=0.3),
+    normal(rows, 256),
+    rng.integers(0, vocab, size=(2, seq), dtype=np.int32),
+    rng.random((2, seq)) < 0.8,
+  )

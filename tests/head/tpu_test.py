@@ -16,13 +16,11 @@ from egad_jax.chips import CHIPS, topology
 from egad_jax.head import distillation_head
 from egad_jax.head.tpu import _SHARE as SHARE
 from egad_jax.head.tpu import Kernels, chunk_tiles, kernel_chunk_size, kernels_of
-from egad_jax.losses import top_k_teacher
 from egad_jax.planning.environment import prepare_environment
 from egad_jax.planning.plan import compiling_for, devices_of
-from egad_jax.teachers import Hidden
 from tests.head.chunked_test import assert_same
 from tests.head.closed_form_test import by_autodiff, value_and_gradients
-from tests.head.problems import Problem, filled_context
+from tests.head.problems import half_problem
 
 V5E, V5P, TPU7X = Kernels(2**27, 1), Kernels(2**26, 2), Kernels(2**26, 1)
 
@@ -32,24 +30,6 @@ class Described(NamedTuple):
 
   platform: str
   device_kind: str
-
-
-def half_problem(vocab: int, *, seq: int = 70, padding: int = 0) -> Problem:
-  """bfloat16 hidden states of sizes that the kernels serve."""
-  rng = np.random.default_rng(0)
-
-  def normal(*shape, scale=1.0):
-    return np.asarray(scale * rng.normal(size=shape), jnp.bfloat16)
-
-  rows = vocab + padding
-  return Problem(
-    normal(2, seq, 128, scale=0.3),
-    normal(rows, 128).astype(np.float32),
-    normal(2, seq, 256, scale=0.3),
-    normal(rows, 256),
-    rng.integers(0, vocab, size=(2, seq), dtype=np.int32),
-    rng.random((2, seq)) < 0.8,
-  )
 
 
 @pytest.mark.short_form(2)
@@ -89,51 +69,6 @@ def test_vanilla_kd_and_padded_unembeddings():
   assert_same(actual[0], expected[0], 1e-6)
   assert_same(actual[1], expected[1], 3e-4)
   assert not np.any(actual[1][1][700:])
-
-
-def calls_kernels(token_loss, problem, **options) -> bool:
-  head = distillation_head(token_loss, kernels=V5E, **options)
-  return "pallas_call" in str(jax.make_jaxpr(lambda p: value_and_gradients(head, p))(problem))
-
-
-def test_what_they_cannot_serve_is_xlas():
-  token_loss, problem = methods.make_egad().loss.function, half_problem(300)
-  assert calls_kernels(token_loss, problem)
-  assert not calls_kernels(methods.make_egad(divergence="reverse_kl").loss.function, problem)
-  assert not calls_kernels(
-    token_loss, problem._replace(student_hidden=problem.student_hidden.astype(np.float32))
-  )
-  narrow = problem._replace(
-    student_hidden=problem.student_hidden[..., :96],
-    student_unembedding=problem.student_unembedding[:, :96],
-  )
-  assert not calls_kernels(token_loss, narrow)
-
-
-def test_kernels_read_hidden_states_and_their_own_entropy():
-  problem = half_problem(300)
-  head = distillation_head(methods.make_egad().loss.function, kernels=V5E)
-  hidden = Hidden(problem.teacher_hidden, problem.teacher_unembedding)
-  entropy = {"teacher_entropy": jnp.ones(problem.mask.shape)}
-
-  def calls(outputs, extras):
-    rest = (problem.student_unembedding, outputs, problem.labels, problem.mask, extras)
-    return "pallas_call" in str(
-      jax.make_jaxpr(jax.grad(lambda x: head.of_outputs(x, *rest, filled_context())[0]))(
-        problem.student_hidden
-      )
-    )
-
-  assert calls(hidden, {})
-  assert not calls(hidden, entropy)
-  assert not calls(top_k_teacher(jnp.zeros((*problem.mask.shape, 300)), 5), {})
-
-
-def test_evaluation_calls_no_kernel():
-  problem = half_problem(300)
-  head = distillation_head(methods.make_egad().loss.function, kernels=V5E)
-  program = jax.make_jaxpr(lambda p: head(*p, {}, filled_context()))(problem)
-  assert "pallas_call" not in str(program)
 
 
 @pytest.mark.parametrize("kernels", [V5E, V5P, TPU7X])

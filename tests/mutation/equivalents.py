@@ -20,7 +20,10 @@ EQUIVALENTS: dict[Site, str] = {
   **_of(
     "head/chunked",
     ("_summed", "detach", 0, "the head's own gradient leaves the stats out"),
+    ("_summed", "mask", 0, "what fills a chunk up is dropped where the stats are put"),
+    ("_by_kernels", "promotion", 0, "the array that takes it has that dtype"),
   ),
+  **_of("head/chunks", ("default_chunk_size", "constant", 0, "the number is rounded down to 128")),
   **_of(
     "head/long_spans",
     ("LongTokens.counts", "keyword", 0, "an integer divides as well"),
