@@ -11,7 +11,7 @@ from tests.head.vocab_parallel_test import assert_same, place
 
 @pytest.mark.parametrize(
   ("tensor", "vocab", "splits_vocabulary"),
-  [(4, 40, True), (4, 37, False), (1, 40, False)],
+  [(2, 40, True), (4, 37, False), (1, 40, False)],
 )
 def test_the_tensor_axis_splits_the_vocabulary_where_it_divides_it(
   tensor, vocab, splits_vocabulary, monkeypatch

@@ -12,7 +12,7 @@ import pytest
 
 from egad_jax.data.batches import Batch, PairedBatch
 from egad_jax.head.chunked import soft_capped
-from egad_jax.head.paired import paired_head, sharded_paired_head
+from egad_jax.head.paired import blocks_of_chunk, paired_head, sharded_paired_head
 from egad_jax.head.span_blocks import cut_into_blocks
 from egad_jax.losses import Curriculum, Temperature
 from egad_jax.losses.spans import span_mask
@@ -250,3 +250,9 @@ def test_the_gradient_of_a_long_span_is_not_rounded():
   gradient = gradient_of(student_weight)
   assert np.any(gradient != 0)
   assert np.any(gradient != half(gradient).astype(np.float32))
+
+
+def test_a_block_has_at_most_128_tokens():
+  assert blocks_of_chunk(128, 8192, 1000) == (1, 128)
+  assert blocks_of_chunk(129, 8192, 1000) == (2, 64)
+  assert blocks_of_chunk(7, 5, 1000) == (1, 5)

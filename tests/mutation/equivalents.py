@@ -28,6 +28,7 @@ EQUIVALENTS: dict[Site, str] = {
     "head/long_spans",
     ("LongTokens.counts", "keyword", 0, "an integer divides as well"),
     ("LongTokens._total", "constant", 0, "the pieces have one shape"),
+    ("LongTokens._total", "constant", 1, "the pieces have one shape"),
   ),
   **_of(
     "head/paired",
