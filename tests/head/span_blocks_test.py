@@ -49,3 +49,21 @@ def test_averages_of_blocks_are_those_of_each_pair(average, is_of_pair):
   for block, pair, value in expected(log_p, average):
     np.testing.assert_allclose(found[block, pair], value, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(probabilities[block, pair], np.exp(value), rtol=1e-5)
+
+
+def test_slots_without_a_pair_leave_the_gradient_finite():
+  logits = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 7)).astype(np.float32))
+  members = np.zeros((1, 4, 4), bool)
+  members[0, 0, :2] = members[0, 1, 2] = True
+  valid = np.any(members, axis=-1)[..., None]
+
+  @jax.jit
+  @jax.grad
+  def gradient_of(logits):
+    averages = BlockTokens(logits, jnp.asarray(members)).average(1.0, "prob")
+    return jnp.sum(jnp.where(valid, averages**2, 0))
+
+  gradient = np.asarray(gradient_of(logits))
+  assert np.isfinite(gradient).all()
+  np.testing.assert_array_equal(gradient[0, 3], 0)
+  assert np.abs(gradient[0, :3]).min() > 0

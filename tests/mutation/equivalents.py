@@ -40,8 +40,9 @@ EQUIVALENTS: dict[Site, str] = {
     ("cut_into_blocks.order", "mask", 0, "what it reads is selected away"),
     ("cut_into_blocks", "promotion", 0, "argsort gives int32 where float64 is off"),
     ("pairs_of_blocks", "bound", 0, "a gather stops at the last entry, which is selected away"),
-    ("pairs_of_blocks", "mask", 0, _NO_PAIR),
     ("tokens_of_blocks", "mask", 0, _NO_PAIR),
+    ("tokens_of_blocks", "mask", 1, _NO_PAIR),
+    ("_total", "promotion", 0, "a product of bool and float is the float's"),
     ("BlockTokens.maxima", "detach", 0, "what is subtracted is added again"),
   ),
   **_of(
