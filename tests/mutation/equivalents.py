@@ -49,6 +49,8 @@ EQUIVALENTS: dict[Site, str] = {
     "head/span_terms",
     ("Side.rows", "constant", 0, _NOT_READ),
     ("Side.labels_of", "constant", 0, _NOT_READ),
+    ("Side.labels_of", "keyword", 0, _NOT_READ),
+    ("Side.long_tokens", "promotion", 0, "the weight's values are of that dtype already"),
     ("TermsOfPairs.choose.of_chunk", "constant", 0, "the axis has one entry, which is read"),
     ("TermsOfPairs._summed", "detach", 0, "the head's own gradient leaves the stats out"),
   ),
