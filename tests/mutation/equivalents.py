@@ -52,6 +52,8 @@ EQUIVALENTS: dict[Site, str] = {
     ("Side.labels_of", "keyword", 0, _NOT_READ),
     ("Side.long_tokens", "promotion", 0, "the weight's values are of that dtype already"),
     ("TermsOfPairs.choose.of_chunk", "constant", 0, "the axis has one entry, which is read"),
+    ("TermsOfPairs._teacher_chunk", "constant", 0, _NOT_READ),
+    ("TermsOfPairs.long_terms", "promotion", 0, "a CPU adds bfloat16 with excess precision"),
     ("TermsOfPairs._summed", "detach", 0, "the head's own gradient leaves the stats out"),
   ),
   **_of(
