@@ -13,6 +13,7 @@ def _of(file: str, *rows: tuple[str, str, int, str]) -> dict[Site, str]:
 _DETACHED_AGAIN = "what is made from it is detached again, where it leaves"
 _NOT_READ = "no result reads the entries that it would change"
 _NO_PAIR = "a slot without a pair is dropped, and a later block writes what it was a pair of"
+_LIMIT = "a limit of the compiler's, far above what kernels take"
 _CHOOSES = "it only chooses indices or bools, through which no gradient passes"
 _SELECTED_AWAY = "the value is detached and selected away, so the guard protects nothing"
 
@@ -58,7 +59,8 @@ EQUIVALENTS: dict[Site, str] = {
   ),
   **_of(
     "head/tpu",
-    ("Kernels.options", "constant", 0, "a limit of the compiler's, far above what kernels take"),
+    ("Kernels.options", "constant", 0, _LIMIT),
+    ("Kernels.options", "factor", 0, _LIMIT),
     ("_joined", "constant", 0, "the axis has one entry, which is read"),
     ("_by_lane", "axis", 0, "axis 1 is the last"),
     ("kernel_chunk_size", "boundary", 0, "256 is a multiple of both units"),
