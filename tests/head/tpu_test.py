@@ -13,8 +13,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from egad_jax import methods
 from egad_jax.chips import CHIPS, topology
-from egad_jax.head import distillation_head
-from egad_jax.head.tpu import _SHARE as SHARE
+from egad_jax.head import distillation_head, tpu
 from egad_jax.head.tpu import Kernels, chunk_tiles, kernel_chunk_size, kernels_of
 from egad_jax.planning.environment import prepare_environment
 from egad_jax.planning.plan import compiling_for, devices_of
@@ -168,6 +167,17 @@ def test_the_largest_tiles_take_what_their_arrays_take():
     return chunk_tiles(Kernels(size, 1), chunk, student, teacher)
 
   for size, found in ((of_teacher, "teacher"), (of_gradient, "gradient")):
-    enough = int(np.ceil(size / SHARE))
+    enough = int(np.ceil(size / tpu._SHARE))
     assert getattr(tiles(enough), found)[:2] == (rows, columns)
     assert getattr(tiles(enough - 2), found)[:2] < (rows, columns)
+
+
+def test_lanes_with_far_maxima_join_without_overflow():
+  logits = np.random.default_rng(0).normal(size=(3, 128)) + np.linspace(0, 400, 128)
+  largest = jnp.asarray(logits, jnp.float32)
+  # One logit a lane: its exponential below its own maximum is 1, its difference to that 0.
+  maximum, total, weighted = tpu._joined(largest, jnp.ones((3, 128)), jnp.zeros((3, 128)))
+  below = logits - logits.max(1, keepdims=True)
+  np.testing.assert_allclose(maximum, logits.max(1), rtol=1e-6)
+  np.testing.assert_allclose(total, np.exp(below).sum(1), rtol=1e-4)
+  np.testing.assert_allclose(weighted, (below * np.exp(below)).sum(1), rtol=1e-4)

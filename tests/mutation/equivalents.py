@@ -63,6 +63,8 @@ EQUIVALENTS: dict[Site, str] = {
     ("Kernels.options", "factor", 0, _LIMIT),
     ("_joined", "constant", 0, "the axis has one entry, which is read"),
     ("_by_lane", "axis", 0, "axis 1 is the last"),
+    ("_by_lane", "constant", 0, "one lane more holds zeros, as it does anyway"),
+    ("chunk_by_kernels", "constant", 0, "hidden states and their unembedding have one width"),
     ("kernel_chunk_size", "boundary", 0, "256 is a multiple of both units"),
   ),
   **_of("losses/adakd", ("adakd_terms", "detach", 0, _DETACHED_AGAIN)),
