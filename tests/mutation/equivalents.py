@@ -22,7 +22,6 @@ EQUIVALENTS: dict[Site, str] = {
     "head/chunked",
     ("_summed", "detach", 0, "the head's own gradient leaves the stats out"),
     ("_summed", "mask", 0, "what fills a chunk up is dropped where the stats are put"),
-    ("_by_kernels", "promotion", 0, "the array that takes it has that dtype"),
   ),
   **_of("head/chunks", ("default_chunk_size", "constant", 0, "the number is rounded down to 128")),
   **_of(
@@ -41,6 +40,7 @@ EQUIVALENTS: dict[Site, str] = {
     ("cut_into_blocks.order", "mask", 0, "what it reads is selected away"),
     ("cut_into_blocks", "promotion", 0, "argsort gives int32 where float64 is off"),
     ("pairs_of_blocks", "bound", 0, "a gather stops at the last entry, which is selected away"),
+    ("tokens_of_blocks", "bound", 0, "a gather stops at the last entry, which is selected away"),
     ("tokens_of_blocks", "mask", 0, _NO_PAIR),
     ("tokens_of_blocks", "mask", 1, _NO_PAIR),
     ("_total", "promotion", 0, "a product of bool and float is the float's"),
@@ -61,6 +61,7 @@ EQUIVALENTS: dict[Site, str] = {
     "head/tpu",
     ("Kernels.options", "constant", 0, _LIMIT),
     ("Kernels.options", "factor", 0, _LIMIT),
+    ("Kernels.options", "keyword", 0, "the order of a grid's steps changes no result"),
     ("_joined", "constant", 0, "the axis has one entry, which is read"),
     ("_by_lane", "axis", 0, "axis 1 is the last"),
     ("_by_lane", "constant", 0, "one lane more holds zeros, as it does anyway"),
