@@ -170,6 +170,7 @@ FAILED = {
     ({"exit": 1, "loaded": True, "failed": FAILED | {"when": "setup"}}, ("stillborn", "in setup")),
     ({"exit": 1, "loaded": True, "failed": FAILED | {"error": "NameError"}}, ("stillborn", "Name")),
     ({"exit": "timeout"}, ("killed", "no end")),
+    ({"exit": -6}, ("killed", "signal 6")),
   ],
 )
 def test_only_a_failed_test_kills(result, expected):

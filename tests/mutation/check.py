@@ -165,6 +165,8 @@ def judge(result: dict[str, Any]) -> tuple[str, str]:
   failed = result.get("failed") or {}
   if result["exit"] == "timeout":
     return KILLED, "no end within ten times the usual time"
+  if result["exit"] < 0:
+    return KILLED, f"the process died of signal {-result['exit']}"
   if result["exit"] == 0:
     return (SURVIVED, "") if result["loaded"] else (ERROR, "no test imports the module")
   if result["exit"] == 1 and failed:
