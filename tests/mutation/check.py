@@ -163,10 +163,10 @@ class Runner:
 def judge(result: dict[str, Any]) -> tuple[str, str]:
   """Returns (KILLED, SURVIVED, STILLBORN or ERROR; by which test or why)."""
   failed = result.get("failed") or {}
-  if result["exit"] == "timeout":
-    return KILLED, "no end within ten times the usual time"
-  if result["exit"] < 0:
-    return KILLED, f"the process died of signal {-result['exit']}"
+  timed_out = result["exit"] == "timeout"
+  if timed_out or result["exit"] < 0:
+    died = "no end within ten times the usual time" if timed_out else "the process died of signal"
+    return KILLED, died if timed_out else f"{died} {-result['exit']}"
   if result["exit"] == 0:
     return (SURVIVED, "") if result["loaded"] else (ERROR, "no test imports the module")
   if result["exit"] == 1 and failed:
