@@ -186,8 +186,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Mechanism 3 of the abstract: hard tokens learn from features too. Which tokens are hard and what
   # they learn is ours. These defaults are the best that is measured, for a student made of its
   # teacher's layers: 7 to 8 % less forward KL than plain distillation in two seeds (`inner_10` in
-  # docs/results.md); on the hard half of the tokens 6 %. For a student of another width nothing but
-  # the last layer is measured: layers = last, projector = linear and weight = 1 gained 1 %.
+  # docs/results.md); on the hard half of the tokens 6 %, of the last layer with weight 1, 1 %. No
+  # student of another width was measured. It needs projector = linear; the presets take layers =
+  # last and weight = 1 with it.
   config.branch = branch = ml_collections.ConfigDict()
   branch.weight = 10.0  # Weight of the feature loss; 0: no feature branch.
   # Share of the tokens that is hard, those of highest teacher entropy; in (0, 1].

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from tests.mutation.check import Result, judge, selected
+from tests.mutation.check import Result, _without_other_tests, judge, selected
 from tests.mutation.equivalents import EQUIVALENTS
 from tests.mutation.mutants import PER_FUNCTION, ROOT, all_mutants, chosen, files, mutants_in
 from tests.mutation.nearest_tests import nearest_tests
@@ -195,3 +195,11 @@ def test_page_counts_and_names_the_survivor():
   assert f"| {first.site} |" not in text
   sections = [line for line in text.splitlines() if line.startswith("## ")]
   assert sections == ["## Survivors", "## Operators", "## Files", "## Stillborn"]
+
+
+def test_a_result_depends_on_its_own_test_and_on_what_that_shares():
+  text = "X = 1\ndef test_a():\n  assert X\ndef test_b():\n  assert X\n"
+  more = text + "def test_c():\n  pass\n"
+  assert _without_other_tests(more, "test_a") == _without_other_tests(text, "test_a")
+  for changed in (text.replace("X = 1", "X = 2"), text.replace("test_a():\n", "test_a(y):\n")):
+    assert _without_other_tests(changed, "test_a") != _without_other_tests(text, "test_a")

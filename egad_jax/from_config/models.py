@@ -217,9 +217,9 @@ def _feature_layers(
   if branch.projector == "none" and student.dim != teacher.dim and branch.loss != "pair_distances":
     raise InputError(
       f"config.branch.projector=none compares features of one width, but the student's are "
-      f"{student.dim} wide and the teacher's {teacher.dim}. Use config.branch.projector=linear, "
-      "best with config.branch.layers=last and config.branch.weight=1, or config.branch.loss="
-      "pair_distances."
+      f"{student.dim} wide and the teacher's {teacher.dim}. Use config.branch.projector=linear "
+      "(the presets have config.branch.layers=last and config.branch.weight=1 with it), or "
+      "config.branch.loss=pair_distances."
     )
   kept = _kept_layers(config, teacher.num_layers)
   return layer_pairs(branch.layers, student.num_layers, teacher.num_layers, kept)
