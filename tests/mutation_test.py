@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from tests.mutation.check import Result, _without_other_tests, judge, selected
+from tests.mutation.check import Result, _helpers, _without_other_tests, judge, selected
 from tests.mutation.equivalents import EQUIVALENTS
 from tests.mutation.mutants import PER_FUNCTION, ROOT, all_mutants, chosen, files, mutants_in
 from tests.mutation.nearest_tests import nearest_tests
@@ -195,6 +195,12 @@ def test_page_counts_and_names_the_survivor():
   assert f"| {first.site} |" not in text
   sections = [line for line in text.splitlines() if line.startswith("## ")]
   assert sections == ["## Survivors", "## Operators", "## Files", "## Stillborn"]
+
+
+def test_a_result_depends_on_the_modules_that_its_test_imports():
+  found = _helpers("tests/training/paired_objective_test.py")
+  assert {"tests/head/dense_spans.py", "tests/conftest.py"} <= set(found)
+  assert not any(path.endswith("_test.py") for path in _helpers("tests/head/tpu_kernels_test.py"))
 
 
 def test_a_result_depends_on_its_own_test_and_on_what_that_shares():

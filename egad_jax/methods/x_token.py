@@ -120,8 +120,7 @@ def make_x_token(
     nll = pairs.student_nll
     loss = value + ce_weight * nll if ce_weight else value
 
-    log_q = jax.lax.stop_gradient(log_q)
-    projected = project(jax.lax.stop_gradient(pairs.q(1.0)), projection, log_p.shape[-1])
+    projected = project(pairs.q(1.0), projection, log_p.shape[-1])
     reached = reachable(projection, log_p.shape[-1])
     stats = {
       "teacher_entropy": teacher["teacher_entropy"],

@@ -29,6 +29,6 @@ def dense_span_loss(loss: SpanLoss):
       kept = likeliest_entries(largest_of_spans(log_p, row.valid), count)
     value, stats = loss.function(pairs, teacher, kept, context)
     zeroed = lambda x: jnp.where(row.valid, x, 0)
-    return zeroed(value), {name: jax.lax.stop_gradient(zeroed(x)) for name, x in stats.items()}
+    return zeroed(value), {name: zeroed(x) for name, x in stats.items()}
 
   return of_row

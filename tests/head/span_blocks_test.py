@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from egad_jax.head.span_blocks import BlockTokens
+from egad_jax.head.span_blocks import BlockTokens, cut_into_blocks, tokens_of_blocks
 from egad_jax.losses.spans import SPAN_AVERAGES
 
 # Two blocks of four tokens: pairs of 2 and 1 tokens, and a token of no pair; pairs of 1 and 3.
@@ -28,6 +28,19 @@ def expected(log_p, average):
       else:
         mean = of_tokens.mean(0)
         yield block, pair, mean - np.log(np.exp(mean).sum())
+
+
+def test_a_block_has_the_tokens_of_its_pairs_and_no_others():
+  # Pairs of 2, 1 and 2 tokens, and one that the teacher lacks; a block holds 3 tokens.
+  student = jnp.asarray([[1, 1, 2, 3, 3, 4]], jnp.int32)
+  teacher = jnp.asarray([[1, 2, 2, 3, 0, 0]], jnp.int32)
+  layout = cut_into_blocks(student, teacher, 3, multiple=1)
+  assert int(layout.num_blocks) == 2
+  for side, found in ((layout.student, [[0, 1, 2], [3, 4]]), (layout.teacher, [[0, 1, 2], [3]])):
+    tokens, members = tokens_of_blocks(layout, side, 0, 2, 3)
+    assert [[int(t) for t in block if t < 6] for block in tokens] == found
+    assert len(set(np.asarray(tokens).reshape(-1).tolist())) == 6
+    np.testing.assert_array_equal(members.sum((1, 2)), [len(block) for block in found])
 
 
 @pytest.mark.parametrize("average", SPAN_AVERAGES)

@@ -97,6 +97,13 @@ def test_chunks_are_whole_vectors():
   assert kernel_chunk_size(V5E, None, 10_000, 10**6) == 256
 
 
+def test_the_compiler_may_use_most_of_the_vector_memory_but_not_more():
+  # Its own limit, 16 MiB, would refuse the tiles.
+  params = V5E.options("parallel", "arbitrary")["compiler_params"]
+  assert params.dimension_semantics == ("parallel", "arbitrary")
+  assert tpu._SHARE * V5E.vector_memory < params.vmem_limit_bytes < V5E.vector_memory
+
+
 def test_no_kernels_on_other_devices():
   assert kernels_of(jax.devices()[0]) is None
 

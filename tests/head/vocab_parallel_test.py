@@ -46,10 +46,10 @@ PLAIN = distillation_head(token_loss, **OPTIONS)
   ("axes", "vocab"),
   [
     ({"data": 2, "tensor": 4}, 1_003),
+    ({"fsdp": 1, "tensor": 8}, 1_003),
     ({"fsdp": 2, "tensor": 4}, 1_003),
     ({"data": 2, "fsdp": 2, "tensor": 2}, 49_152),
     ({"data": 1, "fsdp": 2, "tensor": 4}, 49_152),
-    ({"fsdp": 1, "tensor": 8}, 1_003),
   ],
 )
 def test_equals_one_device(axes, vocab):

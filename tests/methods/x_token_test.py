@@ -104,6 +104,17 @@ def test_stats(row, context):
   np.testing.assert_array_equal(stats["agreement"][VALID], agree[VALID])
 
 
+def test_uncovered_is_the_teachers_mass_where_no_student_entry_leads(row, context):
+  ids, weights = PROJECTION
+  weights = np.where((ids == 3) | (ids == 8), 0, weights).astype(np.float32)
+  method = make_x_token(projection=(ids, weights))
+  _, stats = jax.jit(dense_span_loss(method.loss))(*row, context)
+  probabilities = np.exp(jax.jit(span_log_average)(row[1], row[4]))[:6]
+  expected = probabilities[:, [3, 8]].sum(-1)
+  assert 0 < expected[VALID].min() < expected[VALID].max() < 0.45
+  np.testing.assert_allclose(stats["uncovered"][VALID], expected[VALID], rtol=1e-5)
+
+
 def test_agreement_of_equal_models(batch, context):
   method = make_x_token(projection=IDENTITY)
   spans = np.arange(8, dtype=np.int32) // 2 + 1

@@ -20,6 +20,7 @@ import argparse
 import ast
 import collections
 import concurrent.futures
+import functools
 import hashlib
 import json
 import os
@@ -95,7 +96,7 @@ class Runner:
   def baseline(self, test: str) -> dict[str, Any]:
     """The unbroken code's run of one test file; must be green."""
     texts = [path.read_text() for d in _BASELINE_READS for path in sorted((ROOT / d).glob("*.py"))]
-    key = _digest(test, *_texts((test,)), *texts)
+    key = _digest(test, *_texts([test, *_helpers(test)]), *texts)
     if key not in self._results:
       self._keep(key, self._pytest((test,), {}, timeout=None))
     return self._results[key]
@@ -269,10 +270,12 @@ def _asked(result: dict[str, Any], tests: Sequence[str]) -> str:
   """The digest of the tests that a mutant's result depends on: its killer, else all of them."""
   killer = (result.get("failed") or {}).get("test")
   if killer is None:
-    return _digest(*tests, *_texts(tests))
+    return _digest(*tests, *_texts([*tests, *_helpers(*tests)]))
   path, name = killer.split("[")[0].split("::")
-  text = _without_other_tests((ROOT / path).read_text(), name) if (ROOT / path).is_file() else ""
-  return _digest(killer, text, *_texts(()))
+  if not (ROOT / path).is_file():
+    return _digest(killer, "")
+  text = _without_other_tests((ROOT / path).read_text(), name)
+  return _digest(killer, text, *_texts(_helpers(path)))
 
 
 def _without_other_tests(text: str, name: str) -> str:
@@ -282,10 +285,34 @@ def _without_other_tests(text: str, name: str) -> str:
   return ast.unparse(tree)
 
 
-def _texts(tests: Sequence[str]) -> list[str]:
-  """The tests' text, and that of what they share."""
-  shared = sorted((ROOT / "tests").rglob("conftest.py"))
-  return [path.read_text() for path in [*(ROOT / test for test in tests), *shared]]
+def _texts(paths: Sequence[str]) -> list[str]:
+  return [(ROOT / path).read_text() for path in paths]
+
+
+@functools.cache
+def _helpers(*tests: str) -> list[str]:
+  """Returns the modules of tests/ that test files import, directly or not, and all conftests."""
+  found: set[str] = set()
+  waiting = [*tests, *(str(p.relative_to(ROOT)) for p in (ROOT / "tests").rglob("conftest.py"))]
+  while waiting:
+    path = waiting.pop()
+    found.add(path)
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+      modules = _tests_imported(node)
+      files = (module.replace(".", "/") + ".py" for module in modules)
+      waiting += [file for file in files if file not in found and (ROOT / file).is_file()]
+  return sorted(found.difference(tests))
+
+
+def _tests_imported(node: ast.AST) -> list[str]:
+  """Returns the modules of tests/ that an import statement may read."""
+  if isinstance(node, ast.Import):
+    names = [alias.name for alias in node.names]
+  elif isinstance(node, ast.ImportFrom) and node.module:
+    names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+  else:
+    return []
+  return [name for name in names if name.startswith("tests.")]
 
 
 if __name__ == "__main__":

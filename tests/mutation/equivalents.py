@@ -13,7 +13,6 @@ def _of(file: str, *rows: tuple[str, str, int, str]) -> dict[Site, str]:
 _DETACHED_AGAIN = "what is made from it is detached again, where it leaves"
 _NOT_READ = "no result reads the entries that it would change"
 _NO_PAIR = "a slot without a pair is dropped, and a later block writes what it was a pair of"
-_LIMIT = "a limit of the compiler's, far above what kernels take"
 _CHOOSES = "it only chooses indices or bools, through which no gradient passes"
 _SELECTED_AWAY = "the value is detached and selected away, so the guard protects nothing"
 
@@ -42,7 +41,6 @@ EQUIVALENTS: dict[Site, str] = {
     ("pairs_of_blocks", "bound", 0, "a gather stops at the last entry, which is selected away"),
     ("tokens_of_blocks", "bound", 0, "a gather stops at the last entry, which is selected away"),
     ("tokens_of_blocks", "mask", 0, _NO_PAIR),
-    ("tokens_of_blocks", "mask", 1, _NO_PAIR),
     ("_total", "promotion", 0, "a product of bool and float is the float's"),
     ("BlockTokens.maxima", "detach", 0, "what is subtracted is added again"),
   ),
@@ -59,9 +57,6 @@ EQUIVALENTS: dict[Site, str] = {
   ),
   **_of(
     "head/tpu",
-    ("Kernels.options", "constant", 0, _LIMIT),
-    ("Kernels.options", "factor", 0, _LIMIT),
-    ("Kernels.options", "keyword", 0, "the order of a grid's steps changes no result"),
     ("_joined", "constant", 0, "the axis has one entry, which is read"),
     ("_by_lane", "axis", 0, "axis 1 is the last"),
     ("_by_lane", "constant", 0, "one lane more holds zeros, as it does anyway"),
@@ -92,7 +87,6 @@ EQUIVALENTS: dict[Site, str] = {
     ("top_tokens", "detach", 0, _CHOOSES),
     ("gather_indices", "detach", 0, _CHOOSES),
   ),
-  **_of("methods/x_token", ("make_x_token.function", "detach", 0, _DETACHED_AGAIN)),
   **_of("losses/terms", ("token_terms", "detach", 0, _DETACHED_AGAIN)),
   **_of("losses/token_graph", ("nearest_neighbours", "detach", 0, _CHOOSES)),
 }
