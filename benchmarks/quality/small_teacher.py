@@ -1,6 +1,8 @@
-"""The teacher of the small setting: 8 layers, trained on Python's documentation from random values.
+"""The teacher of the small setting: 8 layers, trained on Python's source from random values.
 
-Command: python launch/run.py --config=benchmarks/quality/small_teacher.py --workdir=runs/small_teacher
+Command: python -m benchmarks.quality.python_sources runs/python_sources.jsonl
+         python launch/run.py --config=benchmarks/quality/small_teacher.py \
+           --workdir=runs/small_teacher
 Hardware: 2 CPU cores.
 
 A run needs a teacher. This one names the tiny random one, and a thousandfold weight of the labels
@@ -19,10 +21,11 @@ def get_config() -> ml_collections.ConfigDict:
   config = tiny.get_config()
   config.method = "vanilla_kd"
   config.loss.ce_weight = 1000.0
+  config.data.source = "runs/python_sources.jsonl"
   config.data.tokenizer = "train:272"
   config.seq_len = 128
   config.batch_size = 16
-  config.steps = 3000
+  config.steps = 2500
   config.log_every = 50
   config.student.layers = 8
   config.student.dim = 64

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import math
 import pathlib
 import re
@@ -25,7 +26,7 @@ from egad_jax.head.long_spans import LONG_SPANS
 from egad_jax.head.on_mesh import vocabulary_parts
 from egad_jax.head.paired import blocks_of_chunk
 from egad_jax.methods.method import SpanLoss
-from egad_jax.planning.memory import Buffer, read_memory
+from egad_jax.planning.memory import Buffer, Memory, read_memory
 from egad_jax.planning.program import Collective, Program
 from egad_jax.training import utilization
 from egad_jax.training.experiment import Experiment
@@ -210,7 +211,7 @@ def plan(experiment: Experiment, slice_: Topology, *, config: str) -> Plan:
     kernels=_calls(program),
     largest_buffers=memory.largest,
     compile_seconds=seconds,
-    notes=_notes(program, slice_),
+    notes=(*_notes(program, slice_), students_note(experiment, memory, device.hbm_bytes)),
   )
 
 
@@ -231,6 +232,28 @@ def _calls(program: Program) -> dict[str, int]:
   for kernel in program.kernels:
     calls[re.sub(r"[.\d]+$", "", kernel.name)] += kernel.calls
   return dict(sorted(calls.items()))
+
+
+def students_note(experiment: Experiment, memory: Memory, hbm_bytes: int) -> str:
+  """Says how many students like the experiment's a sweep trains together on its devices.
+
+  Args:
+    experiment: the experiment of one student.
+    memory: what its train step takes of a device.
+    hbm_bytes: memory of a device.
+  """
+  teacher, arguments = experiment.abstract_frozen().teacher, memory.arguments
+  outputs_of = functools.partial(experiment.teacher.outputs, with_taps=True)
+  arrays = jax.tree.leaves(jax.eval_shape(outputs_of, teacher, experiment.abstract_batch()))
+  of_batch = sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)
+  outputs = of_batch // sharding.batch_devices(experiment.mesh)
+  shared = memory.total - arguments["student"] - arguments["optimizer"] + outputs
+  students = max(hbm_bytes - shared, 0) // (arguments["student"] + arguments["optimizer"])
+  return (
+    f"In a sweep about {_counted(students, 'such student')} fit beside each other: each adds "
+    "its parameters and optimizer, all share the rest and the teacher's outputs of a batch "
+    f"({outputs / 2**30:.3f} GiB a device)."
+  )
 
 
 def _counted(count: int, noun: str) -> str:

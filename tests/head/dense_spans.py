@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
 from egad_jax.losses.cross_tokenizer import largest_of_spans, likeliest_entries

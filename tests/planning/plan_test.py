@@ -8,7 +8,7 @@ import os
 import jax
 import pytest
 
-from egad_jax import from_config
+from egad_jax import from_config, sharding
 from egad_jax.chips import CHIPS, topology
 from egad_jax.planning import plan as planning
 from egad_jax.planning.environment import prepare_environment
@@ -59,6 +59,16 @@ def test_memory_is_the_compiler_s_own(vanilla, planned):
   assert planned.temporaries_bytes == stats.temp_size_in_bytes
   outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
   assert planned.total_bytes == stats.argument_size_in_bytes + outputs + stats.temp_size_in_bytes
+
+
+def test_the_students_of_a_sweep_fill_the_memory_that_one_leaves(vanilla, planned):
+  (note,) = (note for note in planned.notes if note.startswith("In a sweep about"))
+  students = int(note.split()[4].replace(",", ""))
+  each = planned.arguments_bytes["student"] + planned.arguments_bytes["optimizer"]
+  (_, seq), dim = vanilla[0].abstract_batch().tokens.shape, vanilla[0].models.teacher.config.dim
+  rows = vanilla[0].optimization.batch_size // sharding.batch_devices(vanilla[0].mesh)
+  left = planned.hbm_bytes - planned.total_bytes - rows * seq * dim * 4
+  assert left - each < (students - 1) * each <= left
 
 
 def test_trees_have_the_bytes_of_their_arrays(vanilla, planned):
