@@ -1,10 +1,14 @@
 """Students of the small setting: 3 of the 8 layers of `small_teacher`, 0.2 M tokens.
 
+The teacher is the export of `small_teacher`, in `teacher/`.
+
 Command: python -m benchmarks.quality.study --help
 Hardware: 2 CPU cores.
 """
 
 from __future__ import annotations
+
+import pathlib
 
 import ml_collections
 
@@ -14,7 +18,7 @@ from configs import default
 def get_config() -> ml_collections.ConfigDict:
   """Returns the defaults, EGAD's mechanisms included, with sizes for seconds on a CPU."""
   config = default.get_config()
-  config.teacher.source = "runs/small_teacher/export"
+  config.teacher.source = str(pathlib.Path(__file__).parent / "teacher")
   config.teacher.dtype = "float32"
   config.data.source = "runs/python_sources.jsonl"
   config.seq_len = 128

@@ -39,5 +39,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.checkpoint.every_steps = 0
   config.eval.every_steps = 0
   config.eval.rows = 256
+  config.export.dtype = "bfloat16"  # The repository holds it.
   config.eval.sample_tokens = 64
   return config

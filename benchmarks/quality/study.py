@@ -1,6 +1,6 @@
 """Trains methods with several seeds, each at its own tuned learning rate, by `launch/sweep.py`.
 
-Command: python -m benchmarks.quality.study --students=benchmarks/quality/batches/small.jsonl \
+Command: python -m benchmarks.quality.study --students=benchmarks/quality/students/small.jsonl \
            --workdir=runs/study --output=benchmarks/quality/results/NAME.jsonl
 
 A line of --students is a line of a sweep, and may have "seeds", the number of seeds if it is not

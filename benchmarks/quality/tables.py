@@ -8,7 +8,6 @@ Every student is compared with the student of plain distillation, `kd`, of its b
 from __future__ import annotations
 
 import collections
-import json
 import pathlib
 import statistics
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from absl import flags
 
 from benchmarks.markdown import table
-from egad_jax.errors import InputError
+from benchmarks.quality.lines import read
 from launch import command_line
 
 RESULTS = flags.DEFINE_string(
@@ -25,18 +24,6 @@ RESULTS = flags.DEFINE_string(
 BASELINE = "kd"
 _Line = dict[str, Any]
 _QUARTILES = tuple(f"forward_kl_q{i}" for i in range(1, 5))
-
-
-def read(path: pathlib.Path) -> list[_Line]:
-  """Reads the lines of a file of results.
-
-  Raises:
-    InputError: the file cannot be read as JSON lines.
-  """
-  try:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-  except (OSError, ValueError) as error:
-    raise InputError(f"--results: {path} cannot be read as JSON lines: {error}") from error
 
 
 def row_error(line: _Line, baseline: _Line, split: str) -> float:

@@ -1,0 +1,181 @@
+"""Tables of docs/results.md about students of several seeds, from what `study` wrote.
+
+Command: python -m benchmarks.quality.seeds [--results=FILE,FILE]
+
+Every student is compared with `kd` of the same seed, and the mean of these differences over the
+seeds has a standard error, an interval of 95 % and a p-value by Student's t. The p-values of a
+table are corrected by Holm's method for all of its rows.
+"""
+
+from __future__ import annotations
+
+import collections
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import flags
+from scipy import stats
+
+from benchmarks.markdown import table
+from benchmarks.quality.lines import read
+from launch import command_line
+
+RESULTS = flags.DEFINE_list(
+  "results",
+  ["benchmarks/quality/results/small.jsonl", "benchmarks/quality/results/small_others.jsonl"],
+  "Files of results, JSON lines.",
+)
+# Students that the others are compared with, as far as a file has them.
+BASELINES = ("kd", "temperature_matched", "adakd")
+_TUNING = "_learning_rates"
+_QUARTERS = tuple(f"forward_kl_q{i}" for i in range(1, 5))
+_Line = dict[str, Any]
+
+
+class Difference(NamedTuple):
+  """Differences between two students in one figure, paired by seed.
+
+  Attributes:
+    mean: their mean.
+    error: the standard error of the mean; NaN for one seed.
+    low: lower end of the interval that holds the mean with a confidence of 95 %.
+    high: its upper end.
+    p_value: of the hypothesis that the true mean is 0, before any correction.
+  """
+
+  mean: float
+  error: float
+  low: float
+  high: float
+  p_value: float
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray) -> Difference:
+  """Compares float [seeds] with float [seeds] of the same seeds."""
+  differences = ours - theirs
+  n, mean = len(differences), float(differences.mean())
+  if n < 2:
+    return Difference(mean, *[float("nan")] * 4)
+  error = float(differences.std(ddof=1) / n**0.5)
+  width = float(stats.t.ppf(0.975, n - 1)) * error
+  p_value = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error else float(mean == 0)
+  return Difference(mean, error, mean - width, mean + width, p_value)
+
+
+def holm(p_values: list[float]) -> list[float]:
+  """Returns p-values corrected for there being several, by Holm's method; NaN stays NaN."""
+  known = [i for i, p in enumerate(p_values) if not np.isnan(p)]
+  corrected, largest = list(p_values), 0.0
+  for rank, i in enumerate(sorted(known, key=p_values.__getitem__)):
+    largest = max(largest, min(1.0, (len(known) - rank) * p_values[i]))
+    corrected[i] = largest
+  return corrected
+
+
+def by_student(lines: list[_Line]) -> dict[str, dict[int, _Line]]:
+  """Returns {name: {seed: line}} of the reported lines, those of the tuning left out."""
+  found: dict[str, dict[int, _Line]] = collections.defaultdict(dict)
+  for line in lines:
+    if not line["batch"].endswith(_TUNING):
+      found[line["name"]][line["seed"]] = line
+  return dict(found)
+
+
+def compare(ours: dict[int, _Line], theirs: dict[int, _Line], split: str, name: str) -> Difference:
+  """Compares two students in one figure of a split, over the seeds that both have."""
+  seeds = sorted(set(ours) & set(theirs))
+  of = lambda lines: np.array([lines[seed][split][name] for seed in seeds])
+  return difference(of(ours), of(theirs))
+
+
+def differences(students: dict[str, dict[int, _Line]], baseline: str) -> str:
+  """Returns a markdown table of all students against one of them."""
+  base = students[baseline]
+  kl = {n: compare(s, base, "held", "forward_kl") for n, s in students.items() if n != baseline}
+  names = sorted(kl, key=lambda name: kl[name].mean)
+  p_values = dict(zip(names, holm([kl[name].p_value for name in names]), strict=True))
+  header = (
+    "student",
+    "learning rate",
+    "seeds",
+    "held-out",
+    "standard error",
+    "95 % interval",
+    "p, corrected",
+    "other domain",
+    "standard error",
+    "cross-entropy",
+    "same top token, points",
+    *(f"quarter {i}" for i in range(1, 5)),
+  )
+
+  def row(name: str) -> tuple[str, ...]:
+    lines, found = students[name], kl[name]
+    other = compare(lines, base, "ood", "forward_kl")
+    agreement = compare(lines, base, "held", "agreement").mean
+    rate = next(iter(lines.values()))["learning_rate"]
+    return (
+      f"`{name}`",
+      f"{1e3 * rate:.2g}e-3",
+      str(len(set(lines) & set(base))),
+      f"{found.mean:+.4f}",
+      f"{found.error:.4f}",
+      f"{found.low:+.4f} to {found.high:+.4f}",
+      f"{p_values[name]:.2g}",
+      f"{other.mean:+.4f}",
+      f"{other.error:.4f}",
+      f"{compare(lines, base, 'held', 'cross_entropy').mean:+.4f}",
+      f"{100 * agreement:+.2f}",
+      *(f"{compare(lines, base, 'held', quarter).mean:+.3f}" for quarter in _QUARTERS),
+    )
+
+  return table(header, [row(name) for name in names])
+
+
+def rates(lines: list[_Line]) -> str:
+  """Returns a markdown table of the validation forward KL of each student by learning rate."""
+  found: dict[str, dict[float, float]] = collections.defaultdict(dict)
+  for line in lines:
+    if line["batch"].endswith(_TUNING):
+      found[line["name"]][line["learning_rate"]] = line["validation"]["forward_kl"]
+  grid = sorted({rate for scores in found.values() for rate in scores})
+
+  def cell(scores: dict[float, float], rate: float) -> str:
+    if rate not in scores:
+      return ""
+    best = scores[rate] == min(scores.values())
+    return f"**{scores[rate]:.4f}**" if best else f"{scores[rate]:.4f}"
+
+  rows = [(f"`{n}`", *(cell(scores, rate) for rate in grid)) for n, scores in found.items()]
+  return table(("student", *(f"{1e3 * rate:.2g}e-3" for rate in grid)), rows)
+
+
+def tables(lines: list[_Line]) -> str:
+  """Returns all tables of a file, each under a line that says what it shows."""
+  students = by_student(lines)
+  kd = students["kd"]
+  seeds, first = sorted(kd), next(iter(kd.values()))
+  mean = lambda split, name: float(np.mean([kd[seed][split][name] for seed in seeds]))
+  parts = [
+    f"`{first['batch']}`: {first['steps']} steps, {first['tokens']:,} tokens, {first['device']}. "
+    f"`kd`, mean of {len(seeds)} seeds: held-out {mean('held', 'forward_kl'):.4f}, other domain "
+    f"{mean('ood', 'forward_kl'):.4f}, cross-entropy {mean('held', 'cross_entropy'):.4f} "
+    f"nats, same top token {100 * mean('held', 'agreement'):.1f} %. The teacher's entropy: mean "
+    f"{first['held']['teacher_entropy']:.2f}, median "
+    f"{first['held']['teacher_entropy_median']:.2f} nats."
+  ]
+  for baseline in BASELINES:
+    if baseline in students:
+      parts += [f"Differences to `{baseline}`:", differences(students, baseline)]
+  return "\n\n".join([*parts, "Validation by learning rate, seed 0:", rates(lines)])
+
+
+def main() -> None:
+  """Prints the tables of each file that there is."""
+  files = [pathlib.Path(name) for name in RESULTS.value]
+  command_line.print_result("\n\n".join(tables(read(file)) for file in files if file.exists()))
+
+
+if __name__ == "__main__":
+  command_line.run(main)
