@@ -1,6 +1,4 @@
-"""Tables of docs/results.md about students of several seeds, from what `study` wrote.
-
-Command: python -m benchmarks.quality.seeds [--results=FILE,FILE]
+"""Tables about students of several seeds, from what `study` wrote.
 
 Every student is compared with `kd` of the same seed, and the mean of these differences over the
 seeds has a standard error, an interval of 95 % and a p-value by Student's t. The p-values of a
@@ -10,22 +8,13 @@ table are corrected by Holm's method for all of its rows.
 from __future__ import annotations
 
 import collections
-import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import flags
 from scipy import stats
 
 from benchmarks.markdown import table
-from benchmarks.quality.lines import read
-from launch import command_line
 
-RESULTS = flags.DEFINE_list(
-  "results",
-  ["benchmarks/quality/results/small.jsonl", "benchmarks/quality/results/small_others.jsonl"],
-  "Files of results, JSON lines.",
-)
 # Students that the others are compared with, as far as a file has them.
 BASELINES = ("kd", "temperature_matched", "adakd")
 _TUNING = "_learning_rates"
@@ -169,13 +158,3 @@ def tables(lines: list[_Line]) -> str:
     if baseline in students:
       parts += [f"Differences to `{baseline}`:", differences(students, baseline)]
   return "\n\n".join([*parts, "Validation by learning rate, seed 0:", rates(lines)])
-
-
-def main() -> None:
-  """Prints the tables of each file that there is."""
-  files = [pathlib.Path(name) for name in RESULTS.value]
-  command_line.print_result("\n\n".join(tables(read(file)) for file in files if file.exists()))
-
-
-if __name__ == "__main__":
-  command_line.run(main)

@@ -4,11 +4,11 @@ Command: python -m benchmarks.quality.study --students=benchmarks/quality/studen
            --workdir=runs/study --output=benchmarks/quality/results/NAME.jsonl
 
 A line of --students is a line of a sweep, and may have "seeds", the number of seeds if it is not
---seeds. First a sweep with seed 0 trains each student with each of --learning_rates, and with
-further ones while the best is at an end. The best on the validation rows, a half of the held-out
-rows, is then trained with the seeds 1, 2, and so on, one sweep a seed, and measured on the other
-half and on the other domain. A sweep that is finished is not run again, so an interrupted study
-goes on.
+--seeds. A sweep with seed 0 trains each student with each of --learning_rates, and with further
+ones while the best is at an end; a line that has its own learning rate keeps it. The best on the
+validation rows, a half of the held-out rows, is then trained with the seeds 1, 2, and so on, one
+sweep a seed, and measured on the other half and on the other domain. A sweep that is finished is
+not run again, so an interrupted study goes on.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from launch import command_line, config_file
 CONFIG = flags.DEFINE_string("config", "benchmarks/quality/small.py", "Config of all students.")
 TEACHER = flags.DEFINE_string("teacher", "", "The teacher, if it is not the config's.")
 STUDENTS = flags.DEFINE_string("students", None, "Students to train, JSON lines.", required=True)
+TEXT = flags.DEFINE_string("text", "", "Text to train on, if it is not the config's.")
 OTHER = flags.DEFINE_string("other", "python_docs", "Text of another domain, a data source.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the sweeps.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "File of results, JSON lines.", required=True)
@@ -47,6 +48,8 @@ class Study:
     self.given = [f"--config={CONFIG.value}", f"--config.data.cache={self.workdir / 'data'}"]
     if TEACHER.value:
       self.given.append(f"--config.teacher.source={TEACHER.value}")
+    if TEXT.value:
+      self.given.append(f"--config.data.source={TEXT.value}")
     self._scorers: list[Any] = []
 
   def sweep(self, seed: int, lines: list[_Line]) -> list[dict[str, Any]]:
@@ -89,6 +92,8 @@ class Study:
       for changes, parts in (({}, halves), ({"held_out_source": OTHER.value}, {"ood": (0.0, 1.0)})):
         config = ml_collections.ConfigDict(config_file.load(CONFIG.value).to_dict())
         config.data.cache = str(self.workdir / "data")
+        if TEXT.value:
+          config.data.source = TEXT.value
         config.data.update(changes)
         if TEACHER.value:
           config.teacher.source = TEACHER.value
@@ -108,23 +113,26 @@ def _at(line: _Line, rate: float) -> _Line:
 
 
 def tune(study: Study, lines: list[_Line]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-  """Returns the learning rate of each student that is best on validation, and all results."""
+  """Returns the learning rate of each student that is best on validation, and all results.
+
+  Students whose lines have a learning rate keep it, and are not trained here.
+  """
+  best = {line["name"]: line[LR_KEY] for line in lines if LR_KEY in line}
+  lines = [line for line in lines if LR_KEY not in line]
   rates = sorted(float(rate) for rate in RATES.value)
   ratio = (rates[-1] / rates[0]) ** (1 / (len(rates) - 1)) if len(rates) > 1 else 2.0
   wanted = [(line, rate) for line in lines for rate in rates]
-  while True:
+  results: list[dict[str, Any]] = []
+  while wanted and len(wanted) > len(results):
     asked = [_at(line, rate) | {"name": f"{line['name']}.lr{rate:.2g}"} for line, rate in wanted]
     results = study.sweep(0, asked)
-    best, further = {}, []
     for line in lines:
       own = [r for r in results if r["name"] == line["name"]]
       score = {r["learning_rate"]: r["validation"]["forward_kl"] for r in own}
       best[line["name"]] = chosen = min(score, key=score.__getitem__)
       if len(score) > 1 and chosen in (min(score), max(score)):
-        further.append((line, chosen / ratio if chosen == min(score) else chosen * ratio))
-    if not further or len(rates) == 1:
-      return best, results
-    wanted += further
+        wanted.append((line, chosen / ratio if chosen == min(score) else chosen * ratio))
+  return best, results
 
 
 def main() -> None:

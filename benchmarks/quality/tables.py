@@ -1,8 +1,9 @@
-"""Tables of docs/results.md from the lines that `benchmarks.quality.run` wrote.
+"""Tables of docs/results.md from the lines that `benchmarks.quality.run` and `study` wrote.
 
-Command: python -m benchmarks.quality.tables [--results=FILE]
+Command: python -m benchmarks.quality.tables [--results=FILE,FILE]
 
-Every student is compared with the student of plain distillation, `kd`, of its batch and seed.
+Every student is compared with the student of plain distillation, `kd`, of its batch and seed; the
+tables over several seeds are those of `seeds`.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Any
 from absl import flags
 
 from benchmarks.markdown import table
+from benchmarks.quality import seeds
 from benchmarks.quality.lines import read
 from launch import command_line
 
-RESULTS = flags.DEFINE_string(
-  "results", "benchmarks/quality/results/h200_smollm2.jsonl", "File of results, JSON lines."
-)
+RESULTS = flags.DEFINE_list("results", [], "Files of results, JSON lines; none: all there are.")
+_DIRECTORY = pathlib.Path(__file__).parent / "results"
 BASELINE = "kd"
 _Line = dict[str, Any]
 _QUARTILES = tuple(f"forward_kl_q{i}" for i in range(1, 5))
@@ -113,8 +114,12 @@ def tables(lines: list[_Line]) -> str:
 
 
 def main() -> None:
-  """Prints the tables."""
-  command_line.print_result(tables(read(pathlib.Path(RESULTS.value))))
+  """Prints the tables of each file."""
+  parts = []
+  for path in map(pathlib.Path, RESULTS.value or sorted(_DIRECTORY.glob("*.jsonl"))):
+    lines = read(path)
+    parts.append(seeds.tables(lines) if "changes" in lines[0] else tables(lines))
+  command_line.print_result("\n\n".join(parts))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ def references(inputs):
   }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", _EXACT)
 def test_contenders_agree(key, inputs, references):
   contender = contenders()[key]

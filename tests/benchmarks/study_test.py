@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from benchmarks.quality import small
-from benchmarks.quality.seeds import difference, holm
+from benchmarks.quality.lines import read
+from benchmarks.quality.seeds import by_student, compare, difference, holm
 from egad_jax import from_config
 from launch import sweep_file
 
-_STUDENTS = pathlib.Path(__file__).parents[2] / "benchmarks/quality/students"
+_ROOT = pathlib.Path(__file__).parents[2]
+_STUDENTS = _ROOT / "benchmarks/quality/students"
 
 
 @pytest.mark.parametrize("name", ["small", "small_others"])
@@ -39,3 +45,34 @@ def test_differences_are_those_of_a_paired_t_test():
 def test_holm_multiplies_by_the_hypotheses_that_are_left():
   np.testing.assert_allclose(holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
   np.testing.assert_allclose(holm([0.5, np.nan, 0.6]), [1.0, np.nan, 1.0])
+
+
+@pytest.mark.slow
+def test_a_row_of_the_page_can_be_made_again(tmp_path):
+  """The source of another version of Python is another text, so the figures are not the same."""
+  known = by_student(read(_ROOT / "benchmarks/quality/results/small.jsonl"))
+  rates = {name: known[name][1]["learning_rate"] for name in ("kd", "default")}
+  key = "config.optimizer.learning_rate"
+  lines = [
+    {"name": "kd", "config.method": "vanilla_kd", key: rates["kd"]},
+    {"name": "default", key: rates["default"]},
+  ]
+  students, text = tmp_path / "students.jsonl", tmp_path / "sources.jsonl"
+  students.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+  module = [sys.executable, "-m"]
+  study = [f"--students={students}", f"--workdir={tmp_path}", f"--text={text}", "--seeds=1"]
+  output = tmp_path / "results.jsonl"
+  for command in (
+    [*module, "benchmarks.quality.python_sources", str(text)],
+    [*module, "benchmarks.quality.study", *study, f"--output={output}"],
+  ):
+    subprocess.run(command, check=True, cwd=_ROOT, env=environment, timeout=600)
+  made = by_student(read(output))
+  for split in ("held", "ood"):
+    seeds = [{s: known[n][s] for s in range(1, 11)} for n in ("default", "kd")]
+    table = compare(*seeds, split, "forward_kl")
+    # The interval in which one more seed lies with a confidence of 95 %.
+    width = stats.t.ppf(0.975, 9) * table.error * np.sqrt(10 + 1)
+    found = compare(made["default"], made["kd"], split, "forward_kl").mean
+    assert abs(found - table.mean) <= width, split

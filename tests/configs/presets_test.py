@@ -51,6 +51,7 @@ def test_published_configs_are_the_architectures_that_a_plan_takes(name):
     assert found == dataclasses.replace(architecture(wanted), embedding_std=std)
 
 
+@pytest.mark.short_form(2)
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_plan_reads_nothing(name, monkeypatch):
   monkeypatch.setattr(hub, "snapshot", lambda *_, **__: pytest.fail("a plan downloads"))

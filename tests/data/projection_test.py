@@ -208,6 +208,7 @@ def real(smollm2) -> Real:
   return Real(smollm2)
 
 
+@pytest.mark.short_form(1)
 def test_pieces_of_real_tokens_spell_the_text(real):
   for tokenizer in (real.student, real.teacher):
     pieces = tokenizer.token_pieces()

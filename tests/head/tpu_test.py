@@ -31,7 +31,7 @@ class Described(NamedTuple):
   device_kind: str
 
 
-@pytest.mark.short_form(2)
+@pytest.mark.short_form(1)
 @pytest.mark.parametrize(
   ("vocab", "cores", "caps"),
   [(1003, 1, (3.0, 5.0)), (1536, 2, (None, None)), (300, 1, (None, 4.0))],

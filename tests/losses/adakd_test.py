@@ -156,6 +156,7 @@ def test_identical_models(batch, name):
     assert np.all(np.isfinite(gradient))
 
 
+@pytest.mark.slow
 def test_shapes_programs_and_dtypes(batch):
   options = EVERYTHING | {"divergence_options": {"alpha": 0.3}}
   step, batch = compiled(**EVERYTHING), type(batch)(*map(np.asarray, batch))

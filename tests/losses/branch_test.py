@@ -312,6 +312,7 @@ def test_soft_gather_counts_the_gates_it_drops(taps, stats, mask, context):
   np.testing.assert_allclose(metrics["hard_overflow"], overflow, rtol=1e-5)
 
 
+@pytest.mark.short_form(2)
 @pytest.mark.parametrize("loss", ["cosine", "pair_distances"])
 @pytest.mark.parametrize("tokens", ["hard", "easy"])
 def test_softness_tends_to_the_hard_threshold(taps, stats, mask, context, loss, tokens):

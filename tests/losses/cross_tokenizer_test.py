@@ -325,6 +325,7 @@ def test_entropies_are_each_model_s_own(rows):
     np.testing.assert_allclose(metrics[name], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_program(rows):
   """jit = eager, vmap = loop, any leading axes, bfloat16 in."""
   function = functools.partial(eager_loss, teacher_top_k=5)

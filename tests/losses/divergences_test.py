@@ -312,6 +312,7 @@ def test_jit_vmap_and_leading_axes(name):
   np.testing.assert_allclose(loop, np.asarray(eager)[:, 0], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_padding_columns_do_not_matter():
   student, teacher = pair((2, 6))
   junk = np.array([[np.nan, 1e4, -3.0]] * 2, np.float32)

@@ -74,6 +74,7 @@ SPARSE = {
 }
 
 
+@pytest.mark.short_form(2)
 @pytest.mark.parametrize("name", SPARSE)
 def test_a_sparse_teacher_of_all_entries_is_the_dense_one(name, batch):
   student, teacher, labels, mask = map(np.asarray, batch)

@@ -289,6 +289,7 @@ def test_expected_nodes_everywhere_give_the_mean_over_nodes(rows, context):
   np.testing.assert_allclose(total / mask.sum(), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_micro_batches_and_shards_change_nothing(rows, context):
   params, student, teacher, stats, mask = rows
   step = jax.jit(jax.value_and_grad(make_trg(graph=GRAPH).feature_loss, has_aux=True))
@@ -378,6 +379,7 @@ def test_params_only_for_the_contextual_term(rows, context):
   assert make_egad(branch=None).feature_loss is None
 
 
+@pytest.mark.slow
 def test_jit_equals_eager(rows, context):
   eager = make_trg(graph=GRAPH, hard_fraction=0.4).feature_loss(*rows, context)
   jitted = jitted_feature_loss()(*rows, context)

@@ -321,6 +321,7 @@ def test_median_of_nothing_and_of_duplicates():
   np.testing.assert_allclose(floor, SMALLEST_SIGMA, rtol=1e-6)
 
 
+@pytest.mark.short_form(1)
 @pytest.mark.parametrize("name", RELATIONS)
 def test_jit_vmap_and_leading_axes(name):
   student, teacher, mask = features(4)

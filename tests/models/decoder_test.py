@@ -114,6 +114,7 @@ def test_no_taps_make_an_empty_array_and_the_same_hidden_states(config, params):
   np.testing.assert_array_equal(hidden, with_taps)
 
 
+@pytest.mark.slow
 def test_a_partial_period_is_the_same_layers_as_whole_ones(config):
   """Three layers as a pattern of two and a half, and as a pattern of three."""
   kinds = (LOCAL, FULL, LOCAL)

@@ -6,9 +6,12 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_traces():
   cases = "tests/training/profiling_cases.py"
   command = [sys.executable, "-m", "pytest", "-q", "-n", "0", cases]
