@@ -15,10 +15,17 @@ from scipy import stats
 
 from benchmarks.markdown import table
 
-# Students that the others are compared with, as far as a file has them.
-BASELINES = ("kd", "temperature_matched", "adakd")
+BASELINE, OURS = "kd", "default"
 _TUNING = "_learning_rates"
 _QUARTERS = tuple(f"forward_kl_q{i}" for i in range(1, 5))
+_COMPARISON = (
+  "held-out",
+  "standard error",
+  "95 % interval",
+  "p, corrected",
+  "other domain",
+  "standard error",
+)
 _Line = dict[str, Any]
 
 
@@ -79,47 +86,56 @@ def compare(ours: dict[int, _Line], theirs: dict[int, _Line], split: str, name: 
 
 
 def differences(students: dict[str, dict[int, _Line]], baseline: str) -> str:
-  """Returns a markdown table of all students against one of them."""
+  """Returns a markdown table of all other students' differences to one of them."""
   base = students[baseline]
-  kl = {n: compare(s, base, "held", "forward_kl") for n, s in students.items() if n != baseline}
-  names = sorted(kl, key=lambda name: kl[name].mean)
-  p_values = dict(zip(names, holm([kl[name].p_value for name in names]), strict=True))
+  found = {n: compare(s, base, "held", "forward_kl") for n, s in students.items() if n != baseline}
+  names = sorted(found, key=lambda name: found[name].mean)
+  p_values = dict(zip(names, holm([found[name].p_value for name in names]), strict=True))
   header = (
     "student",
-    "learning rate",
-    "seeds",
-    "held-out",
-    "standard error",
-    "95 % interval",
-    "p, corrected",
-    "other domain",
-    "standard error",
-    "cross-entropy",
-    "same top token, points",
+    *("learning rate", "seeds"),
+    *_COMPARISON,
+    *("cross-entropy", "same top token, points"),
     *(f"quarter {i}" for i in range(1, 5)),
   )
 
   def row(name: str) -> tuple[str, ...]:
-    lines, found = students[name], kl[name]
+    lines = students[name]
     other = compare(lines, base, "ood", "forward_kl")
-    agreement = compare(lines, base, "held", "agreement").mean
     rate = next(iter(lines.values()))["learning_rate"]
     return (
       f"`{name}`",
       f"{1e3 * rate:.2g}e-3",
       str(len(set(lines) & set(base))),
-      f"{found.mean:+.4f}",
-      f"{found.error:.4f}",
-      f"{found.low:+.4f} to {found.high:+.4f}",
-      f"{p_values[name]:.2g}",
-      f"{other.mean:+.4f}",
-      f"{other.error:.4f}",
+      *_cells(found[name], p_values[name], other),
       f"{compare(lines, base, 'held', 'cross_entropy').mean:+.4f}",
-      f"{100 * agreement:+.2f}",
+      f"{100 * compare(lines, base, 'held', 'agreement').mean:+.2f}",
       *(f"{compare(lines, base, 'held', quarter).mean:+.3f}" for quarter in _QUARTERS),
     )
 
   return table(header, [row(name) for name in names])
+
+
+def against(students: dict[str, dict[int, _Line]], ours: str) -> str:
+  """Returns a markdown table of one student's differences to each other one."""
+  others = {name: lines for name, lines in students.items() if name != ours}
+  held = {name: compare(students[ours], o, "held", "forward_kl") for name, o in others.items()}
+  ood = {name: compare(students[ours], o, "ood", "forward_kl") for name, o in others.items()}
+  names = sorted(held, key=lambda name: held[name].mean)
+  p_values = holm([held[name].p_value for name in names])
+  rows = [(f"`{n}`", *_cells(held[n], p, ood[n])) for n, p in zip(names, p_values, strict=True)]
+  return table(("to", *_COMPARISON), rows)
+
+
+def _cells(held: Difference, p_value: float, other: Difference) -> tuple[str, ...]:
+  return (
+    f"{held.mean:+.4f}",
+    f"{held.error:.4f}",
+    f"{held.low:+.4f} to {held.high:+.4f}",
+    f"{p_value:.1g}",
+    f"{other.mean:+.4f}",
+    f"{other.error:.4f}",
+  )
 
 
 def rates(lines: list[_Line]) -> str:
@@ -143,7 +159,7 @@ def rates(lines: list[_Line]) -> str:
 def tables(lines: list[_Line]) -> str:
   """Returns all tables of a file, each under a line that says what it shows."""
   students = by_student(lines)
-  kd = students["kd"]
+  kd = students[BASELINE]
   seeds, first = sorted(kd), next(iter(kd.values()))
   mean = lambda split, name: float(np.mean([kd[seed][split][name] for seed in seeds]))
   parts = [
@@ -154,7 +170,7 @@ def tables(lines: list[_Line]) -> str:
     f"{first['held']['teacher_entropy']:.2f}, median "
     f"{first['held']['teacher_entropy_median']:.2f} nats."
   ]
-  for baseline in BASELINES:
-    if baseline in students:
-      parts += [f"Differences to `{baseline}`:", differences(students, baseline)]
+  parts += [f"Differences to `{BASELINE}`:", differences(students, BASELINE)]
+  if OURS in students:
+    parts += [f"Differences of `{OURS}` to the others:", against(students, OURS)]
   return "\n\n".join([*parts, "Validation by learning rate, seed 0:", rates(lines)])

@@ -116,8 +116,8 @@ def tables(lines: list[_Line]) -> str:
 def main() -> None:
   """Prints the tables of each file."""
   parts = []
-  for path in map(pathlib.Path, RESULTS.value or sorted(_DIRECTORY.glob("*.jsonl"))):
-    lines = read(path)
+  for path in RESULTS.value or sorted(map(str, _DIRECTORY.glob("*.jsonl"))):
+    lines = read(pathlib.Path(path))
     parts.append(seeds.tables(lines) if "changes" in lines[0] else tables(lines))
   command_line.print_result("\n\n".join(parts))
 
