@@ -208,7 +208,7 @@ def real(smollm2) -> Real:
   return Real(smollm2)
 
 
-@pytest.mark.short_form(1)
+@pytest.mark.slow
 def test_pieces_of_real_tokens_spell_the_text(real):
   for tokenizer in (real.student, real.teacher):
     pieces = tokenizer.token_pieces()
@@ -219,6 +219,7 @@ def test_pieces_of_real_tokens_spell_the_text(real):
     assert tokenizer.special_tokens[tokenizer.document_end_id] == "<|endoftext|>"
 
 
+@pytest.mark.slow
 def test_coverage_of_real_vocabularies(real):
   for student, teacher, projection in (
     (real.student, real.teacher, real.projection),
@@ -244,6 +245,7 @@ def test_coverage_of_real_vocabularies(real):
     assert len(np.unique(relaxed[1])) == len(relaxed[1])
 
 
+@pytest.mark.slow
 def test_alignment_of_real_text(real):
   pieces = real.student.token_pieces(), real.teacher.token_pieces()
   for passage in real.passages:

@@ -20,6 +20,7 @@ def planned(**values):
   return from_config.plan_run(changed(**values), jax.devices()[:4])
 
 
+@pytest.mark.slow
 def test_it_lowers_the_program_that_a_run_compiles(small, tmp_path):
   devices = jax.devices()[:4]
   run = from_config.build(small(), tmp_path, devices=devices)

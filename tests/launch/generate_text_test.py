@@ -106,6 +106,7 @@ def test_the_space_between_prompt_and_continuation_is_kept(run, tmp_path):
   assert run(directory, "Hello", 3).decode() == right
 
 
+@pytest.mark.slow
 def test_stdout_is_utf_8_whatever_the_locale(tmp_path):
   arrays = tiny.tensors(rows=260)
   # The same two bytes again and again: "é" in UTF-8.

@@ -50,6 +50,7 @@ def test_fixture_was_made_from_the_installed_file():
   assert digest == GOLDEN["sha256"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", range(len(GOLDEN["prompts"])))
 def test_logits_equal_those_of_transformers(logits, index):
   golden, ours = GOLDEN["prompts"][index], logits[index].astype(np.float64)

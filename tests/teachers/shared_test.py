@@ -48,6 +48,7 @@ def experiments(make):
   return [make(1, **changes_of(layers)) for layers in LAYERS]
 
 
+@pytest.mark.slow
 def test_each_student_reads_the_outputs_of_its_own_teacher(experiments):
   own = [experiment.teacher for experiment in experiments]
   views, placed = share(own), share(own)[0].place()

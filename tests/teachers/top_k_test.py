@@ -104,6 +104,7 @@ def test_eight_devices_equal_one(build, single, mesh):
     assert found["student"] == pytest.approx(expected["student"], rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_example_keeps_what_it_says(build):
   experiment = build(1, example.make_teacher)
   teacher = experiment.teacher
