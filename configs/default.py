@@ -141,8 +141,8 @@ def get_config() -> ml_collections.ConfigDict:
   divergence_options.adaptive_kl.head_mass = 0.5
 
   # Mechanism 1 of the abstract: focus moves from low- to high-entropy tokens. The abstract gives no
-  # formula; this one is ours. Off by default: it cost 1.0 % of forward KL where it was measured
-  # (docs/results.md).
+  # formula; this one is ours. Off by default: it cost 1 % of forward KL with one teacher and 3 % with
+  # another (docs/results.md).
   config.curriculum = curriculum = ml_collections.ConfigDict()
   # Form of the token weights: uniform (off), linear, window, competence or exponential.
   curriculum.kind = "uniform"
@@ -158,8 +158,8 @@ def get_config() -> ml_collections.ConfigDict:
   curriculum.strength = 2.0
 
   # Mechanism 2 of the abstract: a temperature for each token. Form and direction are ours. Off by
-  # default: it is a part of what `egad_abstract` loses; only uncertain_hot with anneal = 0.6
-  # gained where it was measured, by 0.4 to 0.7 % of forward KL (docs/results.md).
+  # default: it is a part of what `egad_abstract` loses. uncertain_hot with anneal = 0.6 gained 0.4 to
+  # 0.7 % of forward KL with one teacher, and cost 2 % with another (docs/results.md).
   config.temperature = temperature = ml_collections.ConfigDict()
   # fixed (off: base for all tokens), adaptive, or mean (a control: the mean of the adaptive
   # temperatures, for all tokens). adakd needs adaptive or mean.
@@ -185,10 +185,10 @@ def get_config() -> ml_collections.ConfigDict:
 
   # Mechanism 3 of the abstract: hard tokens learn from features too. Which tokens are hard and what
   # they learn is ours. These defaults are the best that is measured, for a student made of its
-  # teacher's layers: 7 to 8 % less forward KL than plain distillation in two seeds (`inner_10` in
-  # docs/results.md); on the hard half of the tokens 6 %, of the last layer with weight 1, 1 %. No
-  # student of another width was measured. It needs projector = linear; the presets take layers =
-  # last and weight = 1 with it.
+  # teacher's layers: 7 to 8 % less forward KL than plain distillation with a real teacher, in two
+  # seeds, and 15 % less with a small one, in ten; on the hard half of the tokens 6 % and 9 %
+  # (docs/results.md). No student of another width was measured. It needs projector = linear; the
+  # presets take layers = last and weight = 1 with it.
   config.branch = branch = ml_collections.ConfigDict()
   branch.weight = 10.0  # Weight of the feature loss; 0: no feature branch.
   # Share of the tokens that is hard, those of highest teacher entropy; in (0, 1].

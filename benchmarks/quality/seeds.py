@@ -93,9 +93,11 @@ def differences(students: dict[str, dict[int, _Line]], baseline: str) -> str:
   p_values = dict(zip(names, holm([found[name].p_value for name in names]), strict=True))
   header = (
     "student",
-    *("learning rate", "seeds"),
+    "learning rate",
+    "seeds",
     *_COMPARISON,
-    *("cross-entropy", "same top token, points"),
+    "cross-entropy",
+    "same top token, points",
     *(f"quarter {i}" for i in range(1, 5)),
   )
 
