@@ -141,8 +141,8 @@ def get_config() -> ml_collections.ConfigDict:
   divergence_options.adaptive_kl.head_mass = 0.5
 
   # Mechanism 1 of the abstract: focus moves from low- to high-entropy tokens. The abstract gives no
-  # formula; this one is ours. Off by default: it cost 1 % of forward KL with one teacher and 3 % with
-  # another (docs/results.md).
+  # formula; this one is ours. Off by default: it cost 1 % of forward KL with one teacher, and 3 %
+  # with another (docs/results.md).
   config.curriculum = curriculum = ml_collections.ConfigDict()
   # Form of the token weights: uniform (off), linear, window, competence or exponential.
   curriculum.kind = "uniform"
@@ -158,8 +158,8 @@ def get_config() -> ml_collections.ConfigDict:
   curriculum.strength = 2.0
 
   # Mechanism 2 of the abstract: a temperature for each token. Form and direction are ours. Off by
-  # default: it is a part of what `egad_abstract` loses. uncertain_hot with anneal = 0.6 gained 0.4 to
-  # 0.7 % of forward KL with one teacher, and cost 2 % with another (docs/results.md).
+  # default: it is a part of what `egad_abstract` loses. uncertain_hot with anneal = 0.6 gained 0.4
+  # to 0.7 % of forward KL with one teacher, and cost 2 % with another (docs/results.md).
   config.temperature = temperature = ml_collections.ConfigDict()
   # fixed (off: base for all tokens), adaptive, or mean (a control: the mean of the adaptive
   # temperatures, for all tokens). adakd needs adaptive or mean.
