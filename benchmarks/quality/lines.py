@@ -13,9 +13,12 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
   """Reads the lines of a file of results.
 
   Raises:
-    InputError: the file cannot be read as JSON lines.
+    InputError: the file cannot be read as JSON lines, or has none.
   """
   try:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
   except (OSError, ValueError) as error:
     raise InputError(f"--results: {path} cannot be read as JSON lines: {error}") from error
+  if not lines:
+    raise InputError(f"--results: {path} is empty.")
+  return lines

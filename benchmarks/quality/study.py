@@ -23,11 +23,11 @@ from typing import Any
 import ml_collections
 from absl import flags
 
+from benchmarks.quality.tuning import LR_KEY, Line, at_rate, tune
 from egad_jax.errors import InputError
 from launch import command_line, config_file
 
 CONFIG = flags.DEFINE_string("config", "benchmarks/quality/small.py", "Config of all students.")
-TEACHER = flags.DEFINE_string("teacher", "", "The teacher, if it is not the config's.")
 STUDENTS = flags.DEFINE_string("students", None, "Students to train, JSON lines.", required=True)
 TEXT = flags.DEFINE_string("text", "", "Text to train on, if it is not the config's.")
 OTHER = flags.DEFINE_string("other", "python_docs", "Text of another domain, a data source.")
@@ -35,8 +35,6 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the sweeps.", requi
 OUTPUT = flags.DEFINE_string("output", None, "File of results, JSON lines.", required=True)
 SEEDS = flags.DEFINE_integer("seeds", 10, "Number of seeds that are reported.", 1)
 RATES = flags.DEFINE_list("learning_rates", ["2e-3", "4e-3", "8e-3"], "Grid, with even ratios.")
-LR_KEY = "config.optimizer.learning_rate"
-_Line = dict[str, Any]
 
 
 class Study:
@@ -45,34 +43,38 @@ class Study:
   def __init__(self):
     self.workdir = pathlib.Path(WORKDIR.value)
     self.workdir.mkdir(parents=True, exist_ok=True)
-    self.given = [f"--config={CONFIG.value}", f"--config.data.cache={self.workdir / 'data'}"]
-    if TEACHER.value:
-      self.given.append(f"--config.teacher.source={TEACHER.value}")
+    self.changes = {"data.cache": str(self.workdir / "data")}
     if TEXT.value:
-      self.given.append(f"--config.data.source={TEXT.value}")
+      self.changes["data.source"] = TEXT.value
     self._scorers: list[Any] = []
 
-  def sweep(self, seed: int, lines: list[_Line]) -> list[dict[str, Any]]:
-    """Trains the students of a sweep's lines; returns a result for each."""
-    name = f"seed{seed}"
-    file = self.workdir / f"{name}.jsonl"
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  def sweep(self, seed: int, lines: dict[str, Line]) -> list[dict[str, Any]]:
+    """Trains the students of a sweep's lines; returns a result for each.
+
+    Args:
+      seed: the seed of all of them.
+      lines: the lines by the names that the students have in the sweep. In their results they have
+        the names of the lines.
+    """
+    file = self.workdir / f"seed{seed}.jsonl"
+    of_sweep = [line | {"name": name} for name, line in lines.items()]
+    file.write_text("".join(json.dumps(line) + "\n" for line in of_sweep))
     started = time.monotonic()
-    command = [sys.executable, "launch/sweep.py", *self.given, f"--config.seed={seed}"]
-    command += [f"--sweep={file}", f"--workdir={self.workdir / name}"]
+    command = [sys.executable, "launch/sweep.py", f"--config={CONFIG.value}"]
+    command += [f"--config.{key}={value}" for key, value in self.changes.items()]
+    command += [f"--config.seed={seed}", f"--sweep={file}", f"--workdir={file.with_suffix('')}"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     seconds = time.monotonic() - started
     print(f"seed {seed}: {len(lines)} students in {seconds:.0f} s", flush=True)
-    return [self._result(seed, line) for line in lines]
+    return [self._result(seed, file.with_suffix("") / name, line) for name, line in lines.items()]
 
-  def _result(self, seed: int, line: _Line) -> dict[str, Any]:
-    directory = self.workdir / f"seed{seed}" / line["name"]
+  def _result(self, seed: int, directory: pathlib.Path, line: Line) -> dict[str, Any]:
     config = json.loads((directory / "config.json").read_text())
     summary = json.loads((directory / "summary.json").read_text())
     changes = {key: value for key, value in line.items() if key not in ("name", LR_KEY)}
     result = {
       "batch": pathlib.Path(STUDENTS.value).stem,
-      "name": line["name"].split(".lr")[0],
+      "name": line["name"],
       "changes": changes,
       "learning_rate": config["optimizer"]["learning_rate"],
       "seed": seed,
@@ -89,14 +91,12 @@ class Study:
       from benchmarks.quality.scoring import Scorer
 
       halves = {"validation": (0.0, 0.5), "held": (0.5, 1.0)}
-      for changes, parts in (({}, halves), ({"held_out_source": OTHER.value}, {"ood": (0.0, 1.0)})):
+      for changes, parts in (
+        ({}, halves),
+        ({"data.held_out_source": OTHER.value}, {"ood": (0.0, 1.0)}),
+      ):
         config = ml_collections.ConfigDict(config_file.load(CONFIG.value).to_dict())
-        config.data.cache = str(self.workdir / "data")
-        if TEXT.value:
-          config.data.source = TEXT.value
-        config.data.update(changes)
-        if TEACHER.value:
-          config.teacher.source = TEACHER.value
+        config.update_from_flattened_dict(self.changes | changes)
         self._scorers.append(Scorer(config, self.workdir / "scoring", parts))
     return self._scorers
 
@@ -107,34 +107,6 @@ def _device() -> str:
   return jax.devices()[0].device_kind
 
 
-def _at(line: _Line, rate: float) -> _Line:
-  """The sweep's line of a student at a learning rate."""
-  return {k: v for k, v in line.items() if k != "seeds"} | {LR_KEY: rate}
-
-
-def tune(study: Study, lines: list[_Line]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-  """Returns the learning rate of each student that is best on validation, and all results.
-
-  Students whose lines have a learning rate keep it, and are not trained here.
-  """
-  best = {line["name"]: line[LR_KEY] for line in lines if LR_KEY in line}
-  lines = [line for line in lines if LR_KEY not in line]
-  rates = sorted(float(rate) for rate in RATES.value)
-  ratio = (rates[-1] / rates[0]) ** (1 / (len(rates) - 1)) if len(rates) > 1 else 2.0
-  wanted = [(line, rate) for line in lines for rate in rates]
-  results: list[dict[str, Any]] = []
-  while wanted and len(wanted) > len(results):
-    asked = [_at(line, rate) | {"name": f"{line['name']}.lr{rate:.2g}"} for line, rate in wanted]
-    results = study.sweep(0, asked)
-    for line in lines:
-      own = [r for r in results if r["name"] == line["name"]]
-      score = {r["learning_rate"]: r["validation"]["forward_kl"] for r in own}
-      best[line["name"]] = chosen = min(score, key=score.__getitem__)
-      if len(score) > 1 and chosen in (min(score), max(score)):
-        wanted.append((line, chosen / ratio if chosen == min(score) else chosen * ratio))
-  return best, results
-
-
 def main() -> None:
   """Tunes, trains the seeds and writes the results, all anew from the sweeps that are finished."""
   text = pathlib.Path(STUDENTS.value).read_text()
@@ -143,13 +115,16 @@ def main() -> None:
   if len(set(names)) < len(names):
     raise InputError(f"--students: {STUDENTS.value} has a name twice.")
   study, output = Study(), pathlib.Path(OUTPUT.value)
-  best, results = tune(study, lines)
+  rates = sorted(float(rate) for rate in RATES.value)
+  best, results = tune(lambda asked: study.sweep(0, asked), lines, rates)
   for result in results:
     result["batch"] += "_learning_rates"
   print("learning rates:", best, flush=True)
   for seed in range(1, SEEDS.value + 1):
     of_seed = [line for line in lines if seed <= line.get("seeds", SEEDS.value)]
-    results += study.sweep(seed, [_at(line, best[line["name"]]) for line in of_seed])
+    results += study.sweep(
+      seed, {line["name"]: at_rate(line, best[line["name"]]) for line in of_seed}
+    )
     output.write_text("".join(json.dumps(result) + "\n" for result in results))
 
 

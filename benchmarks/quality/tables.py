@@ -24,7 +24,7 @@ RESULTS = flags.DEFINE_list("results", [], "Files of results, JSON lines; none: 
 _DIRECTORY = pathlib.Path(__file__).parent / "results"
 BASELINE = "kd"
 _Line = dict[str, Any]
-_QUARTILES = tuple(f"forward_kl_q{i}" for i in range(1, 5))
+_QUARTERS = tuple(f"forward_kl_q{i}" for i in range(1, 5))
 
 
 def row_error(line: _Line, baseline: _Line, split: str) -> float:
@@ -72,7 +72,7 @@ def differences(lines: list[_Line]) -> str:
     "standard error",
     "other domain",
     "same top token, points",
-    *(f"quartile {i}" for i in range(1, 5)),
+    *(f"quarter {i}" for i in range(1, 5)),
   )
 
   def row(line: _Line) -> tuple[str, ...]:
@@ -84,7 +84,7 @@ def differences(lines: list[_Line]) -> str:
       f"{row_error(line, baseline, 'held'):.4f}",
       f"{ood['forward_kl'] - baseline['ood']['forward_kl']:+.4f}",
       f"{100 * (held['agreement'] - of['agreement']):+.2f}",
-      *(f"{held[name] - of[name]:+.3f}" for name in _QUARTILES),
+      *(f"{held[name] - of[name]:+.3f}" for name in _QUARTERS),
     )
 
   rest = [line for line in lines if line is not baseline]

@@ -250,8 +250,8 @@ def students_note(experiment: Experiment, memory: Memory, hbm_bytes: int) -> str
   shared = memory.total - arguments["student"] - arguments["optimizer"] + outputs
   students = max(hbm_bytes - shared, 0) // (arguments["student"] + arguments["optimizer"])
   return (
-    f"In a sweep about {_counted(students, 'such student')} fit beside each other: each adds "
-    "its parameters and optimizer, all share the rest and the teacher's outputs of a batch "
+    f"A sweep has room for about {_counted(students, 'such student')}: each adds its parameters "
+    "and its optimizer's state; all share the rest, and the teacher's outputs of a batch "
     f"({outputs / 2**30:.3f} GiB a device)."
   )
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.quality import tables
+from benchmarks.quality import seeds, tables
 from benchmarks.quality.together import distillation_loss
 from benchmarks.quality.variant import Variant, read_variants, stacked
 from egad_jax.errors import InputError
@@ -73,8 +73,11 @@ def test_bad_batches_are_refused(tmp_path, text, message):
 
 
 def test_the_page_has_the_tables_of_the_results():
-  lines = tables.read(_ROOT / "benchmarks/quality/results/h200_smollm2.jsonl")
-  assert tables.tables(lines) in (_ROOT / "docs/results.md").read_text()
+  page = (_ROOT / "docs/results.md").read_text()
+  results = _ROOT / "benchmarks/quality/results"
+  lines = tables.read(results / "h200_smollm2.jsonl")
+  assert tables.tables(lines) in page
+  assert seeds.tables(tables.read(results / "small.jsonl")) in page
   for line in lines:
     for split in ("validation", "held", "ood"):
       # The mean over rows of equal length is the mean over tokens.

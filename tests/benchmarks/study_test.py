@@ -15,6 +15,7 @@ from scipy import stats
 from benchmarks.quality import small
 from benchmarks.quality.lines import read
 from benchmarks.quality.seeds import by_student, compare, difference, holm
+from benchmarks.quality.tuning import LR_KEY, tune
 from egad_jax import from_config
 from launch import sweep_file
 
@@ -47,25 +48,45 @@ def test_holm_multiplies_by_the_hypotheses_that_are_left():
   np.testing.assert_allclose(holm([0.5, np.nan, 0.6]), [1.0, np.nan, 1.0])
 
 
+def test_the_grid_goes_on_until_the_best_rate_has_neighbours():
+  optimum = {"inside": 4e-3, "above": 32e-3, "below": 1e-3}
+  asked = []
+
+  def sweep(lines):
+    asked.append(len(lines))
+    rates = [(line["name"], line[LR_KEY]) for line in lines.values()]
+    loss = lambda name, rate: {"forward_kl": abs(np.log(rate / optimum[name]))}
+    return [{"name": n, "learning_rate": r, "validation": loss(n, r)} for n, r in rates]
+
+  lines = [{"name": name, "seeds": 2} for name in optimum] + [{"name": "given", LR_KEY: 0.5}]
+  best, results = tune(sweep, lines, [2e-3, 4e-3, 8e-3])
+  assert best["given"] == 0.5
+  for name, rate in optimum.items():
+    np.testing.assert_allclose(best[name], rate)
+  # Three rates each; "below" then gets 1e-3 and 0.5e-3, "above" gets 16e-3, 32e-3 and 64e-3.
+  assert asked == [9, 11, 13, 14]
+  assert len(results) == 14
+  assert tune(sweep, lines[:1], [2e-3])[0] == {"inside": 2e-3}
+
+
 @pytest.mark.slow
 def test_a_row_of_the_page_can_be_made_again(tmp_path):
   """The source of another version of Python is another text, so the figures are not the same."""
   known = by_student(read(_ROOT / "benchmarks/quality/results/small.jsonl"))
   rates = {name: known[name][1]["learning_rate"] for name in ("kd", "default")}
-  key = "config.optimizer.learning_rate"
   lines = [
-    {"name": "kd", "config.method": "vanilla_kd", key: rates["kd"]},
-    {"name": "default", key: rates["default"]},
+    {"name": "kd", "config.method": "vanilla_kd", LR_KEY: rates["kd"]},
+    {"name": "default", LR_KEY: rates["default"]},
   ]
   students, text = tmp_path / "students.jsonl", tmp_path / "sources.jsonl"
   students.write_text("".join(json.dumps(line) + "\n" for line in lines))
   environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
   module = [sys.executable, "-m"]
-  study = [f"--students={students}", f"--workdir={tmp_path}", f"--text={text}", "--seeds=1"]
+  options = [f"--students={students}", f"--workdir={tmp_path}", f"--text={text}", "--seeds=1"]
   output = tmp_path / "results.jsonl"
   for command in (
     [*module, "benchmarks.quality.python_sources", str(text)],
-    [*module, "benchmarks.quality.study", *study, f"--output={output}"],
+    [*module, "benchmarks.quality.study", *options, f"--output={output}"],
   ):
     subprocess.run(command, check=True, cwd=_ROOT, env=environment, timeout=600)
   made = by_student(read(output))

@@ -62,8 +62,8 @@ def test_memory_is_the_compiler_s_own(vanilla, planned):
 
 
 def test_the_students_of_a_sweep_fill_the_memory_that_one_leaves(vanilla, planned):
-  (note,) = (note for note in planned.notes if note.startswith("In a sweep about"))
-  students = int(note.split()[4].replace(",", ""))
+  (note,) = (note for note in planned.notes if note.startswith("A sweep has room for about"))
+  students = int(note.split()[6].replace(",", ""))
   each = planned.arguments_bytes["student"] + planned.arguments_bytes["optimizer"]
   (_, seq), dim = vanilla[0].abstract_batch().tokens.shape, vanilla[0].models.teacher.config.dim
   rows = vanilla[0].optimization.batch_size // sharding.batch_devices(vanilla[0].mesh)
