@@ -23,6 +23,7 @@ from typing import Any
 import ml_collections
 from absl import flags
 
+from benchmarks.quality.lines import read
 from benchmarks.quality.tuning import LR_KEY, Line, at_rate, tune
 from egad_jax.errors import InputError
 from launch import command_line, config_file
@@ -109,8 +110,7 @@ def _device() -> str:
 
 def main() -> None:
   """Tunes, trains the seeds and writes the results, all anew from the sweeps that are finished."""
-  text = pathlib.Path(STUDENTS.value).read_text()
-  lines = [json.loads(line) for line in text.splitlines() if line.strip()]
+  lines = read(pathlib.Path(STUDENTS.value), "--students")
   names = [line["name"] for line in lines]
   if len(set(names)) < len(names):
     raise InputError(f"--students: {STUDENTS.value} has a name twice.")
