@@ -177,7 +177,9 @@ def get_config() -> ml_collections.ConfigDict:
   temperature.minimum = 0.1  # Lower clip of adaptive temperatures; positive.
   temperature.maximum = 10.0  # Upper clip of adaptive temperatures.
   # Factor on the divergence at temperature T: per_token (T^2), linear (T), none (1) or mean_norm
-  # (T^2 over its mean).
+  # (T^2 over its mean). egad alone has also gradient_norm, which keeps the norm that a token's
+  # gradient has at T = 1, and its control gradient_norm_only, which changes nothing but that norm;
+  # they need a second softmax and do without the kernels.
   temperature.compensation = "per_token"
   # Share of the run, in (0, 1], after which all adaptive temperatures are 1, which they approach
   # step by step; 0: they stay as they are.

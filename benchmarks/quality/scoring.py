@@ -39,6 +39,8 @@ class Scorer:
     config.method = "vanilla_kd"
     self._run = CompiledRun(from_config.build(config.lock(), workdir))
     self._state = self._run.experiment.first_state()
+    # The teacher's outputs are computed once for all students.
+    self._held_out = list(self._run.attached_held_out())
     self._parts = parts
 
   def scores(self, export: pathlib.Path) -> dict[str, dict[str, float]]:
@@ -63,7 +65,7 @@ class Scorer:
     return found
 
   def _of_batches(self, state: Any) -> Iterator[dict[str, np.ndarray]]:
-    for batch in self._run.attached_held_out():
+    for batch in self._held_out:
       stats = self._run.statistics_of(state, batch)
       mask = np.asarray(loss_mask(batch))
       kept = mask.any(axis=1)

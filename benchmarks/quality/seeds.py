@@ -172,7 +172,8 @@ def tables(lines: list[_Line]) -> str:
     f"{first['held']['teacher_entropy']:.2f}, median "
     f"{first['held']['teacher_entropy_median']:.2f} nats."
   ]
-  parts += [f"Differences to `{BASELINE}`:", differences(students, BASELINE)]
+  if len(students) > 1:
+    parts += [f"Differences to `{BASELINE}`:", differences(students, BASELINE)]
   if OURS in students:
     parts += [f"Differences of `{OURS}` to the others:", against(students, OURS)]
   return "\n\n".join([*parts, "Validation by learning rate, seed 0:", rates(lines)])

@@ -15,7 +15,7 @@ from egad_jax.errors import InputError
 from egad_jax.from_config.extensions import NO_EXTENSIONS, Extensions
 from egad_jax.from_config.values import Config
 from egad_jax.losses.log_divergences import make_divergence
-from egad_jax.losses.temperature import check_temperature
+from egad_jax.losses.temperature import check_no_gradient, check_temperature
 from egad_jax.methods.method import Method
 
 
@@ -74,6 +74,13 @@ def _curriculum(config: Config) -> losses.Curriculum | None:
   return _group(config, "curriculum", losses.Curriculum)
 
 
+def _temperature_without_gradient(config: Config, **fixed: Any) -> losses.Temperature:
+  temperature = _group(config, "temperature", losses.Temperature, **fixed)
+  with _named("temperature"):
+    check_no_gradient(temperature, config.method)
+  return temperature
+
+
 def _adakd(config: Config) -> dict[str, Any]:
   if config.temperature.kind == "fixed":
     raise InputError(
@@ -82,7 +89,7 @@ def _adakd(config: Config) -> dict[str, Any]:
       "--config.temperature.strength=0 as well, the temperature is config.temperature.base for all."
     )
   # AdaKD's paper defines the position of a difficulty by the median, so the config's is ignored.
-  return {"temperature": _group(config, "temperature", losses.Temperature, position="median_ratio")}
+  return {"temperature": _temperature_without_gradient(config, position="median_ratio")}
 
 
 def _trg(config: Config) -> dict[str, Any]:
@@ -92,7 +99,7 @@ def _trg(config: Config) -> dict[str, Any]:
 def _x_token(config: Config) -> dict[str, Any]:
   return {
     "curriculum": _curriculum(config),
-    "temperature": _group(config, "temperature", losses.Temperature),
+    "temperature": _temperature_without_gradient(config),
     "teacher_top_k": config.method_options.x_token.teacher_top_k or None,
     # A stand-in, so that `validate` can check the options before there is a projection.
     "projection": (np.zeros((1, 1), np.int32), np.ones((1, 1), np.float32)),

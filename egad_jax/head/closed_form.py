@@ -45,7 +45,9 @@ class GradientRows(NamedTuple):
 
 def has_closed_form(token_loss: Any) -> TypeGuard[EntropyGuidedLoss]:
   """Whether a token loss is a forward KL guided by the teacher's entropy."""
-  return isinstance(token_loss, EntropyGuidedLoss) and token_loss.is_forward_kl
+  if not isinstance(token_loss, EntropyGuidedLoss):
+    return False
+  return token_loss.is_forward_kl and token_loss.compensation is None
 
 
 def entropy_of_sums(total: jax.Array, weighted: jax.Array) -> jax.Array:
@@ -88,7 +90,7 @@ def loss_and_gradient(
   """Computes loss and stats of each token, and the gradient of the loss summed over the mask.
 
   Args:
-    token_loss: a loss with `is_forward_kl` true.
+    token_loss: a loss that `has_closed_form`.
     student_logits: [n, vocab], at least float32, soft cap applied.
     teacher_logits: [n, vocab], at least float32, soft cap applied; -inf for a probability of 0.
     labels: int [n], the token that each row of logits predicts.

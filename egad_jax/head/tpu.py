@@ -306,7 +306,7 @@ def chunk_by_kernels(
   """Returns the kernels' computation of a chunk; None if no tiles fit or a dtype is not bfloat16.
 
   Args:
-    token_loss: a loss with `is_forward_kl` true.
+    token_loss: a loss that `has_closed_form`.
     kernels_: the chip's kernels, from `kernels_of`.
     arrays: student's hidden states and unembedding, teacher's hidden states and unembedding; only
       the dtypes and widths of the hidden states are read.

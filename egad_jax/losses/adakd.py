@@ -25,7 +25,7 @@ from egad_jax.losses.in_batch import in_batch_inputs, in_batch_metrics
 from egad_jax.losses.log_divergences import LogDivergence, hellinger, make_divergence
 from egad_jax.losses.probabilities import check_type
 from egad_jax.losses.reductions import masked_mean, masked_median, masked_sum
-from egad_jax.losses.temperature import Temperature, as_temperature
+from egad_jax.losses.temperature import Temperature, as_temperature, check_no_gradient
 from egad_jax.losses.terms import at_temperature, check_ce_weight, log_pair, token_terms
 from egad_jax.losses.top_k import Teacher
 from egad_jax.types import Stats
@@ -87,6 +87,7 @@ def adakd_loss(
   check_ce_weight(ce_weight)
   check_type("state", state, FocusState)
   temperature = as_temperature(temperature)
+  check_no_gradient(temperature, "adakd")
   student_logits, teacher_logits, labels, mask = in_batch_inputs(
     student_logits, teacher_logits, labels, mask, where
   )

@@ -118,6 +118,7 @@ def egad_loss(
     make_divergence(divergence, divergence_options),
     ce_weight=ce_weight,
     hard_logits=branch is None or branch.hard_logits,
+    compensation=temperature.compensation if temperature.reads_gradient else None,
   )
   loss, stats = token_loss(student_logits, teacher_logits, labels, {}, None)
   feature_loss = jnp.zeros((), loss.dtype)

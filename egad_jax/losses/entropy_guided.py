@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from jax.typing import ArrayLike
 
+from egad_jax.losses.gradient_norm import norm_compensated
 from egad_jax.losses.guidance import TokenGuidance
 from egad_jax.losses.log_divergences import LogDivergence
 from egad_jax.losses.terms import at_temperature, log_pair, loss_and_stats, token_terms
@@ -32,6 +33,8 @@ class EntropyGuidedLoss:
     ce_weight: factor, >= 0, on the cross-entropy with the labels; 0 leaves it out of the loss.
     hard_logits: whether hard tokens keep their divergence; if not, it is multiplied by 1 - gate.
     is_forward_kl: whether `divergence` is KL(teacher || student), which has the closed form.
+    compensation: a compensation for the temperature that reads the gradient, see
+      `norm_compensated`, with which there is no closed form; None if the guidance's factor is all.
   """
 
   guide: Callable[[jax.Array, Any], TokenGuidance]
@@ -39,6 +42,7 @@ class EntropyGuidedLoss:
   ce_weight: float = 0.0
   hard_logits: bool = True
   is_forward_kl: bool = False
+  compensation: str | None = None
 
   def __call__(
     self,
@@ -52,7 +56,10 @@ class EntropyGuidedLoss:
     entropy = extras.get("teacher_entropy")
     pair = log_pair(student_logits, teacher_logits, teacher_entropy=entropy)
     guidance = self.guide(pair.teacher_entropy, context)
-    value = self.divergence(*at_temperature(pair, guidance.temperature))
+    if self.compensation is None:
+      value = self.divergence(*at_temperature(pair, guidance.temperature))
+    else:
+      value = norm_compensated(self.divergence, pair, guidance.temperature, kind=self.compensation)
     return token_terms(
       pair,
       labels,

@@ -24,7 +24,8 @@ class TokenGuidance(NamedTuple):
 
   Attributes:
     temperature: T of the divergence; one number, or one per token, [...].
-    factor: compensation factor on the divergence, see `compensation_factor`; likewise.
+    factor: compensation factor on the divergence, see `compensation_factor`; likewise. 1 where the
+      compensation reads the gradient.
     weight: weight of each token's divergence, [...]; None if no mechanism weights tokens.
     hard: gate of each token, from 0 (easy) to 1 (hard), [...]; None if no mechanism gates tokens.
   """
@@ -133,7 +134,7 @@ def temperature_and_factor(
     adaptive: () -> the adaptive temperature of each token, [...].
     mean: function of temperatures -> its expectation over the adaptive temperatures, a scalar.
   """
-  kind = temperature.compensation
+  kind = "none" if temperature.reads_gradient else temperature.compensation
   if temperature.kind == "adaptive":
     value = adaptive()
     mean_square = mean(jnp.square) if kind == "mean_norm" else None

@@ -19,7 +19,10 @@ from jax.typing import ArrayLike
 from egad_jax.losses.probabilities import check_progress, check_type, promote
 
 DIRECTIONS = {"confident_hot": -1.0, "uncertain_hot": 1.0}
-COMPENSATIONS = ("per_token", "linear", "none", "mean_norm")
+# They read the student's gradient as well as the temperature; see `gradient_norm`.
+GRADIENT_COMPENSATIONS = ("gradient_norm", "gradient_norm_only")
+_POWERS = ("per_token", "linear", "none", "mean_norm")
+COMPENSATIONS = (*_POWERS, *GRADIENT_COMPENSATIONS)
 TEMPERATURE_KINDS = ("adaptive", "mean", "fixed")
 POSITIONS = ("cdf", "median_ratio")
 
@@ -38,7 +41,8 @@ class Temperature:
       (x = tanh(log(H / median))).
     minimum: lower limit of the temperature, > 0.
     maximum: upper limit of the temperature, >= minimum.
-    compensation: kind of factor on the divergence; see `compensation_factor`.
+    compensation: kind of factor on the divergence; see `compensation_factor` for those that are a
+      function of T, and `norm_compensated` for "gradient_norm" and "gradient_norm_only".
     anneal: share of the run, in [0, 1], after which all adaptive temperatures are 1, which they
       approach as T^(1 - elapsed / anneal); 0: they never change. Not for kind "fixed".
   """
@@ -85,6 +89,11 @@ class Temperature:
       raise ValueError(
         f'anneal ({self.anneal}) fades adaptive temperatures out and must be 0 with kind "fixed".'
       )
+
+  @property
+  def reads_gradient(self) -> bool:
+    """Whether the compensation is no function of the temperature alone."""
+    return self.compensation in GRADIENT_COMPENSATIONS
 
   def of_position(self, position: jax.Array, elapsed: ArrayLike | None = None) -> jax.Array:
     """Returns the adaptive temperature at `position` [...], same shape.
@@ -194,13 +203,22 @@ def compensation_factor(
     if mean_square is None:
       raise ValueError("compensation mean_norm needs mean_square, the mean of temperature^2.")
     return temperature**2 / jax.lax.stop_gradient(jnp.asarray(mean_square))
-  raise ValueError(f"kind must be one of {', '.join(COMPENSATIONS)}, got {kind!r}.")
+  raise ValueError(f"kind must be one of {', '.join(_POWERS)}, got {kind!r}.")
 
 
 def check_temperature(name: str, temperature: float) -> None:
   """Raises ValueError unless `temperature` is positive and finite."""
   if not (math.isfinite(temperature) and temperature > 0):
     raise ValueError(f"{name} must be a positive temperature, got {temperature}.")
+
+
+def check_no_gradient(temperature: Temperature, method: str) -> None:
+  """Raises ValueError if the compensation reads the gradient, which `method` does not give it."""
+  if temperature.reads_gradient:
+    raise ValueError(
+      f"compensation {temperature.compensation!r} is egad's alone; for {method} it must be one of "
+      f"{', '.join(_POWERS)}."
+    )
 
 
 def as_temperature(temperature: Temperature | float) -> Temperature:

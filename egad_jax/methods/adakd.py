@@ -14,7 +14,7 @@ from egad_jax.losses.entropy import median_ratio
 from egad_jax.losses.focus import Focus, FocusState
 from egad_jax.losses.guidance import TokenGuidance, temperature_and_factor
 from egad_jax.losses.log_divergences import LogDivergence, make_divergence
-from egad_jax.losses.temperature import Temperature, as_temperature
+from egad_jax.losses.temperature import Temperature, as_temperature, check_no_gradient
 from egad_jax.losses.terms import check_ce_weight
 from egad_jax.methods.method import Context, Method, State, TokenLoss, check_half_life
 from egad_jax.types import Stats
@@ -68,6 +68,7 @@ def make_adakd(
   """
   check_ce_weight(ce_weight)
   temperature = as_temperature(temperature)
+  check_no_gradient(temperature, "adakd")
   check_half_life(half_life)
   log_divergence = make_divergence(divergence, divergence_options)
 

@@ -83,6 +83,7 @@ def make_egad(
     ce_weight=ce_weight,
     hard_logits=branch is None or branch.hard_logits,
     is_forward_kl=divergence == "forward_kl",
+    compensation=temperature.compensation if temperature.reads_gradient else None,
   )
 
   def init_params(key: jax.Array, **sizes: int) -> Params:

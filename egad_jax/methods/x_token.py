@@ -24,7 +24,7 @@ from egad_jax.losses.entropy import entropy_of
 from egad_jax.losses.guidance import TokenGuidance, running_guidance
 from egad_jax.losses.spans import LogAverage, SpanPairs
 from egad_jax.losses.sparse_projection import check_projection
-from egad_jax.losses.temperature import Temperature
+from egad_jax.losses.temperature import Temperature, check_no_gradient
 from egad_jax.losses.terms import check_ce_weight
 from egad_jax.methods.method import Context, Method, SpanLoss, entropy_only
 from egad_jax.types import Stats
@@ -75,6 +75,7 @@ def make_x_token(
   'prob'
   """
   check_ce_weight(ce_weight)
+  check_no_gradient(temperature, "x_token")
   options = CrossTokenizer(
     kind=kind,
     span_average=span_average,

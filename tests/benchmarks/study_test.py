@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.quality import small
+from benchmarks.quality import small, smollm2_cpu
 from benchmarks.quality.lines import read
 from benchmarks.quality.seeds import by_student, compare, difference, holm
 from benchmarks.quality.tuning import LR_KEY, tune
@@ -23,9 +23,10 @@ _ROOT = pathlib.Path(__file__).parents[2]
 _STUDENTS = _ROOT / "benchmarks/quality/students"
 
 
-@pytest.mark.parametrize("name", ["small", "small_others"])
-def test_every_student_reads_all_keys_that_its_line_changes(name):
-  students = sweep_file.read(str(_STUDENTS / f"{name}.jsonl"), small.get_config())
+@pytest.mark.parametrize("path", sorted(_STUDENTS.glob("*.jsonl")), ids=lambda path: path.stem)
+def test_every_student_reads_all_keys_that_its_line_changes(path):
+  config = smollm2_cpu if path.stem == "smollm2_cpu" else small
+  students = sweep_file.read(str(path), config.get_config())
   assert students[0].name == "kd"
   for student in students:
     given = {key.removeprefix("config.") for key in student.changes}

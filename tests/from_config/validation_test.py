@@ -65,6 +65,14 @@ def test_the_defaults_are_what_did_not_lose_and_the_abstract_is_a_preset():
       {"method": "adakd", "temperature__kind": "fixed"},
       r'config\.temperature\.kind \("fixed"\) must be "adaptive" or "mean" for method adakd',
     ),
+    (
+      {
+        "method": "adakd",
+        "temperature__kind": "adaptive",
+        "temperature__compensation": "gradient_norm",
+      },
+      r"config\.temperature: compensation 'gradient_norm' is egad's alone; for adakd it must be one",
+    ),
     ({"method": "egda"}, r"config\.method must be one of egad, vanilla_kd, .*; got 'egda'"),
     ({"attention": "flash"}, r"config\.attention must be one of auto, splash, cudnn, xla; got 'f"),
     ({"student__dtype": "f16"}, r"config\.student\.dtype must be one of bfloat16, float32"),

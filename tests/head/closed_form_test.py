@@ -27,6 +27,17 @@ def by_autodiff(token_loss):
   return functools.partial(token_loss)
 
 
+@pytest.mark.parametrize("compensation", ["gradient_norm", "gradient_norm_only"])
+def test_norm_of_the_gradient_is_left_to_autodiff(compensation):
+  temperature = losses.Temperature(compensation=compensation)
+  token_loss = methods.make_egad(temperature=temperature, branch=None).loss.function
+  assert token_loss.is_forward_kl
+  assert not has_closed_form(token_loss)
+  problem = random_problem()
+  actual = value_and_gradients(distillation_head(token_loss, chunk_size=7), problem)
+  assert_same(actual, value_and_gradients(dense_head(token_loss), problem))
+
+
 def value_and_gradients(head, problem):
   def objective(student_hidden, student_unembedding, rest, context):
     return head(student_hidden, student_unembedding, *rest, {}, context)

@@ -31,6 +31,9 @@ METHODS_UNDER_TEST = {
   "egad_mean_norm": functools.partial(
     make_egad, temperature=Temperature(position="median_ratio", compensation="mean_norm")
   ),
+  "egad_gradient_norm": functools.partial(
+    make_egad, temperature=Temperature(compensation="gradient_norm")
+  ),
   "egad_replaced": functools.partial(
     make_egad,
     branch=Branch(threshold=0.4, hard_logits=False),
