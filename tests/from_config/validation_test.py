@@ -71,7 +71,7 @@ def test_the_defaults_are_what_did_not_lose_and_the_abstract_is_a_preset():
         "temperature__kind": "adaptive",
         "temperature__compensation": "gradient_norm",
       },
-      r"config\.temperature: compensation 'gradient_norm' is egad's alone; for adakd it must be one",
+      r"config\.temperature: compensation 'gradient_norm' is egad's alone; for adakd it must",
     ),
     ({"method": "egda"}, r"config\.method must be one of egad, vanilla_kd, .*; got 'egda'"),
     ({"attention": "flash"}, r"config\.attention must be one of auto, splash, cudnn, xla; got 'f"),
