@@ -140,12 +140,18 @@ def _cells(held: Difference, p_value: float, other: Difference) -> tuple[str, ..
   )
 
 
-def rates(lines: list[_Line]) -> str:
-  """Returns a markdown table of the validation forward KL of each student by learning rate."""
+def by_learning_rate(lines: list[_Line]) -> dict[str, dict[float, float]]:
+  """Returns {name: {learning rate: validation forward KL}} of the lines of the tuning."""
   found: dict[str, dict[float, float]] = collections.defaultdict(dict)
   for line in lines:
     if line["batch"].endswith(_TUNING):
       found[line["name"]][line["learning_rate"]] = line["validation"]["forward_kl"]
+  return dict(found)
+
+
+def rates(lines: list[_Line]) -> str:
+  """Returns a markdown table of the validation forward KL of each student by learning rate."""
+  found = by_learning_rate(lines)
   grid = sorted({rate for scores in found.values() for rate in scores})
 
   def cell(scores: dict[float, float], rate: float) -> str:
