@@ -79,8 +79,9 @@ def draw_learning_rates(panel: Any) -> None:
 
 def main() -> None:
   """Draws both panels."""
-  options = {"figsize": (11, 8), "constrained_layout": True, "width_ratios": (3, 2)}
-  figure, (left, right) = plt.subplots(1, 2, **options)
+  figure, (left, right) = plt.subplots(
+    1, 2, figsize=(11, 8), constrained_layout=True, width_ratios=(3, 2)
+  )
   draw_differences(left)
   draw_learning_rates(right)
   figure.savefig(_ROOT / "docs/results.png", dpi=110)
