@@ -28,5 +28,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.log_every = 8
   config.optimizer.learning_rate = 2e-3
   config.optimizer.warmup_steps = 5
+  config.checkpoint.every_seconds = 0.0  # A sweep takes minutes, and its states are gigabytes.
   config.eval.rows = 48
   return config
