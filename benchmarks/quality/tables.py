@@ -113,13 +113,16 @@ def tables(lines: list[_Line]) -> str:
   return "\n\n".join(parts)
 
 
+def of_file(path: pathlib.Path) -> str:
+  """Returns the tables of a file that either command wrote."""
+  lines = read(path)
+  return seeds.tables(lines) if "changes" in lines[0] else tables(lines)
+
+
 def main() -> None:
   """Prints the tables of each file."""
-  parts = []
-  for path in RESULTS.value or sorted(map(str, _DIRECTORY.glob("*.jsonl"))):
-    lines = read(pathlib.Path(path))
-    parts.append(seeds.tables(lines) if "changes" in lines[0] else tables(lines))
-  command_line.print_result("\n\n".join(parts))
+  paths = RESULTS.value or sorted(map(str, _DIRECTORY.glob("*.jsonl")))
+  command_line.print_result("\n\n".join(of_file(pathlib.Path(path)) for path in paths))
 
 
 if __name__ == "__main__":
