@@ -37,7 +37,7 @@ def norm_compensated(
   Args:
     divergence: (log_q, log_p), each [..., categories] -> [...]; see `log_divergences`.
     pair: the tokens' distributions.
-    temperature: T > 0, one number or one per token [...]; detached.
+    temperature: T > 0, one number or one per token [...], which carries no gradient.
     kind: one of the above.
   """
   plain = divergence(*at_temperature(pair, 1.0))
@@ -47,14 +47,14 @@ def norm_compensated(
   warm_norm = squared * _gradient_norm(divergence, pair, temperature)
   # Where both norms are 0 the gradient is 0 whatever the factor, as long as that is finite.
   ratio = plain_norm / jnp.maximum(warm_norm, jnp.finfo(warm_norm.dtype).tiny)
-  ratio = jax.lax.stop_gradient(jnp.clip(ratio, 1 / LARGEST_RATIO, LARGEST_RATIO))
+  ratio = jnp.clip(ratio, 1 / LARGEST_RATIO, LARGEST_RATIO)
   return ratio * squared * warm if kind == "gradient_norm" else plain / ratio
 
 
 def _gradient_norm(
   divergence: LogDivergence, pair: LogPair, temperature: float | jax.Array
 ) -> jax.Array:
-  """Returns the norm of the divergence's gradient with respect to the student's logits, [...]."""
+  """Returns the norm of the gradient with respect to the student's logits, [...], detached."""
   _, log_p = at_temperature(pair, temperature)
 
   def total(logits: jax.Array) -> jax.Array:
