@@ -4,11 +4,12 @@ Command: python -m benchmarks.quality.study --students=benchmarks/quality/studen
            --workdir=runs/study --output=benchmarks/quality/results/NAME.jsonl
 
 A line of --students is a line of a sweep, and may have "seeds", the number of seeds if it is not
---seeds. A sweep with seed 0 trains each student with each of --learning_rates, and with further
-ones while the best is at an end; a line that has its own learning rate keeps it. The best on the
-validation rows, a half of the held-out rows, is then trained with the seeds 1, 2, and so on, one
-sweep a seed, and measured on the other half and on the other domain. A sweep that is finished is
-not run again, so an interrupted study goes on.
+--seeds, and "rate_of", the name of a student whose learning rate it takes. A sweep with seed 0
+trains each student with each of --learning_rates, and with further ones while the best is at an
+end; a line that has its own learning rate keeps it. The best on the validation rows, a half of the
+held-out rows, is then trained with the seeds 1, 2, and so on, one sweep a seed, and measured on the
+other half and on the other domain. A sweep that is finished is not run again, so an interrupted
+study goes on.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import ml_collections
 from absl import flags
 
 from benchmarks.quality.lines import read
-from benchmarks.quality.tuning import LR_KEY, Line, at_rate, tune
+from benchmarks.quality.tuning import LR_KEY, STUDY_KEYS, Line, at_rate, tune
 from egad_jax.errors import InputError
 from launch import command_line, config_file
 
@@ -35,6 +36,7 @@ OTHER = flags.DEFINE_string("other", "python_docs", "Text of another domain, a d
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the sweeps.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "File of results, JSON lines.", required=True)
 SEEDS = flags.DEFINE_integer("seeds", 10, "Number of seeds that are reported.", 1)
+ROWS = flags.DEFINE_integer("rows", 0, "Held-out rows to measure on; 0: the config's eval.rows.", 0)
 RATES = flags.DEFINE_list("learning_rates", ["2e-3", "4e-3", "8e-3"], "Grid, with even ratios.")
 
 
@@ -72,7 +74,9 @@ class Study:
   def _result(self, seed: int, directory: pathlib.Path, line: Line) -> dict[str, Any]:
     config = json.loads((directory / "config.json").read_text())
     summary = json.loads((directory / "summary.json").read_text())
-    changes = {key: value for key, value in line.items() if key not in ("name", LR_KEY)}
+    changes = {
+      key: value for key, value in line.items() if key not in ("name", LR_KEY, *STUDY_KEYS)
+    }
     result = {
       "batch": pathlib.Path(STUDENTS.value).stem,
       "name": line["name"],
@@ -98,6 +102,7 @@ class Study:
       ):
         config = ml_collections.ConfigDict(config_file.load(CONFIG.value).to_dict())
         config.update_from_flattened_dict(self.changes | changes)
+        config.eval.rows = ROWS.value or config.eval.rows
         self._scorers.append(Scorer(config, self.workdir / "scoring", parts))
     return self._scorers
 
@@ -114,6 +119,12 @@ def main() -> None:
   names = [line["name"] for line in lines]
   if len(set(names)) < len(names):
     raise InputError(f"--students: {STUDENTS.value} has a name twice.")
+  tuned = {line["name"] for line in lines if "rate_of" not in line}
+  if unknown := {line["rate_of"] for line in lines if "rate_of" in line} - tuned:
+    raise InputError(
+      f"--students: {STUDENTS.value}: rate_of must name a student with a rate of its own, not "
+      f"{', '.join(sorted(unknown))}."
+    )
   study, output = Study(), pathlib.Path(OUTPUT.value)
   rates = sorted(float(rate) for rate in RATES.value)
   best, results = tune(lambda asked: study.sweep(0, asked), lines, rates)

@@ -15,7 +15,7 @@ from scipy import stats
 from benchmarks.quality import small, smollm2_cpu
 from benchmarks.quality.lines import read
 from benchmarks.quality.seeds import by_student, compare, difference, holm
-from benchmarks.quality.tuning import LR_KEY, tune
+from benchmarks.quality.tuning import LR_KEY, at_rate, tune
 from egad_jax import from_config
 from launch import sweep_file
 
@@ -24,9 +24,12 @@ _STUDENTS = _ROOT / "benchmarks/quality/students"
 
 
 @pytest.mark.parametrize("path", sorted(_STUDENTS.glob("*.jsonl")), ids=lambda path: path.stem)
-def test_every_student_reads_all_keys_that_its_line_changes(path):
+def test_every_student_reads_all_keys_that_its_line_changes(path, tmp_path):
   config = smollm2_cpu if path.stem == "smollm2_cpu" else small
-  students = sweep_file.read(str(path), config.get_config())
+  # What the study makes of the file for a sweep.
+  text = "".join(json.dumps(at_rate(line, 1e-3)) + "\n" for line in read(path))
+  (file := tmp_path / path.name).write_text(text)
+  students = sweep_file.read(str(file), config.get_config())
   assert students[0].name == "kd"
   for student in students:
     given = {key.removeprefix("config.") for key in student.changes}
@@ -60,8 +63,10 @@ def test_the_grid_goes_on_until_the_best_rate_has_neighbours():
     return [{"name": n, "learning_rate": r, "validation": loss(n, r)} for n, r in rates]
 
   lines = [{"name": name, "seeds": 2} for name in optimum] + [{"name": "given", LR_KEY: 0.5}]
+  lines += [{"name": "follower", "rate_of": "below"}]
   best, results = tune(sweep, lines, [2e-3, 4e-3, 8e-3])
   assert best["given"] == 0.5
+  assert best["follower"] == best["below"]
   for name, rate in optimum.items():
     np.testing.assert_allclose(best[name], rate)
   # Three rates each; "below" then gets 1e-3 and 0.5e-3, "above" gets 16e-3, 32e-3 and 64e-3.
