@@ -14,6 +14,7 @@ study goes on.
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import subprocess
@@ -29,7 +30,7 @@ from benchmarks.quality.tuning import LR_KEY, STUDY_KEYS, Line, at_rate, tune
 from egad_jax.errors import InputError
 from launch import command_line, config_file
 
-CONFIG = flags.DEFINE_string("config", "benchmarks/quality/small.py", "Config of all students.")
+CONFIG = command_line.define_config(default="benchmarks/quality/small.py")
 STUDENTS = flags.DEFINE_string("students", None, "Students to train, JSON lines.", required=True)
 TEXT = flags.DEFINE_string("text", "", "Text to train on, if it is not the config's.")
 OTHER = flags.DEFINE_string("other", "python_docs", "Text of another domain, a data source.")
@@ -46,7 +47,11 @@ class Study:
   def __init__(self):
     self.workdir = pathlib.Path(WORKDIR.value)
     self.workdir.mkdir(parents=True, exist_ok=True)
+    config = command_line.config(CONFIG)
     self.changes = {"data.cache": str(self.workdir / "data")}
+    self.changes |= {
+      key: functools.reduce(getattr, key.split("."), config) for key in command_line.given_keys()
+    }
     if TEXT.value:
       self.changes["data.source"] = TEXT.value
     self._scorers: list[Any] = []
@@ -63,7 +68,7 @@ class Study:
     of_sweep = [line | {"name": name} for name, line in lines.items()]
     file.write_text("".join(json.dumps(line) + "\n" for line in of_sweep))
     started = time.monotonic()
-    command = [sys.executable, "launch/sweep.py", f"--config={CONFIG.value}"]
+    command = [sys.executable, "launch/sweep.py", f"--config={CONFIG.name}"]
     command += [f"--config.{key}={value}" for key, value in self.changes.items()]
     command += [f"--config.seed={seed}", f"--sweep={file}", f"--workdir={file.with_suffix('')}"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -100,7 +105,7 @@ class Study:
         ({}, halves),
         ({"data.held_out_source": OTHER.value}, {"ood": (0.0, 1.0)}),
       ):
-        config = ml_collections.ConfigDict(config_file.load(CONFIG.value).to_dict())
+        config = ml_collections.ConfigDict(config_file.load(CONFIG.name).to_dict())
         config.update_from_flattened_dict(self.changes | changes)
         config.eval.rows = ROWS.value or config.eval.rows
         self._scorers.append(Scorer(config, self.workdir / "scoring", parts))
