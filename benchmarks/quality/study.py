@@ -32,7 +32,6 @@ from launch import command_line, config_file
 
 CONFIG = command_line.define_config(default="benchmarks/quality/small.py")
 STUDENTS = flags.DEFINE_string("students", None, "Students to train, JSON lines.", required=True)
-TEXT = flags.DEFINE_string("text", "", "Text to train on, if it is not the config's.")
 OTHER = flags.DEFINE_string("other", "python_docs", "Text of another domain, a data source.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the sweeps.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "File of results, JSON lines.", required=True)
@@ -52,8 +51,6 @@ class Study:
     self.changes |= {
       key: functools.reduce(getattr, key.split("."), config) for key in command_line.given_keys()
     }
-    if TEXT.value:
-      self.changes["data.source"] = TEXT.value
     self._scorers: list[Any] = []
 
   def sweep(self, seed: int, lines: dict[str, Line]) -> list[dict[str, Any]]:

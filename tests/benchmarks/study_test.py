@@ -88,7 +88,12 @@ def test_a_row_of_the_page_can_be_made_again(tmp_path):
   students.write_text("".join(json.dumps(line) + "\n" for line in lines))
   environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
   module = [sys.executable, "-m"]
-  options = [f"--students={students}", f"--workdir={tmp_path}", f"--text={text}", "--seeds=1"]
+  options = [
+    f"--students={students}",
+    f"--workdir={tmp_path}",
+    f"--config.data.source={text}",
+    "--seeds=1",
+  ]
   output = tmp_path / "results.jsonl"
   for command in (
     [*module, "benchmarks.quality.python_sources", str(text)],
