@@ -52,6 +52,8 @@ class Study:
       key: functools.reduce(getattr, key.split("."), config) for key in command_line.given_keys()
     }
     self._scorers: list[Any] = []
+    # {directory of a student: its scores}; the tuning asks for the same students again.
+    self._scores: dict[pathlib.Path, dict[str, Any]] = {}
 
   def sweep(self, seed: int, lines: dict[str, Line]) -> list[dict[str, Any]]:
     """Trains the students of a sweep's lines; returns a result for each.
@@ -89,9 +91,11 @@ class Study:
       "tokens": summary["tokens"],
       "device": _device(),
     }
-    for scorer in self._of_domains():
-      result |= scorer.scores(directory / "export")
-    return result
+    if directory not in self._scores:
+      self._scores[directory] = {}
+      for scorer in self._of_domains():
+        self._scores[directory] |= scorer.scores(directory / "export")
+    return result | self._scores[directory]
 
   def _of_domains(self) -> list[Any]:
     if not self._scorers:
