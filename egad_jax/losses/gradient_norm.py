@@ -42,7 +42,7 @@ def norm_compensated(
   """
   plain = divergence(*at_temperature(pair, 1.0))
   warm = divergence(*at_temperature(pair, temperature))
-  squared = jnp.asarray(temperature, warm.dtype) ** 2
+  squared = temperature**2
   plain_norm = _gradient_norm(divergence, pair, 1.0)
   warm_norm = squared * _gradient_norm(divergence, pair, temperature)
   # Where both norms are 0 the gradient is 0 whatever the factor, as long as that is finite.
@@ -61,4 +61,4 @@ def _gradient_norm(
     return jnp.sum(divergence(log_probabilities(logits, temperature=temperature), log_p))
 
   gradient = jax.grad(total)(jax.lax.stop_gradient(pair.student_logits))
-  return jnp.sqrt(jnp.sum(gradient**2, axis=-1))
+  return jnp.linalg.norm(gradient, axis=-1)

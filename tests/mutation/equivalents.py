@@ -80,6 +80,15 @@ EQUIVALENTS: dict[Site, str] = {
     "losses/spans",
     ("_index", "mask", 0, "sums leave out other indices, too, and -1 reads the entry for none"),
   ),
+  **_of(
+    "losses/gradient_norm",
+    (
+      "_gradient_norm.total",
+      "reduction",
+      0,
+      "only the ratio of two norms is used, without a scale",
+    ),
+  ),
   **_of("losses/focus", ("select_hardest", "detach", 0, _CHOOSES)),
   **_of("losses/entropy_weighting", ("student_entropy_of", "detach", 0, _DETACHED_AGAIN)),
   **_of(
