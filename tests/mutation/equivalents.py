@@ -86,7 +86,7 @@ EQUIVALENTS: dict[Site, str] = {
       "_gradient_norm.total",
       "reduction",
       0,
-      "only the ratio of two norms is used, without a scale",
+      "only the ratio of two such norms is used",
     ),
   ),
   **_of("losses/focus", ("select_hardest", "detach", 0, _CHOOSES)),
