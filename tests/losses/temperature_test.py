@@ -13,7 +13,7 @@ from egad_jax.losses import (
   compensation_factor,
   entropy_position,
 )
-from egad_jax.losses.temperature import COMPENSATIONS, check_no_gradient
+from egad_jax.losses.temperature import GRADIENT_COMPENSATIONS, check_no_gradient
 
 
 def test_golden_values():
@@ -127,18 +127,13 @@ def test_misuse_of_functions():
     compensation_factor(1.0, kind="mean_norm")
 
 
-@pytest.mark.parametrize("kind", COMPENSATIONS)
+@pytest.mark.parametrize("kind", GRADIENT_COMPENSATIONS)
 def test_a_compensation_that_reads_the_gradient_is_no_function_of_the_temperature(kind):
-  temperature = Temperature(compensation=kind)
-  if not temperature.reads_gradient:
-    assert compensation_factor(2.0, kind=kind, mean_square=1.0) > 0
-    return check_no_gradient(temperature, "adakd")
-  with pytest.raises(
-    ValueError, match="kind must be one of per_token, linear, none, mean_norm, got"
-  ):
+  with pytest.raises(ValueError, match="kind must be one of per_token, linear, none, mean_norm, g"):
     compensation_factor(2.0, kind=kind)
   with pytest.raises(ValueError, match=f"compensation '{kind}' is egad's alone; for adakd"):
-    check_no_gradient(temperature, "adakd")
+    check_no_gradient(Temperature(compensation=kind), "adakd")
+  check_no_gradient(Temperature(), "adakd")
 
 
 def test_clips_the_temperature_not_its_ratio_to_the_base():
