@@ -2,7 +2,7 @@
 
 Command: python -m benchmarks.quality.study --config=benchmarks/quality/small_longer.py \
            --students=benchmarks/quality/students/small_longer.jsonl --workdir=runs/small_longer \
-           --output=benchmarks/quality/results/small_longer.jsonl
+           --learning_rates=4e-3 --output=benchmarks/quality/results/small_longer.jsonl
 Hardware: 2 CPU cores.
 """
 
