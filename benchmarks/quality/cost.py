@@ -1,16 +1,17 @@
 """What a step of each student costs, as the compiler models it for TPUs.
 
-Command: python -m benchmarks.quality.cost [--students=NAME,NAME]
+Command: python -m benchmarks.quality.cost [--students=NAME,NAME] > benchmarks/quality/cost.jsonl
 
-The pair is that of the real teacher, SmolLM2-135M-Instruct into 13 of its layers, with 64 rows of
-512 tokens a step on four chips; the losses are those of the students of the small setting. Half a
-minute a student.
+Prints a line of JSON for each student: "step_seconds", and "gib", the memory of a chip; `tables`
+draws the table from them. The pair is that of the real teacher, SmolLM2-135M-Instruct into 13 of
+its layers, with 64 rows of 512 tokens a step on four chips; the losses are those of the students of
+the small setting. A minute a student.
 """
 
 from __future__ import annotations
 
+import json
 import pathlib
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,7 +45,7 @@ STUDENTS = flags.DEFINE_list(
     "reverse_kl",
     "jensen_shannon",
   ],
-  "Names in benchmarks/quality/students; the others are compared with the first one.",
+  "Names in benchmarks/quality/students.",
 )
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "CHIP:SHAPE to model.")
 _DIRECTORY = pathlib.Path(__file__).parent / "students"
@@ -68,19 +69,31 @@ def _configs(names: list[str]) -> Iterator[tuple[str, Any]]:
     config = default.get_config()
     changes = {k.removeprefix("config."): v for k, v in lines[name].items() if k != "name"}
     config.update_from_flattened_dict(_PAIR | changes)
-    yield f"`{name}`", config
+    yield name, config
 
 
 def main() -> None:
-  """Prints the table."""
+  """Prints the lines as they come."""
   # Before jax is imported, which reads the environment then.
   from egad_jax.planning.environment import prepare_environment
 
   prepare_environment(TOPOLOGY.value)
-  from benchmarks.step_modelled import modelled
+  from egad_jax import from_config
+  from egad_jax.chips import topology
+  from egad_jax.planning.plan import devices_of, plan
 
-  report = lambda line: print(line, file=sys.stderr, flush=True)
-  command_line.print_result(modelled(_configs(STUDENTS.value), TOPOLOGY.value, report))
+  slice_ = topology(TOPOLOGY.value)
+  devices = devices_of(slice_)
+  for name, config in _configs(STUDENTS.value):
+    made = plan(from_config.plan_run(config, devices), slice_, config=name)
+    assert made.modelled_seconds is not None
+    line = {
+      "name": name,
+      "topology": TOPOLOGY.value,
+      "step_seconds": round(made.modelled_seconds, 4),
+      "gib": round(made.total_bytes / 2**30, 2),
+    }
+    print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

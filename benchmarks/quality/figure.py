@@ -23,8 +23,6 @@ from launch import command_line
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _RESULTS = pathlib.Path(__file__).parent / "results"
-# The files whose students have the small setting, its steps and its `kd`.
-_FILES = ("small", "small_others", "small_controls")
 # Those with other learning rates, so that a line is not lost among thirty.
 _CURVES = ("kd", "default", "default_hard", "temperature_matched", "abstract", "adakd")
 # A random start is too far from the others for one axis.
@@ -34,7 +32,7 @@ _LEFT_OUT = ("kd_random", "default_random")
 def _differences() -> dict[str, dict[str, np.ndarray]]:
   """Returns {name: {part: (mean, low, high)}} of all students but `kd`, in percent of `kd`."""
   found: dict[str, dict[str, np.ndarray]] = {}
-  for path in (_RESULTS / f"{name}.jsonl" for name in _FILES):
+  for path in (_RESULTS / f"{name}.jsonl" for name in seeds.SMALL):
     students = seeds.by_student(read(path))
     kd = students.pop(seeds.BASELINE)
     for name in set(students) - set(_LEFT_OUT):

@@ -16,6 +16,8 @@ from scipy import stats
 from benchmarks.markdown import table
 
 BASELINE, OURS = "kd", "default"
+# The files of results whose students have the small setting, the one with the most seeds first.
+SMALL = ("small", "small_others", "small_controls")
 _TUNING = "_learning_rates"
 _QUARTERS = tuple(f"forward_kl_q{i}" for i in range(1, 5))
 _COMPARISON = (
@@ -138,6 +140,33 @@ def _cells(held: Difference, p_value: float, other: Difference) -> tuple[str, ..
     f"{other.mean:+.4f}",
     f"{other.error:.4f}",
   )
+
+
+def costs(lines: list[_Line], results: list[list[_Line]]) -> str:
+  """Returns a markdown table of what a step costs beside the forward KL, a row for each student.
+
+  Args:
+    lines: those that `cost` prints, that of the baseline first.
+    results: the lines of each file of results with the students.
+  """
+  found: dict[str, float] = {}
+  for students in map(by_student, results):
+    for name, own in students.items():
+      baseline = students[BASELINE]
+      kd = np.mean([line["held"]["forward_kl"] for line in baseline.values()])
+      found.setdefault(name, 100 * compare(own, baseline, "held", "forward_kl").mean / kd)
+  header = ("student", "held-out, % of `kd`", "step, s", "over `kd`", "memory of a chip, GiB")
+  rows = [
+    (
+      f"`{line['name']}`",
+      f"{found[line['name']]:+.1f}",
+      f"{line['step_seconds']:.4f}",
+      f"{line['step_seconds'] / lines[0]['step_seconds']:.3f}",
+      f"{line['gib']:.2f}",
+    )
+    for line in lines
+  ]
+  return table(header, rows)
 
 
 def by_learning_rate(lines: list[_Line]) -> dict[str, dict[float, float]]:

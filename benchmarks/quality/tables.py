@@ -119,10 +119,18 @@ def of_file(path: pathlib.Path) -> str:
   return seeds.tables(lines) if "changes" in lines[0] else tables(lines)
 
 
+def of_cost() -> str:
+  """Returns the table of what the students of the small setting cost, from what `cost` printed."""
+  # The file with the most seeds first, whose figures are taken.
+  results = [read(_DIRECTORY / f"{name}.jsonl") for name in seeds.SMALL]
+  return seeds.costs(read(_DIRECTORY.parent / "cost.jsonl"), results)
+
+
 def main() -> None:
-  """Prints the tables of each file."""
+  """Prints the tables of each file, and that of cost if none is named."""
   paths = RESULTS.value or sorted(map(str, _DIRECTORY.glob("*.jsonl")))
-  command_line.print_result("\n\n".join(of_file(pathlib.Path(path)) for path in paths))
+  parts = [of_file(pathlib.Path(path)) for path in paths]
+  command_line.print_result("\n\n".join(parts if RESULTS.value else [of_cost(), *parts]))
 
 
 if __name__ == "__main__":

@@ -78,6 +78,10 @@ def test_the_page_has_the_tables_of_the_results(path):
   assert tables.of_file(path) in (_ROOT / "docs/results.md").read_text()
 
 
+def test_the_page_has_the_table_of_cost():
+  assert tables.of_cost() in (_ROOT / "docs/results.md").read_text()
+
+
 def test_rows_have_the_mean_that_is_reported():
   for line in read(_ROOT / "benchmarks/quality/results/h200_smollm2.jsonl"):
     for split in ("validation", "held", "ood"):
