@@ -17,7 +17,7 @@ from benchmarks.markdown import table
 
 BASELINE, OURS = "kd", "default"
 # The files of results whose students have the small setting, the one with the most seeds first.
-SMALL = ("small", "small_others", "small_controls")
+SMALL = ("small", "small_others", "small_controls", "small_soft")
 _TUNING = "_learning_rates"
 _QUARTERS = tuple(f"forward_kl_q{i}" for i in range(1, 5))
 _COMPARISON = (
