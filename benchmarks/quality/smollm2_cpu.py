@@ -29,5 +29,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.optimizer.learning_rate = 2e-3
   config.optimizer.warmup_steps = 5
   config.checkpoint.every_seconds = 0.0  # A sweep takes minutes, and its states are gigabytes.
-  config.eval.rows = 8  # Those of the sweep; the study measures on more.
+  # The sweep itself evaluates on few rows; the study's --rows says on how many it measures.
+  config.eval.rows = 8
   return config

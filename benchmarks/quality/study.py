@@ -70,7 +70,9 @@ class Study:
     command = [sys.executable, "launch/sweep.py", f"--config={CONFIG.name}"]
     command += [f"--config.{key}={value}" for key, value in self.changes.items()]
     command += [f"--config.seed={seed}", f"--sweep={file}", f"--workdir={file.with_suffix('')}"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    # The sweep has printed why it failed.
+    if code := subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode:
+      raise SystemExit(code)
     seconds = time.monotonic() - started
     print(f"seed {seed}: {len(lines)} students in {seconds:.0f} s", flush=True)
     return [self._result(seed, file.with_suffix("") / name, line) for name, line in lines.items()]
